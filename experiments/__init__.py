@@ -1,0 +1,1 @@
+"""Launchable experiments: one file per task, and the stages they share."""

@@ -1,0 +1,1 @@
+"""From a task to dialogues to trajectories: worlds, speakers, readers, tokenization."""

@@ -1,0 +1,124 @@
+"""Whoever takes a turn, and `converse`, which lets two of them talk.
+
+A speaker answers in *many conversations at once*: a neural agent decodes them as one batch, a
+simulated human understands them with one matrix product, an LLM-played one would send its
+requests concurrently. `converse` only passes the words to and fro.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from imagination.dialogue import Dialogue, Turn
+from imagination.task import Task
+
+
+@dataclasses.dataclass
+class Conversation:
+    """A conversation in progress.
+
+    Attributes:
+        id: Becomes the dialogue's id.
+        turns: What was said so far: all that the other side may look at.
+        persona: What is hidden about the human; only the human reads it.
+        seed: Source of every random choice made in this conversation. What is said in a
+            conversation depends on its seed and its words, never on who else is in the batch.
+        human_memory: The human's private state, kept here so that speakers hold none.
+        agent_memory: The agent's private state, likewise.
+        finished: True once either side has ended it.
+        reward: The human's rating, set when the conversation ends.
+    """
+
+    id: str
+    persona: Mapping[str, str]
+    seed: int
+    turns: list[Turn] = dataclasses.field(default_factory=list)
+    human_memory: Any = None
+    agent_memory: Any = None
+    finished: bool = False
+    reward: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """A speaker's answer: the words, what to remember of them, and whether they end it all."""
+
+    text: str
+    ends: bool = False
+    annotations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Agent(Protocol):
+    """Takes the agent's turn in each of the conversations."""
+
+    def respond(self, conversations: Sequence[Conversation]) -> list[Utterance]: ...
+
+
+class Human(Protocol):
+    """Takes the human's turn (the first one too) and rates what is finished."""
+
+    def respond(self, conversations: Sequence[Conversation]) -> list[Utterance]: ...
+
+    def rate(self, conversations: Sequence[Conversation]) -> list[float]: ...
+
+
+def converse(
+    agent: Agent,
+    human: Human,
+    conversations: Sequence[Conversation],
+    task: Task,
+    source: Mapping[str, Any] | None = None,
+    on_finished: Callable[[int], None] | None = None,
+) -> list[Dialogue]:
+    """Plays all conversations to their end, the human opening each of them.
+
+    Args:
+        agent: Who takes the agent's turns.
+        human: Who takes the human's turns and rates the finished conversations.
+        conversations: Conversations without turns; they are filled in place.
+        task: Gives the name and the limit on agent turns.
+        source: Becomes the dialogues' `source`.
+        on_finished: Called with the number of conversations that ended in a round of turns.
+
+    Returns:
+        The finished dialogues, in the order of `conversations`.
+    """
+    open_ones = list(conversations)
+    _take_turn(human, "human", open_ones)
+    for _ in range(task.max_turns):
+        open_ones = [c for c in open_ones if not c.finished]
+        if not open_ones:
+            break
+        _take_turn(agent, "agent", open_ones)
+        _take_turn(human, "human", [c for c in open_ones if not c.finished])
+        if on_finished:
+            on_finished(sum(c.finished for c in open_ones))
+    if on_finished:
+        on_finished(sum(not c.finished for c in open_ones))
+    for conversation, reward in zip(conversations, human.rate(conversations), strict=True):
+        conversation.finished, conversation.reward = True, reward
+    return [
+        Dialogue(
+            id=c.id,
+            task=task.name,
+            turns=tuple(c.turns),
+            reward=c.reward,
+            persona=c.persona,
+            source=dict(source or {}),
+        )
+        for c in conversations
+    ]
+
+
+def _take_turn(speaker: Agent | Human, name: str, conversations: Sequence[Conversation]) -> None:
+    if not conversations:
+        return
+    utterances = speaker.respond(conversations)
+    for conversation, utterance in zip(conversations, utterances, strict=True):
+        if utterance.text or not utterance.ends:
+            conversation.turns.append(
+                Turn(name, utterance.text, annotations=dict(utterance.annotations))
+            )
+        conversation.finished = utterance.ends
