@@ -1,0 +1,276 @@
+"""Trajectories -> packed batches of transitions, through a grain pipeline that can be resumed.
+
+Several dialogues share a row (first-fit packing), told apart by `segment_ids`. Each dialogue's
+decisions are laid out twice: token by token, and utterance by utterance, both as `Transitions`
+whose indices point into the row. What a method does with them is decided in `objectives.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Array, Int
+
+from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE, Transitions
+from ilql_jax.trajectory import Trajectory, TrajectoryError
+
+
+class Batch(NamedTuple):
+    """What a jitted step gets; every shape is fixed over a run.
+
+    Attributes:
+        tokens: int32 [B, T].
+        segment_ids: int32 [B, T], counted from 1 in each row; 0 = padding.
+        positions: int32 [B, T], counted from 0 in each dialogue.
+        by_token: Transitions [B, A], one per agent token.
+        by_utterance: Transitions [B, U], one per agent utterance.
+    """
+
+    tokens: Int[Array, "batch time"]
+    segment_ids: Int[Array, "batch time"]
+    positions: Int[Array, "batch time"]
+    by_token: Transitions
+    by_utterance: Transitions
+
+
+@dataclasses.dataclass(frozen=True)
+class PackingConfig:
+    """Shape of the batches.
+
+    Attributes:
+        batch_rows: B, rows in a batch.
+        row_length: T, tokens in a row; the longest dialogue must fit.
+        actions_per_row: A, most agent tokens in a row.
+        utterances_per_row: U, most agent utterances in a row.
+        token_discount: γ from one agent token to the next.
+        utterance_discount: γ from one agent utterance to the next.
+    """
+
+    batch_rows: int
+    row_length: int
+    actions_per_row: int
+    utterances_per_row: int
+    token_discount: float = 0.99
+    utterance_discount: float = 0.99
+
+
+def packing_for(
+    trajectories: Sequence[Trajectory],
+    batch_rows: int,
+    row_length: int,
+    token_discount: float = 0.99,
+    utterance_discount: float = 0.99,
+) -> PackingConfig:
+    """Chooses A and U so that a row fills up with tokens and agent tokens at about the same time.
+
+    Slots for decisions cost vocabulary work whether filled or not, so A follows the data's share
+    of agent tokens, plus a tenth; a row that has no slot left takes no further dialogue.
+    """
+    check_trajectories(trajectories, row_length)
+    tokens = sum(len(t.tokens) for t in trajectories)
+    actions = sum(int(t.is_action.sum()) for t in trajectories)
+    utterances = [_count_utterances(t) for t in trajectories]
+
+    def slots(total: int, most: int) -> int:
+        usual = row_length * total / tokens
+        return max(most, -(-int(usual * 1.1) // 8) * 8)
+
+    return PackingConfig(
+        batch_rows=batch_rows,
+        row_length=row_length,
+        actions_per_row=slots(actions, max(int(t.is_action.sum()) for t in trajectories)),
+        utterances_per_row=slots(sum(utterances), max(utterances)),
+        token_discount=token_discount,
+        utterance_discount=utterance_discount,
+    )
+
+
+def check_trajectories(trajectories: Sequence[Trajectory], row_length: int) -> None:
+    """Raises `TrajectoryError` on the first that breaks the contract or doesn't fit in a row."""
+    if not trajectories:
+        raise TrajectoryError("no trajectories to train on.")
+    for trajectory in trajectories:
+        trajectory.validate()
+        if len(trajectory.tokens) > row_length:
+            raise TrajectoryError(
+                f"{trajectory.name}: {len(trajectory.tokens)} tokens do not fit in the context of "
+                f"{row_length}. Raise the context length, or shorten or drop the dialogue."
+            )
+
+
+def make_batches(
+    trajectories: Sequence[Trajectory], packing: PackingConfig, seed: int
+) -> grain.DatasetIterator:
+    """An endless iterator of `Batch`es (numpy), reshuffled every epoch.
+
+    The iterator's `get_state()` and `set_state()` hold its position, so that a resumed run sees
+    the batches that an uninterrupted one would have seen.
+    """
+    check_trajectories(trajectories, packing.row_length)
+    elements = [_element(t, packing) for t in trajectories]
+    rows = grain.MapDataset.source(elements).seed(seed).shuffle().repeat(None)
+    rows = rows.to_iter_dataset(_IN_MEMORY)
+    rows = grain.experimental.FirstFitPackIterDataset(
+        rows,
+        length_struct=_lengths(packing),
+        # More bins than a batch needs pack tighter; few enough that an epoch hardly leaks.
+        num_packing_bins=2 * packing.batch_rows,
+        seed=seed,
+    )
+    rows = rows.map(_assemble_row).batch(packing.batch_rows)
+    return iter(rows.map(_assemble_batch))
+
+
+def one_pass(trajectories: Sequence[Trajectory], packing: PackingConfig) -> Iterator[Batch]:
+    """Every trajectory once, in order, packed; the last batch is filled up with empty rows."""
+    check_trajectories(trajectories, packing.row_length)
+    elements = [_element(t, packing) for t in trajectories]
+    rows = grain.experimental.FirstFitPackIterDataset(
+        grain.MapDataset.source(elements).to_iter_dataset(_IN_MEMORY),
+        length_struct=_lengths(packing),
+        num_packing_bins=packing.batch_rows,
+        shuffle_bins=False,
+    )
+    group: list[dict[str, np.ndarray]] = []
+    for row in rows.map(_assemble_row):
+        group.append(row)
+        if len(group) == packing.batch_rows:
+            yield _assemble_batch(_stack(group))
+            group = []
+    if group:
+        empty = {name: np.zeros_like(array) for name, array in group[0].items()}
+        group += [empty] * (packing.batch_rows - len(group))
+        yield _assemble_batch(_stack(group))
+
+
+# The elements are already in memory: reading them ahead in threads costs five times the reading.
+_IN_MEMORY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+
+# Transitions travel through the packer as one integer and one real matrix per level of decision.
+_INDICES = ("state", "value_state", "next_state")
+_INTEGERS = (*_INDICES, "action", "boundary")
+_REALS = ("reward", "discount", "weight")
+
+
+def _element(trajectory: Trajectory, packing: PackingConfig) -> dict[str, np.ndarray]:
+    element = {"tokens": np.asarray(trajectory.tokens, np.int32)}
+    by_token = token_transitions(trajectory, packing.token_discount)
+    by_utterance = utterance_transitions(trajectory, packing.utterance_discount)
+    for level, transitions in (("token", by_token), ("utterance", by_utterance)):
+        columns = transitions._asdict()
+        element[f"{level}_integers"] = np.stack([columns[name] for name in _INTEGERS], axis=1)
+        element[f"{level}_reals"] = np.stack([columns[name] for name in _REALS], axis=1)
+    return element
+
+
+def _lengths(packing: PackingConfig) -> dict[str, int]:
+    return {
+        "tokens": packing.row_length,
+        "token_integers": packing.actions_per_row,
+        "token_reals": packing.actions_per_row,
+        "utterance_integers": packing.utterances_per_row,
+        "utterance_reals": packing.utterances_per_row,
+    }
+
+
+def token_transitions(trajectory: Trajectory, discount: float) -> Transitions:
+    """One transition per agent token, vectors [A], indices counted from the dialogue's start."""
+    at = np.flatnonzero(trajectory.is_action)
+    state = at - 1
+    following = np.append(state[1:], len(trajectory.tokens) - 1)
+    boundary = np.where(following == at, SAME_UTTERANCE, NEXT_UTTERANCE)
+    boundary[-1] = END
+    return _transitions(
+        trajectory,
+        state=state,
+        value_state=state,
+        action=trajectory.tokens[at],
+        reward=trajectory.rewards[at],
+        next_state=following,
+        discount=discount,
+        boundary=boundary,
+    )
+
+
+def utterance_transitions(trajectory: Trajectory, discount: float) -> Transitions:
+    """One transition per agent utterance: V before its first token, Q at its last (vectors [U])."""
+    first, last = _utterance_bounds(trajectory)
+    rewards = np.add.reduceat(trajectory.rewards, first)
+    start = first - 1
+    boundary = np.full(len(first), NEXT_UTTERANCE)
+    boundary[-1] = END
+    return _transitions(
+        trajectory,
+        state=last - 1,
+        value_state=start,
+        action=trajectory.tokens[last],
+        reward=rewards,
+        next_state=np.append(start[1:], len(trajectory.tokens) - 1),
+        discount=discount,
+        boundary=boundary,
+    )
+
+
+def _transitions(trajectory: Trajectory, *, discount: float, **columns: Any) -> Transitions:
+    """Adds what both levels share: the discount, zero at a terminal end, and weight one."""
+    count = len(columns["state"])
+    discounts = np.full(count, discount, np.float32)
+    if trajectory.terminal:
+        discounts[-1] = 0.0
+    integers = {name: np.asarray(columns[name], np.int32) for name in _INTEGERS}
+    return Transitions(
+        **integers,
+        reward=np.asarray(columns["reward"], np.float32),
+        discount=discounts,
+        weight=np.ones(count, np.float32),
+    )
+
+
+def _utterance_bounds(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
+    """First and last token of each run of agent tokens."""
+    padded = np.concatenate([[False], trajectory.is_action, [False]])
+    change = np.flatnonzero(padded[1:] != padded[:-1])
+    return change[::2], change[1::2] - 1
+
+
+def _count_utterances(trajectory: Trajectory) -> int:
+    return len(_utterance_bounds(trajectory)[0])
+
+
+def _assemble_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Drops the packer's bookkeeping and moves indices from the dialogue's start to the row's."""
+    segments, positions = packed["tokens_segment_ids"], packed["tokens_positions"]
+    starts = np.concatenate([[0], np.flatnonzero((positions == 0) & (segments > 0))])
+    row = {"tokens": packed["tokens"], "segment_ids": segments, "positions": positions}
+    for level in ("token", "utterance"):
+        integers = packed[f"{level}_integers"].copy()
+        owner = packed[f"{level}_integers_segment_ids"]
+        integers[:, : len(_INDICES)] += np.where(owner > 0, starts[owner], 0)[:, None]
+        integers[owner == 0, _INTEGERS.index("boundary")] = END
+        row[f"{level}_integers"] = integers.astype(np.int32)
+        row[f"{level}_reals"] = packed[f"{level}_reals"].astype(np.float32)
+    return {name: np.asarray(array) for name, array in row.items()}
+
+
+def _assemble_batch(rows: dict[str, np.ndarray]) -> Batch:
+    def transitions(level: str) -> Transitions:
+        integers, reals = rows[f"{level}_integers"], rows[f"{level}_reals"]
+        columns = {name: integers[..., i] for i, name in enumerate(_INTEGERS)}
+        columns |= {name: reals[..., i] for i, name in enumerate(_REALS)}
+        return Transitions(**columns)
+
+    return Batch(
+        tokens=rows["tokens"].astype(np.int32),
+        segment_ids=rows["segment_ids"].astype(np.int32),
+        positions=rows["positions"].astype(np.int32),
+        by_token=transitions("token"),
+        by_utterance=transitions("utterance"),
+    )
+
+
+def _stack(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,0 +1,155 @@
+"""Checkpoints by Orbax: training state, position in the data, and what the run was made from.
+
+A checkpoint is written whole or not at all, so a process killed at any moment leaves the last
+complete one. `metadata` is plain JSON (model config, method, reward scale, ...): it tells another
+process how to rebuild the network, and this one whether the checkpoint is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing or of another model. The message says what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of one training run, in one folder.
+
+    Args:
+        folder: Where they lie; made when first saved to.
+        metadata: Plain JSON saved with each, and compared when one is restored.
+        keep: How many of the newest stay.
+    """
+
+    def __init__(self, folder: str | Path, metadata: Mapping[str, Any], keep: int = 2):
+        self.folder = Path(folder).absolute()
+        self.metadata = dict(metadata)
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=False
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, data_position: Mapping[str, Any]) -> None:
+        """Saves the state (a pytree of arrays) and the input pipeline's `get_state()`."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=ocp.args.JsonSave(dict(data_position)),
+                metadata=ocp.args.JsonSave(self.metadata),
+            ),
+        )
+
+    def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest state and data position, or None where nothing was saved yet.
+
+        Args:
+            abstract_state: The state's structure, e.g. from `jax.eval_shape`.
+
+        Raises:
+            CheckpointError: The checkpoint was made from other metadata; the message names what
+                differs.
+        """
+        step = self.latest_step()
+        if step is None:
+            return None
+        saved = read_metadata(self.folder)
+        differing = _differences(saved, self.metadata)
+        if differing:
+            raise CheckpointError(
+                f"{self.folder} holds a checkpoint of another run: {'; '.join(differing)}. "
+                "Use another folder, or set these back."
+            )
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+            ),
+        )
+        return restored["state"], restored["data"]
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def read_metadata(folder: str | Path) -> dict[str, Any]:
+    """The metadata of the newest checkpoint in a folder.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    folder = Path(folder).absolute()
+    with _open_for_reading(folder) as manager:
+        return manager.restore(
+            manager.latest_step(), args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        )["metadata"]
+
+
+def restore_params(folder: str | Path, abstract_params: Any) -> Any:
+    """The network's parameters alone, out of the newest training state in a folder.
+
+    Args:
+        folder: Of a training run.
+        abstract_params: Their structure and shapes.
+
+    Raises:
+        CheckpointError: No checkpoint there, or one of a network of another shape.
+    """
+    folder = Path(folder).absolute()
+    with _open_for_reading(folder) as manager:
+        try:
+            restored = manager.restore(
+                manager.latest_step(),
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(
+                        {"params": abstract_params},
+                        restore_args=jax.tree.map(
+                            lambda x: ocp.ArrayRestoreArgs(global_shape=x.shape, dtype=x.dtype),
+                            {"params": abstract_params},
+                        ),
+                        partial_restore=True,
+                    )
+                ),
+            )
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{folder} holds a checkpoint of a network of another shape: {error}"
+            ) from None
+    return restored["state"]["params"]
+
+
+def _open_for_reading(folder: Path) -> ocp.CheckpointManager:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder of checkpoints. Train first.")
+    manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
+    if manager.latest_step() is None:
+        raise CheckpointError(f"{folder}: holds no complete checkpoint. Train first.")
+    return manager
+
+
+def _differences(saved: Mapping, current: Mapping, prefix: str = "") -> list[str]:
+    found = []
+    for name in sorted({*saved, *current}):
+        old, new = saved.get(name), current.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _differences(old, new, f"{prefix}{name}.")
+        elif _plain(old) != _plain(new):
+            found.append(f"{prefix}{name} was {old!r}, now {new!r}")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,343 @@
+"""The losses of ILQL as pure functions on arrays: no model, no config object, no state.
+
+This is the file that research code imports (`from ilql_jax import losses` needs jax and nothing
+else). Every function reads like its formula; gradients stop where the method says so. Which
+function is used with what, method by method, is in `objectives.py`.
+
+Sources: ILQL is Snell et al. 2022 (arXiv 2206.11871), the expectile is IQL, Kostrikov et al. 2021
+(arXiv 2110.06169), the CQL term is Kumar et al. 2020 (arXiv 2006.04779), AWAC weights are Nair et
+al. 2020 (arXiv 2006.09359).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Transitions(NamedTuple):
+    """Decisions of the agent, and where their states lie in the row of tokens.
+
+    All arrays are [B, A]. A decision is a token or, for values over utterances, a whole utterance
+    (then `state` and `action` are those of its last token, and `value_state` is its start).
+
+    Attributes:
+        state: int32, index of the hidden state that predicts the action.
+        value_state: int32, index of the hidden state at which V of the decision is read: before
+            anything of it was written. Equal to `state` for tokens.
+        action: int32, the token written.
+        reward: float32, received on it.
+        next_state: int32, index of the hidden state of the next decision (of the same dialogue).
+        discount: float32, γ, or 0 at a terminal end.
+        weight: float32, 1, or 0 where the slot is padding.
+        boundary: int32, what lies between this decision and the next: `SAME_UTTERANCE`,
+            `NEXT_UTTERANCE` (the human spoke) or `END` (of the dialogue).
+    """
+
+    state: Int[Array, "batch decisions"]
+    value_state: Int[Array, "batch decisions"]
+    action: Int[Array, "batch decisions"]
+    reward: Float[Array, "batch decisions"]
+    next_state: Int[Array, "batch decisions"]
+    discount: Float[Array, "batch decisions"]
+    weight: Float[Array, "batch decisions"]
+    boundary: Int[Array, "batch decisions"]
+
+
+SAME_UTTERANCE, NEXT_UTTERANCE, END = 0, 1, 2
+
+
+def expectile_loss(
+    predictions: Float[Array, "..."], targets: Float[Array, "..."], expectile: float
+) -> Float[Array, "..."]:
+    """`|τ − 1(target < prediction)| (target − prediction)²`, elementwise (IQL, eq. 5).
+
+    For τ = 0.5 half the squared error; towards τ = 1 the minimiser moves from the mean of the
+    targets to their maximum. No gradient flows into the targets.
+
+    Args:
+        predictions: V(h), any shape.
+        targets: Same shape; min over the target Q heads at the action taken.
+        expectile: τ in (0, 1).
+
+    Raises:
+        ValueError: Shapes differ, or the expectile lies outside (0, 1).
+    """
+    _same_shape(predictions=predictions, targets=targets)
+    if not 0 < expectile < 1:
+        raise ValueError(f"expectile must lie strictly between 0 and 1, got {expectile}.")
+    difference = lax.stop_gradient(targets) - predictions
+    return jnp.abs(expectile - (difference < 0)) * jnp.square(difference)
+
+
+def td_loss(
+    q: Float[Array, "..."],
+    reward: Float[Array, "..."],
+    discount: Float[Array, "..."],
+    next_v: Float[Array, "..."],
+) -> Float[Array, "..."]:
+    """`(reward + discount · V(h') − Q(h, a))²`, elementwise; no gradient into V (ILQL, eq. 3).
+
+    Args:
+        q: Q of the action taken; may have leading axes (twin heads) that the others lack.
+        reward: r.
+        discount: γ, 0 after the last action.
+        next_v: V at the next decision.
+
+    Raises:
+        ValueError: Shapes do not agree.
+    """
+    _same_shape(reward=reward, discount=discount, next_v=next_v)
+    _trailing_shape(q, reward)
+    return jnp.square(reward + discount * lax.stop_gradient(next_v) - q)
+
+
+def cql_loss(
+    q_logits: Float[Array, "... vocab"], actions: Int[Array, "..."]
+) -> Float[Array, "..."]:
+    """`logsumexp_a' Q(h, a') − Q(h, a)`, elementwise over decisions (CQL(H); ILQL, eq. 5).
+
+    Args:
+        q_logits: Q of every action; may have leading axes (twin heads) that `actions` lacks.
+        actions: Integer index of the action taken.
+
+    Raises:
+        ValueError: Shapes do not agree. TypeError: actions are not integers.
+    """
+    return jax.nn.logsumexp(q_logits, axis=-1) - take_action(q_logits, actions)
+
+
+def take_action(
+    values: Float[Array, "... vocab"], actions: Int[Array, "..."]
+) -> Float[Array, "..."]:
+    """Picks the taken action's entry of a vocabulary-wide array, by a gather."""
+    if not jnp.issubdtype(actions.dtype, jnp.integer):
+        raise TypeError(f"actions must be integers, got dtype {actions.dtype}.")
+    _trailing_shape(values[..., 0], actions)
+    actions = jnp.broadcast_to(actions, values.shape[:-1])
+    return jnp.take_along_axis(values, actions[..., None], axis=-1)[..., 0]
+
+
+def policy_loss(
+    policy_logits: Float[Array, "... vocab"], actions: Int[Array, "..."]
+) -> Float[Array, "..."]:
+    """`−log π_β(a | h)`, elementwise: the cross-entropy of the token written."""
+    return jax.nn.logsumexp(policy_logits, axis=-1) - take_action(policy_logits, actions)
+
+
+def awac_weights(
+    advantage: Float[Array, "..."], beta: float, max_weight: float
+) -> Float[Array, "..."]:
+    """`min(exp(beta · advantage), max_weight)`, without gradient (AWAC, eq. 9).
+
+    Args:
+        advantage: min_k Q̂_k(h, a) − V(h).
+        beta: Inverse temperature; 0 gives weight one everywhere (behaviour cloning).
+        max_weight: Cap.
+    """
+    # The cap is applied to the exponent too, so that exp never overflows.
+    exponent = jnp.minimum(beta * lax.stop_gradient(advantage), jnp.log(max_weight))
+    return jnp.exp(exponent)
+
+
+def monte_carlo_returns(
+    rewards: Float[Array, "*batch time"], discounts: Float[Array, "*batch time"]
+) -> Float[Array, "*batch time"]:
+    """Discounted sums of the rewards to come: `G_t = r_t + discount_t · G_{t+1}`.
+
+    A discount of zero ends an episode, so several may stand in a row. Computed along the last
+    axis; the return after the last entry is zero.
+    """
+    _same_shape(rewards=rewards, discounts=discounts)
+    ones = jnp.ones_like(rewards)
+    return lambda_returns(rewards, discounts, jnp.zeros_like(rewards), ones)
+
+
+def lambda_returns(
+    rewards: Float[Array, "*batch time"],
+    discounts: Float[Array, "*batch time"],
+    next_values: Float[Array, "*batch time"],
+    traces: Float[Array, "*batch time"],
+) -> Float[Array, "*batch time"]:
+    """Mixtures of n-step returns: `G_t = r_t + γ_t ((1 − λ_t) V(h_{t+1}) + λ_t G_{t+1})`.
+
+    λ = 0 everywhere is one-step TD, λ = 1 Monte Carlo. λ is given per decision, since rewards
+    should travel freely inside an utterance and be bootstrapped where the human spoke. No gradient
+    flows through the returns. Computed along the last axis.
+
+    Args:
+        rewards: r_t.
+        discounts: γ_t, 0 at a terminal end.
+        next_values: V at the next decision.
+        traces: λ_t in [0, 1]; 0 where the following entry belongs to another episode.
+    """
+    _same_shape(rewards=rewards, discounts=discounts, next_values=next_values, traces=traces)
+
+    def backwards(following, now):
+        reward, discount, value, trace = now
+        result = reward + discount * ((1 - trace) * value + trace * following)
+        return result, result
+
+    arrays = (rewards, discounts, lax.stop_gradient(next_values), traces)
+    time_first = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), arrays)
+    _, returns = lax.scan(backwards, jnp.zeros_like(time_first[0][0]), time_first, reverse=True)
+    return lax.stop_gradient(jnp.moveaxis(returns, 0, -1))
+
+
+def ilql_loss(
+    *,
+    q: Float[Array, "heads *batch"],
+    target_q: Float[Array, "heads *batch"],
+    v: Float[Array, "*batch"],
+    returns: Float[Array, "*batch"],
+    cql: Float[Array, "heads *batch"] | None,
+    policy: Float[Array, "..."] | None,
+    weight: Float[Array, "*batch"],
+    policy_weight: Float[Array, "..."] | None = None,
+    expectile: float,
+    cql_weight: float,
+    value_loss_weight: float = 1.0,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The weighted sum of ILQL's four losses, averaged over decisions (ILQL, sec. 4).
+
+    `L = c · (L_Q + L_V + cql_weight · L_CQL) + L_π`, each a weighted mean; L_Q and L_CQL are summed
+    over the twin heads.
+
+    Args:
+        q: Q of the action taken, one row a head.
+        target_q: The target network's, likewise.
+        v: V at the decision's start.
+        returns: Regression target of Q: r + γ V(h'), a λ-return or a Monte-Carlo return.
+        cql: `cql_loss` of each head, or None to leave the term out.
+        policy: `policy_loss` of each token, already times its AWAC weight if any, or None.
+        weight: 0 for padding.
+        policy_weight: 0 for padding in `policy`; `weight` where not given.
+        expectile: τ of V's loss.
+        cql_weight: Weight of the conservative term.
+        value_loss_weight: c, weight of all value losses against the policy's.
+
+    Returns:
+        The loss, and its parts under the names `q_loss`, `v_loss`, `cql_loss`, `policy_loss`, with
+        the means of Q and V.
+    """
+    _same_shape(v=v, returns=returns, weight=weight)
+    _trailing_shape(q, v)
+    lowest = jnp.min(target_q, axis=0)
+    zeros = jnp.zeros_like(returns)
+    q_loss = td_loss(q, lax.stop_gradient(returns), zeros, zeros).sum(axis=0)
+    metrics = {
+        "q_loss": weighted_mean(q_loss, weight),
+        "v_loss": weighted_mean(expectile_loss(v, lowest, expectile), weight),
+        "q_mean": weighted_mean(lowest, weight),
+        "v_mean": weighted_mean(v, weight),
+    }
+    value_loss = metrics["q_loss"] + metrics["v_loss"]
+    if cql is not None:
+        metrics["cql_loss"] = weighted_mean(cql.sum(axis=0), weight)
+        value_loss += cql_weight * metrics["cql_loss"]
+    loss = value_loss_weight * value_loss
+    if policy is not None:
+        policy_weight = weight if policy_weight is None else policy_weight
+        metrics["policy_loss"] = weighted_mean(policy, policy_weight)
+        loss += metrics["policy_loss"]
+    return loss, {"loss": loss, **metrics}
+
+
+def steer_logits(
+    policy_logits: Float[Array, "... vocab"],
+    q: Float[Array, "... vocab"],
+    v: Float[Array, "..."],
+    beta: float | Float[Array, ""],
+) -> Float[Array, "... vocab"]:
+    """`log π_β(a | h) + β (Q(h, a) − V(h))`: logits of the steered policy (ILQL, eq. 6).
+
+    Args:
+        policy_logits: Of the cloned policy; normalised here.
+        q: min over the twin heads.
+        v: V(h). It shifts all logits alike; kept so that the exponent stays small.
+        beta: Steering strength.
+    """
+    _same_shape(policy_logits=policy_logits, q=q)
+    return jax.nn.log_softmax(policy_logits, axis=-1) + beta * (q - v[..., None])
+
+
+def weighted_mean(values: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, ""]:
+    """`Σ w x / Σ w`, and 0 (not NaN) where all weights are zero."""
+    _same_shape(values=values, weight=weight)
+    return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
+
+
+def transitions_from_mask(
+    tokens: Int[Array, "batch time"],
+    is_action: Bool[Array, "batch time"],
+    rewards: Float[Array, "batch time"],
+    discount: float = 0.99,
+    terminal: Bool[Array, "batch"] | None = None,
+    max_actions: int | None = None,
+) -> Transitions:
+    """Dense arrays, one episode a row, to transitions, one per agent token.
+
+    For users with data of their own; jit-compatible. The state of an agent token is the token in
+    front of it; the next state is the state in front of the *next agent token*: whatever the
+    environment says in between is skipped over (METHODS: the problem at token level).
+
+    Args:
+        tokens: int [B, T].
+        is_action: bool [B, T], true where the agent wrote the token; false at column 0.
+        rewards: float [B, T], received on writing that token.
+        discount: γ per agent token.
+        terminal: bool [B], false where the episode was cut off by length; all true by default.
+        max_actions: A, the width of the result (static); T − 1 by default.
+
+    Returns:
+        Transitions [B, A], padded with weight 0.
+    """
+    _same_shape(tokens=tokens, is_action=is_action, rewards=rewards)
+    batch, time = tokens.shape
+    width = time - 1 if max_actions is None else max_actions
+    terminal = jnp.ones(batch, bool) if terminal is None else terminal
+    # A stable sort of the inverted mask brings the agent's columns to the front, in order.
+    columns = jnp.argsort(~is_action[:, 1:], axis=1, stable=True)[:, :width] + 1
+    count = is_action[:, 1:].sum(axis=1, keepdims=True)
+    slot = jnp.arange(columns.shape[1])[None]
+    is_real, is_last = slot < count, slot == count - 1
+
+    def pick(values):
+        return jnp.take_along_axis(values, columns, axis=1)
+
+    state = jnp.where(is_real, columns - 1, 0)
+    following = jnp.roll(state, -1, axis=1)
+    next_state = jnp.where(is_last, time - 1, following)
+    ends = is_last & terminal[:, None]
+    boundary = jnp.where(
+        is_last,
+        END,
+        jnp.where(following == state + 1, SAME_UTTERANCE, NEXT_UTTERANCE),
+    )
+    return Transitions(
+        state=state,
+        value_state=state,
+        action=jnp.where(is_real, pick(tokens), 0),
+        reward=jnp.where(is_real, pick(rewards), 0.0),
+        next_state=jnp.where(is_real, next_state, 0),
+        discount=jnp.where(is_real & ~ends, discount, 0.0),
+        weight=is_real.astype(jnp.float32),
+        boundary=jnp.where(is_real, boundary, END),
+    )
+
+
+def _same_shape(**arrays: Array) -> None:
+    shapes = {name: jnp.shape(array) for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"shapes must be equal: {listed}.")
+
+
+def _trailing_shape(array: Array, expected: Array) -> None:
+    shape, tail = jnp.shape(array), jnp.shape(expected)
+    if shape[len(shape) - len(tail) :] != tail:
+        raise ValueError(f"shape {shape} must end in {tail}.")

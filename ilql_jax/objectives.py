@@ -1,0 +1,256 @@
+"""The methods, one function each: network + batch -> loss, metrics.
+
+| method | learns |
+| --- | --- |
+| `bc` | the policy by cloning all dialogues |
+| `fbc` | the same, on the dialogues of highest return (`select_trajectories` filters) |
+| `mc` | Q by regression on Monte-Carlo returns, beside the cloned policy |
+| `ilql` | Q by bootstrapping from V, V as an upper expectile of Q, beside the cloned policy |
+
+What a *decision* is, and so how far a reward has to travel, is `ObjectiveConfig.credit`: every
+token (the paper), or every utterance, which makes the horizon that of the conversation. How many
+steps are taken before bootstrapping are the λs, per boundary between decisions. The formulas are
+in `losses.py`; which arrays they get is decided here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ilql_jax import losses
+from ilql_jax.batching import Batch
+from ilql_jax.losses import NEXT_UTTERANCE, SAME_UTTERANCE, Transitions
+from ilql_jax.models import ActorCritic, QHeads
+from ilql_jax.trajectory import Trajectory, TrajectoryError
+
+Metrics = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is learned and how (defaults: values over utterances, settings of this project).
+
+    Attributes:
+        method: bc, fbc, mc or ilql.
+        credit: "utterance": Q at an utterance's end, V at its start. "token": both at every token.
+        expectile: τ of V's loss; 0.5 = mean, towards 1 = best of the data.
+        cql_weight: Weight of the conservative term.
+        value_loss_weight: Weight of all value losses against the policy's loss.
+        token_trace: λ between tokens of one utterance (credit "token").
+        utterance_trace: λ across the human's turn.
+        trace_fade: Both λ start at 1 (Monte Carlo) and reach the values above between these
+            fractions of the training: values start from real outcomes before they bootstrap.
+            (0, 0) switches that off.
+        awac_temperature: The policy's loss is weighted by exp(advantage / temperature); 0 = plain
+            cloning.
+        awac_max_weight: Cap of that weight.
+        fbc_fraction: Share of the dialogues that filtered BC keeps.
+    """
+
+    method: str = "ilql"
+    credit: str = "utterance"
+    expectile: float = 0.8
+    cql_weight: float = 0.0
+    value_loss_weight: float = 1.0
+    token_trace: float = 0.0
+    utterance_trace: float = 0.0
+    trace_fade: tuple[float, float] = (0.0, 0.0)
+    awac_temperature: float = 0.0
+    awac_max_weight: float = 20.0
+    fbc_fraction: float = 0.25
+
+    def __post_init__(self):
+        _one_of("method", self.method, tuple(OBJECTIVES))
+        _one_of("credit", self.credit, ("utterance", "token"))
+        for name in ("expectile", "fbc_fraction"):
+            _within(name, getattr(self, name), 0, 1, open_at_zero=True)
+        for name in ("token_trace", "utterance_trace"):
+            _within(name, getattr(self, name), 0, 1)
+        for name in ("cql_weight", "value_loss_weight", "awac_temperature"):
+            _within(name, getattr(self, name), 0, float("inf"))
+        if not 0 <= self.trace_fade[0] <= self.trace_fade[1] <= 1:
+            raise ValueError(f"trace_fade must be two rising fractions, got {self.trace_fade}.")
+
+
+def bc(
+    model: ActorCritic,
+    target_q: QHeads,
+    batch: Batch,
+    config: ObjectiveConfig,
+    progress: Float[Array, ""],
+) -> tuple[Float[Array, ""], Metrics]:
+    """Behaviour cloning: −log π_β over the agent's tokens."""
+    del target_q, config, progress
+    hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
+    token_loss = _policy_loss(model, hidden, batch.by_token)
+    loss = losses.weighted_mean(token_loss, batch.by_token.weight)
+    return loss, {"loss": loss, "policy_loss": loss}
+
+
+def ilql(
+    model: ActorCritic,
+    target_q: QHeads,
+    batch: Batch,
+    config: ObjectiveConfig,
+    progress: Float[Array, ""],
+) -> tuple[Float[Array, ""], Metrics]:
+    """Implicit language Q-learning (ILQL, sec. 4) over the decisions that `config.credit` names.
+
+    Args:
+        model: Trunk and heads being trained.
+        target_q: Slowly moving copy of the Q heads.
+        batch: Packed dialogues.
+        config: Weights, expectile, λs.
+        progress: Fraction of the training done, for `trace_fade`.
+    """
+    hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
+    decisions = batch.by_utterance if config.credit == "utterance" else batch.by_token
+    at_action = gather(hidden, decisions.state)
+    v = model.v(gather(hidden, decisions.value_state))
+    next_v = jax.lax.stop_gradient(model.v(gather(hidden, decisions.next_state)))
+    target = jax.lax.stop_gradient(target_q.taken(at_action, decisions.action))
+    traces = _traces(decisions, config, progress)
+    returns = losses.lambda_returns(decisions.reward, decisions.discount, next_v, traces)
+    q, cql = _q_of_actions(model, at_action, decisions.action, with_cql=config.cql_weight > 0)
+    token_weight = _awac_weights(jnp.min(target, axis=0) - v, batch, config)
+    loss, metrics = losses.ilql_loss(
+        q=q,
+        target_q=target,
+        v=v,
+        returns=returns,
+        cql=cql,
+        policy=_policy_loss(model, hidden, batch.by_token) * token_weight,
+        weight=decisions.weight,
+        policy_weight=batch.by_token.weight,
+        expectile=config.expectile,
+        cql_weight=config.cql_weight,
+        value_loss_weight=config.value_loss_weight,
+    )
+    return loss, metrics | {"return_mean": losses.weighted_mean(returns, decisions.weight)}
+
+
+def mc(
+    model: ActorCritic,
+    target_q: QHeads,
+    batch: Batch,
+    config: ObjectiveConfig,
+    progress: Float[Array, ""],
+) -> tuple[Float[Array, ""], Metrics]:
+    """Q regressed on Monte-Carlo returns, V its mean: ILQL without bootstrap or maximum."""
+    monte_carlo = dataclasses.replace(
+        config, token_trace=1.0, utterance_trace=1.0, trace_fade=(0.0, 0.0), expectile=0.5
+    )
+    return ilql(model, target_q, batch, monte_carlo, progress)
+
+
+Objective = Callable[
+    [ActorCritic, QHeads, Batch, ObjectiveConfig, Float[Array, ""]],
+    tuple[Float[Array, ""], Metrics],
+]
+OBJECTIVES: dict[str, Objective] = {"bc": bc, "fbc": bc, "mc": mc, "ilql": ilql}
+
+
+def select_trajectories(
+    trajectories: Sequence[Trajectory], config: ObjectiveConfig
+) -> list[Trajectory]:
+    """The data a method trains on: all of it, or for filtered BC the share of highest return.
+
+    Ties at the threshold are broken by order, so that exactly the configured share is kept.
+
+    Raises:
+        TrajectoryError: The share holds no dialogue.
+    """
+    if config.method != "fbc":
+        return list(trajectories)
+    keep = int(len(trajectories) * config.fbc_fraction)
+    if keep == 0:
+        raise TrajectoryError(
+            f"fbc_fraction {config.fbc_fraction} of {len(trajectories)} dialogues keeps none; "
+            "raise it."
+        )
+    returns = np.array([t.total_reward for t in trajectories])
+    best = np.sort(np.argsort(-returns, kind="stable")[:keep])
+    return [trajectories[i] for i in best]
+
+
+def gather(
+    hidden: Float[Array, "batch time width"], index: Int[Array, "batch decisions"]
+) -> Float[Array, "batch decisions width"]:
+    """Hidden states at decisions."""
+    return jnp.take_along_axis(hidden, index[..., None], axis=1)
+
+
+def _policy_loss(
+    model: ActorCritic, hidden: Float[Array, "batch time width"], tokens: Transitions
+) -> Float[Array, "batch decisions"]:
+    """−log π_β of each agent token. Logits are computed again in the backward pass, not kept."""
+
+    @jax.checkpoint
+    def cross_entropy(states):
+        return losses.policy_loss(model.trunk.logits(states), tokens.action)
+
+    return cross_entropy(gather(hidden, tokens.state))
+
+
+def _q_of_actions(
+    model: ActorCritic,
+    states: Float[Array, "batch decisions width"],
+    action: Int[Array, "batch decisions"],
+    with_cql: bool,
+) -> tuple[Float[Array, "heads batch decisions"], Float[Array, "heads batch decisions"] | None]:
+    """Q of the actions taken, and the conservative term where asked for (a vocabulary's work)."""
+    if not with_cql:
+        return model.q.taken(states, action), None
+
+    @jax.checkpoint
+    def from_all(states):
+        q_logits = model.q(states)
+        return losses.take_action(q_logits, action), losses.cql_loss(q_logits, action)
+
+    return from_all(states)
+
+
+def _traces(
+    decisions: Transitions, config: ObjectiveConfig, progress: Float[Array, ""]
+) -> Float[Array, "batch decisions"]:
+    """λ of each decision: by what lies before the next one, faded in from 1."""
+    start, end = config.trace_fade
+    faded = jnp.clip((progress - start) / max(end - start, 1e-6), 0.0, 1.0) if end else 1.0
+
+    def now(trace):
+        return 1.0 + faded * (trace - 1.0)
+
+    by_boundary = jnp.stack([now(config.token_trace), now(config.utterance_trace), 0.0])
+    assert (SAME_UTTERANCE, NEXT_UTTERANCE) == (0, 1)
+    return by_boundary[decisions.boundary]
+
+
+def _awac_weights(
+    advantage: Float[Array, "batch decisions"], batch: Batch, config: ObjectiveConfig
+) -> Float[Array, "batch tokens"]:
+    """Weight of each agent token's cloning loss; an utterance's advantage counts for all of it."""
+    tokens = batch.by_token
+    if config.awac_temperature == 0:
+        return jnp.ones_like(tokens.weight)
+    if config.credit == "utterance":
+        new_utterance = tokens.boundary != SAME_UTTERANCE
+        owner = jnp.cumsum(new_utterance, axis=1) - new_utterance
+        advantage = jnp.take_along_axis(advantage, owner, axis=1, mode="clip")
+    return losses.awac_weights(advantage, 1 / config.awac_temperature, config.awac_max_weight)
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}.")
+
+
+def _within(name: str, value: float, low: float, high: float, open_at_zero: bool = False) -> None:
+    if not low <= value <= high or (open_at_zero and value == 0):
+        raise ValueError(f"{name} is {value}, but must lie in {'(' if open_at_zero else '['}"
+                         f"{low}, {high}].")

@@ -1,0 +1,245 @@
+"""Training: the state, one jitted step, and the loop around it.
+
+`make_train_step` turns any objective of `objectives.py` into one compiled function with donated
+state. `train` feeds it batches, saves and resumes, and reads the metrics of a step only after the
+next one has been started, so that the device never waits for the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Int
+
+from ilql_jax.batching import Batch, PackingConfig, make_batches
+from ilql_jax.checkpoint import Checkpoints
+from ilql_jax.models import ActorCritic, ModelConfig
+from ilql_jax.objectives import OBJECTIVES, ObjectiveConfig
+from ilql_jax.trajectory import Trajectory
+
+
+class NotFiniteError(FloatingPointError):
+    """The loss became NaN or infinite. The last good checkpoint is untouched."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long and how fast.
+
+    Attributes:
+        steps: Optimizer steps.
+        learning_rate: Peak of the schedule: linear warm-up, then a cosine down to zero.
+        warmup_steps: Length of the warm-up.
+        weight_decay: AdamW's.
+        max_gradient_norm: Gradients are clipped to this global norm.
+        polyak_rate: Step of the target Q heads towards the Q heads (ILQL: 0.005).
+        checkpoint_every: Steps between checkpoints.
+        log_every: Steps between log entries.
+    """
+
+    steps: int
+    learning_rate: float
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 1.0
+    polyak_rate: float = 0.005
+    checkpoint_every: int = 500
+    log_every: int = 20
+
+    def __post_init__(self):
+        for name in ("steps", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        if not 0 < self.polyak_rate <= 1:
+            raise ValueError(f"polyak_rate is {self.polyak_rate}, but must lie in (0, 1].")
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes.
+
+    Attributes:
+        step: Steps taken.
+        params: Of the `ActorCritic`, an `nnx.State`.
+        target_q: Of the target copy of the Q heads.
+        optimizer: optax's state.
+    """
+
+    step: Int[Array, ""]
+    params: nnx.State
+    target_q: nnx.State
+    optimizer: optax.OptState
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW with clipping, a linear warm-up and a cosine decay to zero."""
+    warmup = min(config.warmup_steps, config.steps // 2)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, warmup, config.steps, end_value=0.0
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_gradient_norm),
+        optax.adamw(schedule, weight_decay=config.weight_decay, mask=_is_matrix),
+    )
+
+
+def init_state(model_config: ModelConfig, train_config: TrainConfig, seed: int) -> TrainState:
+    """A fresh network; its target Q heads start as a copy."""
+
+    @jax.jit
+    def create():
+        params = nnx.state(ActorCritic(model_config, nnx.Rngs(seed)))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            target_q=jax.tree.map(jnp.copy, params["q"]),
+            optimizer=make_optimizer(train_config).init(params),
+        )
+
+    return create()
+
+
+def network(model_config: ModelConfig) -> tuple[nnx.GraphDef, nnx.GraphDef]:
+    """The structure of the `ActorCritic` and of its Q heads, without parameters."""
+    model = nnx.eval_shape(lambda: ActorCritic(model_config, nnx.Rngs(0)))
+    return nnx.graphdef(model), nnx.graphdef(model.q)
+
+
+def make_train_step(
+    model_config: ModelConfig, objective: ObjectiveConfig, config: TrainConfig
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """One step of a method, compiled; the state passed in is given up (donated)."""
+    graph, q_graph = network(model_config)
+    optimizer = make_optimizer(config)
+    compute_loss = OBJECTIVES[objective.method]
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        target_q = nnx.merge(q_graph, state.target_q)
+        progress = state.step / config.steps
+
+        def loss_of(params):
+            return compute_loss(nnx.merge(graph, params), target_q, batch, objective, progress)
+
+        gradients, metrics = jax.grad(loss_of, has_aux=True)(state.params)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics |= {"gradient_norm": optax.global_norm(gradients)}
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            target_q=optax.incremental_update(params["q"], state.target_q, config.polyak_rate),
+            optimizer=optimizer_state,
+        )
+        return new_state, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def train(
+    trajectories: Sequence[Trajectory],
+    model_config: ModelConfig,
+    objective: ObjectiveConfig,
+    config: TrainConfig,
+    packing: PackingConfig,
+    seed: int,
+    folder: str | Path,
+    metadata: dict[str, Any] | None = None,
+    on_metrics: Callable[[int, dict[str, float]], None] | None = None,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> nnx.State:
+    """Trains one method from scratch, or on from the folder's last checkpoint.
+
+    Args:
+        trajectories: The data the method sees (see `objectives.select_trajectories`).
+        model_config: Shape of the network.
+        objective: Method and its settings.
+        config: Length, learning rate.
+        packing: Shape of the batches.
+        seed: Of the initial weights and of the order of the data.
+        folder: Where checkpoints go.
+        metadata: Plain JSON kept with every checkpoint, beside the configs.
+        on_metrics: Called every `log_every` steps with the step and its metrics.
+        on_step: Called after every step, one step late, with its metrics.
+
+    Returns:
+        The network's parameters.
+
+    Raises:
+        TrajectoryError: Data that breaks the contract, before anything is compiled.
+        CheckpointError: The folder holds a checkpoint of another run.
+        NotFiniteError: The loss became NaN or infinite.
+    """
+    batches = make_batches(trajectories, packing, seed)
+    checkpoints = Checkpoints(
+        folder, run_metadata(model_config, objective, config, packing, seed) | (metadata or {})
+    )
+    abstract = jax.eval_shape(lambda: init_state(model_config, config, seed))
+    restored = checkpoints.restore(abstract)
+    if restored:
+        state, position = restored
+        batches.set_state(position)
+    else:
+        state = init_state(model_config, config, seed)
+    step_function = make_train_step(model_config, objective, config)
+    start = int(state.step)
+
+    def report(step: int, metrics: dict[str, Array]) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        if not all(map(math.isfinite, values.values())):
+            last = checkpoints.latest_step()
+            raise NotFiniteError(
+                f"{objective.method}: {_first_bad(values)} at step {step}. "
+                f"The last good checkpoint is step {last or 0}, in {folder}. Lower the learning "
+                f"rate ({config.learning_rate}) or look at the data."
+            )
+        if on_step:
+            on_step(step, values)
+        if on_metrics and (step % config.log_every == 0 or step in (1, config.steps)):
+            on_metrics(step, values)
+
+    pending: dict[str, Array] | None = None
+    for step in range(start + 1, config.steps + 1):
+        state, metrics = step_function(state, next(batches))
+        if pending is not None:
+            report(step - 1, pending)
+        pending = metrics
+        if step % config.checkpoint_every == 0 or step == config.steps:
+            report(step, pending)  # nothing that is not finite may be saved
+            pending = None
+            checkpoints.save(step, state, batches.get_state())
+    checkpoints.close()
+    return state.params
+
+
+def run_metadata(
+    model_config: ModelConfig,
+    objective: ObjectiveConfig,
+    config: TrainConfig,
+    packing: PackingConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """What identifies a training run, as plain JSON."""
+    return {
+        "model": dataclasses.asdict(model_config),
+        "objective": dataclasses.asdict(objective),
+        "train": dataclasses.asdict(config),
+        "packing": dataclasses.asdict(packing),
+        "seed": seed,
+    }
+
+
+def _is_matrix(params: Any) -> Any:
+    """Weight decay is for matrices; biases and norms are left alone."""
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+def _first_bad(values: dict[str, float]) -> str:
+    name = next(name for name, value in values.items() if not math.isfinite(value))
+    return f"{name} became {values[name]}"

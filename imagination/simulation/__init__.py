@@ -1,0 +1,46 @@
+"""Embedded worlds: tasks with simulated humans, written as data.
+
+    world = load_world("teaching")
+    conversations = sample_conversations(world, "average", 1000, seed=0, prefix="train")
+    dialogues = converse(BehaviourAgent(world), SimulatedHuman(world), conversations, world.task)
+
+`world.py` is the engine, `teaching.py` and `travel.py` are worlds, `planning.py` computes their
+exact values, `README.md` shows how to write one. `python -m imagination.simulation` prints the
+figures of the worlds.
+"""
+
+from imagination.simulation.loading import WORLDS, load_world
+from imagination.simulation.planning import (
+    Planner,
+    normalized_score,
+    optimal_value,
+    policy_value,
+    reference_values,
+)
+from imagination.simulation.speakers import (
+    BehaviourAgent,
+    OptimalAgent,
+    SimulatedHuman,
+    UniformAgent,
+    sample_conversations,
+)
+from imagination.simulation.world import POPULATIONS, Behaviour, World, WorldError
+
+__all__ = [
+    "POPULATIONS",
+    "WORLDS",
+    "Behaviour",
+    "BehaviourAgent",
+    "OptimalAgent",
+    "Planner",
+    "SimulatedHuman",
+    "UniformAgent",
+    "World",
+    "WorldError",
+    "load_world",
+    "normalized_score",
+    "optimal_value",
+    "policy_value",
+    "reference_values",
+    "sample_conversations",
+]

@@ -1,0 +1,643 @@
+"""The teaching world: explain a topic to a student of unknown background.
+
+Hidden are the student's level, the style of explanation that helps, patience, and whether the
+student overstates what they know (the difficult ones; a concrete check question shows the truth).
+Read from the top: who comes, what is said, how students react, what counts, and the behaviours
+that write the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from imagination.simulation.grammar import Phrasing
+from imagination.simulation.world import Behaviour, World
+from imagination.task import Task
+
+LEVELS = ("novice", "intermediate", "expert")
+STYLES = ("example", "analogy", "definition")
+
+TASK = Task(
+    name="teaching",
+    description=(
+        "A tutor explains a topic to a student. How much the student knows already, which style "
+        "of explanation helps them, and how patient they are is not known beforehand, and some "
+        "students claim to know more than they do. The tutor should find out what matters "
+        "without asking more than needed, explain at the right level and in the right style, "
+        "make sure that the explanation was understood, and bring the lesson to a close."
+    ),
+    agent_role="tutor",
+    human_role="student",
+    persona_axes={
+        "level": LEVELS,
+        "style": STYLES,
+        "patience": ("patient", "impatient"),
+        "claims": ("honest", "overstates"),
+    },
+    reward_range=(0.0, 1.0),
+    success_reward=0.8,
+    max_turns=8,
+)
+
+# Who comes
+
+
+class Student(NamedTuple):
+    """A persona: the values of the task's axes."""
+
+    level: str
+    style: str
+    patience: str
+    claims: str
+
+
+P_LEVEL = {"novice": 0.40, "intermediate": 0.35, "expert": 0.25}
+P_STYLE = {"example": 0.40, "analogy": 0.30, "definition": 0.30}
+P_IMPATIENT = 0.35
+P_OVERSTATES = 0.16  # of those who can: nobody claims more than an expert knows
+
+
+def _prior() -> dict[Student, float]:
+    prior = {}
+    for level, p_level in P_LEVEL.items():
+        p_overstates = 0.0 if level == "expert" else P_OVERSTATES
+        for style, p_style in P_STYLE.items():
+            for patience, p_patience in (("patient", 1 - P_IMPATIENT), ("impatient", P_IMPATIENT)):
+                p = p_level * p_style * p_patience
+                prior[Student(level, style, patience, "honest")] = p * (1 - p_overstates)
+                if p_overstates:
+                    prior[Student(level, style, patience, "overstates")] = p * p_overstates
+    return prior
+
+
+TOPICS = (
+    "recursion", "gravity", "photosynthesis", "inflation", "probability", "evolution",
+    "electricity", "vaccines", "black holes", "neural networks", "supply and demand", "plate tectonics",
+)  # fmt: skip
+
+# What the tutor says
+
+LEVEL_WORDS = {
+    "novice": "[from the very beginning|step by step from zero|assuming you know nothing yet]",
+    "intermediate": "[building on the basics|going one step past the basics|at a medium level]",
+    "expert": "[in full depth|at an expert level|with all the advanced details]",
+}
+STYLE_WORDS = {
+    "example": "[with an example|using a worked example|through a concrete case]",
+    "analogy": "[with an analogy|by comparing it to daily life|using a picture from daily life]",
+    "definition": "[with a definition|starting from the exact definition|by defining it precisely]",
+}
+
+
+def explain(level: str, style: str) -> str:
+    """Name of the act that explains at this level in this style."""
+    return f"explain_{level}_{style}"
+
+
+EXPLAIN = {explain(level, style): (level, style) for level in LEVELS for style in STYLES}
+ASK_LEVEL, CHECK_LEVEL, ASK_STYLE = QUESTIONS = ("ask_level", "check_level", "ask_style")
+CHECK_UNDERSTANDING, WRAP_UP = "check_understanding", "wrap_up"
+
+
+def _explanation(level: str, style: str) -> Phrasing:
+    how, with_what = LEVEL_WORDS[level], STYLE_WORDS[style]
+    return Phrasing(
+        (
+            f"[Sure|Of course|Okay], [let me|I will] explain {{topic}} {how}, {with_what}.",
+            f"[Let me show you|Here is how] {{topic}} [works|fits together], {how}, {with_what}.",
+            f"[Then|So] [let us|we] go through {{topic}} {how}, {with_what}.",
+        ),
+        also=(
+            f"[I can|I'd like to] [teach|tell] you [about|] {{topic}} {with_what} {how}",
+            f"{how}, {with_what}",
+            f"Here is {{topic}} {with_what}, {how}",
+        ),
+    )
+
+
+ACTS = {
+    ASK_LEVEL: Phrasing(
+        (
+            "[Sure|Okay|Great]! [What|How much] do you [already|] know about {topic} [so far|]?",
+            "[First|Before we start], how [familiar are you|much experience do you have] with {topic}?",
+            "[Are you|Would you call yourself] a beginner or [an expert|more advanced] in {topic}?",
+            "[Tell me|Could you tell me|May I ask] how well you know {topic} [already|so far|]?",
+        ),
+        also=(
+            "What is your [level|background|experience] [in|with] {topic}?",
+            "Have you [studied|learned|heard] about {topic} before?",
+            "[What do|Do] you know anything about it already?",
+            "How would you [rate|describe] your knowledge of {topic}?",
+            "[What|How much] do you already know about [this|it|the topic]?",
+        ),
+    ),
+    CHECK_LEVEL: Phrasing(
+        (
+            "[Quick test|Small test|Let us see]: how would you solve this [problem|exercise] on {topic}?",
+            "[Here is|Let me give you] a [small|short] problem on {topic}: [can you solve it|what is the answer]?",
+            "[Please|Could you] try this [small|short] exercise on {topic} [first|for me]: what comes out?",
+        ),
+        also=(
+            "[Can you|Try to] solve this [problem|question|task|exercise] [for me|]?",
+            "Let me [test|quiz|check] you with a [question|problem|small exercise] [on {topic}|].",
+            "What would you answer to this [problem|test question|exercise]?",
+        ),
+    ),
+    ASK_STYLE: Phrasing(
+        (
+            "[Do you|Would you] [prefer|like] an example, an analogy or a definition?",
+            "[What helps you most|What works best for you]: examples, analogies or definitions?",
+            "[How|In which way] do you [like to learn|prefer to learn] [new things|something new|]?",
+            "[Which|What] kind of explanation [helps you most|do you prefer|do you like best]?",
+        ),
+        also=(
+            "What style of [explanation|teaching|learning] do you [prefer|like]?",
+            "[How|In what way] would you like me to explain [it|{topic}]?",
+            "How do you learn best?",
+            "[Examples, analogies or definitions|An example, an analogy or a definition]?",
+            "Should I [use|give] an example, an analogy or a definition?",
+        ),
+    ),
+    **{name: _explanation(*how) for name, how in EXPLAIN.items()},
+    CHECK_UNDERSTANDING: Phrasing(
+        (
+            "[Can|Could] you [say|put|repeat] [it|that|the main idea] in your own words [now|please|]?",
+            "[Now|So], what [is|was] the main idea of {topic}, in your own words?",
+            "[Did that make sense|Is that clear]? [Tell me|Say] it back in your own words.",
+        ),
+        also=(
+            "[Can|Could] you [explain|repeat|summarize] [that|it] back to me?",
+            "Did you understand [that|it|everything]?",
+            "Does that make sense [to you|]?",
+            "How would you explain {topic} to a friend now?",
+            "Sum it up in your own words.",
+        ),
+    ),
+    WRAP_UP: Phrasing(
+        (
+            "[Very good|Well done|Great], that is all [for today|for now]. [Goodbye|Good luck|Take care]!",
+            "[Very good|Well done|Great], we are done with {topic}. [Goodbye|Good luck|Take care]!",
+            "[You are|Now you are] ready to [go on|move on] alone. [Goodbye|Good luck|Take care]!",
+        ),
+        also=(
+            "[Bye|Goodbye|See you|Have a nice day]!",
+            "That is [it|everything] for today, goodbye!",
+            "We are done, good luck with {topic}!",
+            "Let us stop here. Thanks for learning with me!",
+        ),
+    ),
+}
+
+# What the student says
+
+HELLO = "[Hi|Hello|Hey], [can|could] you [teach me about|explain|help me with] {topic}?"
+WHY = "[I learn best from|I really like|I understand things through]"
+LIKED = {
+    "example": "[examples|concrete examples|worked examples]",
+    "analogy": "[analogies|pictures from daily life|comparisons]",
+    "definition": "[definitions|exact definitions|precise definitions]",
+}
+LEVEL_TOLD = {
+    "novice": (
+        "[I am|I would say I am] [a complete beginner|totally new to this|just starting out].",
+        "I know [almost nothing|very little|nothing at all] about {topic}.",
+    ),
+    "intermediate": (
+        "I [know|have learned] [the basics|some of it|a bit] [already|], but not [more|everything].",
+        "I am [somewhere in the middle|not a beginner, but no expert].",
+    ),
+    "expert": (
+        "I [already|] know {topic} [very well|inside out|in detail].",
+        "I am [quite advanced|an expert|very experienced] [here|in this].",
+    ),
+}
+LEVEL_SHOWN = {
+    "novice": (
+        "[Hmm|Sorry], I [have no idea|do not know] [how to start|what that means].",
+        "[Hmm|Sorry], I [cannot|could not] solve [that|any of it].",
+    ),
+    "intermediate": (
+        "I [can do|got] the first half, but then I [am stuck|get stuck|give up].",
+        "[Half of it is|The first part is] clear, the [rest|other half] is too much for me.",
+    ),
+    "expert": (
+        "[That is easy|No problem], I [solved|got] [all of it|everything] [at once|right away].",
+        "[That is easy|No problem], the answer [is clear|follows at once].",
+    ),
+}
+
+REPLIES = {
+    "asks": Phrasing(
+        (
+            HELLO,
+            "[Hi|Hello|Hey], I [want|would like] to [learn|understand] {topic}.",
+            "[Hi|Hello|Hey], [what is {topic} about|how does {topic} work]?",
+        )
+    ),
+    "asks_hurried": Phrasing(
+        (
+            f"{HELLO} I [only have a few minutes|am in a hurry|have little time].",
+            "[Hi|Hello|Hey], quick question about {topic}, I am [in a hurry|short of time].",
+        )
+    ),
+    **{
+        f"asks_{style}": Phrasing((f"{HELLO} {WHY} {liked}.", f"{WHY} {liked}. {HELLO}"))
+        for style, liked in LIKED.items()
+    },
+    **{f"claims_{level}": Phrasing(told) for level, told in LEVEL_TOLD.items()},
+    **{f"shows_{level}": Phrasing(shown) for level, shown in LEVEL_SHOWN.items()},
+    **{
+        f"likes_{style}": Phrasing(
+            (
+                f"[I prefer|I like|Best would be] {liked}[, please|].",
+                f"[For me it is|Usually it is] {liked} that [help|work].",
+            )
+        )
+        for style, liked in LIKED.items()
+    },
+    "content": Phrasing(
+        (
+            "[Ah|Oh|Nice], that [helps a lot|is just right for me].",
+            "[Ah|Oh|Nice], now [I see|I get it|it makes sense].",
+        )
+    ),
+    "lost": Phrasing(
+        (
+            "[Wait|Sorry], that [was|is] [too hard|far too advanced] for me.",
+            "[Wait|Sorry], you lost me, [I did not follow|that went over my head].",
+        )
+    ),
+    "bored": Phrasing(
+        (
+            "[Hmm|Well], I [knew|know] [all of that|that] [already|before].",
+            "[Hmm|Well], that is [too easy|too simple] for me.",
+        )
+    ),
+    "other_style": Phrasing(
+        (
+            "The level is [fine|right], but [can you|could you] [say|explain] it [differently|another way]?",
+            "I [nearly|almost] follow, but this way [is not for me|does not help me].",
+        )
+    ),
+    **{
+        f"other_style_{style}": Phrasing(
+            (
+                f"The level is [fine|right], but [I need|I would rather have] {liked}.",
+                f"I [nearly|almost] follow, but {liked} would [help|work better].",
+            )
+        )
+        for style, liked in LIKED.items()
+    },
+    "can_say": Phrasing(
+        (
+            "[Yes|Sure], [in short|in my words]: [one part leads to the next|each part has its job].",
+            "[Yes|Sure], I could [explain|teach] it to a friend [now|].",
+        )
+    ),
+    "cannot_say": Phrasing(
+        (
+            "[No|Honestly], I could not [say it|explain it] myself [yet|].",
+            "[No|Honestly], I would [mix it up|get it wrong].",
+        )
+    ),
+    "already_said": Phrasing(
+        (
+            "[You know that already|We had that already], [go on|let us move on].",
+            "[Again|Why that again]? [We had that already|I answered that].",
+        )
+    ),
+    "puzzled": Phrasing(
+        (
+            "[Sorry|Excuse me], I do not [understand|follow] what you [mean|are saying].",
+            "[Sorry|Excuse me], what [do you mean|was that]?",
+        )
+    ),
+    "leaves": Phrasing(
+        (
+            "[This is|I find this] [too long|too slow] for me, I [have to go|am leaving] now.",
+            "[Enough|I have had enough], I will [look it up|learn it] [myself|elsewhere].",
+        )
+    ),
+    "thanks": Phrasing(
+        ("[Thank you|Thanks], that was [very helpful|a good lesson]! [Bye|Goodbye]!",)
+    ),
+    "unsure": Phrasing(
+        ("[Okay|Fine], [but I am still unsure|though I still have doubts]. [Bye|Goodbye].",)
+    ),
+}
+
+# How a conversation goes
+
+
+class Lesson(NamedTuple):
+    """What was said so far, as far as it matters."""
+
+    hurried: bool = False
+    claimed: str | None = None
+    shown: str | None = None
+    style: str | None = None
+    explained: tuple[str, str] | None = None
+    reaction: str | None = None  # content, lost, bored or other_style
+    confirmed: bool = False
+    questions: int = 0  # in a row
+    misses: int = 0
+    annoyances: int = 0
+    end: str | None = None  # wrapped or left
+
+    @property
+    def level_known(self) -> bool:
+        return self.shown is not None or self.reaction in ("content", "other_style")
+
+
+QUESTIONS_BORNE = {"patient": 4, "impatient": 2}
+TROUBLE_BORNE = {"patient": 3, "impatient": 1}
+P_HURRY_SAID = 0.4
+P_STYLE_HINTED = 0.3
+P_STYLE_NAMED = 0.5
+
+
+def opening(student: Student) -> dict[str, float]:
+    p_hurried = P_HURRY_SAID if student.patience == "impatient" else 0.0
+    return {
+        "asks": 1.0 - p_hurried - P_STYLE_HINTED,
+        "asks_hurried": p_hurried,
+        f"asks_{student.style}": P_STYLE_HINTED,
+    }
+
+
+def begin(reply: str) -> Lesson:
+    style = reply.removeprefix("asks_")
+    return Lesson(hurried=reply == "asks_hurried", style=style if style in STYLES else None)
+
+
+def reply(student: Student, lesson: Lesson, act: str | None) -> dict[str, float]:
+    """The student's answer; whoever has borne enough leaves instead."""
+    answers: dict[str, float] = {}
+    for answer, probability in _answer(student, lesson, act).items():
+        after = advance(lesson, act, answer)
+        has_enough = (
+            after.questions > QUESTIONS_BORNE[student.patience]
+            or after.misses + after.annoyances > TROUBLE_BORNE[student.patience]
+        )
+        answer = "leaves" if has_enough and after.end is None else answer
+        answers[answer] = answers.get(answer, 0.0) + probability
+    return answers
+
+
+def _answer(student: Student, lesson: Lesson, act: str | None) -> dict[str, float]:
+    if act is None:
+        return {"puzzled": 1.0}
+    if is_needless(lesson, act):
+        return {"already_said": 1.0}
+    if act == ASK_LEVEL:
+        return _claim(student)
+    if act == CHECK_LEVEL:
+        return {f"shows_{student.level}": 1.0}
+    if act == ASK_STYLE:
+        return {f"likes_{student.style}": 1.0}
+    if act == CHECK_UNDERSTANDING:
+        return {"can_say" if lesson.reaction == "content" else "cannot_say": 1.0}
+    if act == WRAP_UP:
+        return {"thanks" if lesson.reaction == "content" else "unsure": 1.0}
+    return _reaction(student, *EXPLAIN[act])
+
+
+def is_needless(lesson: Lesson, act: str) -> bool:
+    """Whether the act asks for what was said or shown already."""
+    return (
+        (act == ASK_LEVEL and (lesson.claimed is not None or lesson.level_known))
+        or (act == CHECK_LEVEL and lesson.level_known)
+        or (act == ASK_STYLE and (lesson.style is not None or lesson.reaction == "content"))
+        or (act == CHECK_UNDERSTANDING and lesson.confirmed)
+    )
+
+
+def _claim(student: Student) -> dict[str, float]:
+    if student.claims == "honest":
+        return {f"claims_{student.level}": 1.0}
+    if student.level == "intermediate":
+        return {"claims_expert": 1.0}
+    return {"claims_intermediate": 0.5, "claims_expert": 0.5}
+
+
+def _reaction(student: Student, level: str, style: str) -> dict[str, float]:
+    too_high = LEVELS.index(level) - LEVELS.index(student.level)
+    if too_high > 0:
+        return {"lost": 1.0}
+    if too_high < 0:
+        return {"bored": 1.0}
+    if style == student.style:
+        return {"content": 1.0}
+    return {"other_style": 1.0 - P_STYLE_NAMED, f"other_style_{student.style}": P_STYLE_NAMED}
+
+
+def advance(lesson: Lesson, act: str | None, reply: str) -> Lesson:
+    if reply == "leaves":
+        return lesson._replace(end="left")
+    if reply in ("puzzled", "already_said", "cannot_say"):
+        return lesson._replace(annoyances=lesson.annoyances + 1)
+    if act == WRAP_UP:
+        return lesson._replace(end="wrapped")
+    kind, _, value = reply.rpartition("_")
+    if act in EXPLAIN:
+        reaction = "other_style" if reply.startswith("other_style") else reply
+        return lesson._replace(
+            explained=EXPLAIN[act],
+            reaction=reaction,
+            style=value if kind == "other_style" else lesson.style,
+            confirmed=False,
+            questions=0,
+            misses=lesson.misses + (reaction != "content"),
+        )
+    if act == CHECK_UNDERSTANDING:
+        return lesson._replace(confirmed=True)
+    field = {ASK_LEVEL: "claimed", CHECK_LEVEL: "shown", ASK_STYLE: "style"}[act]
+    return lesson._replace(**{field: value, "questions": lesson.questions + 1})
+
+
+def situation(lesson: Lesson) -> Lesson:
+    """What a reply depends on: that something is known, not what."""
+    return lesson._replace(
+        hurried=False,
+        claimed=lesson.claimed and "said",
+        shown=lesson.shown and "shown",
+        style=lesson.style and "said",
+        explained=None,
+    )
+
+
+# What counts
+
+LEVEL_MATCHED, STYLE_MATCHED, CONFIRMED, WRAPPED = 0.40, 0.25, 0.15, 0.20
+LEVEL_MISSED = 0.10
+COST_MISS, COST_ANNOYANCE, COST_TEST = 0.15, 0.06, 0.02
+KEPT_WHEN_LEAVING = 0.5
+
+
+def rating(student: Student, lesson: Lesson) -> float:
+    """How good the lesson was: what was learned, less what was a bother.
+
+    The student's reaction to the last explanation says already how well it fitted.
+    """
+    learned = 0.0
+    if lesson.reaction in ("content", "other_style"):
+        learned += LEVEL_MATCHED
+        learned += STYLE_MATCHED * (lesson.reaction == "content")
+        learned += CONFIRMED * lesson.confirmed
+        learned += WRAPPED * (lesson.end == "wrapped")
+    elif lesson.reaction is not None:
+        learned += LEVEL_MISSED
+    if lesson.end == "left":
+        learned *= KEPT_WHEN_LEAVING
+    return max(0.0, learned - _costs(lesson))
+
+
+def _costs(lesson: Lesson) -> float:
+    return (
+        COST_MISS * lesson.misses
+        + COST_ANNOYANCE * lesson.annoyances
+        + COST_TEST * (lesson.shown is not None)
+    )
+
+
+def ceiling(student: Student, lesson: Lesson) -> float:
+    return max(0.0, 1.0 - _costs(lesson))
+
+
+# The behaviours that write the data. Each does some things well; none does all.
+
+
+def _mix(*parts: tuple[float, Mapping[str, float]]) -> dict[str, float]:
+    mixed: dict[str, float] = {}
+    for weight, part in parts:
+        for act, probability in part.items():
+            mixed[act] = mixed.get(act, 0.0) + weight * probability
+    return mixed
+
+
+def _explain(levels: Mapping[str, float], styles: Mapping[str, float]) -> dict[str, float]:
+    return {explain(l, s): p * q for l, p in levels.items() for s, q in styles.items()}
+
+
+def _finish(check: float, wrap: float, lesson: Lesson) -> dict[str, float]:
+    """Checks understanding (once) with one probability, else wraps up or goes on asking."""
+    check = 0.0 if lesson.confirmed else check
+    idle = {ASK_LEVEL: 0.4, ASK_STYLE: 0.3, CHECK_UNDERSTANDING: 0.3}
+    rest = _mix((wrap, {WRAP_UP: 1.0}), (1.0 - wrap, idle))
+    return _mix((check, {CHECK_UNDERSTANDING: 1.0}), (1.0 - check, rest))
+
+
+def _styles(lesson: Lesson, used: float, habit: Mapping[str, float]) -> dict[str, float]:
+    """The style that was heard with probability `used`, otherwise the habit."""
+    if lesson.style is None:
+        return dict(habit)
+    return _mix((used, {lesson.style: 1.0}), (1.0 - used, habit))
+
+
+def lecturer(lesson: Lesson) -> dict[str, float]:
+    """Explains at once, at a level and in a style of its own liking."""
+    habit = {"definition": 0.6, "example": 0.25, "analogy": 0.15}
+    styles = _styles(lesson, 0.5, habit)
+    if lesson.explained is None:
+        return _explain({"novice": 0.2, "intermediate": 0.45, "expert": 0.35}, styles)
+    level, style = lesson.explained
+    if lesson.reaction == "content":
+        return _finish(0.35, 0.7, lesson)
+    position = LEVELS.index(level)
+    if lesson.reaction == "other_style":
+        again = _explain({level: 1.0}, _styles(lesson, 0.7, {s: 1 / 3 for s in STYLES}))
+    else:
+        other = LEVELS[max(0, min(2, position + (1 if lesson.reaction == "bored" else -1)))]
+        again = _explain({other: 0.8, level: 0.2}, {style: 0.7, "example": 0.3})
+    return _mix((0.5, again), (0.5, _finish(0.3, 0.7, lesson)))
+
+
+def believer(lesson: Lesson) -> dict[str, float]:
+    """Asks for the level and believes the answer; style by habit unless it was said."""
+    if lesson.explained is None:
+        if lesson.claimed is None:
+            return _mix(
+                (0.85, {ASK_LEVEL: 1.0}),
+                (0.15, _explain({"intermediate": 1.0}, {"example": 1.0})),
+            )
+        habit = {"example": 0.5, "analogy": 0.3, "definition": 0.2}
+        go = _explain(
+            {lesson.claimed: 0.8, "intermediate": 0.2}, _styles(lesson, 0.75, habit)
+        )
+        ask_style = 0.0 if lesson.style else 0.4
+        return _mix((ask_style, {ASK_STYLE: 1.0}), (1.0 - ask_style, go))
+    if lesson.reaction in ("content", "other_style"):
+        return _finish(0.35, 0.6, lesson)
+    lower = LEVELS[max(0, LEVELS.index(lesson.explained[0]) - 1)]
+    again = _explain({lower: 1.0}, {lesson.explained[1]: 1.0})
+    return _mix((0.3, again), (0.7, _finish(0.3, 0.6, lesson)))
+
+
+def questionnaire(lesson: Lesson) -> dict[str, float]:
+    """Asks and asks, which loses the impatient, then uses part of the answers."""
+    if lesson.explained is None:
+        asked = (lesson.claimed, lesson.shown, lesson.style)
+        open_questions = [q for q, a in zip(QUESTIONS, asked, strict=True) if a is None]
+        go = _explain(
+            _mix(
+                (0.75, {lesson.shown or lesson.claimed or "novice": 1.0}),
+                (0.25, {"intermediate": 1.0}),
+            ),
+            _styles(lesson, 0.75, {"example": 0.4, "analogy": 0.3, "definition": 0.3}),
+        )
+        if not open_questions:
+            return _mix((0.75, go), (0.25, {q: 1 / 3 for q in QUESTIONS}))
+        ask = {q: 1 / len(open_questions) for q in open_questions}
+        go_on = 0.2 if len(open_questions) == 1 else 0.05
+        return _mix((go_on, go), (0.85 - go_on, ask), (0.15, {q: 1 / 3 for q in QUESTIONS}))
+    return _finish(0.45, 0.6, lesson)
+
+
+def examiner(lesson: Lesson) -> dict[str, float]:
+    """Tests the level and uses what it sees; style by habit; seldom comes to a close."""
+    if lesson.explained is None:
+        if lesson.shown is None:
+            return {CHECK_LEVEL: 0.9, ASK_LEVEL: 0.1}
+        habit = {"definition": 0.5, "example": 0.3, "analogy": 0.2}
+        go = _explain({lesson.shown: 0.85, "intermediate": 0.15}, _styles(lesson, 0.6, habit))
+        return _mix((0.2, {ASK_STYLE: 1.0}), (0.15, {CHECK_LEVEL: 1.0}), (0.65, go))
+    again = _explain({lesson.explained[0]: 1.0}, _styles(lesson, 0.8, {s: 1 / 3 for s in STYLES}))
+    if lesson.reaction == "other_style":
+        return _mix((0.5, again), (0.3, {CHECK_LEVEL: 1.0}), (0.2, {WRAP_UP: 1.0}))
+    return _mix((0.45, {CHECK_LEVEL: 1.0}), (0.55, _finish(0.3, 0.7, lesson)))
+
+
+def confused(lesson: Lesson) -> dict[str, float]:
+    """Does anything, and stays with what it explained last."""
+    anything = {act: 1.0 / len(ACTS) for act in ACTS}
+    if lesson.explained is None:
+        return anything
+    return _mix((0.3, _explain({lesson.explained[0]: 1.0}, {lesson.explained[1]: 1.0})), (0.7, anything))
+
+
+BEHAVIOURS = {
+    "lecturer": Behaviour(0.25, lecturer),
+    "believer": Behaviour(0.25, believer),
+    "questionnaire": Behaviour(0.20, questionnaire),
+    "examiner": Behaviour(0.20, examiner),
+    "confused": Behaviour(0.10, confused),
+}
+
+WORLD = World(
+    task=TASK,
+    prior=_prior(),
+    is_difficult=lambda student: student.claims == "overstates",
+    acts=ACTS,
+    replies=REPLIES,
+    slots={"topic": TOPICS},
+    opening=opening,
+    begin=begin,
+    reply=reply,
+    advance=advance,
+    is_over=lambda lesson: lesson.end is not None,
+    rating=rating,
+    behaviours=BEHAVIOURS,
+    situation=situation,
+    ceiling=ceiling,
+)
