@@ -145,7 +145,9 @@ def printed(print_function, content):
 
 
 def page_of(folder):
-    return report.write_report(folder).read_text(encoding="utf-8")
+    """The page, with its typographic signs as they are typed."""
+    text = report.write_report(folder).read_text(encoding="utf-8")
+    return text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-")
 
 
 def text_of(page):
@@ -237,6 +239,19 @@ def test_a_significantly_better_method_is_named_even_if_another_scores_higher():
     assert "loses to filtered BC" in results.headline(content)[1]
 
 
+def test_an_advantage_of_these_trainings_only_is_said_to_be_one(run_folder):
+    content = evaluation()
+    for test in content["population"]["average"]["tests"]:
+        test["p_training_holm"] = 0.21 if test["a"] == "fbc" else 0.014
+    (run_folder / "evaluation.json").write_text(json.dumps(content))
+    note = (
+        "Over training runs ILQL is not distinguishable from filtered BC (p_training_holm = 0.210) "
+        "and differs from BC (p_training_holm = 0.014)."
+    )
+    assert note in " ".join(printed(tables.print_results, content).split())
+    assert note in page_of(run_folder)
+
+
 def test_scale_of_differences_and_seeds_is_recognised():
     content = population()
     assert results.difference_scale(content) == "normalized score"
@@ -258,7 +273,7 @@ def test_report_has_every_section_and_figure(run_folder):
     assert not list(run_folder.rglob("*.partial"))
     assert "could not follow" in page and "success (≥ 4)" not in page  # outlines, not text
     assert "lecturer" in page and "{place}" not in page
-    text = text_of(page).replace("−", "-")
+    text = text_of(page)
     for number in ("0.81", "[0.78, 0.85]", "4.17", "-0.07", "0.0020"):
         assert number in text
 

@@ -138,17 +138,23 @@ def scores(evaluation: Mapping[str, Any]) -> Figure | None:
         return None
     methods = results.ordered_methods({m for p in found.values() for m in p["methods"]})
     with _styled():
-        figure, axes = _figure(1.1 + 0.36 * len(methods), 1, len(found), sharex=True, sharey=True)
+        two_rows = False
+        figure, axes = _figure(1.3 + 0.36 * len(methods), 1, len(found), sharex=True, sharey=True)
         for axis, (name, population) in zip(axes[0], found.items(), strict=True):
-            _draw_scores(axis, population, methods)
-            axis.set_title(f"{name} population", pad=22)
-        axes[0, 0].set_yticks(range(len(methods)), [results.method_name(m) for m in methods])
+            two_rows |= _draw_scores(axis, population, methods)
+            axis.set_title(plain(f"{name} population"))
+        for axis in axes[0]:
+            axis.set_title(axis.get_title(loc="left"), pad=44 if two_rows else 22)
+        axes[0, 0].set_yticks(
+            range(len(methods)), [plain(results.method_name(method)) for method in methods]
+        )
         axes[0, 0].set_ylim(len(methods) - 0.4, -0.6)
         _ink_labels(axes[0, 0].get_yticklabels())
     return figure
 
 
-def _draw_scores(axis: Axes, population: Mapping[str, Any], methods: Sequence[str]) -> None:
+def _draw_scores(axis: Axes, population: Mapping[str, Any], methods: Sequence[str]) -> bool:
+    """Draws one population; True if labels of references had to be put in two rows."""
     references = population.get("references") or {}
     unit = "mean reward"
     for row, key in enumerate(methods):
@@ -165,25 +171,41 @@ def _draw_scores(axis: Axes, population: Mapping[str, Any], methods: Sequence[st
             axis.plot(
                 seeds, [row + 0.26] * len(seeds), "|", color=color(key), markersize=6, alpha=0.8
             )
+    axis.grid(axis="y", visible=False)
     normalized = unit == "normalized score"
+    axis.set_xlabel(unit + (" (0 = mean behaviour, 1 = optimum)" if normalized else ""))
+    return _draw_references(axis, references, normalized)
+
+
+def _draw_references(axis: Axes, references: Mapping[str, Any], normalized: bool) -> bool:
+    """Labelled lines; a label too near to its neighbour's is raised. True if one was."""
+    places = []
     for key, name in results.REFERENCE_NAMES.items():
         x = references.get(key)
         x = results.normalize(x, references) if normalized else x
         if results.is_number(x):
-            _reference_line(axis, x, name.replace(" ", "\n"), dashed=key != "optimum")
-    axis.set_xlabel(unit + (" (0 = mean behaviour, 1 = optimum)" if normalized else ""))
-    axis.grid(axis="y", visible=False)
+            axis.axvline(
+                x,
+                color=PALETTE["muted"][0],
+                linewidth=1,
+                linestyle="-" if key == "optimum" else (0, (3, 3)),
+            )
+            places.append((x, name.replace(" ", "\n")))
+    low, high = axis.get_xlim()
+    raised, last = False, -math.inf
+    for x, name in sorted(places):
+        raised = not raised and x - last < 0.17 * (high - low)
+        last = x
+        _label_reference(axis, x, name, 24 if raised else 3)
+    return any(text.xyann[1] > 3 for text in axis.texts)
 
 
-def _reference_line(axis: Axes, x: float, name: str, dashed: bool) -> None:
-    axis.axvline(
-        x, color=PALETTE["muted"][0], linewidth=1, linestyle=(0, (3, 3)) if dashed else "-"
-    )
+def _label_reference(axis: Axes, x: float, name: str, height: float) -> None:
     axis.annotate(
         name,
         (x, 1),
         xycoords=("data", "axes fraction"),
-        xytext=(0, 3),
+        xytext=(0, height),
         textcoords="offset points",
         ha="center",
         va="bottom",
@@ -215,7 +237,7 @@ def learning_curves(metrics: Metrics) -> Figure | None:
         handles: dict[str, Any] = {}
         for axis, name in zip(axes.flat, names, strict=False):
             handles |= _draw_curves(axis, metrics, name)
-            axis.set_title(name.replace("_", " "))
+            axis.set_title(plain(name.replace("_", " ")))
         for axis in axes.flat[len(names) :]:
             axis.set_visible(False)
         for axis in axes[-1]:
@@ -298,7 +320,7 @@ def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
     methods = results.ordered_methods(handles)
     figure.legend(
         [handles[m] for m in methods],
-        [results.method_name(m) for m in methods],
+        [plain(results.method_name(m)) for m in methods],
         loc="outside upper left",
         ncols=len(methods),
         handlelength=1.4,
@@ -346,7 +368,7 @@ def reward_distributions(
         for axis, (key, rewards) in zip(axes[:, 0], groups.items(), strict=True):
             axis.bar(edges[:-1], shares[key], np.diff(edges) * 0.92, align="edge", color=color(key))
             axis.axvline(rewards.mean(), color=PALETTE["ink"][0], linewidth=1.4)
-            name = "training data" if key == "data" else results.method_name(key)
+            name = "training data" if key == "data" else plain(results.method_name(key))
             label = f"{name}\nmean {rewards.mean():.2f}, n = {len(rewards)}"
             axis.set_ylabel(label, rotation=0, ha="right", va="center", color=PALETTE["ink"][0])
             axis.set_yticks([])
@@ -474,7 +496,7 @@ def values_along(
                     part = [d for d in group if succeeded(d) == wanted]
                     _draw_values(axis, part, name, style, label)
                 meaning = "before the utterance" if name == "v" else "of the utterance"
-                axis.set_title(f"{results.method_name(method)}: {name.upper()} {meaning}")
+                axis.set_title(f"{plain(results.method_name(method))}: {name.upper()} {meaning}")
                 axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             row[0].set_ylabel("value")
         for axis in axes[-1]:

@@ -24,6 +24,7 @@ from experiments.stages import figures, results, tables
 from imagination.dialogue import Dialogue, read_dialogues
 
 MOST_BEHAVIOURS = 8
+NO_BREAK = "\N{NO-BREAK SPACE}"
 VERDICT_WORDS = {
     "above": "ahead",
     "below": "behind",
@@ -450,7 +451,7 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"minus": _minus, "words": _words, "capital": _capital}
+    environment.filters |= {"typeset": _typeset, "words": _words, "capital": _capital}
     found = results.populations(run.evaluation)
     rule, examples = pick_examples(run.conversations, run.success_reward)
     return environment.get_template("report.html.j2").render(
@@ -477,9 +478,10 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
     )
 
 
-def _minus(text: str) -> str:
-    """Hyphens in front of digits become minus signs."""
-    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+def _typeset(text: str) -> str:
+    """Minus signs for numbers; no line break inside an interval or a p-value."""
+    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+    return re.sub(r"\[[^\]]{1,24}\]|\bp\w* [<=] \S+", lambda m: m[0].replace(" ", NO_BREAK), text)
 
 
 def _words(name: Any) -> str:
@@ -496,8 +498,11 @@ def _statements(run: Run) -> list[dict[str, str]]:
     for index, (name, population) in enumerate(results.populations(run.evaluation).items()):
         verdict, text = results.headline(population, name)
         statements.append({"verdict": verdict, "text": text})
-        if index == 0 and (beside := results.against_data(population)):
-            statements.append({"verdict": "", "text": beside})
+        trained_again = results.training_note(population)
+        notes = [trained_again] if "not distinguishable" in trained_again else []
+        if index == 0:
+            notes.append(results.against_data(population))
+        statements += [{"verdict": "", "text": note} for note in notes if note]
     statements += [{"verdict": "", "text": text} for text in _heldout_statements(run.heldout)]
     return statements
 
@@ -549,6 +554,8 @@ def _facts(run: Run) -> list[str]:
             "p_holm is the p-value of a pairwise test after Holm's correction for the number of "
             f"pairs; “above” and “below” are said where it is under {results.SIGNIFICANT}, “not "
             "distinguishable” elsewhere, which is no proof that two methods are equal.",
+            "p_holm asks whether the agents as trained differ on other humans; p_training_holm, "
+            "where several seeds were trained, whether the methods would differ if trained again.",
             "Each method's decoding setting was chosen on validation episodes, which are not "
             "among those reported here.",
         ]

@@ -26,6 +26,7 @@ REFERENCE_NAMES = {
     "uniform": "uniform",
 }
 SIGNIFICANT = 0.05
+_TEST_NUMBERS = ("difference", "p", "p_holm", "p_training_holm")
 _CLAUSES = {
     "below": "below",
     "above": "above",
@@ -127,6 +128,7 @@ class Comparison:
     difference: float | None
     p: float | None
     p_holm: float | None
+    p_training_holm: float | None = None
 
     @property
     def probability(self) -> float | None:
@@ -145,11 +147,14 @@ class Comparison:
     def evidence(self) -> str:
         """`p_holm = 0.012`, with the plain p where no correction was made."""
         name = "p_holm" if is_number(self.p_holm) else "p"
-        if not is_number(self.probability):
-            return "not tested"
-        if self.probability < 0.001:
-            return f"{name} < 0.001"
-        return f"{name} = {self.probability:.3f}"
+        return _p_value(name, self.probability) if is_number(self.probability) else "not tested"
+
+    @property
+    def training_evidence(self) -> str:
+        """The same for training the methods again; empty where one seed cannot tell."""
+        if not is_number(self.p_training_holm):
+            return ""
+        return _p_value("p_training_holm", self.p_training_holm)
 
     def seen_from(self, method: str | None) -> Comparison:
         """The same test with `method` on the left, if it is one of the two."""
@@ -159,12 +164,16 @@ class Comparison:
         return dataclasses.replace(self, a=self.b, b=self.a, difference=difference)
 
 
+def _p_value(name: str, p: float) -> str:
+    return f"{name} < 0.001" if p < 0.001 else f"{name} = {p:.3f}"
+
+
 def comparisons(population: Mapping[str, Any]) -> list[Comparison]:
     """All tests, those of the focus method first and seen from it."""
     focus = focus_method(population)
     tests = []
     for test in population.get("tests") or []:
-        numbers = (test.get(key) for key in ("difference", "p", "p_holm"))
+        numbers = (test.get(key) for key in _TEST_NUMBERS)
         numbers = (value if is_number(value) else None for value in numbers)
         tests.append(Comparison(str(test.get("a")), str(test.get("b")), *numbers).seen_from(focus))
     return sorted(tests, key=lambda test: test.a != focus)
@@ -243,12 +252,27 @@ def headline(population: Mapping[str, Any], name: str = "average") -> tuple[str,
     against = f"{theirs} for {method_name(rival)}" + (", the next best" if everyone else "")
     evidence = ""
     if rival in tests:
-        evidence = f" (difference {number(tests[rival].difference)}, {tests[rival].evidence})"
+        test = tests[rival]
+        evidence = f" (difference {number(test.difference)}, {test.evidence})"
     subject = method_name(focus)
     return verdict, (
         f"{subject[0].upper()}{subject[1:]} {claim} on the {name} population: "
         f"{unit} {mine} against {against}{evidence}."
     )
+
+
+def training_note(population: Mapping[str, Any]) -> str:
+    """Which differences from the focus method would be there if all were trained again."""
+    focus = focus_method(population)
+    tests = [t for t in comparisons(population) if t.a == focus and t.training_evidence]
+    if not tests:
+        return ""
+    parts = []
+    for test in tests:
+        sure = test.p_training_holm < SIGNIFICANT
+        claim = "differs from" if sure else "is not distinguishable from"
+        parts.append(f"{claim} {method_name(test.b)} ({test.training_evidence})")
+    return f"Over training runs {method_name(focus)} {_enumerate(parts)}."
 
 
 def _rival(rivals: Mapping[str, Any], tests: Mapping[str, Comparison]) -> str:

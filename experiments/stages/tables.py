@@ -89,7 +89,11 @@ def result_table(population: Mapping[str, Any], title: str) -> ResultTable:
         for key, name in results.REFERENCE_NAMES.items()
         if results.is_number(references.get(key))
     ]
-    notes = [results.describe_tests(population), results.seeds_note(population)]
+    notes = [
+        results.describe_tests(population),
+        results.training_note(population),
+        results.seeds_note(population),
+    ]
     return ResultTable(title, HEADERS, tuple(rows), tuple(filter(None, notes)))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from imagination.simulation.behaviours import any_of, mix
 from imagination.simulation.grammar import Phrasing
 from imagination.simulation.world import Behaviour, World
 from imagination.task import Task
@@ -471,7 +472,7 @@ def situation(lesson: Lesson) -> Lesson:
 
 LEVEL_MATCHED, STYLE_MATCHED, CONFIRMED, WRAPPED = 0.40, 0.25, 0.15, 0.20
 LEVEL_MISSED = 0.10
-COST_MISS, COST_ANNOYANCE, COST_TEST = 0.15, 0.06, 0.02
+COST_MISS, COST_ANNOYANCE, COST_TEST = 0.20, 0.06, 0.02
 KEPT_WHEN_LEAVING = 0.5
 
 
@@ -508,118 +509,119 @@ def ceiling(student: Student, lesson: Lesson) -> float:
 # The behaviours that write the data. Each does some things well; none does all.
 
 
-def _mix(*parts: tuple[float, Mapping[str, float]]) -> dict[str, float]:
-    mixed: dict[str, float] = {}
-    for weight, part in parts:
-        for act, probability in part.items():
-            mixed[act] = mixed.get(act, 0.0) + weight * probability
-    return mixed
-
-
 def _explain(levels: Mapping[str, float], styles: Mapping[str, float]) -> dict[str, float]:
     return {explain(l, s): p * q for l, p in levels.items() for s, q in styles.items()}
 
 
-def _finish(check: float, wrap: float, lesson: Lesson) -> dict[str, float]:
-    """Checks understanding (once) with one probability, else wraps up or goes on asking."""
-    check = 0.0 if lesson.confirmed else check
-    idle = {ASK_LEVEL: 0.4, ASK_STYLE: 0.3, CHECK_UNDERSTANDING: 0.3}
-    rest = _mix((wrap, {WRAP_UP: 1.0}), (1.0 - wrap, idle))
-    return _mix((check, {CHECK_UNDERSTANDING: 1.0}), (1.0 - check, rest))
-
-
-def _styles(lesson: Lesson, used: float, habit: Mapping[str, float]) -> dict[str, float]:
+def _style(lesson: Lesson, used: float, habit: Mapping[str, float]) -> dict[str, float]:
     """The style that was heard with probability `used`, otherwise the habit."""
     if lesson.style is None:
         return dict(habit)
-    return _mix((used, {lesson.style: 1.0}), (1.0 - used, habit))
+    return mix((used, {lesson.style: 1.0}), (1.0 - used, habit))
+
+
+def _finish(lesson: Lesson, check: float, wrap: float) -> dict[str, float]:
+    """Checks understanding (once) with one probability, else wraps up or goes on asking."""
+    if lesson.confirmed:
+        check = 0.0
+    idle = any_of(ASK_LEVEL, CHECK_LEVEL, ASK_STYLE)
+    return mix(
+        (check, {CHECK_UNDERSTANDING: 1.0}),
+        ((1.0 - check) * wrap, {WRAP_UP: 1.0}),
+        ((1.0 - check) * (1.0 - wrap), idle),
+    )
+
+
+def _nearer_level(lesson: Lesson) -> str:
+    """One level further from the last explanation, in the direction of the complaint."""
+    step = {"lost": -1, "bored": 1}.get(lesson.reaction, 0)
+    return LEVELS[max(0, min(len(LEVELS) - 1, LEVELS.index(lesson.explained[0]) + step))]
+
+
+def _explain_again(lesson: Lesson) -> dict[str, float]:
+    """Takes the complaint about the last explanation to heart."""
+    tried = lesson.explained[1]
+    if lesson.reaction == "other_style":
+        others = any_of(*(style for style in STYLES if style != tried))
+        return _explain({lesson.explained[0]: 1.0}, _style(lesson, 0.8, others))
+    return _explain({_nearer_level(lesson): 1.0}, _style(lesson, 0.5, {tried: 1.0}))
 
 
 def lecturer(lesson: Lesson) -> dict[str, float]:
-    """Explains at once, at a level and in a style of its own liking."""
-    habit = {"definition": 0.6, "example": 0.25, "analogy": 0.15}
-    styles = _styles(lesson, 0.5, habit)
+    """Explains at once, at a level and in a style of its own liking; ends well."""
     if lesson.explained is None:
-        return _explain({"novice": 0.2, "intermediate": 0.45, "expert": 0.35}, styles)
-    level, style = lesson.explained
+        habit = {"definition": 0.5, "example": 0.3, "analogy": 0.2}
+        levels = {"novice": 0.3, "intermediate": 0.45, "expert": 0.25}
+        return _explain(levels, _style(lesson, 0.7, habit))
     if lesson.reaction == "content":
-        return _finish(0.35, 0.7, lesson)
-    position = LEVELS.index(level)
-    if lesson.reaction == "other_style":
-        again = _explain({level: 1.0}, _styles(lesson, 0.7, {s: 1 / 3 for s in STYLES}))
-    else:
-        other = LEVELS[max(0, min(2, position + (1 if lesson.reaction == "bored" else -1)))]
-        again = _explain({other: 0.8, level: 0.2}, {style: 0.7, "example": 0.3})
-    return _mix((0.5, again), (0.5, _finish(0.3, 0.7, lesson)))
+        return _finish(lesson, check=0.7, wrap=0.9)
+    return mix((0.6, _explain_again(lesson)), (0.4, _finish(lesson, check=0.2, wrap=0.9)))
 
 
 def believer(lesson: Lesson) -> dict[str, float]:
-    """Asks for the level and believes the answer; style by habit unless it was said."""
+    """Asks for the level and believes the answer; often forgets the style, or to check."""
     if lesson.explained is None:
         if lesson.claimed is None:
-            return _mix(
-                (0.85, {ASK_LEVEL: 1.0}),
-                (0.15, _explain({"intermediate": 1.0}, {"example": 1.0})),
-            )
-        habit = {"example": 0.5, "analogy": 0.3, "definition": 0.2}
-        go = _explain(
-            {lesson.claimed: 0.8, "intermediate": 0.2}, _styles(lesson, 0.75, habit)
-        )
-        ask_style = 0.0 if lesson.style else 0.4
-        return _mix((ask_style, {ASK_STYLE: 1.0}), (1.0 - ask_style, go))
-    if lesson.reaction in ("content", "other_style"):
-        return _finish(0.35, 0.6, lesson)
-    lower = LEVELS[max(0, LEVELS.index(lesson.explained[0]) - 1)]
-    again = _explain({lower: 1.0}, {lesson.explained[1]: 1.0})
-    return _mix((0.3, again), (0.7, _finish(0.3, 0.6, lesson)))
+            return mix((0.9, {ASK_LEVEL: 1.0}), (0.1, _explain(P_LEVEL, P_STYLE)))
+        ask_style = 0.0 if lesson.style else 0.45
+        habit = {"example": 0.6, "analogy": 0.2, "definition": 0.2}
+        levels = mix((0.9, {lesson.claimed: 1.0}), (0.1, P_LEVEL))
+        go = _explain(levels, _style(lesson, 0.85, habit))
+        return mix((ask_style, {ASK_STYLE: 1.0}), (1.0 - ask_style, go))
+    if lesson.reaction == "content":
+        return _finish(lesson, check=0.4, wrap=0.7)
+    return mix((0.3, _explain_again(lesson)), (0.7, _finish(lesson, check=0.3, wrap=0.7)))
 
 
 def questionnaire(lesson: Lesson) -> dict[str, float]:
-    """Asks and asks, which loses the impatient, then uses part of the answers."""
+    """Asks and asks, which loses the impatient; then uses most of the answers."""
     if lesson.explained is None:
         asked = (lesson.claimed, lesson.shown, lesson.style)
-        open_questions = [q for q, a in zip(QUESTIONS, asked, strict=True) if a is None]
-        go = _explain(
-            _mix(
-                (0.75, {lesson.shown or lesson.claimed or "novice": 1.0}),
-                (0.25, {"intermediate": 1.0}),
-            ),
-            _styles(lesson, 0.75, {"example": 0.4, "analogy": 0.3, "definition": 0.3}),
-        )
-        if not open_questions:
-            return _mix((0.75, go), (0.25, {q: 1 / 3 for q in QUESTIONS}))
-        ask = {q: 1 / len(open_questions) for q in open_questions}
-        go_on = 0.2 if len(open_questions) == 1 else 0.05
-        return _mix((go_on, go), (0.85 - go_on, ask), (0.15, {q: 1 / 3 for q in QUESTIONS}))
-    return _finish(0.45, 0.6, lesson)
+        unasked = [q for q, answer in zip(QUESTIONS, asked, strict=True) if answer is None]
+        heard_level = lesson.shown or lesson.claimed
+        levels = mix((0.85, {heard_level: 1.0}), (0.15, P_LEVEL)) if heard_level else P_LEVEL
+        go = _explain(levels, _style(lesson, 0.85, P_STYLE))
+        if not unasked:
+            return mix((0.8, go), (0.2, any_of(*QUESTIONS)))
+        p_go = {1: 0.3, 2: 0.1, 3: 0.05}[len(unasked)]
+        return mix((p_go, go), (0.95 - p_go, any_of(*unasked)), (0.05, any_of(*QUESTIONS)))
+    if lesson.reaction == "content":
+        return _finish(lesson, check=0.6, wrap=0.7)
+    return mix((0.3, _explain_again(lesson)), (0.7, _finish(lesson, check=0.5, wrap=0.7)))
 
 
 def examiner(lesson: Lesson) -> dict[str, float]:
-    """Tests the level and uses what it sees; style by habit; seldom comes to a close."""
+    """Tests the level and uses what it sees; style by habit; tests on instead of ending."""
     if lesson.explained is None:
         if lesson.shown is None:
             return {CHECK_LEVEL: 0.9, ASK_LEVEL: 0.1}
-        habit = {"definition": 0.5, "example": 0.3, "analogy": 0.2}
-        go = _explain({lesson.shown: 0.85, "intermediate": 0.15}, _styles(lesson, 0.6, habit))
-        return _mix((0.2, {ASK_STYLE: 1.0}), (0.15, {CHECK_LEVEL: 1.0}), (0.65, go))
-    again = _explain({lesson.explained[0]: 1.0}, _styles(lesson, 0.8, {s: 1 / 3 for s in STYLES}))
+        ask_style = 0.0 if lesson.style else 0.35
+        habit = {"definition": 0.5, "analogy": 0.3, "example": 0.2}
+        levels = mix((0.9, {lesson.shown: 1.0}), (0.1, P_LEVEL))
+        go = _explain(levels, _style(lesson, 0.8, habit))
+        return mix(
+            (ask_style, {ASK_STYLE: 1.0}),
+            (0.15, {CHECK_LEVEL: 1.0}),
+            (0.85 - ask_style, go),
+        )
     if lesson.reaction == "other_style":
-        return _mix((0.5, again), (0.3, {CHECK_LEVEL: 1.0}), (0.2, {WRAP_UP: 1.0}))
-    return _mix((0.45, {CHECK_LEVEL: 1.0}), (0.55, _finish(0.3, 0.7, lesson)))
+        return mix((0.5, _explain_again(lesson)), (0.5, _finish(lesson, check=0.2, wrap=0.4)))
+    return mix((0.35, {CHECK_LEVEL: 1.0}), (0.65, _finish(lesson, check=0.4, wrap=0.6)))
 
 
 def confused(lesson: Lesson) -> dict[str, float]:
-    """Does anything, and stays with what it explained last."""
-    anything = {act: 1.0 / len(ACTS) for act in ACTS}
+    """Does anything, then repeats itself."""
     if lesson.explained is None:
-        return anything
-    return _mix((0.3, _explain({lesson.explained[0]: 1.0}, {lesson.explained[1]: 1.0})), (0.7, anything))
+        return any_of(*ACTS)
+    again = _explain({lesson.explained[0]: 1.0}, {lesson.explained[1]: 1.0})
+    others = any_of(*QUESTIONS, CHECK_UNDERSTANDING, WRAP_UP)
+    return mix((0.4, again), (0.6, others))
 
 
 BEHAVIOURS = {
-    "lecturer": Behaviour(0.25, lecturer),
+    "lecturer": Behaviour(0.20, lecturer),
     "believer": Behaviour(0.25, believer),
-    "questionnaire": Behaviour(0.20, questionnaire),
+    "questionnaire": Behaviour(0.25, questionnaire),
     "examiner": Behaviour(0.20, examiner),
     "confused": Behaviour(0.10, confused),
 }

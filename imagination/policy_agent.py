@@ -1,0 +1,59 @@
+"""`PolicyAgent`: a trained policy that speaks in words."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+from ilql_jax.policy import Policy, Response
+
+from imagination.speakers import Conversation, Utterance
+from imagination.tokenization import DialogueTokenizer
+
+
+class PolicyAgent:
+    """Takes the agent's turn with a `Policy`; remembers the values of what it said.
+
+    Args:
+        policy: The trained network with its decoding.
+        tokenizer: The one it was trained with.
+        reward_scale: What rewards were multiplied by in training; values are divided by it.
+        keep_candidates: How many of the utterances considered are kept with each turn.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        tokenizer: DialogueTokenizer,
+        reward_scale: float = 1.0,
+        keep_candidates: int = 0,
+    ):
+        self.policy = policy
+        self.tokenizer = tokenizer
+        self.reward_scale = reward_scale
+        self.keep_candidates = keep_candidates
+
+    def respond(self, conversations: Sequence[Conversation]) -> list[Utterance]:
+        contexts = self.tokenizer.contexts(
+            [c.turns for c in conversations], self.policy.max_context
+        )
+        responses = self.policy.respond(contexts, [_turn_seed(c) for c in conversations])
+        return [self._utterance(response) for response in responses]
+
+    def _utterance(self, response: Response) -> Utterance:
+        annotations = {
+            "q": round(response.q / self.reward_scale, 4),
+            "v": round(response.v / self.reward_scale, 4),
+        }
+        if self.keep_candidates:
+            different: dict[str, float] = {}
+            for tokens, q in response.candidates:
+                different.setdefault(self.tokenizer.decode(tokens), round(q / self.reward_scale, 4))
+            kept = list(different.items())[: self.keep_candidates]
+            annotations["candidates"] = [{"text": text, "q": q} for text, q in kept]
+        return Utterance(self.tokenizer.decode(response.tokens), annotations=annotations)
+
+
+def _turn_seed(conversation: Conversation) -> int:
+    """A seed that differs from conversation to conversation and from turn to turn."""
+    return zlib.crc32(f"{conversation.seed}/{len(conversation.turns)}".encode())
