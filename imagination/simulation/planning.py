@@ -10,7 +10,9 @@ probability of every state forward, all personas at once.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +23,22 @@ Belief = tuple[tuple[int, ...], tuple[float, ...]]
 Policy = Callable[[State], Mapping[Act, float]]
 
 _TINY = 1e-12
+
+
+class Node(NamedTuple):
+    """A point of a conversation: all that the best continuation depends on."""
+
+    turns_left: int
+    state: State
+    belief: Belief
+
+
+class Solution(NamedTuple):
+    """The value and a best act; or, where not exact, an upper bound on the value."""
+
+    value: float
+    act: Act | None
+    is_exact: bool
 
 
 class Planner:
@@ -40,7 +58,8 @@ class Planner:
         prior = world.population(population)
         self.personas = tuple(prior)
         self._prior: Belief = (tuple(range(len(prior))), tuple(prior.values()))
-        self._solved: dict[tuple[int, State, Belief], tuple[float, Act | None]] = {}
+        self._solved: dict[Node, Solution] = {}
+        self._replies: dict[tuple[State, Act | None], dict[int, Mapping[Reply, float]]] = {}
         self._ratings: dict[tuple[int, State], float] = {}
         self._ceilings: dict[tuple[int, State], float] = {}
 
@@ -48,13 +67,13 @@ class Planner:
         """Expected rating of the optimal policy."""
         likelihoods = [self.world.opening(persona) for persona in self.personas]
         return sum(
-            probability * self._value(self.world.task.max_turns, self._begin(reply), belief)
+            probability * self._value(Node(self.world.task.max_turns, self._begin(reply), belief))
             for reply, probability, belief in _split(self._prior, likelihoods)
         )
 
     def best_act(self, turns_left: int, state: State, belief: Belief) -> Act | None:
         """An optimal act; among equals, the one that is worth most if all ended after it."""
-        return self._solve(turns_left, self.world.situation(state), belief)[1]
+        return self._solve(Node(turns_left, self.world.situation(state), belief)).act
 
     def opened(self, reply: Reply) -> Belief:
         """The belief after the opening."""
@@ -69,51 +88,72 @@ class Planner:
         return self.world.situation(self.world.begin(reply))
 
     def _likelihoods(self, belief: Belief, state: State, act: Act | None):
-        return [self.world.replies_to(self.personas[index], state, act) for index in belief[0]]
+        key = (self.world.mood_for(state, act), act)
+        known = self._replies.setdefault(key, {})
+        result = []
+        for index in belief[0]:
+            if index not in known:
+                known[index] = self.world.reply(self.personas[index], *key)
+            result.append(known[index])
+        return result
 
-    def _value(self, turns_left: int, state: State, belief: Belief) -> float:
-        if turns_left == 0 or self.world.is_over(state):
-            return self._expected(self._rating, state, belief)
-        return self._solve(turns_left, state, belief)[0]
+    def _value(self, node: Node, at_least: float = -math.inf) -> float:
+        """The value of a node if it exceeds `at_least`, else a bound that does not."""
+        if node.turns_left == 0 or self.world.is_over(node.state):
+            return self._expected(self._rating, node)
+        return self._solve(node, at_least).value
 
-    def _solve(self, turns_left: int, state: State, belief: Belief) -> tuple[float, Act | None]:
-        key = (turns_left, state, belief)
-        found = self._solved.get(key)
-        if found is not None:
+    def _solve(self, node: Node, at_least: float = -math.inf) -> Solution:
+        found = self._solved.get(node)
+        if found is not None and (found.is_exact or found.value <= at_least):
             return found
+        best, best_act, upper, is_exact = at_least, None, -math.inf, False
+        for bound, act, branches in self._candidates(node):
+            if bound <= best + _TINY:
+                upper = max(upper, bound)
+                break
+            value = bound
+            for probability, after, branch_bound in branches:
+                others = value - probability * branch_bound
+                needed = (best - others) / probability
+                value = others + probability * self._value(after, needed)
+                if value <= best + _TINY:
+                    break
+            upper = max(upper, value)
+            if value > best + _TINY:
+                best, best_act, is_exact = value, act, True
+        solution = Solution(best if is_exact else upper, best_act, is_exact)
+        self._solved[node] = solution
+        return solution
+
+    def _candidates(self, node: Node) -> list[tuple[float, Act | None, list]]:
+        """Acts with a bound on their value and what may follow, most promising first."""
         candidates = []
         for act in self.acts:
             bound = promise = 0.0
             branches = []
-            likelihoods = self._likelihoods(belief, state, act)
-            for reply, probability, posterior in _split(belief, likelihoods):
-                after = self.world.situation(self.world.advance(state, act, reply))
-                branches.append((probability, after, posterior))
-                bound += probability * self._bound(turns_left - 1, after, posterior)
-                promise += probability * self._expected(self._rating, after, posterior)
+            likelihoods = self._likelihoods(node.belief, node.state, act)
+            for reply, probability, posterior in _split(node.belief, likelihoods):
+                state = self.world.situation(self.world.advance(node.state, act, reply))
+                after = Node(node.turns_left - 1, state, posterior)
+                branch_bound = self._bound(after)
+                branches.append((probability, after, branch_bound))
+                bound += probability * branch_bound
+                promise += probability * self._expected(self._rating, after)
             candidates.append((bound, promise, act, branches))
-        # Most promising first: what comes later is then mostly bounded away.
+        # What comes later is then mostly bounded away.
         candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
-        best, best_act = -np.inf, None
-        for bound, _, act, branches in candidates:
-            if bound <= best + _TINY:
-                break
-            value = sum(p * self._value(turns_left - 1, after, b) for p, after, b in branches)
-            if value > best + _TINY:
-                best, best_act = value, act
-        self._solved[key] = (best, best_act)
-        return best, best_act
+        return [(bound, act, branches) for bound, _, act, branches in candidates]
 
-    def _bound(self, turns_left: int, state: State, belief: Belief) -> float:
-        if turns_left == 0 or self.world.is_over(state):
-            return self._expected(self._rating, state, belief)
-        return self._expected(self._ceiling, state, belief)
+    def _bound(self, node: Node) -> float:
+        if node.turns_left == 0 or self.world.is_over(node.state):
+            return self._expected(self._rating, node)
+        return self._expected(self._ceiling, node)
 
-    def _expected(self, function: Callable[[int, State], float], state: State, belief: Belief):
-        indices, probabilities = belief
-        return sum(
-            p * function(index, state) for index, p in zip(indices, probabilities, strict=True)
-        )
+    def _expected(self, function: Callable[[int, State], float], node: Node) -> float:
+        indices, probabilities = node.belief
+        state = node.state
+        return sum(p * function(i, state) for i, p in zip(indices, probabilities, strict=True))
 
     def _rating(self, index: int, state: State) -> float:
         key = (index, state)
@@ -168,24 +208,24 @@ def uniform_policy(world: World) -> Policy:
     return lambda state: probabilities
 
 
-def persona_values(world: World, policy: Policy, hears: bool = True) -> np.ndarray:
+def persona_values(world: World, policy: Policy, listens: bool = True) -> np.ndarray:
     """Exact expected rating of a policy for each persona, in the order of `world.prior`.
 
     Args:
         world: The world.
         policy: State -> probabilities of the acts.
-        hears: False for a policy that chooses by the situation alone, which is much faster.
+        listens: False for a policy that chooses by the situation alone, which is much faster.
 
     Returns:
         Float64 [personas].
     """
     personas = tuple(world.prior)
-    tables = _ReplyTables(world, personas)
-    known = (lambda state: state) if hears else world.situation
+    tables = _reply_tables(world)
+    seen = (lambda state: state) if listens else world.situation
     values = np.zeros(len(personas))
     layer: dict[State, _Mass] = {}
     for reply, mass in _stacked([world.opening(persona) for persona in personas]):
-        _add(layer, known(world.begin(reply)), *mass)
+        _add(layer, seen(world.begin(reply)), *mass)
     for turn in range(world.task.max_turns + 1):
         following: dict[State, _Mass] = {}
         for state, (support, mass) in layer.items():
@@ -193,13 +233,12 @@ def persona_values(world: World, policy: Policy, hears: bool = True) -> np.ndarr
                 for index in np.flatnonzero(mass):
                     values[index] += mass[index] * world.rating(personas[index], state)
                 continue
-            situation = world.situation(state)
             for act, probability in policy(state).items():
                 if probability <= 0.0:
                     continue
-                for reply, (speakers, likelihood) in tables.get(situation, act):
+                for reply, (speakers, likelihood) in tables.get(state, act):
                     if both := support & speakers:
-                        after = known(world.advance(state, act, reply))
+                        after = seen(world.advance(state, act, reply))
                         _add(following, after, both, probability * likelihood * mass)
         layer = following
     return values
@@ -211,18 +250,23 @@ _Mass = tuple[int, np.ndarray]
 
 
 class _ReplyTables:
-    """Probability of each reply for all personas at once, by situation and act."""
+    """Probability of each reply for all personas at once, by mood and act."""
 
-    def __init__(self, world: World, personas: tuple):
-        self._world, self._personas = world, personas
+    def __init__(self, world: World):
+        self._world = world
         self._tables: dict[tuple[State, Act | None], list[tuple[Reply, _Mass]]] = {}
 
-    def get(self, situation: State, act: Act | None) -> list[tuple[Reply, _Mass]]:
-        key = (situation, act)
+    def get(self, state: State, act: Act | None) -> list[tuple[Reply, _Mass]]:
+        key = (self._world.mood_for(state, act), act)
         if key not in self._tables:
-            rows = [self._world.reply(persona, situation, act) for persona in self._personas]
+            rows = [self._world.reply(persona, *key) for persona in self._world.prior]
             self._tables[key] = _stacked(rows)
         return self._tables[key]
+
+
+@functools.cache
+def _reply_tables(world: World) -> _ReplyTables:
+    return _ReplyTables(world)
 
 
 def _stacked(rows: list[Mapping[Reply, float]]) -> list[tuple[Reply, _Mass]]:
@@ -247,8 +291,9 @@ def _add(layer: dict[State, _Mass], state: State, support: int, mass: np.ndarray
 @functools.cache
 def _persona_values(world: World, behaviour: str | None) -> np.ndarray:
     if behaviour is None:
-        return persona_values(world, uniform_policy(world), hears=False)
-    return persona_values(world, world.behaviours[behaviour].choose)
+        return persona_values(world, uniform_policy(world), listens=False)
+    chosen = world.behaviours[behaviour]
+    return persona_values(world, chosen.choose, chosen.listens)
 
 
 def policy_value(world: World, behaviour: str | None, population: str = "average") -> float:

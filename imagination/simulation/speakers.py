@@ -199,7 +199,7 @@ class BehaviourAgent(_WorldAgent):
         return self._behaviour or Dice(BEHAVIOUR, conversation.seed).choose(self._shares)
 
     def _choose(self, conversation: Conversation, memory: Memory) -> Mapping[Act, float]:
-        return self.world.behaviours[self.behaviour_of(conversation)].choose(memory.state)
+        return self.world.choice_of(self.behaviour_of(conversation), memory.state)
 
     def _annotations(self, conversation: Conversation) -> dict[str, str]:
         return {"behaviour": self.behaviour_of(conversation)}

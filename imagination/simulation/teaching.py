@@ -80,14 +80,14 @@ TOPICS = (
 # What the tutor says
 
 LEVEL_WORDS = {
-    "novice": "[from the very beginning|step by step from zero|assuming you know nothing yet]",
-    "intermediate": "[building on the basics|going one step past the basics|at a medium level]",
-    "expert": "[in full depth|at an expert level|with all the advanced details]",
+    "novice": "[from zero|from the beginning|for beginners]",
+    "intermediate": "[beyond the basics|at medium level|building on the basics]",
+    "expert": "[in full depth|at expert level|in all detail]",
 }
 STYLE_WORDS = {
-    "example": "[with an example|using a worked example|through a concrete case]",
-    "analogy": "[with an analogy|by comparing it to daily life|using a picture from daily life]",
-    "definition": "[with a definition|starting from the exact definition|by defining it precisely]",
+    "example": "[by example|with an example|using a concrete case]",
+    "analogy": "[by analogy|with an analogy|using a comparison]",
+    "definition": "[by definition|with a definition|defined precisely]",
 }
 
 
@@ -105,9 +105,9 @@ def _explanation(level: str, style: str) -> Phrasing:
     how, with_what = LEVEL_WORDS[level], STYLE_WORDS[style]
     return Phrasing(
         (
-            f"[Sure|Of course|Okay], [let me|I will] explain {{topic}} {how}, {with_what}.",
-            f"[Let me show you|Here is how] {{topic}} [works|fits together], {how}, {with_what}.",
-            f"[Then|So] [let us|we] go through {{topic}} {how}, {with_what}.",
+            f"[Sure|Okay|So], [let me explain|here is] {{topic}} {how}, {with_what}.",
+            f"[Sure|Okay|So], [let us go through|we look at] it {how}, {with_what}.",
+            f"[Let me show you|Here is how] it [works|fits together] {how}, {with_what}.",
         ),
         also=(
             f"[I can|I'd like to] [teach|tell] you [about|] {{topic}} {with_what} {how}",
@@ -120,10 +120,10 @@ def _explanation(level: str, style: str) -> Phrasing:
 ACTS = {
     ASK_LEVEL: Phrasing(
         (
-            "[Sure|Okay|Great]! [What|How much] do you [already|] know about {topic} [so far|]?",
-            "[First|Before we start], how [familiar are you|much experience do you have] with {topic}?",
-            "[Are you|Would you call yourself] a beginner or [an expert|more advanced] in {topic}?",
-            "[Tell me|Could you tell me|May I ask] how well you know {topic} [already|so far|]?",
+            "[Sure|Okay|First], [what|how much] do you [already|] know about {topic}?",
+            "[Sure|Okay|First], how [familiar are you|much experience do you have] with it?",
+            "[Are you|Would you say you are] a beginner or [an expert|more advanced]?",
+            "[Tell me|May I ask] how well you know it [already|so far]?",
         ),
         also=(
             "What is your [level|background|experience] [in|with] {topic}?",
@@ -135,9 +135,9 @@ ACTS = {
     ),
     CHECK_LEVEL: Phrasing(
         (
-            "[Quick test|Small test|Let us see]: how would you solve this [problem|exercise] on {topic}?",
-            "[Here is|Let me give you] a [small|short] problem on {topic}: [can you solve it|what is the answer]?",
-            "[Please|Could you] try this [small|short] exercise on {topic} [first|for me]: what comes out?",
+            "[Quick|Small] test: how would you solve this [problem|exercise]?",
+            "[Here is|Try] a [small|short] problem on {topic}: [can you solve it|what is the answer]?",
+            "[Please|First] try this [small|short] exercise: what comes out?",
         ),
         also=(
             "[Can you|Try to] solve this [problem|question|task|exercise] [for me|]?",
@@ -148,9 +148,9 @@ ACTS = {
     ASK_STYLE: Phrasing(
         (
             "[Do you|Would you] [prefer|like] an example, an analogy or a definition?",
-            "[What helps you most|What works best for you]: examples, analogies or definitions?",
-            "[How|In which way] do you [like to learn|prefer to learn] [new things|something new|]?",
-            "[Which|What] kind of explanation [helps you most|do you prefer|do you like best]?",
+            "[What helps you|What works] most: examples, analogies or definitions?",
+            "[How|In which way] do you [like|prefer] to learn [new things|something new]?",
+            "[Which|What] kind of explanation [helps you most|do you prefer]?",
         ),
         also=(
             "What style of [explanation|teaching|learning] do you [prefer|like]?",
@@ -163,9 +163,9 @@ ACTS = {
     **{name: _explanation(*how) for name, how in EXPLAIN.items()},
     CHECK_UNDERSTANDING: Phrasing(
         (
-            "[Can|Could] you [say|put|repeat] [it|that|the main idea] in your own words [now|please|]?",
-            "[Now|So], what [is|was] the main idea of {topic}, in your own words?",
-            "[Did that make sense|Is that clear]? [Tell me|Say] it back in your own words.",
+            "[Can|Could] you [say|put] [it|that] in your own words [now|please]?",
+            "[Now|So], what [is|was] the main idea [in your own words|of {topic}]?",
+            "[Did that make sense|Is that clear]? [Tell me|Say] it back.",
         ),
         also=(
             "[Can|Could] you [explain|repeat|summarize] [that|it] back to me?",
@@ -177,9 +177,9 @@ ACTS = {
     ),
     WRAP_UP: Phrasing(
         (
-            "[Very good|Well done|Great], that is all [for today|for now]. [Goodbye|Good luck|Take care]!",
-            "[Very good|Well done|Great], we are done with {topic}. [Goodbye|Good luck|Take care]!",
-            "[You are|Now you are] ready to [go on|move on] alone. [Goodbye|Good luck|Take care]!",
+            "[Very good|Well done|Great], that is all [for today|for now]. [Goodbye|Take care]!",
+            "[Very good|Well done|Great], we are done [with {topic}|here]. [Goodbye|Take care]!",
+            "[Very good|Well done|Great], you can [go on|move on] alone. [Goodbye|Take care]!",
         ),
         also=(
             "[Bye|Goodbye|See you|Have a nice day]!",
@@ -192,20 +192,20 @@ ACTS = {
 
 # What the student says
 
-HELLO = "[Hi|Hello|Hey], [can|could] you [teach me about|explain|help me with] {topic}?"
-WHY = "[I learn best from|I really like|I understand things through]"
+HELLO = "[Hi|Hello|Hey], can you [teach me about|explain] {topic}?"
+WHY = "I [learn best from|really like]"
 LIKED = {
     "example": "[examples|concrete examples|worked examples]",
-    "analogy": "[analogies|pictures from daily life|comparisons]",
+    "analogy": "[analogies|good analogies|comparisons]",
     "definition": "[definitions|exact definitions|precise definitions]",
 }
 LEVEL_TOLD = {
     "novice": (
-        "[I am|I would say I am] [a complete beginner|totally new to this|just starting out].",
-        "I know [almost nothing|very little|nothing at all] about {topic}.",
+        "I am [a complete beginner|totally new to this|just starting out].",
+        "I know [almost nothing|very little|nothing at all] [about it|about {topic}].",
     ),
     "intermediate": (
-        "I [know|have learned] [the basics|some of it|a bit] [already|], but not [more|everything].",
+        "I know [the basics|some of it|a bit], but not [more|everything].",
         "I am [somewhere in the middle|not a beginner, but no expert].",
     ),
     "expert": (
@@ -216,14 +216,14 @@ LEVEL_TOLD = {
 LEVEL_SHOWN = {
     "novice": (
         "[Hmm|Sorry], I [have no idea|do not know] [how to start|what that means].",
-        "[Hmm|Sorry], I [cannot|could not] solve [that|any of it].",
+        "[Hmm|Sorry], I cannot solve [that|any of it].",
     ),
     "intermediate": (
-        "I [can do|got] the first half, but then I [am stuck|get stuck|give up].",
-        "[Half of it is|The first part is] clear, the [rest|other half] is too much for me.",
+        "I [can do|got] the first half, then I [am stuck|give up].",
+        "[Half of it is|The first part is] clear, the [rest|other half] is not.",
     ),
     "expert": (
-        "[That is easy|No problem], I [solved|got] [all of it|everything] [at once|right away].",
+        "[That is easy|No problem], I [solved|got] [all of it|everything].",
         "[That is easy|No problem], the answer [is clear|follows at once].",
     ),
 }
@@ -238,7 +238,7 @@ REPLIES = {
     ),
     "asks_hurried": Phrasing(
         (
-            f"{HELLO} I [only have a few minutes|am in a hurry|have little time].",
+            f"{HELLO} I am [in a hurry|short of time].",
             "[Hi|Hello|Hey], quick question about {topic}, I am [in a hurry|short of time].",
         )
     ),
@@ -277,23 +277,23 @@ REPLIES = {
     ),
     "other_style": Phrasing(
         (
-            "The level is [fine|right], but [can you|could you] [say|explain] it [differently|another way]?",
-            "I [nearly|almost] follow, but this way [is not for me|does not help me].",
+            "[Nearly|Almost], but could you [say|explain] it [differently|another way]?",
+            "[Nearly|Almost], but this way [is not for me|does not help me].",
         )
     ),
     **{
         f"other_style_{style}": Phrasing(
             (
-                f"The level is [fine|right], but [I need|I would rather have] {liked}.",
-                f"I [nearly|almost] follow, but {liked} would [help|work better].",
+                f"[Nearly|Almost], but I [need|would rather have] {liked}.",
+                f"[Nearly|Almost], but {liked} would [help|work better].",
             )
         )
         for style, liked in LIKED.items()
     },
     "can_say": Phrasing(
         (
-            "[Yes|Sure], [in short|in my words]: [one part leads to the next|each part has its job].",
-            "[Yes|Sure], I could [explain|teach] it to a friend [now|].",
+            "[Yes|Sure], [one part leads to the next|each part has its job].",
+            "[Yes|Sure], I could [explain|teach] it to a friend.",
         )
     ),
     "cannot_say": Phrasing(
@@ -316,15 +316,15 @@ REPLIES = {
     ),
     "leaves": Phrasing(
         (
-            "[This is|I find this] [too long|too slow] for me, I [have to go|am leaving] now.",
-            "[Enough|I have had enough], I will [look it up|learn it] [myself|elsewhere].",
+            "This is [too long|too slow] for me, I [have to go|am leaving].",
+            "[Enough|That is enough], I will [look it up|learn it] [myself|elsewhere].",
         )
     ),
     "thanks": Phrasing(
-        ("[Thank you|Thanks], that was [very helpful|a good lesson]! [Bye|Goodbye]!",)
+        ("[Thank you|Thanks], that was [very helpful|a good lesson]!",)
     ),
     "unsure": Phrasing(
-        ("[Okay|Fine], [but I am still unsure|though I still have doubts]. [Bye|Goodbye].",)
+        ("[Okay|Fine], but I [am still unsure|still have doubts].",)
     ),
 }
 
@@ -376,14 +376,17 @@ def reply(student: Student, lesson: Lesson, act: str | None) -> dict[str, float]
     """The student's answer; whoever has borne enough leaves instead."""
     answers: dict[str, float] = {}
     for answer, probability in _answer(student, lesson, act).items():
-        after = advance(lesson, act, answer)
-        has_enough = (
-            after.questions > QUESTIONS_BORNE[student.patience]
-            or after.misses + after.annoyances > TROUBLE_BORNE[student.patience]
-        )
-        answer = "leaves" if has_enough and after.end is None else answer
+        if _has_enough(student, advance(lesson, act, answer)):
+            answer = "leaves"
         answers[answer] = answers.get(answer, 0.0) + probability
     return answers
+
+
+def _has_enough(student: Student, lesson: Lesson) -> bool:
+    return lesson.end is None and (
+        lesson.questions > QUESTIONS_BORNE[student.patience]
+        or lesson.misses + lesson.annoyances > TROUBLE_BORNE[student.patience]
+    )
 
 
 def _answer(student: Student, lesson: Lesson, act: str | None) -> dict[str, float]:
@@ -458,7 +461,7 @@ def advance(lesson: Lesson, act: str | None, reply: str) -> Lesson:
 
 
 def situation(lesson: Lesson) -> Lesson:
-    """What a reply depends on: that something is known, not what."""
+    """What replies and rating depend on: that something is known, not what."""
     return lesson._replace(
         hurried=False,
         claimed=lesson.claimed and "said",
@@ -466,6 +469,12 @@ def situation(lesson: Lesson) -> Lesson:
         style=lesson.style and "said",
         explained=None,
     )
+
+
+def mood(lesson: Lesson, act: str | None) -> Lesson:
+    """What the reply to this act depends on."""
+    lesson = situation(lesson)
+    return lesson._replace(misses=0, annoyances=lesson.misses + lesson.annoyances)
 
 
 # What counts
@@ -610,12 +619,10 @@ def examiner(lesson: Lesson) -> dict[str, float]:
 
 
 def confused(lesson: Lesson) -> dict[str, float]:
-    """Does anything, then repeats itself."""
-    if lesson.explained is None:
-        return any_of(*ACTS)
-    again = _explain({lesson.explained[0]: 1.0}, {lesson.explained[1]: 1.0})
-    others = any_of(*QUESTIONS, CHECK_UNDERSTANDING, WRAP_UP)
-    return mix((0.4, again), (0.6, others))
+    """Does anything, and asks again what it has asked."""
+    if lesson.questions:
+        return mix((0.3, any_of(*QUESTIONS)), (0.7, any_of(*ACTS)))
+    return any_of(*ACTS)
 
 
 BEHAVIOURS = {
@@ -623,7 +630,7 @@ BEHAVIOURS = {
     "believer": Behaviour(0.25, believer),
     "questionnaire": Behaviour(0.25, questionnaire),
     "examiner": Behaviour(0.20, examiner),
-    "confused": Behaviour(0.10, confused),
+    "confused": Behaviour(0.10, confused, listens=False),
 }
 
 WORLD = World(
@@ -641,5 +648,6 @@ WORLD = World(
     rating=rating,
     behaviours=BEHAVIOURS,
     situation=situation,
+    mood=mood,
     ceiling=ceiling,
 )

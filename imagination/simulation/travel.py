@@ -344,7 +344,8 @@ class Trip(NamedTuple):
 
 
 TROUBLE_BORNE = 3
-P_TELLS_COMPANY = 0.5
+TROUBLE = ("puzzled", "already_said", "refuses")
+P_TELLS_COMPANY = 0.3
 
 
 def begin(reply: str) -> Trip:
@@ -353,13 +354,11 @@ def begin(reply: str) -> Trip:
 
 def reply(traveller: Traveller, trip: Trip, act: str | None) -> dict[str, float]:
     """The traveller's answer; whoever has borne enough leaves instead."""
-    answers: dict[str, float] = {}
-    for answer, probability in _answer(traveller, trip, act).items():
-        after = advance(trip, act, answer)
-        has_enough = after.end is None and after.refusals + after.annoyances > TROUBLE_BORNE
-        answer = "leaves" if has_enough else answer
-        answers[answer] = answers.get(answer, 0.0) + probability
-    return answers
+    answers = _answer(traveller, trip, act)
+    if trip.refusals + trip.annoyances < TROUBLE_BORNE:
+        return answers
+    kept = {answer: p for answer, p in answers.items() if answer not in TROUBLE}
+    return kept or {"leaves": 1.0}
 
 
 def _answer(traveller: Traveller, trip: Trip, act: str | None) -> dict[str, float]:
@@ -462,6 +461,19 @@ def situation(trip: Trip) -> Trip:
     )
 
 
+def mood(trip: Trip, act: str | None) -> Trip:
+    """What the reply to this act depends on."""
+    trip = situation(trip)
+    at_the_end = trip.refusals + trip.annoyances >= TROUBLE_BORNE
+    return trip._replace(
+        offered=trip.offered if act == ASK_WRONG else trip.offered and "refused",
+        refusals=0,
+        annoyances=TROUBLE_BORNE if at_the_end else 0,
+        questions=0,
+        options=0,
+    )
+
+
 # What counts
 
 DELIGHTED, SETTLED, CLOSED = 0.80, 0.35, 0.20
@@ -487,7 +499,12 @@ def _costs(trip: Trip) -> float:
 
 def ceiling(traveller: Traveller, trip: Trip) -> float:
     fit = SETTLED if trip.outcome == "settles" else DELIGHTED
-    return max(0.0, fit + CLOSED - _costs(trip))
+    will_refuse = (
+        traveller.temperament == "dislikes_first_offer"
+        and trip.outcome is None
+        and not trip.refusals
+    )
+    return max(0.0, fit + CLOSED - _costs(trip) - COST_REFUSAL * will_refuse)
 
 
 # The behaviours that write the data. Each does some things well; none does all.
@@ -584,11 +601,9 @@ def charmer(trip: Trip) -> dict[str, float]:
 
 
 def confused(trip: Trip) -> dict[str, float]:
-    """Does anything, then repeats itself."""
-    anything = mix((0.5, any_of(*RECOMMEND)), (0.5, any_of(*(a for a in ACTS if a not in RECOMMEND))))
-    if trip.offered is None:
-        return anything
-    return mix((0.3, {f"recommend_{trip.offered}": 1.0}), (0.7, anything))
+    """Does anything, and mostly recommends."""
+    talk = [act for act in ACTS if act not in RECOMMEND]
+    return mix((0.5, any_of(*RECOMMEND)), (0.5, any_of(*talk)))
 
 
 BEHAVIOURS = {
@@ -596,7 +611,7 @@ BEHAVIOURS = {
     "clerk": Behaviour(0.25, clerk),
     "menu": Behaviour(0.25, menu),
     "charmer": Behaviour(0.20, charmer),
-    "confused": Behaviour(0.10, confused),
+    "confused": Behaviour(0.10, confused, listens=False),
 }
 
 WORLD = World(
@@ -614,5 +629,6 @@ WORLD = World(
     rating=rating,
     behaviours=BEHAVIOURS,
     situation=situation,
+    mood=mood,
     ceiling=ceiling,
 )

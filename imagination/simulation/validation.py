@@ -119,9 +119,9 @@ def _check_state(world: World, persona: tuple, state: State, place: str) -> None
         )
     if world.is_over(state):
         return
-    for name, behaviour in world.behaviours.items():
+    for name in world.behaviours:
         where = f"{place}: behaviour {name!r} in state {state}"
-        _require_distribution(behaviour.choose(state), world.acts, where)
+        _require_distribution(world.choice_of(name, state), world.acts, where)
 
 
 def _check_situation(world: World, step: tuple, following: State, place: str) -> None:
@@ -129,8 +129,9 @@ def _check_situation(world: World, step: tuple, following: State, place: str) ->
     situation = world.situation(state)
     where = f"{place}: situation of state {state}"
     _require(
-        world.reply(persona, situation, act) == world.reply(persona, state, act),
-        f"{where} blanks out something that replies to act {act!r} depend on",
+        world.reply(persona, situation, act) == world.reply(persona, state, act)
+        and world.reply(persona, world.mood_for(state, act), act) == world.reply(persona, state, act),
+        f"{where}, or its mood, blanks out something that replies to act {act!r} depend on",
     )
     _require(
         world.situation(world.advance(situation, act, reply)) == world.situation(following),

@@ -42,10 +42,13 @@ class Behaviour:
     Attributes:
         share: Its share of the conversations.
         choose: State -> probabilities of the agent's acts. It sees what was heard, no persona.
+        listens: False for one that is shown the situation instead, not what was heard. (Its
+            exact value is found much faster.)
     """
 
     share: float
     choose: Callable[[State], Mapping[Act, float]]
+    listens: bool = True
 
 
 def _same(state: State) -> State:
@@ -73,6 +76,8 @@ class World:
         situation: State -> the state with what was merely heard blanked out: all that replies,
             rating and the next situation depend on beside the persona. Optional; it lets the
             planner see when two conversations have come to the same point.
+        mood: State, act -> the state with all blanked out that the reply to this act does not
+            depend on. Optional; replies are then worked out less often.
         ceiling: Persona, state -> a bound on the rating that can still be reached. Optional; the
             tighter it is, the less the planner has to look at.
     """
@@ -91,6 +96,7 @@ class World:
     rating: Callable[[Persona, State], float]
     behaviours: Mapping[str, Behaviour]
     situation: Callable[[State], State] = _same
+    mood: Callable[[State, Act | None], State] | None = None
     ceiling: Callable[[Persona, State], float] | None = None
 
     @property
@@ -138,17 +144,27 @@ class World:
         """Axis -> value, as it stands in a dialogue."""
         return dict(zip(self.task.persona_axes, persona, strict=True))
 
-    @functools.cached_property
-    def _reply_cache(self) -> dict[tuple[Persona, State, Act | None], Mapping[Reply, float]]:
-        return {}
+    def mood_for(self, state: State, act: Act | None) -> State:
+        """What of the state the reply to this act depends on."""
+        return self.situation(state) if self.mood is None else self.mood(state, act)
+
+    def choice_of(self, behaviour: str, state: State) -> Mapping[Act, float]:
+        """What a behaviour does in this state: probabilities of the acts."""
+        chosen = self.behaviours[behaviour]
+        return chosen.choose(state if chosen.listens else self.situation(state))
 
     def replies_to(self, persona: Persona, state: State, act: Act | None) -> Mapping[Reply, float]:
-        """`reply`, remembered by situation."""
-        key = (persona, self.situation(state), act)
-        found = self._reply_cache.get(key)
+        """`reply`, remembered by mood."""
+        key = (self.mood_for(state, act), act)
+        by_persona = self._reply_cache.setdefault(key, {})
+        found = by_persona.get(persona)
         if found is None:
-            found = self._reply_cache[key] = self.reply(*key)
+            found = by_persona[persona] = self.reply(persona, *key)
         return found
+
+    @functools.cached_property
+    def _reply_cache(self) -> dict[tuple[State, Act | None], dict[Persona, Mapping[Reply, float]]]:
+        return {}
 
     # Words
 
