@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ilql_jax import losses
-from ilql_jax.models import ActorCritic
+from ilql_jax.models import ActorCritic, ModelConfig, Params, with_params
 from ilql_jax.models.decoder import KeyValues
 
 
@@ -40,11 +39,11 @@ class Samples(NamedTuple):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("graph", "num_samples", "max_length", "stop_token", "steered")
+    jax.jit, static_argnames=("config", "num_samples", "max_length", "stop_token", "steered")
 )
 def generate(
-    graph: nnx.GraphDef,
-    params: nnx.State,
+    config: ModelConfig,
+    params: Params,
     context: Int[Array, "batch context"],
     context_length: Int[Array, "batch"],
     keys: Key[Array, "batch"],
@@ -63,7 +62,7 @@ def generate(
     conversation depends on its key alone, not on the others in the batch.
 
     Args:
-        graph: Structure of the `ActorCritic` (`train.network`).
+        config: Shape of the network.
         params: Its parameters.
         context: Tokens so far, padded on the right.
         context_length: How many of them are real, at least 1.
@@ -76,7 +75,7 @@ def generate(
         stop_token: Ends an utterance.
         steered: Whether the values steer each token (costs the Q heads' vocabulary work).
     """
-    model: ActorCritic = nnx.merge(graph, params)
+    model = with_params(config, params)
     batch, columns = context.shape
     segments = (jnp.arange(columns)[None] < context_length[:, None]).astype(jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(columns), context.shape)

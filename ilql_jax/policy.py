@@ -13,12 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Bool, Int
 
 from ilql_jax.decode import Samples, generate
-from ilql_jax.models import ActorCritic, ModelConfig
-from ilql_jax.train import network
+from ilql_jax.models import ModelConfig, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +93,7 @@ class Policy:
     def __init__(
         self,
         model_config: ModelConfig,
-        params: nnx.State,
+        params: Params,
         decoding: DecodingConfig,
         stop_token: int,
         allowed: Bool[np.ndarray, "vocab"],
@@ -107,7 +105,7 @@ class Policy:
         self.max_utterance = max_utterance
         self.batch_size = batch_size
         self.max_context = model_config.decoder.max_positions - max_utterance
-        self._graph, _ = network(model_config)
+        self._config = model_config
         self._params = params
         self._allowed = jnp.asarray(allowed)
         if self.max_context < 1:
@@ -155,7 +153,7 @@ class Policy:
         filled = np.zeros(self.batch_size, np.uint32)
         filled[: len(seeds)] = np.asarray(seeds, np.uint64) % 2**32
         samples = generate(
-            self._graph,
+            self._config,
             self._params,
             padded,
             lengths,
@@ -185,7 +183,3 @@ class Policy:
             candidates=tuple(written) if len(written) > 1 else (),
         )
 
-
-def abstract_params(model_config: ModelConfig) -> nnx.State:
-    """Shapes and dtypes of a network's parameters, for `checkpoint.restore_params`."""
-    return nnx.state(nnx.eval_shape(lambda: ActorCritic(model_config, nnx.Rngs(0))))

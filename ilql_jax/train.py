@@ -16,12 +16,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jaxtyping import Array, Int
 
 from ilql_jax.batching import Batch, PackingConfig, make_batches
 from ilql_jax.checkpoint import Checkpoints
-from ilql_jax.models import ActorCritic, ModelConfig
+from ilql_jax.models import (
+    ModelConfig,
+    Params,
+    init_params,
+    q_heads_with_params,
+    with_params,
+)
 from ilql_jax.objectives import OBJECTIVES, ObjectiveConfig
 from ilql_jax.trajectory import Trajectory
 
@@ -67,14 +72,14 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: Steps taken.
-        params: Of the `ActorCritic`, an `nnx.State`.
+        params: Of the `ActorCritic`, nested dicts of arrays (see `models.actor_critic`).
         target_q: Of the target copy of the Q heads.
         optimizer: optax's state.
     """
 
     step: Int[Array, ""]
-    params: nnx.State
-    target_q: nnx.State
+    params: Params
+    target_q: Params
     optimizer: optax.OptState
 
 
@@ -95,7 +100,7 @@ def init_state(model_config: ModelConfig, train_config: TrainConfig, seed: int) 
 
     @jax.jit
     def create():
-        params = nnx.state(ActorCritic(model_config, nnx.Rngs(seed)))
+        params = init_params(model_config, seed)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -106,26 +111,19 @@ def init_state(model_config: ModelConfig, train_config: TrainConfig, seed: int) 
     return create()
 
 
-def network(model_config: ModelConfig) -> tuple[nnx.GraphDef, nnx.GraphDef]:
-    """The structure of the `ActorCritic` and of its Q heads, without parameters."""
-    model = nnx.eval_shape(lambda: ActorCritic(model_config, nnx.Rngs(0)))
-    return nnx.graphdef(model), nnx.graphdef(model.q)
-
-
 def make_train_step(
     model_config: ModelConfig, objective: ObjectiveConfig, config: TrainConfig
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """One step of a method, compiled; the state passed in is given up (donated)."""
-    graph, q_graph = network(model_config)
     optimizer = make_optimizer(config)
     compute_loss = OBJECTIVES[objective.method]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        target_q = nnx.merge(q_graph, state.target_q)
+        target_q = q_heads_with_params(model_config, state.target_q)
         progress = state.step / config.steps
 
         def loss_of(params):
-            return compute_loss(nnx.merge(graph, params), target_q, batch, objective, progress)
+            return compute_loss(with_params(model_config, params), target_q, batch, objective, progress)
 
         gradients, metrics = jax.grad(loss_of, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
@@ -153,7 +151,7 @@ def train(
     metadata: dict[str, Any] | None = None,
     on_metrics: Callable[[int, dict[str, float]], None] | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
-) -> nnx.State:
+) -> Params:
     """Trains one method from scratch, or on from the folder's last checkpoint.
 
     Args:

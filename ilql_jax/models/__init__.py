@@ -1,7 +1,27 @@
 """The networks: one decoder, the value heads, and the two together."""
 
-from ilql_jax.models.actor_critic import ActorCritic, ModelConfig
+from ilql_jax.models.actor_critic import (
+    ActorCritic,
+    ModelConfig,
+    Params,
+    abstract_params,
+    init_params,
+    q_heads_with_params,
+    with_params,
+)
 from ilql_jax.models.decoder import Decoder, DecoderConfig
 from ilql_jax.models.heads import QHeads, VHead
 
-__all__ = ["ActorCritic", "Decoder", "DecoderConfig", "ModelConfig", "QHeads", "VHead"]
+__all__ = [
+    "ActorCritic",
+    "Decoder",
+    "DecoderConfig",
+    "ModelConfig",
+    "Params",
+    "QHeads",
+    "VHead",
+    "abstract_params",
+    "init_params",
+    "q_heads_with_params",
+    "with_params",
+]
