@@ -125,26 +125,22 @@ def make_batches(
     return iter(rows.map(_assemble_batch))
 
 
-def one_pass(trajectories: Sequence[Trajectory], packing: PackingConfig) -> Iterator[Batch]:
-    """Every trajectory once, in order, packed; the last batch is filled up with empty rows."""
+def one_per_row(trajectories: Sequence[Trajectory], packing: PackingConfig) -> Iterator[Batch]:
+    """Every trajectory once, in order, each in a row of its own; empty rows fill the last batch."""
     check_trajectories(trajectories, packing.row_length)
-    elements = [_element(t, packing) for t in trajectories]
-    rows = grain.experimental.FirstFitPackIterDataset(
-        grain.MapDataset.source(elements).to_iter_dataset(_IN_MEMORY),
-        length_struct=_lengths(packing),
-        num_packing_bins=packing.batch_rows,
-        shuffle_bins=False,
-    )
-    group: list[dict[str, np.ndarray]] = []
-    for row in rows.map(_assemble_row):
-        group.append(row)
-        if len(group) == packing.batch_rows:
-            yield _assemble_batch(_stack(group))
-            group = []
-    if group:
-        empty = {name: np.zeros_like(array) for name, array in group[0].items()}
-        group += [empty] * (packing.batch_rows - len(group))
-        yield _assemble_batch(_stack(group))
+    lengths = _lengths(packing)
+    for start in range(0, len(trajectories), packing.batch_rows):
+        rows = {
+            name: np.zeros((packing.batch_rows, length, *_EXTRA_AXES[name]), np.float64)
+            for name, length in lengths.items()
+        }
+        segments = np.zeros((packing.batch_rows, packing.row_length), np.int32)
+        for row, trajectory in enumerate(trajectories[start : start + packing.batch_rows]):
+            segments[row, : len(trajectory.tokens)] = 1
+            for name, array in _element(trajectory, packing).items():
+                rows[name][row, : len(array)] = array
+        positions = np.arange(packing.row_length) * segments
+        yield _assemble_batch({**rows, "segment_ids": segments, "positions": positions})
 
 
 # The elements are already in memory: reading them ahead in threads costs five times the reading.
@@ -154,6 +150,13 @@ _IN_MEMORY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 _INDICES = ("state", "value_state", "next_state")
 _INTEGERS = (*_INDICES, "action", "boundary")
 _REALS = ("reward", "discount", "weight")
+_EXTRA_AXES = {
+    "tokens": (),
+    "token_integers": (len(_INTEGERS),),
+    "token_reals": (len(_REALS),),
+    "utterance_integers": (len(_INTEGERS),),
+    "utterance_reals": (len(_REALS),),
+}
 
 
 def _element(trajectory: Trajectory, packing: PackingConfig) -> dict[str, np.ndarray]:
@@ -251,16 +254,16 @@ def _assemble_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         owner = packed[f"{level}_integers_segment_ids"]
         integers[:, : len(_INDICES)] += np.where(owner > 0, starts[owner], 0)[:, None]
         integers[owner == 0, _INTEGERS.index("boundary")] = END
-        row[f"{level}_integers"] = integers.astype(np.int32)
-        row[f"{level}_reals"] = packed[f"{level}_reals"].astype(np.float32)
+        row[f"{level}_integers"] = integers
+        row[f"{level}_reals"] = packed[f"{level}_reals"]
     return {name: np.asarray(array) for name, array in row.items()}
 
 
 def _assemble_batch(rows: dict[str, np.ndarray]) -> Batch:
     def transitions(level: str) -> Transitions:
         integers, reals = rows[f"{level}_integers"], rows[f"{level}_reals"]
-        columns = {name: integers[..., i] for i, name in enumerate(_INTEGERS)}
-        columns |= {name: reals[..., i] for i, name in enumerate(_REALS)}
+        columns = {n: integers[..., i].astype(np.int32) for i, n in enumerate(_INTEGERS)}
+        columns |= {n: reals[..., i].astype(np.float32) for i, n in enumerate(_REALS)}
         return Transitions(**columns)
 
     return Batch(
@@ -271,6 +274,3 @@ def _assemble_batch(rows: dict[str, np.ndarray]) -> Batch:
         by_utterance=transitions("utterance"),
     )
 
-
-def _stack(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

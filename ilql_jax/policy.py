@@ -42,12 +42,41 @@ class DecodingConfig:
             raise ValueError("candidates above 1 need a temperature above 0: greedy ones are equal.")
 
     def __str__(self) -> str:
-        how = "greedy" if self.temperature == 0 else f"sampled at {self.temperature:g}"
+        parts = ["sampled"] if self.temperature == 1 else [f"sampled at {self.temperature:g}"]
+        if self.temperature == 0:
+            parts = ["greedy"]
         if self.steering_strength:
-            how += f", steered by {self.steering_strength:g}"
+            parts.append(f"steered by {self.steering_strength:g}")
         if self.candidates > 1:
-            how += f", best of {self.candidates}"
-        return how
+            parts.append(f"best of {self.candidates}")
+        return ", ".join(parts)
+
+    @classmethod
+    def parse(cls, text: str) -> DecodingConfig:
+        """Reads what `str` writes: `greedy`, `sampled at 0.7, steered by 10, best of 16`.
+
+        Raises:
+            ValueError: Anything else.
+        """
+        fields: dict[str, Any] = {}
+        for part in map(str.strip, text.split(",")):
+            words = part.rsplit(" ", 1)
+            try:
+                if part in ("sampled", "greedy"):
+                    fields["temperature"] = 1.0 if part == "sampled" else 0.0
+                elif words[0] in ("sampled at", "steered by"):
+                    name = "temperature" if words[0] == "sampled at" else "steering_strength"
+                    fields[name] = float(words[1])
+                elif words[0] == "best of":
+                    fields["candidates"] = int(words[1])
+                else:
+                    raise ValueError
+            except (ValueError, IndexError):
+                raise ValueError(
+                    f"decoding {text!r}: {part!r} is not understood; write parts of 'greedy' or "
+                    "'sampled' or 'sampled at 0.7', 'steered by 10', 'best of 16', with commas."
+                ) from None
+        return cls(**fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +116,8 @@ class Policy:
             compiled again.
     """
 
-    # Contexts are padded to one of these: each is compiled once.
-    BUCKETS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
+    # Contexts are padded to a multiple of this; each width is compiled once.
+    BUCKET = 128
 
     def __init__(
         self,
@@ -144,7 +173,7 @@ class Policy:
 
     def _generate(self, contexts: list[np.ndarray], seeds: list[int]) -> Samples:
         longest = max(len(c) for c in contexts)
-        width = min(next(b for b in self.BUCKETS if b >= longest), self.max_context)
+        width = min(-(-longest // self.BUCKET) * self.BUCKET, self.max_context)
         padded = np.zeros((self.batch_size, width), np.int32)
         lengths = np.ones(self.batch_size, np.int32)
         for row, context in enumerate(contexts):

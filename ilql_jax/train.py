@@ -149,8 +149,8 @@ def train(
     seed: int,
     folder: str | Path,
     metadata: dict[str, Any] | None = None,
+    on_start: Callable[[int], None] | None = None,
     on_metrics: Callable[[int, dict[str, float]], None] | None = None,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Params:
     """Trains one method from scratch, or on from the folder's last checkpoint.
 
@@ -163,8 +163,8 @@ def train(
         seed: Of the initial weights and of the order of the data.
         folder: Where checkpoints go.
         metadata: Plain JSON kept with every checkpoint, beside the configs.
+        on_start: Called once with the number of steps already taken.
         on_metrics: Called every `log_every` steps with the step and its metrics.
-        on_step: Called after every step, one step late, with its metrics.
 
     Returns:
         The network's parameters.
@@ -187,6 +187,8 @@ def train(
         state = init_state(model_config, config, seed)
     step_function = make_train_step(model_config, objective, config)
     start = int(state.step)
+    if on_start:
+        on_start(start)
 
     def report(step: int, metrics: dict[str, Array]) -> None:
         values = {name: float(value) for name, value in metrics.items()}
@@ -197,8 +199,6 @@ def train(
                 f"The last good checkpoint is step {last or 0}, in {folder}. Lower the learning "
                 f"rate ({config.learning_rate}) or look at the data."
             )
-        if on_step:
-            on_step(step, values)
         if on_metrics and (step % config.log_every == 0 or step in (1, config.steps)):
             on_metrics(step, values)
 

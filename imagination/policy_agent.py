@@ -17,7 +17,8 @@ class PolicyAgent:
     Args:
         policy: The trained network with its decoding.
         tokenizer: The one it was trained with.
-        reward_scale: What rewards were multiplied by in training; values are divided by it.
+        reward_scale: What rewards were multiplied by in training; values are divided by it. None
+            for a network that learned no values: then none are noted.
         keep_candidates: How many of the utterances considered are kept with each turn.
     """
 
@@ -25,7 +26,7 @@ class PolicyAgent:
         self,
         policy: Policy,
         tokenizer: DialogueTokenizer,
-        reward_scale: float = 1.0,
+        reward_scale: float | None = 1.0,
         keep_candidates: int = 0,
     ):
         self.policy = policy
@@ -41,6 +42,9 @@ class PolicyAgent:
         return [self._utterance(response) for response in responses]
 
     def _utterance(self, response: Response) -> Utterance:
+        text = self.tokenizer.decode(response.tokens)
+        if self.reward_scale is None:
+            return Utterance(text)
         annotations = {
             "q": round(response.q / self.reward_scale, 4),
             "v": round(response.v / self.reward_scale, 4),
@@ -51,7 +55,7 @@ class PolicyAgent:
                 different.setdefault(self.tokenizer.decode(tokens), round(q / self.reward_scale, 4))
             kept = list(different.items())[: self.keep_candidates]
             annotations["candidates"] = [{"text": text, "q": q} for text, q in kept]
-        return Utterance(self.tokenizer.decode(response.tokens), annotations=annotations)
+        return Utterance(text, annotations=annotations)
 
 
 def _turn_seed(conversation: Conversation) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +71,39 @@ class Planner:
             for reply, probability, belief in _split(self._prior, likelihoods)
         )
 
+    def value_among(self, population: str) -> float:
+        """Expected rating of this policy when it meets another population.
+
+        It goes on believing in its own; personas that this rules out may not turn up.
+        """
+        probabilities = self.world.population(population)
+        masses = tuple(probabilities.get(persona, 0.0) for persona in self.personas)
+        likelihoods = [self.world.opening(persona) for persona in self.personas]
+        return sum(
+            self._follow(self.world.task.max_turns, self._begin(reply), belief, seen)
+            for reply, belief, seen in self._branches(self._prior, likelihoods, masses)
+        )
+
+    def _follow(self, turns_left: int, state: State, belief: Belief, masses: tuple) -> float:
+        if turns_left == 0 or self.world.is_over(state):
+            return sum(m * self._rating(i, state) for i, m in zip(belief[0], masses, strict=True))
+        act = self.best_act(turns_left, state, belief)
+        likelihoods = self._likelihoods(belief, state, act)
+        return sum(
+            self._follow(turns_left - 1, self._after(state, act, reply), posterior, seen)
+            for reply, posterior, seen in self._branches(belief, likelihoods, masses)
+        )
+
+    @staticmethod
+    def _branches(belief: Belief, likelihoods: list, masses: tuple):
+        """Replies with the belief after them and the actual mass of each persona believed in."""
+        position = {index: place for place, index in enumerate(belief[0])}
+        for reply, _, posterior in _split(belief, likelihoods):
+            places = [position[index] for index in posterior[0]]
+            seen = tuple(masses[place] * likelihoods[place][reply] for place in places)
+            if any(seen):
+                yield reply, posterior, seen
+
     def best_act(self, turns_left: int, state: State, belief: Belief) -> Act | None:
         """An optimal act; among equals, the one that is worth most if all ended after it."""
         return self._solve(Node(turns_left, self.world.situation(state), belief)).act
@@ -86,6 +119,9 @@ class Planner:
 
     def _begin(self, reply: Reply) -> State:
         return self.world.situation(self.world.begin(reply))
+
+    def _after(self, state: State, act: Act | None, reply: Reply) -> State:
+        return self.world.situation(self.world.advance(state, act, reply))
 
     def _likelihoods(self, belief: Belief, state: State, act: Act | None):
         key = (self.world.mood_for(state, act), act)
@@ -134,8 +170,7 @@ class Planner:
             branches = []
             likelihoods = self._likelihoods(node.belief, node.state, act)
             for reply, probability, posterior in _split(node.belief, likelihoods):
-                state = self.world.situation(self.world.advance(node.state, act, reply))
-                after = Node(node.turns_left - 1, state, posterior)
+                after = Node(node.turns_left - 1, self._after(node.state, act, reply), posterior)
                 branch_bound = self._bound(after)
                 branches.append((probability, after, branch_bound))
                 bound += probability * branch_bound
@@ -197,6 +232,7 @@ def _posterior(belief: Belief, likelihoods: list[Mapping[Reply, float]], reply: 
     return belief
 
 
+@functools.cache
 def optimal_value(world: World, population: str = "average") -> float:
     """Expected rating of the policy that is Bayes-optimal under this population's own prior."""
     return Planner(world, population).value()
@@ -219,29 +255,62 @@ def persona_values(world: World, policy: Policy, listens: bool = True) -> np.nda
     Returns:
         Float64 [personas].
     """
-    personas = tuple(world.prior)
     tables = _reply_tables(world)
     seen = (lambda state: state) if listens else world.situation
-    values = np.zeros(len(personas))
+    values = np.zeros(len(world.prior))
     layer: dict[State, _Mass] = {}
-    for reply, mass in _stacked([world.opening(persona) for persona in personas]):
-        _add(layer, seen(world.begin(reply)), *mass)
-    for turn in range(world.task.max_turns + 1):
+    for reply, mass in _stacked([world.opening(persona) for persona in world.prior]):
+        _add(layer, seen(world.begin(reply)), mass)
+    for _ in range(world.task.max_turns):
         following: dict[State, _Mass] = {}
-        for state, (support, mass) in layer.items():
-            if turn == world.task.max_turns or world.is_over(state):
-                for index in np.flatnonzero(mass):
-                    values[index] += mass[index] * world.rating(personas[index], state)
+        for state, mass in layer.items():
+            if world.is_over(state):
+                values += _worth(world, state, mass)
                 continue
             for act, probability in policy(state).items():
-                if probability <= 0.0:
-                    continue
-                for reply, (speakers, likelihood) in tables.get(state, act):
-                    if both := support & speakers:
-                        after = seen(world.advance(state, act, reply))
-                        _add(following, after, both, probability * likelihood * mass)
+                if probability > 0.0:
+                    chosen = (mass[0], probability * mass[1])
+                    for after, share in tables.after(state, chosen, act):
+                        _add(following, seen(after), share)
         layer = following
-    return values
+    return values + sum(_worth(world, state, mass) for state, mass in layer.items())
+
+
+def blind_value(world: World, population: str = "average", width: int = 30) -> float:
+    """Expected rating of a good fixed sequence of acts, that of an agent that hears nothing.
+
+    Args:
+        world: The world.
+        population: `"average"` or `"difficult"`.
+        width: Sequences kept from one turn to the next (beam search).
+
+    Returns:
+        The best value found: exact for its sequence, a lower bound on that of the best one.
+    """
+    probabilities = world.population(population)
+    prior = np.array([probabilities.get(persona, 0.0) for persona in world.prior])
+    tables = _reply_tables(world)
+    start: dict[State, _Mass] = {}
+    for reply, (support, mass) in _stacked([world.opening(persona) for persona in world.prior]):
+        _add(start, world.situation(world.begin(reply)), (support, mass * prior))
+    beam, best = [start], 0.0
+    for _ in range(world.task.max_turns):
+        grown = []
+        for layer in beam:
+            for act in world.acts:
+                following: dict[State, _Mass] = {}
+                for state, mass in layer.items():
+                    if world.is_over(state):
+                        _add(following, state, mass)
+                        continue
+                    for after, share in tables.after(state, mass, act):
+                        _add(following, world.situation(after), share)
+                worth = sum(_worth(world, s, mass).sum() for s, mass in following.items())
+                grown.append((float(worth), following))
+        grown.sort(key=lambda item: item[0], reverse=True)
+        beam = [layer for _, layer in grown[:width]]
+        best = max(best, grown[0][0])
+    return best
 
 
 # Probability mass of each persona, and the set of those with any (as bits: a quick look saves
@@ -263,6 +332,12 @@ class _ReplyTables:
             self._tables[key] = _stacked(rows)
         return self._tables[key]
 
+    def after(self, state: State, mass: _Mass, act: Act | None) -> Iterator[tuple[State, _Mass]]:
+        """States that may follow the act, with the mass that comes there."""
+        for reply, (speakers, likelihood) in self.get(state, act):
+            if both := mass[0] & speakers:
+                yield self._world.advance(state, act, reply), (both, likelihood * mass[1])
+
 
 @functools.cache
 def _reply_tables(world: World) -> _ReplyTables:
@@ -280,12 +355,20 @@ def _stacked(rows: list[Mapping[Reply, float]]) -> list[tuple[Reply, _Mass]]:
     ]
 
 
-def _add(layer: dict[State, _Mass], state: State, support: int, mass: np.ndarray) -> None:
+def _worth(world: World, state: State, mass: _Mass) -> np.ndarray:
+    """Mass of each persona times its rating."""
+    worth = np.zeros(len(mass[1]))
+    personas = tuple(world.prior)
+    for index in np.flatnonzero(mass[1]):
+        worth[index] = mass[1][index] * world.rating(personas[index], state)
+    return worth
+
+
+def _add(layer: dict[State, _Mass], state: State, mass: _Mass) -> None:
     if state in layer:
-        other_support, other = layer[state]
-        layer[state] = (support | other_support, mass + other)
-    else:
-        layer[state] = (support, mass)
+        support, sum_of_mass = layer[state]
+        mass = (support | mass[0], sum_of_mass + mass[1])
+    layer[state] = mass
 
 
 @functools.cache

@@ -74,7 +74,8 @@ def _prior() -> dict[Student, float]:
 
 TOPICS = (
     "recursion", "gravity", "photosynthesis", "inflation", "probability", "evolution",
-    "electricity", "vaccines", "black holes", "neural networks", "supply and demand", "plate tectonics",
+    "electricity", "vaccines", "black holes", "neural networks", "supply and demand",
+    "plate tectonics",
 )  # fmt: skip
 
 # What the tutor says
@@ -112,6 +113,7 @@ def _explanation(level: str, style: str) -> Phrasing:
         also=(
             f"[I can|I'd like to] [teach|tell] you [about|] {{topic}} {with_what} {how}",
             f"{how}, {with_what}",
+            f"[I'll|I will|Let me] explain [it|this|{{topic}}] {how} {with_what}.",
             f"Here is {{topic}} {with_what}, {how}",
         ),
     )
@@ -136,12 +138,14 @@ ACTS = {
     CHECK_LEVEL: Phrasing(
         (
             "[Quick|Small] test: how would you solve this [problem|exercise]?",
-            "[Here is|Try] a [small|short] problem on {topic}: [can you solve it|what is the answer]?",
+            "[Here is|Try] a [small|short] problem on {topic}: [can you solve it|what comes out]?",
             "[Please|First] try this [small|short] exercise: what comes out?",
         ),
         also=(
             "[Can you|Try to] solve this [problem|question|task|exercise] [for me|]?",
             "Let me [test|quiz|check] you with a [question|problem|small exercise] [on {topic}|].",
+            "Let me give you a [small|short|quick] [test|problem|exercise] [on {topic}|] first.",
+            "[Please solve|Solve] [this|the following|a small] [problem|exercise|question].",
             "What would you answer to this [problem|test question|exercise]?",
         ),
     ),
@@ -158,6 +162,7 @@ ACTS = {
             "How do you learn best?",
             "[Examples, analogies or definitions|An example, an analogy or a definition]?",
             "Should I [use|give] an example, an analogy or a definition?",
+            "[Would|Does] an [example|analogy] or [an analogy|a definition] help you [more|most]?",
         ),
     ),
     **{name: _explanation(*how) for name, how in EXPLAIN.items()},
@@ -183,7 +188,8 @@ ACTS = {
         ),
         also=(
             "[Bye|Goodbye|See you|Have a nice day]!",
-            "That is [it|everything] for today, goodbye!",
+            "That is [it|everything] for today, goodbye [and good luck|]!",
+            "[Goodbye and|I wish you] good luck [with {topic}|]!",
             "We are done, good luck with {topic}!",
             "Let us stop here. Thanks for learning with me!",
         ),
@@ -320,12 +326,8 @@ REPLIES = {
             "[Enough|That is enough], I will [look it up|learn it] [myself|elsewhere].",
         )
     ),
-    "thanks": Phrasing(
-        ("[Thank you|Thanks], that was [very helpful|a good lesson]!",)
-    ),
-    "unsure": Phrasing(
-        ("[Okay|Fine], but I [am still unsure|still have doubts].",)
-    ),
+    "thanks": Phrasing(("[Thank you|Thanks], that was [very helpful|a good lesson]!",)),
+    "unsure": Phrasing(("[Okay|Fine], but I [am still unsure|still have doubts].",)),
 }
 
 # How a conversation goes
@@ -359,6 +361,7 @@ P_STYLE_NAMED = 0.5
 
 
 def opening(student: Student) -> dict[str, float]:
+    """What the student may say first: hurry or a liking may show at once."""
     p_hurried = P_HURRY_SAID if student.patience == "impatient" else 0.0
     return {
         "asks": 1.0 - p_hurried - P_STYLE_HINTED,
@@ -368,6 +371,7 @@ def opening(student: Student) -> dict[str, float]:
 
 
 def begin(reply: str) -> Lesson:
+    """The state after the first words."""
     style = reply.removeprefix("asks_")
     return Lesson(hurried=reply == "asks_hurried", style=style if style in STYLES else None)
 
@@ -437,6 +441,7 @@ def _reaction(student: Student, level: str, style: str) -> dict[str, float]:
 
 
 def advance(lesson: Lesson, act: str | None, reply: str) -> Lesson:
+    """The state after the tutor's act and the student's reply to it."""
     if reply == "leaves":
         return lesson._replace(end="left")
     if reply in ("puzzled", "already_said", "cannot_say"):
@@ -512,6 +517,7 @@ def _costs(lesson: Lesson) -> float:
 
 
 def ceiling(student: Student, lesson: Lesson) -> float:
+    """The best rating that can still follow: what was a bother stays one."""
     return max(0.0, 1.0 - _costs(lesson))
 
 
@@ -519,7 +525,11 @@ def ceiling(student: Student, lesson: Lesson) -> float:
 
 
 def _explain(levels: Mapping[str, float], styles: Mapping[str, float]) -> dict[str, float]:
-    return {explain(l, s): p * q for l, p in levels.items() for s, q in styles.items()}
+    return {
+        explain(level, style): p_level * p_style
+        for level, p_level in levels.items()
+        for style, p_style in styles.items()
+    }
 
 
 def _style(lesson: Lesson, used: float, habit: Mapping[str, float]) -> dict[str, float]:

@@ -10,8 +10,9 @@ counts, and the behaviours that write the data.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping
+import math
 from typing import NamedTuple
 
 from imagination.simulation.behaviours import any_of, mix
@@ -69,7 +70,8 @@ PRIOR = {
 }
 
 CITIES = (
-    "Lisbon", "Rome", "Tokyo", "Lima", "Sydney", "Cape Town", "Istanbul", "Athens", "Havana", "Seoul",
+    "Lisbon", "Rome", "Tokyo", "Lima", "Sydney", "Cape Town", "Istanbul", "Athens", "Havana",
+    "Seoul",
 )  # fmt: skip
 
 # What there is to do
@@ -131,19 +133,23 @@ OFFER = {f"offer_{axis}": axis for axis in ASKED}
 RECOMMEND = {f"recommend_{name}": name for name in ACTIVITIES}
 
 
+START = "[okay, |sure, |]"
+
+
 def _recommendation(activity: Activity) -> Phrasing:
     thing = activity.words
     return Phrasing(
         (
-            f"[I recommend|I suggest|You should try] a {thing} [in {{city}}|near {{city}}|there].",
-            f"[How about|What about] a {thing} [in {{city}}|near {{city}}|for this trip]?",
-            f"[Then|In that case] a {thing} [would suit you|is right for you] [best|very well].",
-            f"[My idea|My tip] for {{city}} [is|would be] a {thing}.",
+            f"{START}[I recommend|I suggest|you should try] a {thing} [in {{city}}|there].",
+            f"{START}[how about|what about] a {thing} [in {{city}}|near {{city}}|there]?",
+            f"[Then|In that case] a {thing} [would suit you|is right for you|fits you best].",
+            f"{START}[my idea|my tip] for {{city}} [is|would be] a {thing}.",
         ),
         also=(
             f"[Maybe|Perhaps|Why not] [book|try|do] a {thing}?",
             f"[I think|I believe] you [would|will] [love|like|enjoy] [a|the] {thing}.",
             f"[A|The] {thing}",
+            f"You [could|can|might] [go on|take|do|visit] [a|the] {thing}.",
         ),
     )
 
@@ -151,9 +157,9 @@ def _recommendation(activity: Activity) -> Phrasing:
 ACTS = {
     ASK_OPEN: Phrasing(
         (
-            "[Sure|Great|Gladly]! What [do you have in mind|are you looking for] [in {city}|there|]?",
-            "[Tell me|Please tell me] [more|a little] about [your trip|yourself|your plans].",
-            "What [would|should] your [perfect|ideal|dream] day in {city} [look|be] like?",
+            f"{START}what [do you have in mind|are you looking for|would you like] [there|]?",
+            f"{START}[please|] tell me [more|a little|something] about [yourself|your plans].",
+            f"{START}what [would|should] your [perfect|ideal|dream] day in {{city}} be like?",
         ),
         also=(
             "What are your plans [for the trip|]?",
@@ -163,51 +169,64 @@ ACTS = {
     ),
     "ask_interest": Phrasing(
         (
-            "What do you [like|love|enjoy] [doing|] [most|best] [when you travel|on a trip|]?",
-            "What [are your interests|interests you] [in {city}|on a trip|]?",
+            f"{START}what do you [like|love|enjoy] [doing|] [most|best] [on a trip|]?",
+            f"{START}what [are your interests|interests you] [in {{city}}|on a trip|]?",
         ),
-        also=("What are you interested in?", "What are your hobbies?"),
+        also=(
+            "What are you interested in?",
+            "What are your hobbies?",
+            "What do you [like|want] to do [in your free time|]?",
+        ),
     ),
     "ask_company": Phrasing(
         (
-            "Who [is coming|comes|travels] [with you|along]?",
-            "[And|] [who will you|who do you] travel with [on this trip|to {city}|]?",
+            f"{START}who [is coming|comes|travels] [with you|along] [to {{city}}|]?",
+            f"{START}[and|] who [will you|do you] travel with [this time|to {{city}}|]?",
         ),
-        also=("How many [people|of you] are [coming|travelling]?", "Who are you [going|travelling] with?"),
+        also=(
+            "How many [people|of you] are [coming|travelling]?",
+            "Who are you [going|travelling] with?",
+        ),
     ),
     "ask_budget": Phrasing(
         (
-            "[And|] [how much|what] [may|can|should] it cost [you|in the end|]?",
-            "[And|] what is your [budget|limit] [for this|for the day|]?",
+            f"{START}[and|] [how much|what] [may|can|should] it cost [you|in the end|]?",
+            f"{START}[and|] what is your [budget|limit] [for this|for the day|]?",
         ),
-        also=("How much [money|] [do you want to|can you|will you] spend?", "What can you afford?"),
+        also=(
+            "How much [money|] [do you want to|can you|will you] spend?",
+            "What can you afford?",
+        ),
     ),
     "offer_interest": Phrasing(
         (
-            "[Would|Do] you like nature, culture, the beach or [good|local] food?",
-            "[Which one is it|Which is best]: nature, culture, the beach or [good|local] food?",
+            f"{START}[would|do] you [like|prefer] nature, culture, the beach or food?",
+            f"{START}[which one|what is it]: nature, culture, the beach or food?",
         ),
         also=("[Nature|Culture|Beach|Food], [nature|culture] or [beach|food]?",),
     ),
     "offer_company": Phrasing(
         (
-            "[Will you be|Are you] alone, [as a couple|with your partner] or with [children|the family]?",
-            "[Which one is it|So]: alone, two of you, or [the whole family|with children]?",
+            f"{START}are you alone, [a couple|two of you] or [with children|a family]?",
+            f"{START}[which one|what is it]: alone, a couple or [with children|a family]?",
         ),
-        also=("[Are you|Do you] [travel|travelling] alone, with a partner or with family?",),
+        also=(
+            "[Are you|Do you] [travel|travelling|going] alone, with a partner or with family?",
+            "Are you [going|travelling|] alone or with [someone|others|a partner|your family]?",
+        ),
     ),
     "offer_budget": Phrasing(
         (
-            "[Should it be|Would you like it] cheap, [in the middle|medium] or [rather fancy|expensive]?",
-            "[Which one is it|So]: a small, a medium or a [big|large] budget?",
+            f"{START}[should it be|would you like it] cheap, medium or [rather fancy|expensive]?",
+            f"{START}[which one|what is it]: a small, a medium or a [big|large] budget?",
         ),
         also=("Is your budget [low|small], medium or [high|large]?", "Cheap, medium or expensive?"),
     ),
     **{act: _recommendation(ACTIVITIES[name]) for act, name in RECOMMEND.items()},
     ASK_WRONG: Phrasing(
         (
-            "What [did you not like|was wrong|bothers you] [about it|with it|there]?",
-            "[May I ask why|Why not]? What [would have to|should] be different?",
+            f"{START}what [did you not like|was wrong|bothers you] [about it|with it|there]?",
+            f"{START}[may I ask why|why not]? What [would have to|should] be different?",
         ),
         also=("Why [not|don't you like it]?", "What is the problem [with it|]?"),
     ),
@@ -227,37 +246,48 @@ ACTS = {
     ),
     CLOSE: Phrasing(
         (
-            "[Wonderful|Perfect|Great], [it is booked|all is set]. [Enjoy {city}|Have a good trip]!",
-            "[Wonderful|Perfect|Great], then we are done. [Enjoy {city}|Have a good trip]!",
+            "[Wonderful|Perfect|Great], [it is booked|all is set]. [Enjoy {city}|Have fun]!",
+            "[Wonderful|Perfect|Great], then we are done. [Enjoy {city}|Have fun]!",
         ),
-        also=("[Goodbye|Bye]!", "[Enjoy|Have fun on] your [trip|holiday]!", "It is booked. Goodbye!"),
+        also=(
+            "[Goodbye|Bye]!",
+            "[Enjoy|Have fun on] your [trip|holiday], [goodbye|bye]!",
+            "It is booked. Goodbye!",
+        ),
     ),
 }
 
 # What the traveller says
 
 HELLO = "[Hi|Hello|Good morning]"
+SOFTLY = "[well, |let me see, |]"
 VALUE_TOLD = {
-    "nature": ("I [love|enjoy] [nature|being outdoors|green places].",),
-    "culture": ("I [love|enjoy] [culture|history and art|old places].",),
-    "beach": ("I [love|enjoy] [the beach|the sea|sun and waves].",),
-    "food": ("I [love|enjoy] [good food|eating well|local dishes].",),
-    "alone": ("I [travel|am] [alone|by myself|on my own].",),
-    "couple": ("[It is just|There will be] [my partner and me|the two of us].",),
-    "family": ("[My kids are|The whole family is] [coming along|with me].",),
-    "low": ("[It has to|It should] be [cheap|as cheap as possible].", "I [cannot|do not want to] spend much."),
-    "medium": ("A [normal|medium|moderate] price is [fine|okay].",),
-    "high": ("Money is [no problem|not an issue].", "It may [be expensive|cost a lot]."),
+    "nature": (f"{SOFTLY}I [really|] [love|enjoy] [nature|being outdoors|green places].",),
+    "culture": (f"{SOFTLY}I [really|] [love|enjoy] [culture|history and art|old places].",),
+    "beach": (f"{SOFTLY}I [really|] [love|enjoy] [the beach|the sea|sun and waves].",),
+    "food": (f"{SOFTLY}I [really|] [love|enjoy] [good food|eating well|local dishes].",),
+    "alone": (f"{SOFTLY}I [travel|am|will come] [alone|by myself|on my own].",),
+    "couple": (f"{SOFTLY}[it is just|there will be] [my partner and me|the two of us].",),
+    "family": (f"{SOFTLY}[my kids are|the whole family is] [coming along|with me].",),
+    "low": (
+        f"{SOFTLY}[it has to|it should] be [cheap|as cheap as possible].",
+        f"{SOFTLY}I [cannot|do not want to] spend much.",
+    ),
+    "medium": (f"{SOFTLY}a [normal|medium|moderate] price is [fine|okay] [for me|].",),
+    "high": (
+        f"{SOFTLY}money is [no problem|not an issue].",
+        f"{SOFTLY}it may [be expensive|cost a lot].",
+    ),
 }
 FOND_OF = {
-    "nature": "[nature|being outdoors]",
-    "culture": "[culture|history and art]",
-    "beach": "[the beach|the sea]",
-    "food": "[good food|local dishes]",
+    "nature": "[nature|being outdoors|green places]",
+    "culture": "[culture|history and art|old places]",
+    "beach": "[the beach|the sea|sun and waves]",
+    "food": "[good food|eating well|local dishes]",
 }
 COMPANY_TOLD = {
     "alone": "[I come alone|I am by myself]",
-    "couple": "[we are a couple|we are two]",
+    "couple": "[we are a couple|it is the two of us]",
     "family": "[we have kids with us|we are a family]",
 }
 
@@ -271,9 +301,7 @@ REPLIES = {
     ),
     **{f"says_{value}": Phrasing(told) for value, told in VALUE_TOLD.items()},
     **{
-        f"says_{interest}_{company}": Phrasing(
-            (f"[Well|Oh], {who}, and {what} would be [great|lovely].",)
-        )
+        f"says_{interest}_{company}": Phrasing((f"{SOFTLY}{who}, and [I want|I dream of] {what}.",))
         for interest, what in FOND_OF.items()
         for company, who in COMPANY_TOLD.items()
     },
@@ -304,7 +332,9 @@ REPLIES = {
             "[No|Sorry], I [would rather not|do not want that].",
         )
     ),
-    "calmed": Phrasing(("[Thanks|Thank you] for [listening|understanding], [go on|let us go on].",)),
+    "calmed": Phrasing(
+        ("[Thanks|Thank you] for [listening|understanding], [go on|let us go on].",)
+    ),
     "already_said": Phrasing(
         (
             "[We had that already|That is settled already], [go on|let us move on].",
@@ -319,7 +349,9 @@ REPLIES = {
     ),
     "leaves": Phrasing(("[Enough|This is no use], I will [look myself|ask somebody else].",)),
     "thanks": Phrasing(("[Thank you|Thanks] [so much|for your help]! [Bye|Goodbye]!",)),
-    "disappointed": Phrasing(("[That is all|Is that it]? I [found|have] nothing [then|yet]. Bye.",)),
+    "disappointed": Phrasing(
+        ("[Was that all|Is that it]? I [found|have] nothing [then|yet]. [Bye|Goodbye].",)
+    ),
 }
 
 # How a conversation goes
@@ -338,8 +370,7 @@ class Trip(NamedTuple):
     acknowledged: bool = False
     refusals: int = 0
     annoyances: int = 0
-    questions: int = 0
-    options: int = 0
+    effort: int = 0  # of answering questions
     end: str | None = None  # closed or left
 
 
@@ -349,6 +380,7 @@ P_TELLS_COMPANY = 0.3
 
 
 def begin(reply: str) -> Trip:
+    """The state after the first words, which tell nothing yet."""
     return Trip()
 
 
@@ -417,6 +449,7 @@ AXIS_OF_VALUE = {value: axis for axis in ASKED for value in AXES[axis]}
 
 
 def advance(trip: Trip, act: str | None, reply: str) -> Trip:
+    """The state after the agent's act and the traveller's reply to it."""
     if reply == "leaves":
         return trip._replace(end="left")
     if act == CLOSE:
@@ -433,34 +466,36 @@ def advance(trip: Trip, act: str | None, reply: str) -> Trip:
             explained=trip.explained and act == INSIST,
         )
     if reply in ("delighted", "settles"):
-        return trip._replace(outcome=reply)
+        return _counts_of(trip)._replace(outcome=reply)
     heard = {AXIS_OF_VALUE[v]: v for v in reply.split("_")[1:] if v in AXIS_OF_VALUE}
     return trip._replace(
         **heard,
         evaded=trip.evaded or reply == "evades",
         explained=trip.explained or act == ASK_WRONG,
-        questions=trip.questions + 1,
-        options=trip.options + (act in OFFER),
+        effort=trip.effort + (2 if act in OFFER else 1),
     )
 
 
-COUNTED = ("outcome", "refusals", "annoyances", "questions", "options", "end")
+def _counts_of(trip: Trip) -> Trip:
+    """What still matters when an activity was chosen, or all is over."""
+    counts = ("outcome", "refusals", "annoyances", "effort", "end")
+    return Trip(**{field: getattr(trip, field) for field in counts})
 
 
 def situation(trip: Trip) -> Trip:
     """What replies and rating depend on: that something is known, not what."""
     if trip.outcome or trip.end:
-        return Trip(**{name: getattr(trip, name) for name in COUNTED})
-    if trip.explained and trip.offered:
-        trip = trip._replace(offered="refused")
+        return _counts_of(trip)
     return trip._replace(
         interest=trip.interest and "said",
         company=trip.company and "said",
         budget=trip.budget and "said",
         evaded=False,
+        offered="refused" if trip.offered and trip.explained else trip.offered,
     )
 
 
+@functools.lru_cache(maxsize=1 << 18)
 def mood(trip: Trip, act: str | None) -> Trip:
     """What the reply to this act depends on."""
     trip = situation(trip)
@@ -469,15 +504,14 @@ def mood(trip: Trip, act: str | None) -> Trip:
         offered=trip.offered if act == ASK_WRONG else trip.offered and "refused",
         refusals=0,
         annoyances=TROUBLE_BORNE if at_the_end else 0,
-        questions=0,
-        options=0,
+        effort=0,
     )
 
 
 # What counts
 
-DELIGHTED, SETTLED, CLOSED = 0.80, 0.35, 0.20
-COST_REFUSAL, COST_ANNOYANCE, COST_QUESTION, COST_OPTIONS = 0.10, 0.06, 0.02, 0.02
+DELIGHTED, SETTLED, CLOSED = 0.80, 0.30, 0.20
+COST_REFUSAL, COST_ANNOYANCE, COST_EFFORT = 0.10, 0.06, 0.02
 
 
 def rating(traveller: Traveller, trip: Trip) -> float:
@@ -490,14 +524,12 @@ def rating(traveller: Traveller, trip: Trip) -> float:
 
 def _costs(trip: Trip) -> float:
     return (
-        COST_REFUSAL * trip.refusals
-        + COST_ANNOYANCE * trip.annoyances
-        + COST_QUESTION * trip.questions
-        + COST_OPTIONS * trip.options
+        COST_REFUSAL * trip.refusals + COST_ANNOYANCE * trip.annoyances + COST_EFFORT * trip.effort
     )
 
 
 def ceiling(traveller: Traveller, trip: Trip) -> float:
+    """The best rating that can still follow."""
     fit = SETTLED if trip.outcome == "settles" else DELIGHTED
     will_refuse = (
         traveller.temperament == "dislikes_first_offer"
@@ -510,29 +542,37 @@ def ceiling(traveller: Traveller, trip: Trip) -> float:
 # The behaviours that write the data. Each does some things well; none does all.
 
 
-def _fitting(trip: Trip, **used: float) -> dict[str, float]:
+def _fitting(trip: Trip, interest: float, company: float, budget: float) -> dict[str, float]:
     """Something that suits what was heard; each axis is heeded with the probability given."""
-    axes = [axis for axis in ASKED if getattr(trip, axis) is not None]
+    heard = (trip.interest, trip.company, trip.budget)
+    return _suiting(heard, (interest, company, budget), trip.offered)
+
+
+@functools.cache
+def _suiting(
+    heard: tuple[str | None, ...], heeded: tuple[float, ...], refused: str | None
+) -> dict[str, float]:
     parts = []
-    for heeded in itertools.product((True, False), repeat=len(axes)):
-        weight = 1.0
-        for axis, is_heeded in zip(axes, heeded, strict=True):
-            weight *= used[axis] if is_heeded else 1.0 - used[axis]
-        heard = {a: getattr(trip, a) for a, h in zip(axes, heeded, strict=True) if h}
-        parts.append((weight, any_of(*_suited(heard, trip.offered))))
+    for uses in itertools.product((True, False), repeat=len(heard)):
+        weight = math.prod(p if use else 1.0 - p for p, use in zip(heeded, uses, strict=True))
+        used = [value if use else None for value, use in zip(heard, uses, strict=True)]
+        parts.append((weight, any_of(*_suited(*used, refused))))
     return mix(*parts)
 
 
-def _suited(heard: Mapping[str, str], refused: str | None) -> list[str]:
-    """Acts that recommend what suits the values heard; not the last refused, if there is more."""
+def _suited(
+    interest: str | None, company: str | None, budget: str | None, refused: str | None
+) -> list[str]:
+    """Acts that recommend what suits the values given; not the last refused, if there is more."""
     suited = [
-        act
-        for act, name in RECOMMEND.items()
-        if heard.get("interest", ACTIVITIES[name].interest) == ACTIVITIES[name].interest
-        and ("company" not in heard or heard["company"] in ACTIVITIES[name].companies)
-        and ("budget" not in heard or heard["budget"] in ACTIVITIES[name].budgets)
+        name
+        for name, activity in ACTIVITIES.items()
+        if interest in (None, activity.interest)
+        and (company is None or company in activity.companies)
+        and (budget is None or budget in activity.budgets)
     ]
-    return [act for act in suited if RECOMMEND[act] != refused] or suited
+    others = [name for name in suited if name != refused]
+    return [f"recommend_{name}" for name in others or suited]
 
 
 def _unknown(trip: Trip) -> list[str]:
@@ -546,7 +586,7 @@ def salesman(trip: Trip) -> dict[str, float]:
     go = _fitting(trip, interest=0.9, company=0.8, budget=0.6)
     if trip.offered is None:
         if trip.interest is None and not trip.evaded:
-            return mix((0.7, {ASK_OPEN: 1.0}), (0.3, go))
+            return mix((0.6, {ASK_OPEN: 1.0}), (0.4, go))
         return go
     return mix((0.2, {INSIST: 1.0}), (0.2, {ASK_WRONG: 1.0}), (0.1, {CLOSE: 1.0}), (0.5, go))
 
@@ -554,9 +594,9 @@ def salesman(trip: Trip) -> dict[str, float]:
 def clerk(trip: Trip) -> dict[str, float]:
     """Asks for everything openly, one thing after the other; helpless where that fails."""
     if trip.outcome:
-        return {CLOSE: 0.7, "ask_budget": 0.15, ASK_OPEN: 0.15}
+        return {CLOSE: 0.6, "ask_budget": 0.2, ASK_OPEN: 0.2}
     unknown = _unknown(trip)
-    go = _fitting(trip, interest=0.85, company=0.75, budget=0.75)
+    go = _fitting(trip, interest=0.85, company=0.65, budget=0.65)
     if trip.offered is not None:
         return mix((0.4, {CLOSE: 1.0}), (0.4, go), (0.2, {ASK_WRONG: 1.0}))
     if not unknown:
@@ -572,19 +612,19 @@ def menu(trip: Trip) -> dict[str, float]:
     if trip.outcome:
         return {CLOSE: 0.6, "offer_interest": 0.2, "offer_budget": 0.2}
     unknown = _unknown(trip)
-    go = _fitting(trip, interest=0.9, company=0.75, budget=0.75)
+    go = _fitting(trip, interest=0.85, company=0.7, budget=0.7)
     if trip.offered is not None:
         return mix((0.3, {ACKNOWLEDGE: 1.0}), (0.3, go), (0.4, any_of(*OFFER)))
     ask = any_of(*(f"offer_{axis}" for axis in unknown)) if unknown else any_of(*OFFER)
     p_go = {0: 0.75, 1: 0.4, 2: 0.15, 3: 0.05}[len(unknown)]
-    return mix((p_go, go), (0.85 - p_go + 0.0, ask), (0.15, any_of(*OFFER)))
+    return mix((p_go, go), (0.85 - p_go, ask), (0.15, any_of(*OFFER)))
 
 
 def charmer(trip: Trip) -> dict[str, float]:
     """Asks openly and listens to refusals, but looks at the interest only; forgets to close."""
     if trip.outcome:
         return {CLOSE: 0.4, ACKNOWLEDGE: 0.3, ASK_OPEN: 0.3}
-    go = _fitting(trip, interest=0.95, company=0.4, budget=0.4)
+    go = _fitting(trip, interest=0.9, company=0.4, budget=0.4)
     if trip.offered is not None:
         if not trip.acknowledged:
             return mix((0.6, {ACKNOWLEDGE: 1.0}), (0.2, {ASK_WRONG: 1.0}), (0.2, go))
@@ -601,9 +641,10 @@ def charmer(trip: Trip) -> dict[str, float]:
 
 
 def confused(trip: Trip) -> dict[str, float]:
-    """Does anything, and mostly recommends."""
+    """Does anything, and recommends the same few things to everybody."""
     talk = [act for act in ACTS if act not in RECOMMEND]
-    return mix((0.5, any_of(*RECOMMEND)), (0.5, any_of(*talk)))
+    favourites = [f"recommend_{name}" for name in ("hike", "museum", "picnic", "market")]
+    return mix((0.5, any_of(*favourites)), (0.5, any_of(*talk)))
 
 
 BEHAVIOURS = {

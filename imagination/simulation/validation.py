@@ -130,7 +130,8 @@ def _check_situation(world: World, step: tuple, following: State, place: str) ->
     where = f"{place}: situation of state {state}"
     _require(
         world.reply(persona, situation, act) == world.reply(persona, state, act)
-        and world.reply(persona, world.mood_for(state, act), act) == world.reply(persona, state, act),
+        and world.reply(persona, world.mood_for(state, act), act)
+        == world.reply(persona, state, act),
         f"{where}, or its mood, blanks out something that replies to act {act!r} depend on",
     )
     _require(

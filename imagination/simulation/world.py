@@ -118,7 +118,9 @@ class World:
         }
         total = sum(chosen.values())
         if not total > 0:
-            raise WorldError(f"world {self.name!r}: no persona of the {name} population is possible")
+            raise WorldError(
+                f"world {self.name!r}: no persona of the {name} population is possible"
+            )
         return {persona: probability / total for persona, probability in chosen.items()}
 
     def persona(self, values: Mapping[str, str]) -> Persona:

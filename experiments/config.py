@@ -1,0 +1,161 @@
+"""The settings every experiment starts from, with their meaning beside them.
+
+`experiments/<task>.py` takes these and says what is different about its task. All of them can be
+set on the command line, e.g. `--config.train.steps=500`. `check` builds everything that is built
+from a config, so that a wrong value is told before any work starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ilql_jax.models import DecoderConfig, ModelConfig
+from ilql_jax.objectives import ObjectiveConfig
+from ilql_jax.policy import DecodingConfig
+from ilql_jax.train import TrainConfig
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used. The message names key, value and what would be right."""
+
+
+def base_config() -> ConfigDict:
+    """Settings shared by all tasks; for training small networks from scratch on a laptop."""
+    config = ConfigDict()
+    config.seed = 0  # of the imagined dialogues; training seed k is seed + k
+    config.seeds = 1  # trainings of each method
+    config.methods = ("bc", "fbc", "ilql")  # also: mc
+    config.workers = 0  # processes side by side; 0 = by the number of cores, 1 = none
+
+    # Where dialogues come from.
+    config.data = ConfigDict()
+    config.data.source = "world"  # world, persuasionforgood
+    config.data.path = ""  # folder of a corpus's files as published
+    config.data.max_reward = 2.0  # donations above are capped (persuasionforgood)
+
+    config.task = ConfigDict()
+    config.task.world = ""  # an embedded world by name, or a .py file that defines WORLD
+
+    config.imagination = ConfigDict()
+    config.imagination.dialogues = 15000
+
+    config.tokenizer = ConfigDict()
+    config.tokenizer.pretrained = ""  # Hugging Face name or folder; "" trains a BPE on the dialogues
+    config.tokenizer.vocab_size = 1024  # of the trained BPE, at most
+
+    # GPT-2's shape.
+    config.model = ConfigDict()
+    config.model.hidden_size = 64
+    config.model.num_layers = 2
+    config.model.num_heads = 2
+    config.model.mlp_size = 256
+    config.model.max_positions = 256  # longest dialogue, in tokens
+    config.model.initializer_range = 0.08  # GPT-2's 0.02 is for a width of 768
+    config.model.value_inner_size = 128  # hidden layer of the value heads
+
+    config.train = ConfigDict()
+    config.train.steps = 10000
+    config.train.batch_rows = 4  # rows of max_positions tokens, several dialogues in each
+    config.train.learning_rate = 3e-3  # peak
+    config.train.warmup_steps = 200
+    config.train.weight_decay = 0.01
+    config.train.max_gradient_norm = 1.0
+    config.train.polyak_rate = 0.005  # target Q heads
+    config.train.token_discount = 0.99  # γ from token to token
+    config.train.utterance_discount = 0.99  # γ from utterance to utterance
+    config.train.checkpoint_every = 1000
+    config.train.log_every = 50
+
+    # What ILQL learns (mc takes from it what applies; see ilql_jax/objectives.py).
+    config.objective = ConfigDict()
+    config.objective.credit = "utterance"  # decisions are utterances, or (the paper) tokens
+    config.objective.expectile = 0.8  # 0.5 = mean of the data, towards 1 = best of it
+    config.objective.cql_weight = 0.0  # needed for steering tokens, not for re-ranking
+    config.objective.value_loss_weight = 1.0  # value losses against the policy's
+    config.objective.token_trace = 0.0  # λ inside an utterance (credit "token")
+    config.objective.utterance_trace = 0.0  # λ across the human's turn
+    config.objective.trace_fade = (0.15, 0.45)  # both λ fall from 1 between these fractions
+    config.objective.awac_temperature = 0.0  # 0 = the policy is plainly cloned
+    config.objective.awac_max_weight = 20.0
+    config.objective.fbc_fraction = 0.25  # filtered BC keeps this share of the dialogues
+
+    # Ways of choosing words; each training's is picked on validation episodes.
+    config.decoding = ConfigDict()
+    config.decoding.bc = ("sampled", "greedy")
+    config.decoding.fbc = ("sampled", "greedy")
+    config.decoding.mc = ("sampled, best of 8", "sampled, best of 32")
+    config.decoding.ilql = ("sampled, best of 8", "sampled, best of 32")
+    config.decoding.max_utterance = 40  # tokens
+    config.decoding.batch_size = 64  # conversations decoded together
+
+    config.evaluation = ConfigDict()
+    config.evaluation.validation_episodes = 150
+    config.evaluation.average_episodes = 500
+    config.evaluation.difficult_episodes = 300
+
+    config.chat = ConfigDict()
+    config.chat.method = "ilql"  # who talks in --stage=chat
+    return config
+
+
+def objective_config(config: ConfigDict, method: str) -> ObjectiveConfig:
+    return ObjectiveConfig(method=method, **config.objective.to_dict())
+
+
+def train_config(config: ConfigDict) -> TrainConfig:
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**{k: v for k, v in config.train.to_dict().items() if k in fields})
+
+
+def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
+    shape = config.model.to_dict()
+    inner = shape.pop("value_inner_size")
+    return ModelConfig(DecoderConfig(vocab_size=vocab_size, **shape), value_inner_size=inner)
+
+
+def decodings(config: ConfigDict, method: str) -> list[DecodingConfig]:
+    return [DecodingConfig.parse(text) for text in config.decoding[method]]
+
+
+def check(config: ConfigDict) -> None:
+    """Raises `ConfigError` for the first value that cannot work."""
+    builders: dict[str, Any] = {
+        "train": lambda: train_config(config),
+        "model": lambda: model_config(config, config.tokenizer.vocab_size),
+    }
+    for method in config.methods:
+        builders[f"objective ({method})"] = lambda method=method: objective_config(config, method)
+        builders[f"decoding.{method}"] = lambda method=method: decodings(config, method)
+    for section, build in builders.items():
+        try:
+            build()
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"config.{section}: {error}") from None
+    at_least_one = {
+        "seeds": config.seeds,
+        "methods": len(config.methods),
+        "train.batch_rows": config.train.batch_rows,
+        "tokenizer.vocab_size": config.tokenizer.vocab_size - 260,  # every byte, and the markers
+        "imagination.dialogues": config.imagination.dialogues,
+        "evaluation.validation_episodes": config.evaluation.validation_episodes,
+        "evaluation.average_episodes": config.evaluation.average_episodes,
+        "evaluation.difficult_episodes": config.evaluation.difficult_episodes,
+        "decoding.max_utterance": config.decoding.max_utterance,
+        "decoding.batch_size": config.decoding.batch_size,
+    }
+    for key, value in at_least_one.items():
+        if value < 1:
+            raise ConfigError(f"config.{key} is too small; raise it.")
+    if config.decoding.max_utterance >= config.model.max_positions:
+        raise ConfigError(
+            f"config.decoding.max_utterance {config.decoding.max_utterance} leaves no room for a "
+            f"conversation in config.model.max_positions {config.model.max_positions}."
+        )
+    sources = ("world", "persuasionforgood")
+    if config.data.source not in sources:
+        raise ConfigError(
+            f"config.data.source is {config.data.source!r}, but must be one of "
+            f"{', '.join(sources)}."
+        )

@@ -1,0 +1,170 @@
+"""Starts an experiment: flags, run folder, and the stages one after the other.
+
+    python experiments/teaching.py                                  everything
+    python experiments/teaching.py --workdir=runs/t1 --config.train.steps=500
+    python experiments/teaching.py --workdir=runs/t1 --stage=evaluate   up to this stage
+    python experiments/teaching.py --stage=chat                     talk with the trained agent
+
+A stage whose files are there is skipped, so a run that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import time
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+
+from experiments import config as settings
+from experiments.run_folder import STAGES, RunError, RunFolder
+
+EXPECTED_ERRORS = (ValueError, RuntimeError, FileNotFoundError, FloatingPointError)
+
+
+def main(name: str, config: ConfigDict) -> None:
+    """Runs the experiment `name` with the settings of `config`, changed by the command line."""
+    console = Console()
+    try:
+        _run(name, config, sys.argv, console)
+    except KeyboardInterrupt:
+        console.print("\nStopped. The same command goes on from here.")
+        sys.exit(130)
+    except EXPECTED_ERRORS as error:
+        if _is_ours(error):
+            console.print(f"\nError: {error}", style="bold red", markup=False, highlight=False)
+            sys.exit(1)
+        raise
+
+
+def _run(name: str, config: ConfigDict, arguments: list[str], console: Console) -> None:
+    stage, workdir, config, overrides = parse_flags(name, config, arguments)
+    folder = RunFolder(workdir)
+    config = with_saved(config, folder, overrides)
+    settings.check(config)
+    if stage == "chat":
+        from experiments.stages import chat
+
+        chat.run(config, folder, console)
+        return
+    with folder.lock():
+        for each in STAGES:
+            folder.check_stage(each, config)
+        folder.save_config(config)
+        for each in STAGES[: STAGES.index(stage) + 1]:
+            _run_stage(each, config, folder, console)
+
+
+def _run_stage(stage: str, config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    # Imported late: an error in the settings is told at once, before jax is loaded.
+    from experiments.stages import evaluate, imagine, report, train
+
+    start = time.monotonic()
+    folder.begin_stage(stage, config)
+    if stage == "imagine":
+        imagine.run(config, folder, console)
+    elif stage == "train":
+        train.run(config, folder, console)
+    elif stage == "evaluate":
+        evaluate.run(config, folder, console)
+    else:
+        page = report.write_report(folder.path)
+        evaluate.print_results(folder, console)
+        console.print(f"Report: {page}")
+    console.print(f"[dim]{stage}: {time.monotonic() - start:.0f} s[/dim]")
+
+
+def parse_flags(
+    name: str, config: ConfigDict, arguments: list[str]
+) -> tuple[str, str, ConfigDict, dict]:
+    """Stage, run folder, settings, and which of them were given on the command line.
+
+    Raises:
+        ConfigError: An unknown flag or key, or a value of the wrong type.
+    """
+    values = flags.FlagValues()
+    known = [*STAGES, "chat"]
+    flags.DEFINE_enum("stage", STAGES[-1], known, "Run up to this stage; or chat.", values)
+    flags.DEFINE_string("workdir", f"runs/{name}", "The run's folder.", values)
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
+    flag = config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    try:
+        rest = values(arguments)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise settings.ConfigError(_explain(error, config, arguments)) from None
+    if values.help:
+        print(f"{values.get_help()}\nSettings and defaults:\n{config}")
+        sys.exit(0)
+    if rest[1:]:
+        raise settings.ConfigError(f"unexpected argument {rest[1]!r}; see --help.")
+    overrides = config_flags.get_override_values(values["config"])
+    return values.stage, values.workdir, flag.value, dict(overrides)
+
+
+def with_saved(config: ConfigDict, folder: RunFolder, overrides: dict) -> ConfigDict:
+    """The settings of a folder that was run before, changed by what the command line says."""
+    saved = folder.saved_config()
+    if saved is None:
+        return config
+    merged = config.copy_and_resolve_references()
+    for key in _keys(merged):
+        if key in overrides:
+            continue
+        section = saved
+        for part in key.split("."):
+            section = section.get(part) if isinstance(section, ConfigDict) else None
+        if section is not None:
+            try:
+                merged.update_from_flattened_dict({key: section})
+            except (TypeError, ValueError):
+                raise RunError(
+                    f"{folder.config_file}, key {key}: {section!r} is of the wrong type."
+                ) from None
+    return merged
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    found = []
+    for key, value in config.items():
+        nested = isinstance(value, ConfigDict)
+        found += _keys(value, f"{prefix}{key}.") if nested else [f"{prefix}{key}"]
+    return found
+
+
+def _explain(error: Exception, config: ConfigDict, arguments: list[str]) -> str:
+    """The flag at fault, and for an unknown key the one that was probably meant."""
+    for argument in arguments[1:]:
+        key, _, value = argument.removeprefix("--config.").partition("=")
+        if not argument.startswith("--config."):
+            continue
+        keys = _keys(config)
+        if key not in keys:
+            close = difflib.get_close_matches(key, keys, n=1)
+            sections = [k for k in keys if k.startswith(f"{key.split('.')[0]}.")]
+            meant = f"Did you mean config.{close[0]}?" if close else (
+                f"There are: {', '.join(sections or sorted({k.split('.')[0] for k in keys}))}."
+            )
+            return f"unknown setting config.{key}. {meant}"
+        default = config
+        for part in key.split("."):
+            default = default[part]
+        if _mentions(error, key):
+            return (
+                f"config.{key}={value!r} is not of the right type; "
+                f"expected {type(default).__name__}, e.g. {default!r}."
+            )
+    return str(error)
+
+
+def _mentions(error: Exception, key: str) -> bool:
+    return key.rsplit(".", 1)[-1] in str(error) or key in str(error)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Errors that our code raises for bad input have a message written for the user."""
+    home = type(error).__module__.split(".")[0]
+    return home in ("ilql_jax", "imagination", "experiments") or isinstance(
+        error, FileNotFoundError
+    )

@@ -1,0 +1,176 @@
+"""Units of work side by side in processes, each on one core, with a progress bar each.
+
+Small networks do not fill several cores, but independent trainings do. On a machine with an
+accelerator, or with `workers=1`, the units run one after the other in this process instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+# done, total (or None where unknown), what to show behind the bar
+Report = Callable[[int, int | None, str], None]
+
+
+class WorkerError(RuntimeError):
+    """A unit failed; carries the message of what happened there."""
+
+
+class _Rate(ProgressColumn):
+    def render(self, task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s")
+
+
+def progress_bars(console: Console) -> Progress:
+    """Bars with count, rate, elapsed and remaining time; plain lines where there is no terminal."""
+    return Progress(
+        TextColumn("{task.description:<22}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+        console=console,
+        speed_estimate_period=20,
+    )
+
+
+def workers_for(requested: int, units: int) -> int:
+    """How many processes: as asked, else by cores; one where there is an accelerator."""
+    if requested:
+        return min(requested, units)
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # A few more processes than cores share them evenly; in turns the last would run alone.
+    return units if units <= 2 * cores else cores
+
+
+def run_units(
+    function: Callable[..., Any],
+    arguments: Sequence[tuple],
+    names: Sequence[str],
+    workers: int,
+    console: Console,
+) -> list[Any]:
+    """Calls `function(*arguments[i], report)` for each i, with a bar for each.
+
+    Args:
+        function: Importable by name; `report(done, total, note)` moves its bar.
+        arguments: Picklable arguments of each unit.
+        names: What the bars are called.
+        workers: Processes; 1 runs everything here.
+        console: Where the bars go.
+
+    Returns:
+        The results, in order.
+
+    Raises:
+        WorkerError: A unit failed in its process; the others are stopped.
+    """
+    if not arguments:
+        return []
+    with progress_bars(console) as bars:
+        tasks = [bars.add_task(name, total=None, note="waiting") for name in names]
+
+        def show(index: int, done: int, total: int | None, note: str) -> None:
+            bars.update(tasks[index], completed=done, total=total, note=note)
+
+        if workers <= 1:
+            results = []
+            for index, args in enumerate(arguments):
+                bars.reset(tasks[index], note="")
+                results.append(function(*args, lambda *report, i=index: show(i, *report)))
+            return results
+        return _run_in_processes(function, arguments, workers, show, bars, tasks)
+
+
+def _run_in_processes(function, arguments, workers: int, show, bars, tasks) -> list[Any]:
+    context = multiprocessing.get_context("spawn")
+    messages = context.Queue()
+    waiting = list(enumerate(arguments))[::-1]
+    running: dict[int, Any] = {}
+    results: dict[int, Any] = {}
+    try:
+        while len(results) < len(arguments):
+            while waiting and len(running) < workers:
+                index, args = waiting.pop()
+                bars.reset(tasks[index], note="starting")
+                running[index] = context.Process(
+                    target=_work, args=(os.getpid(), function, args, index, messages), daemon=True
+                )
+                running[index].start()
+            try:
+                kind, index, content = messages.get(timeout=0.5)
+            except queue.Empty:
+                _check_alive(running)
+                continue
+            if kind == "report":
+                show(index, *content)
+            elif kind == "result":
+                results[index] = content
+                running.pop(index).join()
+            else:
+                raise WorkerError(content)
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.join()
+    return [results[index] for index in range(len(arguments))]
+
+
+def _work(parent: int, function, arguments: tuple, index: int, messages) -> None:
+    """Runs in the worker process."""
+    _end_with(parent)
+    # One thread a process: XLA would otherwise start as many as there are cores, in each.
+    os.environ["NPROC"] = os.environ["PJRT_NPROC"] = "1"
+    try:
+        result = function(*arguments, lambda *report: messages.put(("report", index, report)))
+        messages.put(("result", index, result))
+    except BaseException as error:
+        known = isinstance(error, (ValueError, RuntimeError, ArithmeticError))
+        text = str(error) if known else traceback.format_exc()
+        messages.put(("error", index, text or traceback.format_exc()))
+
+
+def _end_with(parent: int) -> None:
+    """A killed parent must not leave workers behind that write into its folder."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _check_alive(running: dict[int, Any]) -> None:
+    for process in running.values():
+        if process.exitcode not in (None, 0):
+            raise WorkerError(
+                f"a worker process ended with exit code {process.exitcode} (killed, or out of "
+                "memory). Start again to go on; --config.workers=1 needs the least memory."
+            )

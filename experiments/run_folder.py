@@ -1,0 +1,190 @@
+"""`RunFolder`: where a run keeps its files, and what they were made from.
+
+Each stage leaves a stamp with the settings that shape its files. A stage that is done is skipped;
+one that was made from other settings is an error that names them, never silently overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ml_collections import ConfigDict
+
+STAGES = ("imagine", "train", "evaluate", "report")
+
+# Settings that shape a stage's files; a stage depends on those of the stages before it too.
+# `methods` and `seeds` only say how many units there are: more can be added to a finished run.
+_SHAPED_BY = {
+    "imagine": ("seed", "data", "task", "imagination"),
+    "train": ("tokenizer", "model", "train", "objective"),
+    "evaluate": ("decoding", "evaluation"),
+}
+
+
+class RunError(RuntimeError):
+    """A run folder that does not fit. The message says what differs and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One training of one method."""
+
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-seed{self.seed}"
+
+
+class RunFolder:
+    """The files of a run."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+
+    # Where things are
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def dialogues(self) -> Path:
+        return self.path / "dialogues.jsonl"
+
+    @property
+    def dataset_card(self) -> Path:
+        return self.path / "dataset_card.md"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def heldout(self) -> Path:
+        return self.path / "heldout.json"
+
+    @property
+    def conversations(self) -> Path:
+        return self.path / "conversations.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def checkpoints(self, unit: Unit) -> Path:
+        return self.path / "checkpoints" / unit.name
+
+    def metrics(self, unit: Unit) -> Path:
+        return self.path / "metrics" / f"{unit.name}.jsonl"
+
+    def unit_result(self, unit: Unit) -> Path:
+        return self.path / "evaluation" / f"{unit.name}.json"
+
+    def unit_conversations(self, unit: Unit) -> Path:
+        return self.path / "evaluation" / f"{unit.name}.jsonl"
+
+    # What it was made from
+
+    def saved_config(self) -> ConfigDict | None:
+        """The settings that the folder was last run with, or None for a new folder."""
+        if not self.config_file.exists():
+            return None
+        try:
+            loaded = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise RunError(f"{self.config_file}: not readable as YAML: {error}") from None
+        return ConfigDict(_tuples(loaded))
+
+    def save_config(self, config: ConfigDict) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(_lists(config.to_dict()), sort_keys=False)
+        write_atomically(self.config_file, text)
+
+    def check_stage(self, stage: str, config: ConfigDict) -> None:
+        """Raises `RunError` if the stage was begun with other settings."""
+        stamp = self._stamp(stage)
+        if not stamp.exists():
+            return
+        before, now = json.loads(stamp.read_text()), _shaping(stage, config)
+        differing = [
+            f"config.{key} was {before.get(key)!r}, now {now.get(key)!r}"
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key)
+        ]
+        if differing:
+            raise RunError(
+                f"{self.path} was made from other settings ({stage}): {'; '.join(differing)}. "
+                f"Give a new folder (--workdir=...), set these back, or delete {self.path}."
+            )
+
+    def begin_stage(self, stage: str, config: ConfigDict) -> None:
+        """Checks the stage and stamps it."""
+        self.check_stage(stage, config)
+        stamp = self._stamp(stage)
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(stamp, json.dumps(_shaping(stage, config), indent=1))
+
+    def _stamp(self, stage: str) -> Path:
+        return self.path / "stages" / f"{stage}.json"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps a second process out of the folder; released when this one ends, however."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(
+                    f"another process is working in {self.path}. Wait for it, or give another "
+                    "folder (--workdir=...)."
+                ) from None
+            yield
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _shaping(stage: str, config: ConfigDict) -> dict[str, Any]:
+    """Flat settings that shape a stage's files."""
+    sections = [s for each in STAGES[: STAGES.index(stage) + 1] for s in _SHAPED_BY.get(each, ())]
+    flat: dict[str, Any] = {}
+    for section in sections:
+        value = config[section]
+        if isinstance(value, ConfigDict):
+            flat |= {f"{section}.{k}": v for k, v in _lists(value.to_dict()).items()}
+        else:
+            flat[section] = value
+    return flat
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, as YAML and JSON have them."""
+    if isinstance(value, Mapping):
+        return {key: _lists(each) for key, each in value.items()}
+    return [_lists(each) for each in value] if isinstance(value, (tuple, list)) else value
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _tuples(each) for key, each in value.items()}
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value

@@ -1,0 +1,89 @@
+"""Stage chat: you talk with a trained agent in the terminal, as the human."""
+
+from __future__ import annotations
+
+import json
+import secrets
+
+from imagination.dialogue import Turn, iterate_dialogues
+from imagination.policy_agent import PolicyAgent
+from imagination.speakers import Conversation
+from ilql_jax.policy import DecodingConfig
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.markup import escape
+
+from experiments import config as settings
+from experiments.run_folder import RunError, RunFolder, Unit
+from experiments.stages.evaluate import load_agent
+from experiments.stages.train import is_trained
+
+HELP = "/values shows or hides the values, /new starts again, /quit ends."
+
+
+def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    """Talks until the person ends it.
+
+    Raises:
+        RunError: Nothing was trained here yet.
+    """
+    unit = Unit(config.chat.method, 0)
+    if not is_trained(folder, unit):
+        raise RunError(
+            f"{folder.path} holds no trained {unit.method!r} agent. Run the experiment without "
+            "--stage=chat first, or choose with --config.chat.method=... and --workdir=..."
+        )
+    agent = load_agent(config, folder, unit, _decoding(config, folder, unit))
+    agent_opens = next(iterate_dialogues(folder.dialogues)).turns[0].speaker == "agent"
+    console.print(f"You are talking with {unit.method} ({agent.policy.decoding}). {HELP}")
+    show_values = False
+    conversation = _begin(agent, agent_opens, show_values, console)
+    while True:
+        try:
+            text = console.input("[bold cyan]you:[/] ").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if text in ("/quit", "/exit"):
+            return
+        if text == "/new":
+            conversation = _begin(agent, agent_opens, show_values, console)
+        elif text == "/values":
+            show_values = not show_values
+            console.print(f"[dim]values {'shown' if show_values else 'hidden'}[/]")
+        elif text.startswith("/"):
+            console.print(f"[dim]{HELP}[/]")
+        elif text:
+            conversation.turns.append(Turn("human", text))
+            _answer(agent, conversation, show_values, console)
+
+
+def _decoding(config: ConfigDict, folder: RunFolder, unit: Unit) -> DecodingConfig:
+    """As chosen on validation episodes, else the first of the config's."""
+    result = folder.unit_result(unit)
+    if result.exists():
+        return DecodingConfig.parse(json.loads(result.read_text())["decoding"])
+    return settings.decodings(config, unit.method)[0]
+
+
+def _begin(agent: PolicyAgent, agent_opens: bool, values: bool, console: Console) -> Conversation:
+    conversation = Conversation(id="chat", persona={}, seed=secrets.randbits(32))
+    console.print("[dim]A new conversation.[/]")
+    if agent_opens:
+        _answer(agent, conversation, values, console)
+    return conversation
+
+
+def _answer(agent: PolicyAgent, conversation: Conversation, values: bool, console: Console) -> None:
+    [utterance] = agent.respond([conversation])
+    conversation.turns.append(Turn("agent", utterance.text, annotations=utterance.annotations))
+    console.print(f"[bold green]agent:[/] {escape(utterance.text)}")
+    notes = utterance.annotations
+    if not values:
+        return
+    if "q" not in notes:
+        console.print("[dim]  this method learned no values[/]")
+        return
+    console.print(f"[dim]  Q {notes['q']:.3f}  V {notes['v']:.3f}[/]")
+    for candidate in notes.get("candidates", ()):
+        console.print(f"[dim]  {candidate['q']:7.3f}  {escape(candidate['text'])}[/]")

@@ -1,0 +1,108 @@
+"""Judging on real dialogues that were set apart, where there is no simulated human to talk to.
+
+Two questions: how likely are the words of real agents under the policy (perplexity), and do the
+values foretell what the human really did, at several points of a dialogue (AUROC, calibration)?
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from ilql_jax.batching import packing_for
+from ilql_jax.checkpoint import restore_params
+from ilql_jax.models import abstract_params
+from ilql_jax.scoring import Scores, score
+from imagination.dialogue import Dialogue, read_dialogues
+from imagination.tokenization import DialogueTokenizer
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments import config as settings
+from experiments.run_folder import RunFolder, Unit, write_atomically
+from experiments.stages.statistics import bootstrap_auroc, calibration_bins
+from experiments.stages.train import reward_scale, training_dialogues, units
+
+POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the agent's utterances in a dialogue
+METHODS_WITH_VALUES = ("mc", "ilql")
+
+
+def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    dialogues = read_dialogues(folder.dialogues)
+    parts = {
+        part: [d for d in dialogues if d.source.get("part") == part]
+        for part in ("train", "validation", "test")
+    }
+    console.print(f"Judging on {len(parts['test'])} dialogues that were set apart.")
+    scores = {u: _score(config, folder, u, parts["test"]) for u in units(config)}
+    result = {
+        "task": dialogues[0].task,
+        "sizes": {part: len(group) for part, group in parts.items()},
+        "methods": {m: _policy_quality(scores, m) for m in config.methods},
+        "value_prediction": {
+            m: _value_prediction(scores, m, parts["test"], config.seed)
+            for m in config.methods
+            if m in METHODS_WITH_VALUES
+        },
+    }
+    write_atomically(folder.heldout, json.dumps(result, indent=1))
+
+
+def _score(
+    config: ConfigDict, folder: RunFolder, unit: Unit, dialogues: list[Dialogue]
+) -> list[Scores]:
+    """Scores with values in the task's units."""
+    tokenizer = DialogueTokenizer.load(folder.tokenizer)
+    shape = settings.model_config(config, tokenizer.vocab_size)
+    scale = reward_scale(training_dialogues(folder))
+    trajectories = tokenizer.trajectories(dialogues, scale)
+    packing = packing_for(trajectories, config.train.batch_rows, config.model.max_positions)
+    params = restore_params(folder.checkpoints(unit), abstract_params(shape))
+    return [
+        Scores(s.log_prob, s.v / scale, s.q / scale)
+        for s in score(trajectories, shape, params, packing)
+    ]
+
+
+def _policy_quality(scores: dict[Unit, list[Scores]], method: str) -> dict[str, Any]:
+    """Perplexity per agent token, of each seed and their mean."""
+    per_seed = [
+        float(np.exp(-np.concatenate([s.log_prob for s in group]).mean()))
+        for unit, group in scores.items()
+        if unit.method == method
+    ]
+    return {
+        "perplexity": float(np.mean(per_seed)),
+        "per_seed": per_seed,
+        "seeds": len(per_seed),
+    }
+
+
+def _value_prediction(
+    scores: dict[Unit, list[Scores]], method: str, dialogues: list[Dialogue], seed: int
+) -> list[dict[str, Any]]:
+    """How V and Q at each point of a dialogue foretell its reward; values are means over seeds."""
+    of_method = [group for unit, group in scores.items() if unit.method == method]
+    rewards = np.array([d.total_reward for d in dialogues])
+    rows = []
+    for point in POINTS:
+        v = np.mean([[_at(s.v, point) for s in group] for group in of_method], axis=0)
+        q = np.mean([[_at(s.q, point) for s in group] for group in of_method], axis=0)
+        auroc_v = bootstrap_auroc(rewards > 0, v, seed=seed)
+        auroc_q = bootstrap_auroc(rewards > 0, q, seed=seed)
+        rows.append(
+            {
+                "point": point,
+                "auroc_v": auroc_v.mean,
+                "auroc_v_ci95": [auroc_v.low, auroc_v.high],
+                "auroc_q": auroc_q.mean,
+                "auroc_q_ci95": [auroc_q.low, auroc_q.high],
+                "calibration": calibration_bins(q, rewards, 5),
+            }
+        )
+    return rows
+
+
+def _at(values: np.ndarray, fraction: float) -> float:
+    return float(values[round(fraction * (len(values) - 1))])

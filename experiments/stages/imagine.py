@@ -1,0 +1,138 @@
+"""Stage imagine: the dialogues of the run, in `dialogues.jsonl`, and their card.
+
+From an embedded world they are played between its humans and its behaviours; from a corpus they
+are read. What is written was asked for by the settings alone: same seed, same dialogues.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from imagination import corpora
+from imagination.dialogue import Dialogue, json_line, read_dialogues, write_dialogues
+from imagination.simulation import (
+    BehaviourAgent,
+    SimulatedHuman,
+    World,
+    load_world,
+    sample_conversations,
+)
+from imagination.speakers import Conversation, converse
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments.parallel import progress_bars
+from experiments.run_folder import RunFolder, write_atomically
+
+CHUNK = 500  # dialogues played together; a killed run loses at most these
+
+
+def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    if not folder.dialogues.exists():
+        if config.data.source == "world":
+            _play(config, folder.dialogues, console)
+        else:
+            write_dialogues(folder.dialogues, _read_corpus(config))
+    if not folder.dataset_card.exists():
+        write_atomically(folder.dataset_card, dataset_card(read_dialogues(folder.dialogues)))
+
+
+def _play(config: ConfigDict, path: Path, console: Console) -> None:
+    """Plays the dialogues chunk by chunk; each depends on its own seed alone."""
+    world = load_world(config.task.world)
+    conversations = sample_conversations(
+        world, "average", config.imagination.dialogues, config.seed, prefix=world.name
+    )
+    partial = path.with_name(path.name + ".partial")
+    done = _keep_whole_chunks(partial)
+    with progress_bars(console) as bars, partial.open("a", encoding="utf-8") as file:
+        bar = bars.add_task("imagine", total=len(conversations), completed=done, note="")
+        for start in range(done, len(conversations), CHUNK):
+            chunk = conversations[start : start + CHUNK]
+            file.write("".join(map(json_line, _play_chunk(world, chunk))))
+            file.flush()
+            bars.advance(bar, len(chunk))
+    partial.replace(path)
+
+
+def _play_chunk(world: World, conversations: list[Conversation]) -> list[Dialogue]:
+    agent = BehaviourAgent(world)
+    dialogues = converse(agent, SimulatedHuman(world), conversations, world.task)
+    return [
+        dataclasses.replace(
+            dialogue,
+            # Only words reach the learner: which act an utterance was stays with the world.
+            turns=tuple(dataclasses.replace(turn, annotations={}) for turn in dialogue.turns),
+            source={"kind": "simulated", "behaviour": agent.behaviour_of(conversation)},
+        )
+        for dialogue, conversation in zip(dialogues, conversations, strict=True)
+    ]
+
+
+def _keep_whole_chunks(partial: Path) -> int:
+    """Cuts an unfinished file back to whole chunks and returns how many dialogues it holds."""
+    if not partial.exists():
+        return 0
+    lines = partial.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    keep = len(lines) - len(lines) % CHUNK
+    partial.write_text("".join(lines[:keep]), encoding="utf-8")
+    return keep
+
+
+def _read_corpus(config: ConfigDict) -> list[Dialogue]:
+    """The corpus, each dialogue marked with the part (train, validation, test) it belongs to."""
+    home = Path(config.data.path)
+    dialogues = corpora.read_persuasion_for_good(
+        home / "full_dialog.csv", home / "full_info.csv", config.data.max_reward
+    )
+    parts = corpora.split_dialogues(
+        dialogues, {"train": 0.8, "validation": 0.1, "test": 0.1}, config.seed
+    )
+    part_of = {dialogue.id: part for part, group in parts.items() for dialogue in group}
+    return [dataclasses.replace(d, source={**d.source, "part": part_of[d.id]}) for d in dialogues]
+
+
+def dataset_card(dialogues: list[Dialogue]) -> str:
+    """What is in the dataset, as Markdown."""
+    rewards = np.array([d.total_reward for d in dialogues])
+    turns = np.array([len(d.turns) for d in dialogues])
+    words = np.array([len(t.text.split()) for d in dialogues for t in d.turns])
+    utterances = Counter(t.text for d in dialogues for t in d.agent_turns)
+    lines = [
+        f"# {dialogues[0].task}: {len(dialogues):,} dialogues",
+        "",
+        "| | mean | 10 % | median | 90 % |",
+        "| --- | --- | --- | --- | --- |",
+        _quantiles("reward", rewards),
+        _quantiles("turns", turns),
+        _quantiles("words a turn", words),
+        "",
+        f"Different agent utterances: {len(utterances):,} of {sum(utterances.values()):,}.",
+        "",
+    ]
+    behaviours = sorted({d.source["behaviour"] for d in dialogues if "behaviour" in d.source})
+    if behaviours:
+        lines += ["## By behaviour", "", "| behaviour | dialogues | mean reward |", "|---|---|---|"]
+        for name in behaviours:
+            own = rewards[[d.source.get("behaviour") == name for d in dialogues]]
+            lines.append(f"| {name} | {len(own):,} | {own.mean():.3f} |")
+        lines.append("")
+    axes = list(dialogues[0].persona)
+    if axes:
+        lines += ["## By persona", "", "| axis | value | dialogues | mean reward |"]
+        lines.append("| --- | --- | --- | --- |")
+    for axis in axes:
+        for value in sorted({d.persona.get(axis, "unknown") for d in dialogues}):
+            own = rewards[[d.persona.get(axis, "unknown") == value for d in dialogues]]
+            lines.append(f"| {axis} | {value} | {len(own):,} | {own.mean():.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _quantiles(name: str, values: np.ndarray) -> str:
+    low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
+    return f"| {name} | {values.mean():.3g} | {low:.3g} | {middle:.3g} | {high:.3g} |"

@@ -1,0 +1,188 @@
+"""Stage train: every method and seed from scratch, on the same dialogues with the same compute.
+
+Leaves `tokenizer/`, `checkpoints/<method>-seed<k>/` and `metrics/` (JSON Lines, and the same for
+TensorBoard).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ilql_jax import Trajectory
+from ilql_jax.batching import PackingConfig, packing_for
+from ilql_jax.objectives import select_trajectories
+from ilql_jax.train import train
+from imagination.dialogue import Dialogue, read_dialogues
+from imagination.tokenization import DialogueTokenizer, save_once
+from ml_collections import ConfigDict
+from rich.console import Console
+from tensorboardX import SummaryWriter
+
+from experiments import config as settings
+from experiments.parallel import Report, run_units, workers_for
+from experiments.run_folder import RunFolder, Unit
+
+
+def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    todo = [unit for unit in units(config) if not is_trained(folder, unit)]
+    if not todo:
+        return
+    dialogues = training_dialogues(folder)
+    if not folder.tokenizer.exists():
+        save_once(_tokenizer(config, dialogues), folder.tokenizer)
+    # Everything that can be wrong with the data is told before the first process is started.
+    data = TrainingData.load(config, folder)
+    console.print(
+        f"Training {len(todo)} networks on {len(dialogues):,} dialogues "
+        f"({sum(len(t.tokens) for t in data.trajectories):,} tokens)."
+    )
+    run_units(
+        train_unit,
+        [(config, folder.path, unit) for unit in todo],
+        [unit.name for unit in todo],
+        workers_for(config.workers, len(todo)),
+        console,
+    )
+
+
+def units(config: ConfigDict) -> list[Unit]:
+    return [Unit(method, seed) for seed in range(config.seeds) for method in config.methods]
+
+
+def training_dialogues(folder: RunFolder) -> list[Dialogue]:
+    """The dialogues to learn from: all that are not set apart for validation and test."""
+    dialogues = read_dialogues(folder.dialogues)
+    return [d for d in dialogues if d.source.get("part", "train") == "train"]
+
+
+def _tokenizer(config: ConfigDict, dialogues: list[Dialogue]) -> DialogueTokenizer:
+    if config.tokenizer.pretrained:
+        return DialogueTokenizer.load(config.tokenizer.pretrained)
+    return DialogueTokenizer.train(dialogues, config.tokenizer.vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The run's dialogues as trajectories, with rewards of unit spread."""
+
+    trajectories: list[Trajectory]
+    tokenizer: DialogueTokenizer
+    reward_scale: float
+
+    @classmethod
+    def load(cls, config: ConfigDict, folder: RunFolder) -> TrainingData:
+        dialogues = training_dialogues(folder)
+        tokenizer = DialogueTokenizer.load(folder.tokenizer)
+        scale = reward_scale(dialogues)
+        trajectories = tokenizer.trajectories(dialogues, scale)
+        packing(config, trajectories)
+        return cls(trajectories, tokenizer, scale)
+
+
+def reward_scale(dialogues: list[Dialogue]) -> float:
+    """One over the standard deviation of the returns, so that settings fit any rating scale."""
+    spread = float(np.std([d.total_reward for d in dialogues if d.reward is not None]))
+    return 1.0 / spread if spread > 1e-6 else 1.0
+
+
+def packing(config: ConfigDict, trajectories: list[Trajectory]) -> PackingConfig:
+    return packing_for(
+        trajectories,
+        config.train.batch_rows,
+        config.model.max_positions,
+        config.train.token_discount,
+        config.train.utterance_discount,
+    )
+
+
+def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> None:
+    """Trains one network; runs in a process of its own."""
+    folder = RunFolder(path)
+    data = TrainingData.load(config, folder)
+    objective = settings.objective_config(config, unit.method)
+    chosen = select_trajectories(data.trajectories, objective)
+    metrics = MetricsLog(folder.metrics(unit), config.train.log_every)
+    report(0, config.train.steps, "compiling")
+
+    def on_metrics(step: int, values: dict[str, float]) -> None:
+        metrics.write(step, values)
+        report(step, config.train.steps, f"loss {values['loss']:.3f}")
+
+    train(
+        chosen,
+        settings.model_config(config, data.tokenizer.vocab_size),
+        objective,
+        settings.train_config(config),
+        packing(config, chosen),
+        seed=config.seed + unit.seed,
+        folder=folder.checkpoints(unit),
+        metadata={"method": unit.method, "reward_scale": data.reward_scale},
+        on_start=metrics.go_on_after,
+        on_metrics=on_metrics,
+    )
+    metrics.finish()
+
+
+def is_trained(folder: RunFolder, unit: Unit) -> bool:
+    return _finished(folder.metrics(unit)).exists()
+
+
+def train_seconds(folder: RunFolder, unit: Unit) -> float:
+    """Time the training took, over all the sessions that it needed."""
+    return json.loads(_finished(folder.metrics(unit)).read_text())["train_seconds"]
+
+
+def _finished(metrics: Path) -> Path:
+    return metrics.with_suffix(".finished.json")
+
+
+class MetricsLog:
+    """Metrics as JSON Lines and for TensorBoard; a resumed run goes on where it was saved."""
+
+    def __init__(self, path: Path, log_every: int):
+        self.path = path
+        self.log_every = log_every
+        self._before = 0.0
+        self._start = time.monotonic()
+        self._writer: SummaryWriter | None = None
+
+    def go_on_after(self, step: int) -> None:
+        """Forgets what was logged after this step, which will be done again."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept: list[str] = []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                record = _parsed(line)
+                if record and record["step"] <= step:
+                    kept.append(line + "\n")
+                    self._before = record["seconds"]
+        self.path.write_text("".join(kept))
+        self._start = time.monotonic()
+        board = self.path.with_suffix("")
+        self._writer = SummaryWriter(str(board), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        record: dict[str, Any] = {"step": step, **values, "seconds": round(self._seconds(), 2)}
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def finish(self) -> None:
+        self._writer.close()
+        _finished(self.path).write_text(json.dumps({"train_seconds": round(self._seconds(), 1)}))
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._start
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:  # the line that was being written when the process was killed
+        return None

@@ -1,0 +1,76 @@
+"""What a trained network thinks of given trajectories: log-probabilities and values.
+
+For judging on data that was set apart: perplexity, and whether V and Q foretell the outcome.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ilql_jax import losses
+from ilql_jax.batching import Batch, PackingConfig, one_per_row
+from ilql_jax.models import ModelConfig, Params, with_params
+from ilql_jax.objectives import gather
+from ilql_jax.trajectory import Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Of one trajectory.
+
+    Attributes:
+        log_prob: float32 [A], log π_β of each agent token.
+        v: float32 [U], V before each agent utterance.
+        q: float32 [U], min over the twin Q heads at the last token of each agent utterance.
+    """
+
+    log_prob: Float[np.ndarray, "tokens"]
+    v: Float[np.ndarray, "utterances"]
+    q: Float[np.ndarray, "utterances"]
+
+
+def score(
+    trajectories: Sequence[Trajectory],
+    config: ModelConfig,
+    params: Params,
+    packing: PackingConfig,
+) -> list[Scores]:
+    """Scores every trajectory.
+
+    Args:
+        trajectories: Any that fit in a row.
+        config: Shape of the network.
+        params: Its parameters.
+        packing: Only the shapes are read; the trajectories get a row each.
+    """
+    results: list[Scores] = []
+    for batch in one_per_row(trajectories, packing):
+        log_prob, v, q = (np.asarray(x) for x in _score_batch(config, params, batch))
+        for row in range(packing.batch_rows):
+            tokens = batch.by_token.weight[row] > 0
+            utterances = batch.by_utterance.weight[row] > 0
+            if tokens.any():
+                results.append(
+                    Scores(log_prob[row, tokens], v[row, utterances], q[row, utterances])
+                )
+    return results
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _score_batch(
+    config: ModelConfig, params: Params, batch: Batch
+) -> tuple[Float[Array, "batch a"], Float[Array, "batch u"], Float[Array, "batch u"]]:
+    model = with_params(config, params)
+    hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
+    logits = model.trunk.logits(gather(hidden, batch.by_token.state))
+    utterances = batch.by_utterance
+    q = model.q.taken(gather(hidden, utterances.state), utterances.action)
+    v = model.v(gather(hidden, utterances.value_state))
+    return -losses.policy_loss(logits, batch.by_token.action), v, jnp.min(q, axis=0)
