@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from ilql_jax.models import DecoderConfig, ModelConfig
 from ilql_jax.objectives import ObjectiveConfig
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.train import TrainConfig
-from ml_collections import ConfigDict
 
 
 class ConfigError(ValueError):
@@ -42,7 +43,9 @@ def base_config() -> ConfigDict:
     config.imagination.dialogues = 15000
 
     config.tokenizer = ConfigDict()
-    config.tokenizer.pretrained = ""  # Hugging Face name or folder; "" trains a BPE on the dialogues
+    config.tokenizer.pretrained = (
+        ""  # Hugging Face name or folder; "" trains a BPE on the dialogues
+    )
     config.tokenizer.vocab_size = 1024  # of the trained BPE, at most
 
     # GPT-2's shape.

@@ -20,13 +20,15 @@ from rich.console import Console
 
 from experiments import config as settings
 from experiments.run_folder import STAGES, RunError, RunFolder
+from experiments.terminal import make_console, quiet_libraries
 
 EXPECTED_ERRORS = (ValueError, RuntimeError, FileNotFoundError, FloatingPointError)
 
 
 def main(name: str, config: ConfigDict) -> None:
     """Runs the experiment `name` with the settings of `config`, changed by the command line."""
-    console = Console()
+    quiet_libraries()
+    console = make_console()
     try:
         _run(name, config, sys.argv, console)
     except KeyboardInterrupt:
@@ -143,8 +145,12 @@ def _explain(error: Exception, config: ConfigDict, arguments: list[str]) -> str:
         if key not in keys:
             close = difflib.get_close_matches(key, keys, n=1)
             sections = [k for k in keys if k.startswith(f"{key.split('.')[0]}.")]
-            meant = f"Did you mean config.{close[0]}?" if close else (
-                f"There are: {', '.join(sections or sorted({k.split('.')[0] for k in keys}))}."
+            meant = (
+                f"Did you mean config.{close[0]}?"
+                if close
+                else (
+                    f"There are: {', '.join(sections or sorted({k.split('.')[0] for k in keys}))}."
+                )
             )
             return f"unknown setting config.{key}. {meant}"
         default = config

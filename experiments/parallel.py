@@ -17,16 +17,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+
+from experiments.terminal import progress_bars, quiet_libraries
 
 # done, total (or None where unknown), what to show behind the bar
 Report = Callable[[int, int | None, str], None]
@@ -34,28 +26,6 @@ Report = Callable[[int, int | None, str], None]
 
 class WorkerError(RuntimeError):
     """A unit failed; carries the message of what happened there."""
-
-
-class _Rate(ProgressColumn):
-    def render(self, task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f}/s")
-
-
-def progress_bars(console: Console) -> Progress:
-    """Bars with count, rate, elapsed and remaining time; plain lines where there is no terminal."""
-    return Progress(
-        TextColumn("{task.description:<22}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
-        console=console,
-        speed_estimate_period=20,
-    )
 
 
 def workers_for(requested: int, units: int) -> int:
@@ -149,6 +119,7 @@ def _work(parent: int, function, arguments: tuple, index: int, messages) -> None
     _end_with(parent)
     # One thread a process: XLA would otherwise start as many as there are cores, in each.
     os.environ["NPROC"] = os.environ["PJRT_NPROC"] = "1"
+    quiet_libraries()
     try:
         result = function(*arguments, lambda *report: messages.put(("report", index, report)))
         messages.put(("result", index, result))

@@ -97,6 +97,10 @@ class RunFolder:
     def unit_conversations(self, unit: Unit) -> Path:
         return self.path / "evaluation" / f"{unit.name}.jsonl"
 
+    @property
+    def references(self) -> Path:
+        return self.path / "evaluation" / "references.json"
+
     # What it was made from
 
     def saved_config(self) -> ConfigDict | None:

@@ -1,7 +1,7 @@
 """Teaching: a tutor finds out what a student knows and likes, and explains accordingly.
 
-    python experiments/teaching.py
-    python experiments/teaching.py --config.seeds=3 --config.methods=bc,fbc,mc,ilql
+python experiments/teaching.py
+python experiments/teaching.py --config.seeds=3 --config.methods=bc,fbc,mc,ilql
 """
 
 from experiments import launch

@@ -273,4 +273,3 @@ def _assemble_batch(rows: dict[str, np.ndarray]) -> Batch:
         by_token=transitions("token"),
         by_utterance=transitions("utterance"),
     )
-

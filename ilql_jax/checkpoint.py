@@ -76,7 +76,8 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(_on_this_device(abstract_state)),
+                data=ocp.args.JsonRestore(),
             ),
         )
         return restored["state"], restored["data"]
@@ -117,8 +118,10 @@ def restore_params(folder: str | Path, abstract_params: Any) -> Any:
                     state=ocp.args.PyTreeRestore(
                         {"params": abstract_params},
                         restore_args=jax.tree.map(
-                            lambda x: ocp.ArrayRestoreArgs(global_shape=x.shape, dtype=x.dtype),
-                            {"params": abstract_params},
+                            lambda x: ocp.ArrayRestoreArgs(
+                                global_shape=x.shape, dtype=x.dtype, sharding=x.sharding
+                            ),
+                            {"params": _on_this_device(abstract_params)},
                         ),
                         partial_restore=True,
                     )
@@ -138,6 +141,13 @@ def _open_for_reading(folder: Path) -> ocp.CheckpointManager:
     if manager.latest_step() is None:
         raise CheckpointError(f"{folder}: holds no complete checkpoint. Train first.")
     return manager
+
+
+def _on_this_device(abstract: Any) -> Any:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
+    )
 
 
 def _differences(saved: Mapping, current: Mapping, prefix: str = "") -> list[str]:

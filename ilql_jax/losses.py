@@ -190,11 +190,11 @@ def lambda_returns(
 
 def ilql_loss(
     *,
-    q: Float[Array, "heads *batch"],
-    target_q: Float[Array, "heads *batch"],
+    q: Float[Array, heads * batch],
+    target_q: Float[Array, heads * batch],
     v: Float[Array, "*batch"],
     returns: Float[Array, "*batch"],
-    cql: Float[Array, "heads *batch"] | None,
+    cql: Float[Array, heads * batch] | None,
     policy: Float[Array, "..."] | None,
     weight: Float[Array, "*batch"],
     policy_weight: Float[Array, "..."] | None = None,
@@ -276,7 +276,7 @@ def transitions_from_mask(
     is_action: Bool[Array, "batch time"],
     rewards: Float[Array, "batch time"],
     discount: float = 0.99,
-    terminal: Bool[Array, "batch"] | None = None,
+    terminal: Bool[Array, batch] | None = None,
     max_actions: int | None = None,
 ) -> Transitions:
     """Dense arrays, one episode a row, to transitions, one per agent token.

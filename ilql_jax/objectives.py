@@ -252,5 +252,6 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
 
 def _within(name: str, value: float, low: float, high: float, open_at_zero: bool = False) -> None:
     if not low <= value <= high or (open_at_zero and value == 0):
-        raise ValueError(f"{name} is {value}, but must lie in {'(' if open_at_zero else '['}"
-                         f"{low}, {high}].")
+        raise ValueError(
+            f"{name} is {value}, but must lie in {'(' if open_at_zero else '['}{low}, {high}]."
+        )

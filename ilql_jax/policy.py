@@ -39,7 +39,9 @@ class DecodingConfig:
         if self.temperature < 0:
             raise ValueError(f"temperature is {self.temperature}, but must not be negative.")
         if self.candidates > 1 and self.temperature == 0:
-            raise ValueError("candidates above 1 need a temperature above 0: greedy ones are equal.")
+            raise ValueError(
+                "candidates above 1 need a temperature above 0: greedy ones are equal."
+            )
 
     def __str__(self) -> str:
         parts = ["sampled"] if self.temperature == 1 else [f"sampled at {self.temperature:g}"]
@@ -91,11 +93,11 @@ class Response:
         candidates: (tokens, q) of everything that was written, best first.
     """
 
-    tokens: Int[np.ndarray, "time"]
+    tokens: Int[np.ndarray, time]
     q: float
     v: float
     log_prob: float
-    candidates: tuple[tuple[Int[np.ndarray, "time"], float], ...] = ()
+    candidates: tuple[tuple[Int[np.ndarray, time], float], ...] = ()
 
 
 class ContextError(ValueError):
@@ -125,7 +127,7 @@ class Policy:
         params: Params,
         decoding: DecodingConfig,
         stop_token: int,
-        allowed: Bool[np.ndarray, "vocab"],
+        allowed: Bool[np.ndarray, vocab],
         max_utterance: int = 48,
         batch_size: int = 64,
     ):
@@ -144,7 +146,7 @@ class Policy:
             )
 
     def respond(
-        self, contexts: Sequence[Int[np.ndarray, "time"]], seeds: Sequence[int]
+        self, contexts: Sequence[Int[np.ndarray, time]], seeds: Sequence[int]
     ) -> list[Response]:
         """The agent's next utterance in each conversation.
 
@@ -211,4 +213,3 @@ class Policy:
             log_prob=float(samples.log_prob[row, best]),
             candidates=tuple(written) if len(written) > 1 else (),
         )
-

@@ -123,7 +123,9 @@ def make_train_step(
         progress = state.step / config.steps
 
         def loss_of(params):
-            return compute_loss(with_params(model_config, params), target_q, batch, objective, progress)
+            return compute_loss(
+                with_params(model_config, params), target_q, batch, objective, progress
+            )
 
         gradients, metrics = jax.grad(loss_of, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)

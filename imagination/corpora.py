@@ -24,12 +24,8 @@ from imagination.dialogue import Dialogue, Speaker, Turn
 PERSUASION_FOR_GOOD_HELP = """\
 PersuasionForGood (Wang et al., ACL 2019, arXiv 1906.06725; Apache License 2.0) is published at
 https://gitlab.com/ucdavisnlp/persuasionforgood. Two of its files are needed, both in the folder
-data/FullData:
-    full_dialog.csv   what was said      config key corpus.dialog_csv
-    full_info.csv     who gave how much  config key corpus.info_csv
-Download them and give their paths, e.g.
-    --config.corpus.dialog_csv=data/FullData/full_dialog.csv \
---config.corpus.info_csv=data/FullData/full_info.csv"""
+data/FullData: full_dialog.csv (what was said) and full_info.csv (who gave how much).
+Download them into one folder and name it: --config.data.path=FOLDER"""
 
 _PERSUADER, _PERSUADEE = "0", "1"
 _SPEAKER_OF_ROLE: dict[str, Speaker] = {_PERSUADER: "agent", _PERSUADEE: "human"}

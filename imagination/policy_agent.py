@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Sequence
 
 from ilql_jax.policy import Policy, Response
-
 from imagination.speakers import Conversation, Utterance
 from imagination.tokenization import DialogueTokenizer
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 
-from imagination.dialogue import Turn, iterate_dialogues
-from imagination.policy_agent import PolicyAgent
-from imagination.speakers import Conversation
-from ilql_jax.policy import DecodingConfig
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +13,10 @@ from experiments import config as settings
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.stages.evaluate import load_agent
 from experiments.stages.train import is_trained
+from ilql_jax.policy import DecodingConfig
+from imagination.dialogue import Turn, iterate_dialogues
+from imagination.policy_agent import PolicyAgent
+from imagination.speakers import Conversation
 
 HELP = "/values shows or hides the values, /new starts again, /quit ends."
 

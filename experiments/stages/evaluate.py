@@ -10,10 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments import config as settings
+from experiments.parallel import Report, run_units, workers_for
+from experiments.run_folder import RunFolder, Unit, write_atomically
+from experiments.stages import heldout, tables
+from experiments.stages.statistics import bootstrap_mean, normalize, pairwise_tests
+from experiments.stages.train import reward_scale, train_seconds, training_dialogues, units
 from ilql_jax.checkpoint import restore_params
 from ilql_jax.models import abstract_params
 from ilql_jax.policy import DecodingConfig, Policy
@@ -29,15 +39,6 @@ from imagination.simulation import (
 )
 from imagination.speakers import converse
 from imagination.tokenization import DialogueTokenizer
-from ml_collections import ConfigDict
-from rich.console import Console
-
-from experiments import config as settings
-from experiments.parallel import Report, run_units, workers_for
-from experiments.run_folder import RunFolder, Unit, write_atomically
-from experiments.stages import heldout, tables
-from experiments.stages.statistics import bootstrap_mean, normalize, pairwise_tests
-from experiments.stages.train import reward_scale, train_seconds, training_dialogues, units
 
 # Far from each other and from the seeds of the data.
 VALIDATION_SEED, TEST_SEED = 10_000_019, 20_000_003
@@ -51,17 +52,31 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     wanted = units(config)
     todo = [unit for unit in wanted if not folder.unit_result(unit).exists()]
     console.print(f"Evaluating {len(todo)} networks in conversation.") if todo else None
-    run_units(
-        evaluate_unit,
-        [(config, folder.path, unit) for unit in todo],
-        [unit.name for unit in todo],
-        workers_for(config.workers, len(todo)),
-        console,
-    )
+    jobs = [(evaluate_unit, config, folder.path, unit) for unit in todo]
+    names = [unit.name for unit in todo]
+    if not folder.references.exists():
+        jobs.append((solve_world, config, folder.path))
+        names.append("optimum")
+    run_units(_call, jobs, names, workers_for(config.workers, len(jobs)), console)
     conversations = "".join(folder.unit_conversations(u).read_text("utf-8") for u in wanted)
     write_atomically(folder.conversations, conversations)
     evaluation = summarize(config, folder, wanted)
     write_atomically(folder.evaluation, json.dumps(evaluation, indent=1))
+
+
+def _call(function: Callable[..., None], *arguments) -> None:
+    function(*arguments)
+
+
+def solve_world(config: ConfigDict, path: Path, report: Report) -> None:
+    """Computes the exact values of the world's behaviours and of its optimum."""
+    world = load_world(config.task.world)
+    values = {}
+    for index, population in enumerate(POPULATIONS):
+        report(index, len(POPULATIONS), population)
+        values[population] = reference_values(world, population)
+    report(len(POPULATIONS), len(POPULATIONS), "")
+    write_atomically(RunFolder(path).references, json.dumps(values, indent=1))
 
 
 def print_results(folder: RunFolder, console: Console) -> None:
@@ -173,7 +188,7 @@ def _summarize_population(
     population: str,
     played: dict[Unit, list[Dialogue]],
 ) -> dict[str, Any]:
-    references = reference_values(world, population)
+    references = json.loads(folder.references.read_text())[population]
     methods, scores = {}, {}
     for method in config.methods:
         of_method = {

@@ -10,12 +10,6 @@ import json
 from typing import Any
 
 import numpy as np
-from ilql_jax.batching import packing_for
-from ilql_jax.checkpoint import restore_params
-from ilql_jax.models import abstract_params
-from ilql_jax.scoring import Scores, score
-from imagination.dialogue import Dialogue, read_dialogues
-from imagination.tokenization import DialogueTokenizer
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -23,6 +17,12 @@ from experiments import config as settings
 from experiments.run_folder import RunFolder, Unit, write_atomically
 from experiments.stages.statistics import bootstrap_auroc, calibration_bins
 from experiments.stages.train import reward_scale, training_dialogues, units
+from ilql_jax.batching import packing_for
+from ilql_jax.checkpoint import restore_params
+from ilql_jax.models import abstract_params
+from ilql_jax.scoring import Scores, score
+from imagination.dialogue import Dialogue, read_dialogues
+from imagination.tokenization import DialogueTokenizer
 
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the agent's utterances in a dialogue
 METHODS_WITH_VALUES = ("mc", "ilql")

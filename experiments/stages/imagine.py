@@ -11,6 +11,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments.run_folder import RunFolder, write_atomically
+from experiments.terminal import progress_bars
 from imagination import corpora
 from imagination.dialogue import Dialogue, json_line, read_dialogues, write_dialogues
 from imagination.simulation import (
@@ -21,11 +26,6 @@ from imagination.simulation import (
     sample_conversations,
 )
 from imagination.speakers import Conversation, converse
-from ml_collections import ConfigDict
-from rich.console import Console
-
-from experiments.parallel import progress_bars
-from experiments.run_folder import RunFolder, write_atomically
 
 CHUNK = 500  # dialogues played together; a killed run loses at most these
 

@@ -13,12 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ilql_jax import Trajectory
-from ilql_jax.batching import PackingConfig, packing_for
-from ilql_jax.objectives import select_trajectories
-from ilql_jax.train import train
-from imagination.dialogue import Dialogue, read_dialogues
-from imagination.tokenization import DialogueTokenizer, save_once
 from ml_collections import ConfigDict
 from rich.console import Console
 from tensorboardX import SummaryWriter
@@ -26,6 +20,12 @@ from tensorboardX import SummaryWriter
 from experiments import config as settings
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunFolder, Unit
+from ilql_jax import Trajectory
+from ilql_jax.batching import PackingConfig, packing_for
+from ilql_jax.objectives import select_trajectories
+from ilql_jax.train import train
+from imagination.dialogue import Dialogue, read_dialogues
+from imagination.tokenization import DialogueTokenizer, save_once
 
 
 def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:

@@ -43,6 +43,7 @@ class DecoderConfig:
     mlp_size: int
     max_positions: int
     norm_epsilon: float = 1e-5
+    rotary_base: float = 0.0
     initializer_range: float = 0.02
 
     def __post_init__(self):
@@ -77,10 +78,15 @@ class Attention(nnx.Module):
         self.qkv = nnx.Linear(width, 3 * width, kernel_init=init, rngs=rngs)
         self.out = nnx.Linear(width, width, kernel_init=out_init, rngs=rngs)
 
-    def project(self, x: Float[Array, "... width"]) -> tuple[Array, Array, Array]:
+    def project(
+        self, x: Float[Array, "... width"], positions: Int[Array, "..."]
+    ) -> tuple[Array, Array, Array]:
         """Queries, keys and values, each [..., heads, head_size]."""
         qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.config.num_heads, self.config.head_size)
-        return qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        if self.config.rotary_base:
+            q, k = (rotate(each, positions, self.config.rotary_base) for each in (q, k))
+        return q, k, v
 
     def merge(self, heads: Float[Array, "... heads head_size"]) -> Float[Array, "... width"]:
         return self.out(heads.reshape(*heads.shape[:-2], self.config.hidden_size))
@@ -117,11 +123,11 @@ class Decoder(nnx.Module):
             config.max_positions, config.hidden_size, embedding_init=init, rngs=rngs
         )
         self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
-        self.final_norm = nnx.LayerNorm(
-            config.hidden_size, epsilon=config.norm_epsilon, rngs=rngs
-        )
+        self.final_norm = nnx.LayerNorm(config.hidden_size, epsilon=config.norm_epsilon, rngs=rngs)
 
     def embed(self, tokens: Int[Array, "..."], positions: Int[Array, "..."]) -> Array:
+        if self.config.rotary_base:
+            return self.token_embedding(tokens)
         return self.token_embedding(tokens) + self.position_embedding(positions)
 
     def __call__(
@@ -139,12 +145,12 @@ class Decoder(nnx.Module):
         segment_ids: Int[Array, "batch time"],
         positions: Int[Array, "batch time"],
     ) -> tuple[Float[Array, "batch time width"], KeyValues]:
-        """Like calling it, and the keys and values [layers, B, T, heads, head_size] for decoding."""
+        """Like calling it, and keys and values [layers, B, T, heads, head_size] for decoding."""
         x = self.embed(tokens, positions)
         mask = packed_causal_mask(segment_ids)
         keys, values = [], []
         for block in self.blocks:
-            q, k, v = block.attention.project(block.attention_norm(x))
+            q, k, v = block.attention.project(block.attention_norm(x), positions)
             x = x + block.attention.merge(attend(q, k, v, mask))
             x = x + block.mlp(x)
             keys.append(k)
@@ -156,7 +162,7 @@ class Decoder(nnx.Module):
         tokens: Int[Array, "batch samples"],
         positions: Int[Array, "batch samples"],
         context: KeyValues,
-        context_length: Int[Array, "batch"],
+        context_length: Int[Array, batch],
         written: KeyValues,
         step: Int[Array, ""],
     ) -> tuple[Float[Array, "batch samples width"], KeyValues]:
@@ -182,7 +188,7 @@ class Decoder(nnx.Module):
         keys, values = written.keys, written.values
         scale = self.config.head_size**-0.5
         for layer, block in enumerate(self.blocks):
-            q, k, v = block.attention.project(block.attention_norm(x))
+            q, k, v = block.attention.project(block.attention_norm(x), positions)
             keys = keys.at[layer, :, :, step].set(k)
             values = values.at[layer, :, :, step].set(v)
             far = jnp.einsum("bnhd,bphd->bnhp", q, context.keys[layer]) * scale
@@ -201,7 +207,21 @@ class Decoder(nnx.Module):
         return self.token_embedding.attend(hidden)
 
 
-def packed_causal_mask(segment_ids: Int[Array, "batch time"],) -> Bool[Array, "batch time time"]:
+def rotate(
+    x: Float[Array, "... heads head_size"], positions: Int[Array, "..."], base: float
+) -> Float[Array, "... heads head_size"]:
+    """Rotary position embedding (Su et al. 2021), halves paired as in Llama."""
+    half = x.shape[-1] // 2
+    frequencies = base ** (-jnp.arange(half) / half)
+    angles = positions[..., None, None] * frequencies
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def packed_causal_mask(
+    segment_ids: Int[Array, "batch time"],
+) -> Bool[Array, "batch time time"]:
     """bool [B, T, T], true where a query may see a key: earlier or itself, same segment."""
     time = segment_ids.shape[1]
     causal = jnp.tril(jnp.ones((time, time), bool))

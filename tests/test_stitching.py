@@ -1,0 +1,136 @@
+"""ILQL stitches: on a small problem with a known optimum it finds what nobody in the data did.
+
+Five stages, three rooms. At each stage the agent names the next room and ends its utterance; the
+environment says where it now is. Each step has its reward, so 243 courses of action can be listed
+and the optimum is exact. The data are walks at random, the best courses taken out: every step of
+the optimal course is there, the course itself is not.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from ilql_jax import Trajectory, packing_for
+from ilql_jax.models import DecoderConfig, ModelConfig
+from ilql_jax.objectives import ObjectiveConfig
+from ilql_jax.policy import DecodingConfig, Policy
+from ilql_jax.scoring import score
+from ilql_jax.train import TrainConfig, train
+
+STAGES, ROOMS = 5, 3
+ROOM, GO, END, VOCAB = 0, 3, 6, 7  # tokens: 0-2 "you are in room", 3-5 "go to room", 6 end
+# REWARD[stage][from][to]. Greed for the next reward leads astray: see the test of it.
+REWARD = np.array(
+    [
+        [[0.3, 0.0, 0.1], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]],
+        [[0.2, 0.1, 0.0], [0.0, 0.1, 0.3], [0.3, 0.0, 0.1]],
+        [[0.1, 0.2, 0.0], [0.3, 0.0, 0.1], [0.0, 0.1, 0.0]],
+        [[0.0, 0.1, 0.2], [0.1, 0.3, 0.0], [0.2, 0.0, 0.0]],
+        [[0.2, 0.0, 0.1], [0.0, 0.1, 0.0], [0.1, 0.0, 1.0]],
+    ]
+)
+COURSES = list(itertools.product(range(ROOMS), repeat=STAGES))
+MODEL = ModelConfig(DecoderConfig(VOCAB, 32, 2, 2, 64, 24, initializer_range=0.08), 32)
+
+
+def course_return(course):
+    rooms = (0, *course)
+    return sum(REWARD[t, rooms[t], rooms[t + 1]] for t in range(STAGES))
+
+
+def trajectory(course):
+    rooms = (0, *course)
+    tokens, rewards = [], []
+    for stage in range(STAGES):
+        tokens += [ROOM + rooms[stage], GO + rooms[stage + 1], END]
+        rewards += [0.0, 0.0, REWARD[stage, rooms[stage], rooms[stage + 1]]]
+    is_action = np.tile([False, True, True], STAGES)
+    return Trajectory(np.int32(tokens), is_action, np.float32(rewards))
+
+
+RETURNS = np.array([course_return(course) for course in COURSES])
+OPTIMUM = RETURNS.max()
+
+
+def behaviour():
+    """400 random walks, none among the best 5 % of courses."""
+    rng = np.random.default_rng(0)
+    common = np.flatnonzero(RETURNS < np.quantile(RETURNS, 0.95))
+    return [trajectory(COURSES[i]) for i in rng.choice(common, 400)]
+
+
+def learn(tmp_path, steps, **objective):
+    data = behaviour()
+    return train(
+        data,
+        MODEL,
+        ObjectiveConfig(**objective),
+        TrainConfig(steps, 3e-3, warmup_steps=20, polyak_rate=0.02, checkpoint_every=steps),
+        packing_for(data, batch_rows=16, row_length=60, token_discount=1.0, utterance_discount=1.0),
+        seed=0,
+        folder=tmp_path / objective["method"],
+    )
+
+
+def play(params, decoding, seed=0):
+    """The return of the course that a policy takes."""
+    policy = Policy(
+        MODEL,
+        params,
+        DecodingConfig.parse(decoding),
+        stop_token=END,
+        allowed=np.arange(VOCAB) >= GO,
+        max_utterance=2,
+        batch_size=1,
+    )
+    context, course = [ROOM], []
+    for stage in range(STAGES):
+        (answer,) = policy.respond([np.int32(context)], [1000 * seed + stage])
+        room = int(answer.tokens[0]) - GO
+        assert 0 <= room < ROOMS, f"stage {stage}: wrote {answer.tokens}"
+        course.append(room)
+        context += [*answer.tokens, ROOM + room]
+    return course_return(course)
+
+
+def mean_return(params):
+    """Exact mean return of the cloned policy, sampled: every course with its probability."""
+    every = [trajectory(course) for course in COURSES]
+    packing = packing_for(every, batch_rows=81, row_length=3 * STAGES)
+    probability = np.exp([s.log_prob.sum() for s in score(every, MODEL, params, packing)])
+    assert probability.sum() > 0.98
+    return float(probability @ RETURNS / probability.sum())
+
+
+def test_the_problem_needs_stitching():
+    greedy, room = [], 0
+    for stage in range(STAGES):
+        room = int(np.argmax(REWARD[stage, room]))
+        greedy.append(room)
+    best_in_data = max(t.total_reward for t in behaviour())
+    assert course_return(greedy) < 0.8 * OPTIMUM
+    assert best_in_data < OPTIMUM - 0.05
+    assert np.sum(np.isclose(RETURNS, OPTIMUM)) == 1
+
+
+@pytest.mark.parametrize("method", ["bc", "fbc"])
+def test_cloning_stays_at_or_below_the_best_of_its_data(tmp_path, method):
+    params = learn(tmp_path, 200, method=method)
+    best_in_data = max(t.total_reward for t in behaviour())
+    assert mean_return(params) < best_in_data
+    assert play(params, "greedy") < OPTIMUM - 0.05
+    if method == "bc":
+        data_mean = np.mean([t.total_reward for t in behaviour()])
+        assert abs(mean_return(params) - data_mean) < 0.1
+
+
+def test_ilql_over_tokens_steered_finds_the_optimum(tmp_path):
+    params = learn(tmp_path, 600, method="ilql", credit="token", expectile=0.9, cql_weight=0.01)
+    assert play(params, "greedy, steered by 50") == pytest.approx(OPTIMUM)
+
+
+def test_ilql_over_utterances_reranked_finds_the_optimum(tmp_path):
+    params = learn(tmp_path, 600, method="ilql", credit="utterance", expectile=0.9)
+    returns = [play(params, "sampled, best of 32", seed) for seed in range(3)]
+    assert returns == pytest.approx([OPTIMUM] * 3)
