@@ -9,14 +9,31 @@ import importlib
 
 _HOME = {
     "Batch": "batching",
+    "DecoderConfig": "models",
+    "DecodingConfig": "policy",
+    "ModelConfig": "models",
+    "ObjectiveConfig": "objectives",
     "PackingConfig": "batching",
-    "Transitions": "losses",
+    "Policy": "policy",
+    "TrainConfig": "train",
     "Trajectory": "trajectory",
     "TrajectoryError": "trajectory",
+    "Transitions": "losses",
     "make_batches": "batching",
     "packing_for": "batching",
 }
-_MODULES = ("batching", "checkpoint", "decode", "losses", "objectives", "policy", "train")
+_MODULES = (
+    "batching",
+    "checkpoint",
+    "decode",
+    "losses",
+    "models",
+    "objectives",
+    "policy",
+    "scoring",
+    "train",
+    "trajectory",
+)
 
 __all__ = [*_HOME, *_MODULES]
 

@@ -102,6 +102,21 @@ def check_trajectories(trajectories: Sequence[Trajectory], row_length: int) -> N
             )
 
 
+def _check_fit(trajectories: Sequence[Trajectory], packing: PackingConfig) -> None:
+    """`check_trajectories`, and that each one's decisions fit in a row's slots."""
+    check_trajectories(trajectories, packing.row_length)
+    for trajectory in trajectories:
+        for what, count, slots in (
+            ("tokens", int(trajectory.is_action.sum()), packing.actions_per_row),
+            ("utterances", _count_utterances(trajectory), packing.utterances_per_row),
+        ):
+            if count > slots:
+                raise TrajectoryError(
+                    f"{trajectory.name}: {count} agent {what} do not fit in a row's {slots} slots. "
+                    "Use `packing_for`, which makes room for the longest dialogue."
+                )
+
+
 def make_batches(
     trajectories: Sequence[Trajectory], packing: PackingConfig, seed: int
 ) -> grain.DatasetIterator:
@@ -110,7 +125,7 @@ def make_batches(
     The iterator's `get_state()` and `set_state()` hold its position, so that a resumed run sees
     the batches that an uninterrupted one would have seen.
     """
-    check_trajectories(trajectories, packing.row_length)
+    _check_fit(trajectories, packing)
     elements = [_element(t, packing) for t in trajectories]
     rows = grain.MapDataset.source(elements).seed(seed).shuffle().repeat(None)
     rows = rows.to_iter_dataset(_IN_MEMORY)
@@ -127,7 +142,7 @@ def make_batches(
 
 def one_per_row(trajectories: Sequence[Trajectory], packing: PackingConfig) -> Iterator[Batch]:
     """Every trajectory once, in order, each in a row of its own; empty rows fill the last batch."""
-    check_trajectories(trajectories, packing.row_length)
+    _check_fit(trajectories, packing)
     lengths = _lengths(packing)
     for start in range(0, len(trajectories), packing.batch_rows):
         rows = {

@@ -276,8 +276,9 @@ def transitions_from_mask(
     is_action: Bool[Array, "batch time"],
     rewards: Float[Array, "batch time"],
     discount: float = 0.99,
-    terminal: Bool[Array, batch] | None = None,
+    terminal: Bool[Array, " batch"] | None = None,
     max_actions: int | None = None,
+    lengths: Int[Array, " batch"] | None = None,
 ) -> Transitions:
     """Dense arrays, one episode a row, to transitions, one per agent token.
 
@@ -291,17 +292,25 @@ def transitions_from_mask(
         rewards: float [B, T], received on writing that token.
         discount: γ per agent token.
         terminal: bool [B], false where the episode was cut off by length; all true by default.
-        max_actions: A, the width of the result (static); T − 1 by default.
+        max_actions: A, the width of the result (static); T − 1 by default. Agent tokens beyond it
+            are left out.
+        lengths: int [B], tokens in each row before its padding; T by default. A row that was cut
+            off bootstraps from its last token.
 
     Returns:
         Transitions [B, A], padded with weight 0.
+
+    Raises:
+        ValueError: Shapes differ. TypeError: is_action is not bool.
     """
     _same_shape(tokens=tokens, is_action=is_action, rewards=rewards)
+    if is_action.dtype != bool:
+        raise TypeError(f"is_action must be bool, got {is_action.dtype}.")
     batch, time = tokens.shape
-    width = time - 1 if max_actions is None else max_actions
+    lengths = jnp.full(batch, time) if lengths is None else lengths
     terminal = jnp.ones(batch, bool) if terminal is None else terminal
     # A stable sort of the inverted mask brings the agent's columns to the front, in order.
-    columns = jnp.argsort(~is_action[:, 1:], axis=1, stable=True)[:, :width] + 1
+    columns = jnp.argsort(~is_action[:, 1:], axis=1, stable=True) + 1
     count = is_action[:, 1:].sum(axis=1, keepdims=True)
     slot = jnp.arange(columns.shape[1])[None]
     is_real, is_last = slot < count, slot == count - 1
@@ -311,14 +320,14 @@ def transitions_from_mask(
 
     state = jnp.where(is_real, columns - 1, 0)
     following = jnp.roll(state, -1, axis=1)
-    next_state = jnp.where(is_last, time - 1, following)
+    next_state = jnp.where(is_last, lengths[:, None] - 1, following)
     ends = is_last & terminal[:, None]
     boundary = jnp.where(
         is_last,
         END,
         jnp.where(following == state + 1, SAME_UTTERANCE, NEXT_UTTERANCE),
     )
-    return Transitions(
+    transitions = Transitions(
         state=state,
         value_state=state,
         action=jnp.where(is_real, pick(tokens), 0),
@@ -328,6 +337,7 @@ def transitions_from_mask(
         weight=is_real.astype(jnp.float32),
         boundary=jnp.where(is_real, boundary, END),
     )
+    return jax.tree.map(lambda x: x[:, :max_actions], transitions)
 
 
 def _same_shape(**arrays: Array) -> None:

@@ -68,8 +68,9 @@ class ObjectiveConfig:
     def __post_init__(self):
         _one_of("method", self.method, tuple(OBJECTIVES))
         _one_of("credit", self.credit, ("utterance", "token"))
-        for name in ("expectile", "fbc_fraction"):
-            _within(name, getattr(self, name), 0, 1, open_at_zero=True)
+        _within("fbc_fraction", self.fbc_fraction, 0, 1, open_at_zero=True)
+        if not 0 < self.expectile < 1:
+            raise ValueError(f"expectile is {self.expectile}, but must lie in (0, 1).")
         for name in ("token_trace", "utterance_trace"):
             _within(name, getattr(self, name), 0, 1)
         for name in ("cql_weight", "value_loss_weight", "awac_temperature"):

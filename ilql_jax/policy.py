@@ -7,6 +7,7 @@ by the values; or write several whole utterances and keep the one of highest val
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,8 +37,10 @@ class DecodingConfig:
     def __post_init__(self):
         if self.candidates < 1:
             raise ValueError(f"candidates is {self.candidates}, but must be at least 1.")
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}, but must not be negative.")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}, but must lie in [0, inf).")
+        if not math.isfinite(self.steering_strength):
+            raise ValueError(f"steering_strength is {self.steering_strength}; it must be finite.")
         if self.candidates > 1 and self.temperature == 0:
             raise ValueError(
                 "candidates above 1 need a temperature above 0: greedy ones are equal."

@@ -1,9 +1,9 @@
 """ILQL stitches: on a small problem with a known optimum it finds what nobody in the data did.
 
-Five stages, three rooms. At each stage the agent names the next room and ends its utterance; the
-environment says where it now is. Each step has its reward, so 243 courses of action can be listed
-and the optimum is exact. The data are walks at random, the best courses taken out: every step of
-the optimal course is there, the course itself is not.
+Four stages, three rooms. At each stage the agent names the next room and ends its utterance; the
+environment says where it now is. Each step has its reward, so 81 courses of action can be listed
+and the optimum is exact. The data are walks at random, the optimal one taken out: each of its
+steps is there, the whole is not.
 """
 
 import itertools
@@ -18,20 +18,19 @@ from ilql_jax.policy import DecodingConfig, Policy
 from ilql_jax.scoring import score
 from ilql_jax.train import TrainConfig, train
 
-STAGES, ROOMS = 5, 3
+STAGES, ROOMS = 4, 3
 ROOM, GO, END, VOCAB = 0, 3, 6, 7  # tokens: 0-2 "you are in room", 3-5 "go to room", 6 end
 # REWARD[stage][from][to]. Greed for the next reward leads astray: see the test of it.
 REWARD = np.array(
     [
-        [[0.3, 0.0, 0.1], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]],
-        [[0.2, 0.1, 0.0], [0.0, 0.1, 0.3], [0.3, 0.0, 0.1]],
-        [[0.1, 0.2, 0.0], [0.3, 0.0, 0.1], [0.0, 0.1, 0.0]],
-        [[0.0, 0.1, 0.2], [0.1, 0.3, 0.0], [0.2, 0.0, 0.0]],
-        [[0.2, 0.0, 0.1], [0.0, 0.1, 0.0], [0.1, 0.0, 1.0]],
+        [[0.25, 0.0, 0.0], [0.25, 0.5, 0.0], [0.5, 0.5, 0.25]],
+        [[0.0, 0.0, 0.0], [0.25, 0.25, 0.5], [0.0, 0.0, 0.0]],
+        [[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.0, 0.5, 0.25]],
+        [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
     ]
 )
 COURSES = list(itertools.product(range(ROOMS), repeat=STAGES))
-MODEL = ModelConfig(DecoderConfig(VOCAB, 32, 2, 2, 64, 24, initializer_range=0.08), 32)
+MODEL = ModelConfig(DecoderConfig(VOCAB, 32, 1, 2, 64, 24, initializer_range=0.08), 32)
 
 
 def course_return(course):
@@ -54,10 +53,10 @@ OPTIMUM = RETURNS.max()
 
 
 def behaviour():
-    """400 random walks, none among the best 5 % of courses."""
+    """500 random walks, the optimal one not among them."""
     rng = np.random.default_rng(0)
-    common = np.flatnonzero(RETURNS < np.quantile(RETURNS, 0.95))
-    return [trajectory(COURSES[i]) for i in rng.choice(common, 400)]
+    others = np.flatnonzero(RETURNS < OPTIMUM)
+    return [trajectory(COURSES[i]) for i in rng.choice(others, 500)]
 
 
 def learn(tmp_path, steps, **objective):
@@ -66,8 +65,8 @@ def learn(tmp_path, steps, **objective):
         data,
         MODEL,
         ObjectiveConfig(**objective),
-        TrainConfig(steps, 3e-3, warmup_steps=20, polyak_rate=0.02, checkpoint_every=steps),
-        packing_for(data, batch_rows=16, row_length=60, token_discount=1.0, utterance_discount=1.0),
+        TrainConfig(steps, 3e-3, warmup_steps=20, polyak_rate=0.1, checkpoint_every=steps),
+        packing_for(data, batch_rows=8, row_length=48, token_discount=1.0, utterance_discount=1.0),
         seed=0,
         folder=tmp_path / objective["method"],
     )
@@ -97,9 +96,9 @@ def play(params, decoding, seed=0):
 def mean_return(params):
     """Exact mean return of the cloned policy, sampled: every course with its probability."""
     every = [trajectory(course) for course in COURSES]
-    packing = packing_for(every, batch_rows=81, row_length=3 * STAGES)
+    packing = packing_for(every, batch_rows=len(every), row_length=3 * STAGES)
     probability = np.exp([s.log_prob.sum() for s in score(every, MODEL, params, packing)])
-    assert probability.sum() > 0.98
+    assert probability.sum() > 0.9
     return float(probability @ RETURNS / probability.sum())
 
 

@@ -1,8 +1,8 @@
 """One decoder-only transformer whose config covers the shapes we train (Flax NNX).
 
-Today GPT-2's: learned positions, LayerNorm in front, GELU, biases, tied output. What a family
-does differently is a field of `DecoderConfig` read in one place (`Block`, `Decoder.embed`), so
-that the Llama and Qwen families fit in beside it.
+Today GPT-2's (learned positions, LayerNorm in front, GELU, biases, tied output), with rotary
+positions as a choice. What a family does differently is a field of `DecoderConfig` read in one
+place, so that the Llama and Qwen families fit in beside it.
 
 Two ways through the same weights: `Decoder.__call__` over packed rows (training, reading a
 context), and `Decoder.decode_step` for one more token of many continuations that share the keys
@@ -31,8 +31,10 @@ class DecoderConfig:
         num_layers: Blocks.
         num_heads: Attention heads.
         mlp_size: Width inside a block's MLP.
-        max_positions: Longest context (learned positions).
+        max_positions: Longest context.
         norm_epsilon: Of the layer norms.
+        position_encoding: "learned" (GPT-2) or "rotary" (which small networks pick up faster).
+        rotary_base: Slowest wavelength of rotary positions, in tokens over 2π.
         initializer_range: Standard deviation of the initial weights.
     """
 
@@ -43,7 +45,8 @@ class DecoderConfig:
     mlp_size: int
     max_positions: int
     norm_epsilon: float = 1e-5
-    rotary_base: float = 0.0
+    position_encoding: str = "learned"
+    rotary_base: float = 10_000.0
     initializer_range: float = 0.02
 
     def __post_init__(self):
@@ -51,6 +54,12 @@ class DecoderConfig:
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
             )
+        if self.position_encoding not in ("learned", "rotary"):
+            raise ValueError(
+                f"position_encoding is {self.position_encoding!r}, but must be learned or rotary."
+            )
+        if self.position_encoding == "rotary" and self.head_size % 2:
+            raise ValueError(f"rotary positions need an even head size, got {self.head_size}.")
 
     @property
     def head_size(self) -> int:
@@ -84,7 +93,7 @@ class Attention(nnx.Module):
         """Queries, keys and values, each [..., heads, head_size]."""
         qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.config.num_heads, self.config.head_size)
         q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
-        if self.config.rotary_base:
+        if self.config.position_encoding == "rotary":
             q, k = (rotate(each, positions, self.config.rotary_base) for each in (q, k))
         return q, k, v
 
@@ -119,16 +128,18 @@ class Decoder(nnx.Module):
         self.token_embedding = nnx.Embed(
             config.vocab_size, config.hidden_size, embedding_init=init, rngs=rngs
         )
-        self.position_embedding = nnx.Embed(
-            config.max_positions, config.hidden_size, embedding_init=init, rngs=rngs
-        )
+        if config.position_encoding == "learned":
+            self.position_embedding = nnx.Embed(
+                config.max_positions, config.hidden_size, embedding_init=init, rngs=rngs
+            )
         self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
         self.final_norm = nnx.LayerNorm(config.hidden_size, epsilon=config.norm_epsilon, rngs=rngs)
 
     def embed(self, tokens: Int[Array, "..."], positions: Int[Array, "..."]) -> Array:
-        if self.config.rotary_base:
-            return self.token_embedding(tokens)
-        return self.token_embedding(tokens) + self.position_embedding(positions)
+        x = self.token_embedding(tokens)
+        if self.config.position_encoding == "learned":
+            x = x + self.position_embedding(positions)
+        return x
 
     def __call__(
         self,

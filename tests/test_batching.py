@@ -1,0 +1,333 @@
+"""Packing: nothing leaks, nothing is lost, and the position in the data can be saved."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ilql_jax import PackingConfig, Trajectory, TrajectoryError, make_batches, packing_for
+from ilql_jax.batching import one_per_row, token_transitions, utterance_transitions
+from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
+from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
+from ilql_jax.objectives import OBJECTIVES, ObjectiveConfig, gather
+
+MODEL = ModelConfig(DecoderConfig(64, 8, 2, 2, 16, 32, initializer_range=0.08), 16)
+
+
+def make(is_action, tokens=None, rewards=None, **fields):
+    is_action = np.array(is_action, bool)
+    tokens = np.arange(len(is_action)) if tokens is None else tokens
+    rewards = np.zeros(len(is_action)) if rewards is None else rewards
+    return Trajectory(np.int32(tokens), is_action, np.float32(rewards), **fields)
+
+
+# human 0, agent 1 2, human 3, agent 4 5 6
+TALK = [0, 1, 1, 0, 1, 1, 1]
+
+
+def dataset(count=12, seed=0):
+    """Trajectories whose first token is their number, every fourth one cut off."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for number in range(count):
+        length = int(rng.integers(4, 14))
+        is_action = rng.random(length) < 0.6
+        is_action[0], is_action[1] = False, True
+        tokens = rng.integers(32, 64, length)
+        tokens[0] = number
+        rewards = np.where(is_action, rng.normal(size=length), 0)
+        result.append(make(is_action, tokens, rewards, terminal=number % 4 != 0))
+    return result
+
+
+def unpack(batch):
+    """Every dialogue of a batch as (tokens, its token transitions, its utterance transitions)."""
+    for row in range(len(batch.tokens)):
+        for segment in range(1, batch.segment_ids[row].max() + 1):
+            inside = np.flatnonzero(batch.segment_ids[row] == segment)
+            start = inside[0]
+            assert (batch.positions[row, inside] == np.arange(len(inside))).all()
+            levels = []
+            for level in (batch.by_token, batch.by_utterance):
+                mine = (level.weight[row] > 0) & np.isin(level.state[row], inside)
+                columns = {name: array[row, mine] for name, array in level._asdict().items()}
+                for name in ("state", "value_state", "next_state"):
+                    columns[name] = columns[name] - start
+                levels.append(columns)
+            yield batch.tokens[row, inside], *levels
+
+
+# --- transitions of one dialogue ----------------------------------------------------------------
+
+
+def test_token_transitions_by_hand():
+    result = token_transitions(make(TALK, rewards=[0, 0, 0.5, 0, 0, 0, 2]), discount=0.9)
+    assert result.state.tolist() == result.value_state.tolist() == [0, 1, 3, 4, 5]
+    assert result.action.tolist() == [1, 2, 4, 5, 6]
+    assert result.next_state.tolist() == [1, 3, 4, 5, 6]
+    same, other = SAME_UTTERANCE, NEXT_UTTERANCE
+    assert result.boundary.tolist() == [same, other, same, same, END]
+    np.testing.assert_allclose(result.reward, [0, 0.5, 0, 0, 2])
+    np.testing.assert_allclose(result.discount, [0.9, 0.9, 0.9, 0.9, 0])
+
+
+def test_utterance_transitions_by_hand():
+    rewards = [0, 0.25, 0.5, 0, 0, 1, 2]
+    result = utterance_transitions(make(TALK, rewards=rewards), discount=0.9)
+    assert result.value_state.tolist() == [0, 3]  # V before the first token
+    assert result.state.tolist() == [1, 5]  # Q at the last
+    assert result.action.tolist() == [2, 6]
+    assert result.next_state.tolist() == [3, 6]
+    assert result.boundary.tolist() == [NEXT_UTTERANCE, END]
+    np.testing.assert_allclose(result.reward, [0.75, 3])
+    np.testing.assert_allclose(result.discount, [0.9, 0])
+
+
+@pytest.mark.parametrize("transitions", [token_transitions, utterance_transitions])
+def test_a_truncated_end_bootstraps_from_the_last_token(transitions):
+    result = transitions(make([*TALK, 0, 0], terminal=False), discount=0.9)
+    assert result.discount[-1] == np.float32(0.9)
+    assert result.next_state[-1] == 8
+    assert result.boundary[-1] == END
+
+
+@pytest.mark.parametrize("trajectory", dataset())
+def test_transitions_hold_action_reward_and_end_of_any_trajectory(trajectory):
+    by_token, by_utterance = token_transitions(trajectory, 0.9), utterance_transitions(trajectory, 1)
+    assert len(by_token.action) == trajectory.is_action.sum()
+    for level in (by_token, by_utterance):
+        assert (level.action == trajectory.tokens[level.state + 1]).all()
+        assert level.reward.sum() == pytest.approx(trajectory.total_reward, abs=1e-5)
+        assert (level.discount[-1] == 0) == trajectory.terminal
+        assert (level.discount[:-1] > 0).all()
+        assert (level.value_state <= level.state).all()
+        assert (level.next_state > level.state).all()
+        np.testing.assert_array_equal(level.next_state[:-1], level.value_state[1:])
+
+
+# --- packing ------------------------------------------------------------------------------------
+
+
+def test_packed_dialogues_keep_their_exact_transitions():
+    data = dataset()
+    batches = make_batches(data, packing_for(data, 2, 32, 0.9, 0.8), seed=1)
+    dialogues = [dialogue for _ in range(10) for dialogue in unpack(next(batches))]
+    assert len(dialogues) > 3 * len(data)
+    for tokens, by_token, by_utterance in dialogues:
+        source = data[tokens[0]]
+        np.testing.assert_array_equal(tokens, source.tokens)
+        for packed, expected in (
+            (by_token, token_transitions(source, 0.9)),
+            (by_utterance, utterance_transitions(source, 0.8)),
+        ):
+            for name, array in expected._asdict().items():
+                np.testing.assert_array_equal(packed[name], array, err_msg=name)
+
+
+def test_no_decision_and_no_reward_is_lost_or_added_by_packing():
+    data = dataset()
+    batches = make_batches(data, packing_for(data, 2, 32), seed=1)
+    for batch in (next(batches) for _ in range(5)):
+        sources = [data[tokens[0]] for tokens, *_ in unpack(batch)]
+        assert batch.by_token.weight.sum() == sum(t.is_action.sum() for t in sources)
+        total = sum(t.total_reward for t in sources)
+        for level in (batch.by_token, batch.by_utterance):
+            assert level.reward.sum() == pytest.approx(total, abs=1e-4)
+            assert level.reward[level.weight == 0].sum() == 0
+
+
+def test_every_trajectory_appears_once_per_epoch():
+    # Rows hold one dialogue each, so that epochs end with batches.
+    data = [make([0, 1, 1, 1], tokens=[n, 1, 2, 3]) for n in range(12)]
+    batches = make_batches(data, PackingConfig(2, 4, 3, 1), seed=3)
+    seen = [tokens[0] for _ in range(30) for tokens, *_ in unpack(next(batches))]
+    counts = np.bincount(seen, minlength=12)
+    assert len(seen) == 60
+    assert counts.max() - counts.min() <= 1
+
+
+def test_no_trajectory_is_dropped_in_the_long_run():
+    data = dataset(30)
+    batches = make_batches(data, packing_for(data, 2, 32), seed=3)
+    seen = [tokens[0] for _ in range(150) for tokens, *_ in unpack(next(batches))]
+    counts = np.bincount(seen, minlength=30)
+    assert counts.min() > 20
+    assert counts.max() - counts.min() <= 2  # at most the open rows lie between epochs
+
+
+def test_epochs_and_seeds_differ_in_order():
+    data = [make([0, 1], tokens=[n, 1]) for n in range(32)]
+
+    def order(seed):
+        batches = make_batches(data, PackingConfig(2, 2, 1, 1), seed)
+        return [tokens[0] for _ in range(32) for tokens, *_ in unpack(next(batches))]
+
+    first = order(0)
+    assert first == order(0)
+    assert first != order(1)
+    assert first[:32] != first[32:]
+
+
+def test_one_per_row_keeps_order_and_fills_up_with_empty_rows():
+    data = dataset(5)
+    batches = list(one_per_row(data, packing_for(data, 2, 16)))
+    assert len(batches) == 3
+    assert [tokens[0] for batch in batches for tokens, *_ in unpack(batch)] == [0, 1, 2, 3, 4]
+    assert batches[-1].segment_ids[1].sum() == 0
+    assert batches[-1].by_token.weight[1].sum() == 0
+
+
+def test_packing_leaves_little_room_unused():
+    data = dataset(200)
+    batches = make_batches(data, packing_for(data, 8, 128), seed=0)
+    some = [next(batches) for _ in range(10)]
+    assert np.mean([batch.segment_ids > 0 for batch in some]) > 0.8
+    assert np.mean([batch.by_token.weight for batch in some]) > 0.7
+
+
+# --- leaks --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def packed():
+    """A batch of several dialogues a row, another where one of them says something else."""
+    data = dataset()
+    batch = next(make_batches(data, packing_for(data, 2, 32), seed=1))
+    assert batch.segment_ids.max(axis=1).min() >= 2
+    changed = (batch.segment_ids == 1) & (np.arange(2)[:, None] == 0)
+    tokens = np.where(changed, (batch.tokens + 7) % 64, batch.tokens)
+    return batch, batch._replace(tokens=tokens), changed
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Random everywhere, so that no head hides a leak behind a zero."""
+    leaves, structure = jax.tree.flatten(init_params(MODEL, 0))
+    rng = np.random.default_rng(0)
+    noise = [jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype) for leaf in leaves]
+    return jax.tree.unflatten(structure, [a + b for a, b in zip(leaves, noise, strict=True)])
+
+
+def test_hidden_states_do_not_see_the_other_dialogues_of_the_row(packed, params):
+    batch, perturbed, changed = packed
+    trunk = with_params(MODEL, params).trunk
+    before, after = (
+        np.asarray(trunk(b.tokens, b.segment_ids, b.positions)) for b in (batch, perturbed)
+    )
+    np.testing.assert_array_equal(before[~changed], after[~changed])
+    assert (before[changed] != after[changed]).any(axis=-1).mean() > 0.9
+
+
+def test_hidden_states_are_those_of_a_row_of_its_own(packed, params):
+    batch, *_ = packed
+    trunk = with_params(MODEL, params).trunk
+    hidden = np.asarray(trunk(batch.tokens, batch.segment_ids, batch.positions))
+    inside = batch.segment_ids[0] == 2
+    tokens = batch.tokens[:1, inside]
+    alone = trunk(tokens, np.ones_like(tokens), np.arange(tokens.shape[1])[None])
+    np.testing.assert_allclose(hidden[0, inside], alone[0], atol=1e-5)
+
+
+def without(transitions, changed):
+    """Transitions with weight zero where they belong to what was changed."""
+    theirs = np.take_along_axis(changed, transitions.state, axis=1)
+    return transitions._replace(weight=np.where(theirs, 0, transitions.weight).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("method", "credit"), [("bc", "token"), ("ilql", "token"), ("ilql", "utterance")]
+)
+def test_losses_and_gradients_do_not_see_the_other_dialogues(packed, params, method, credit):
+    batch, perturbed, changed = packed
+    config = ObjectiveConfig(
+        method, credit, cql_weight=0.1, token_trace=0.9, utterance_trace=0.9, awac_temperature=1.0
+    )
+
+    @jax.jit
+    def loss_and_gradients(batch):
+        def loss(params):
+            model = with_params(MODEL, params)
+            return OBJECTIVES[method](model, model.q, batch, config, jnp.float32(1.0))
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    masks = {level: without(getattr(batch, level), changed) for level in ("by_token", "by_utterance")}
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        loss_and_gradients(batch._replace(**masks)),
+        loss_and_gradients(perturbed._replace(**masks)),
+    )
+    assert loss_and_gradients(batch)[0][0] != loss_and_gradients(perturbed)[0][0]
+
+
+def test_gather_picks_each_rows_own_hidden_states():
+    hidden = jnp.arange(12.0).reshape(2, 3, 2)
+    assert gather(hidden, jnp.array([[2, 0], [1, 1]])).tolist() == [
+        [[4, 5], [0, 1]],
+        [[8, 9], [8, 9]],
+    ]
+
+
+# --- position -----------------------------------------------------------------------------------
+
+
+def test_the_iterator_goes_on_where_its_saved_position_was():
+    data = dataset(30)
+    packing = packing_for(data, 2, 32)
+    batches = make_batches(data, packing, seed=1)
+    for _ in range(7):
+        next(batches)
+    position = json.loads(json.dumps(batches.get_state()))
+    expected = [next(batches) for _ in range(12)]
+    resumed = make_batches(data, packing, seed=1)
+    resumed.set_state(position)
+    for one in expected:
+        jax.tree.map(np.testing.assert_array_equal, one, next(resumed))
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+GOOD = make(TALK, name="dialogue 7")
+
+
+def with_field(**fields):
+    return dataclasses.replace(GOOD, **fields)
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "message"),
+    [
+        (with_field(is_action=np.zeros(7, bool)), "no token was written by the agent"),
+        (with_field(is_action=np.ones(7, bool)), "first token is the agent's"),
+        (with_field(rewards=np.float32([0, 0, np.nan, 0, 0, 0, 0])), r"rewards\[2\] is nan"),
+        (with_field(rewards=np.float32([0, 0, 0, 0, 0, 0, np.inf])), r"rewards\[6\] is inf"),
+        (with_field(rewards=np.float32([0, 0, 0, 2.5, 0, 0, 0])), r"rewards\[3\] is 2.5, but token 3"),
+        (with_field(rewards=np.zeros(6, np.float32)), r"\(7,\), \(7,\), \(6,\)"),
+        (with_field(tokens=np.zeros(7, np.float32)), "tokens must be integers.*float32"),
+        (with_field(is_action=np.ones(7, np.int32)), "is_action bool, got int32 and int32"),
+    ],
+)
+def test_a_broken_trajectory_is_named_with_field_and_value(trajectory, message):
+    for use in (lambda t: make_batches([t], PackingConfig(1, 8, 8, 8), 0), lambda t: t.validate()):
+        with pytest.raises(TrajectoryError, match=f"dialogue 7: .*{message}"):
+            use(trajectory)
+
+
+def test_a_dialogue_longer_than_the_context_is_named_with_both_lengths():
+    with pytest.raises(TrajectoryError, match="dialogue 7: 7 tokens .* context of 6.*Raise"):
+        packing_for([GOOD], batch_rows=1, row_length=6)
+
+
+def test_no_data_at_all_is_said():
+    with pytest.raises(TrajectoryError, match="no trajectories"):
+        packing_for([], batch_rows=1, row_length=8)
+
+
+def test_packing_that_a_dialogues_decisions_do_not_fit_in_is_refused():
+    with pytest.raises(TrajectoryError, match="dialogue 7: 5 agent tokens .* 4"):
+        make_batches([GOOD], PackingConfig(1, 8, actions_per_row=4, utterances_per_row=2), 0)
+    with pytest.raises(TrajectoryError, match="dialogue 7: 2 agent utterances .* 1"):
+        make_batches([GOOD], PackingConfig(1, 8, actions_per_row=5, utterances_per_row=1), 0)

@@ -1,0 +1,394 @@
+"""Training: work done, compilations, resuming to the bit, and what goes wrong said in time."""
+
+import collections
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ilql_jax.train as training
+from ilql_jax import Trajectory, TrajectoryError, make_batches, packing_for
+from ilql_jax.checkpoint import CheckpointError, read_metadata, restore_params
+from ilql_jax.losses import SAME_UTTERANCE
+from ilql_jax.models import Decoder, DecoderConfig, ModelConfig, QHeads, abstract_params
+from ilql_jax.objectives import ObjectiveConfig, _awac_weights, _traces, select_trajectories
+from ilql_jax.train import NotFiniteError, TrainConfig, init_state, make_train_step, train
+
+VOCAB = 101  # a number that nothing else here has
+MODEL = ModelConfig(DecoderConfig(VOCAB, 8, 1, 2, 16, 32, initializer_range=0.08), 8)
+ILQL = ObjectiveConfig("ilql", cql_weight=0.1, utterance_trace=0.5, awac_temperature=1.0)
+SHORT = TrainConfig(steps=12, learning_rate=1e-2, warmup_steps=2, checkpoint_every=4, log_every=1)
+
+
+def dataset(count=40, seed=0):
+    """Mostly the human's words: one or two utterances of the agent in dialogues of 10 to 30."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for number in range(count):
+        length = int(rng.integers(10, 31))
+        is_action = np.zeros(length, bool)
+        is_action[3:6] = is_action[length - 3 :] = True
+        tokens = rng.integers(1, VOCAB, length).astype(np.int32)
+        tokens[is_action] = 1 + np.arange(is_action.sum()) % 5
+        rewards = np.zeros(length, np.float32)
+        rewards[-1] = rng.normal() + 1
+        result.append(Trajectory(tokens, is_action, rewards, name=f"dialogue {number}"))
+    return result
+
+
+DATA = dataset()
+PACKING = packing_for(DATA, batch_rows=2, row_length=32)
+
+
+def run(folder, objective=ILQL, config=SHORT, data=DATA, model=MODEL, seed=0, **callbacks):
+    return train(data, model, objective, config, PACKING, seed, folder, **callbacks)
+
+
+# --- work ---------------------------------------------------------------------------------------
+
+
+def traced_step(objective, packing):
+    """Abstract state, batch and step: nothing is computed."""
+    state = jax.eval_shape(lambda: init_state(MODEL, SHORT, 0))
+    batch = next(make_batches(DATA, packing, 0))
+    return make_train_step(MODEL, objective, SHORT), state, batch
+
+
+def arrays_of(jaxpr):
+    """Shapes of everything that a program computes, inner programs included."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.shape for variable in equation.outvars)
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from arrays_of(inner)
+
+
+@pytest.mark.parametrize("credit", ["token", "utterance"])
+@pytest.mark.parametrize("method", ["bc", "mc", "ilql"])
+def test_padding_and_human_tokens_cost_no_vocabulary_work(monkeypatch, method, credit):
+    packing = packing_for(DATA, batch_rows=4, row_length=128)
+    decisions = {"token": packing.actions_per_row, "utterance": packing.utterances_per_row}
+    rows = collections.defaultdict(set)
+
+    def count(owner, name):
+        original = getattr(owner, name)
+
+        def counting(self, hidden):
+            rows[owner].add(math.prod(hidden.shape[:-1]))
+            return original(self, hidden)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(Decoder, "logits")
+    count(QHeads, "__call__")
+    objective = dataclasses.replace(ILQL, method=method, credit=credit)
+    step, state, batch = traced_step(objective, packing)
+    jax.eval_shape(step, state, batch)
+    expected = {Decoder: {4 * packing.actions_per_row}}
+    if method != "bc":
+        expected[QHeads] = {4 * decisions[credit]}
+    assert rows == expected
+    assert packing.actions_per_row < 0.5 * 128
+
+
+@pytest.mark.parametrize("credit", ["token", "utterance"])
+def test_no_array_of_the_step_is_wider_than_decisions_by_vocabulary(credit):
+    packing = packing_for(DATA, batch_rows=4, row_length=128)
+    step, state, batch = traced_step(dataclasses.replace(ILQL, credit=credit), packing)
+    shapes = list(arrays_of(jax.make_jaxpr(step)(state, batch).jaxpr))
+    slots = 4 * packing.actions_per_row
+    rows = {math.prod(shape) // VOCAB for shape in shapes if VOCAB in shape}
+    assert slots in rows
+    assert max(rows) <= 2 * slots < 4 * 128  # the twin heads
+    if credit == "utterance":
+        assert max(rows) == slots
+
+
+def test_the_slots_for_agent_tokens_are_nearly_filled():
+    packing = packing_for(DATA, batch_rows=4, row_length=256)
+    batches = make_batches(DATA, packing, 0)
+    filled = np.mean([next(batches).by_token.weight for _ in range(10)])
+    assert filled > 0.75
+
+
+# --- compilation --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The jitted steps that runs make."""
+    made, original = [], training.make_train_step
+
+    def remember(*arguments):
+        made.append(original(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(training, "make_train_step", remember)
+    return made
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(step):
+    def on_metrics(now, metrics):
+        if now == step:
+            raise Killed
+
+    return on_metrics
+
+
+def test_the_step_is_compiled_once_in_a_run_and_once_more_in_the_resumed_one(steps, tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, on_metrics=kill_at(6))
+    run(tmp_path)
+    assert [step._cache_size() for step in steps] == [1, 1]
+
+
+def test_the_state_passed_in_is_given_up():
+    state = init_state(MODEL, SHORT, 0)
+    step = make_train_step(MODEL, ObjectiveConfig("bc"), SHORT)
+    new, _ = step(state, next(make_batches(DATA, PACKING, 0)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
+
+
+# --- resuming -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    metrics = {}
+    params = run(tmp_path_factory.mktemp("whole"), on_metrics=metrics.__setitem__)
+    return jax.device_get(params), metrics
+
+
+@pytest.mark.parametrize("stops", [(2,), (5, 9)])
+def test_an_interrupted_run_ends_with_the_same_bits(uninterrupted, tmp_path, stops):
+    params, metrics = uninterrupted
+    starts, again = [], {}
+    for stop in stops:
+        with pytest.raises(Killed):
+            run(tmp_path, on_start=starts.append, on_metrics=kill_at(stop))
+    resumed = run(tmp_path, on_start=starts.append, on_metrics=again.__setitem__)
+    assert starts == {(2,): [0, 0], (5, 9): [0, 4, 8]}[stops]
+    jax.tree.map(np.testing.assert_array_equal, params, resumed)
+    assert list(again) == list(range(starts[-1] + 1, SHORT.steps + 1))
+    assert again == {step: metrics[step] for step in again}
+
+
+def test_a_finished_run_is_only_read(uninterrupted, tmp_path):
+    run(tmp_path)
+    starts, seen = [], {}
+    params = run(tmp_path, on_start=starts.append, on_metrics=seen.__setitem__)
+    assert starts == [12] and not seen
+    jax.tree.map(np.testing.assert_array_equal, uninterrupted[0], params)
+    saved = restore_params(tmp_path, abstract_params(MODEL))
+    jax.tree.map(np.testing.assert_array_equal, uninterrupted[0], saved)
+
+
+def test_metadata_rebuilds_the_network(tmp_path):
+    tiny = dataclasses.replace(SHORT, steps=1)
+    train(
+        DATA, MODEL, ILQL, tiny, PACKING, 0, tmp_path, metadata={"reward_scale": 2.0}
+    )
+    saved = read_metadata(tmp_path)
+    assert saved["reward_scale"] == 2.0
+    decoder = DecoderConfig(**saved["model"].pop("decoder"))
+    assert ModelConfig(decoder, **saved["model"]) == MODEL
+
+
+# --- what goes wrong ----------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_step_and_keeps_the_checkpoint(
+    tmp_path, monkeypatch
+):
+    original = training.make_train_step
+
+    def broken_from_step_seven(*arguments):
+        step_function = original(*arguments)
+
+        def step(state, batch):
+            now = int(state.step) + 1
+            state, metrics = step_function(state, batch)
+            return state, metrics | {"loss": metrics["loss"] * (jnp.nan if now >= 7 else 1)}
+
+        return step
+
+    monkeypatch.setattr(training, "make_train_step", broken_from_step_seven)
+    seen = {}
+    with pytest.raises(NotFiniteError, match="ilql: loss became nan at step 7.* is step 4"):
+        run(tmp_path, on_metrics=seen.__setitem__)
+    assert max(seen) == 6
+    params = restore_params(tmp_path, abstract_params(MODEL))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_rewards_beyond_all_bounds_stop_the_first_step_and_save_nothing(tmp_path):
+    data = [dataclasses.replace(t, rewards=t.rewards * np.float32(1e38)) for t in DATA]
+    every_step = dataclasses.replace(SHORT, checkpoint_every=1)
+    with pytest.raises(NotFiniteError, match=r"at step 1\. The last good checkpoint is step 0"):
+        run(tmp_path, config=every_step, data=data)
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        read_metadata(tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
+    tiny = dataclasses.replace(SHORT, steps=1)
+    run(tmp_path, config=tiny)
+    wider = dataclasses.replace(MODEL, value_inner_size=16)
+    other = dataclasses.replace(tiny, learning_rate=0.5)
+    with pytest.raises(CheckpointError) as caught:
+        run(tmp_path, config=other, model=wider, seed=3)
+    for difference in (
+        "model.value_inner_size was 8, now 16",
+        "train.learning_rate was 0.01, now 0.5",
+        "seed was 0, now 3",
+    ):
+        assert difference in str(caught.value)
+    assert "trace_fade" not in str(caught.value)  # a tuple that JSON made a list is the same
+    run(tmp_path, config=tiny)
+    with pytest.raises(CheckpointError, match="network of another shape"):
+        restore_params(tmp_path, abstract_params(wider))
+
+
+def test_a_folder_without_checkpoints_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere: no such folder"):
+        restore_params(tmp_path / "nowhere", abstract_params(MODEL))
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        restore_params(tmp_path, abstract_params(MODEL))
+
+
+def test_broken_data_is_refused_before_anything_is_compiled(tmp_path, steps):
+    rewards = np.where(np.arange(len(DATA[3].rewards)) == 4, np.nan, 0).astype(np.float32)
+    broken = [*DATA[:3], dataclasses.replace(DATA[3], rewards=rewards)]
+    with pytest.raises(TrajectoryError, match=r"dialogue 3: rewards\[4\] is nan"):
+        run(tmp_path, data=broken)
+    assert not steps
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "dpo"}, "method is 'dpo', but must be one of bc, fbc, mc, ilql"),
+        ({"credit": "word"}, "credit is 'word', but must be one of utterance, token"),
+        ({"expectile": 1.0}, "expectile is 1.0"),
+        ({"expectile": 0.0}, "expectile is 0.0"),
+        ({"fbc_fraction": 0.0}, "fbc_fraction is 0.0"),
+        ({"token_trace": 1.5}, "token_trace is 1.5"),
+        ({"cql_weight": -0.1}, "cql_weight is -0.1"),
+        ({"awac_temperature": float("nan")}, "awac_temperature is nan"),
+        ({"trace_fade": (0.5, 0.2)}, r"two rising fractions, got \(0.5, 0.2\)"),
+    ],
+)
+def test_objectives_that_make_no_sense_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"steps": 0}, "steps is 0"), ({"log_every": 0}, "log_every is 0"),
+     ({"polyak_rate": 0.0}, "polyak_rate is 0.0"), ({"polyak_rate": 1.5}, "polyak_rate is 1.5")],
+)  # fmt: skip
+def test_training_configs_that_make_no_sense_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**({"steps": 1, "learning_rate": 1e-3} | fields))
+
+
+# --- methods ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["bc", "fbc", "mc", "ilql"])
+def test_each_method_lowers_its_losses(method, tmp_path):
+    config = TrainConfig(60, 1e-2, warmup_steps=5, checkpoint_every=60, log_every=1)
+    objective = ObjectiveConfig(method)
+    metrics = {}
+    data = select_trajectories(DATA, objective)
+    run(tmp_path, objective, config, data, on_metrics=metrics.__setitem__)
+
+    def mean(name, steps):
+        return np.mean([metrics[step][name] for step in steps])
+
+    names = ["policy_loss"] if method.endswith("bc") else ["policy_loss", "q_loss"]
+    for name in names:
+        first, last = mean(name, range(1, 6)), mean(name, range(56, 61))
+        assert last < 0.8 * first, name
+
+
+def test_cloning_leaves_the_value_heads_untouched_but_for_nothing():
+    state = init_state(MODEL, SHORT, 0)
+    before = jax.device_get(state.params)
+    step = make_train_step(MODEL, ObjectiveConfig("bc"), dataclasses.replace(SHORT, warmup_steps=0, weight_decay=0.0))
+    after, _ = step(state, next(make_batches(DATA, PACKING, 0)))
+    jax.tree.map(np.testing.assert_array_equal, before["q"], after.params["q"])
+    jax.tree.map(np.testing.assert_array_equal, before["v"], after.params["v"])
+
+
+def test_the_target_follows_the_q_heads_at_the_polyak_rate():
+    config = TrainConfig(10, 1e-2, warmup_steps=0, polyak_rate=0.25)
+    state = init_state(MODEL, config, 0)
+    old = jax.device_get(state.target_q)
+    new, _ = make_train_step(MODEL, ILQL, config)(state, next(make_batches(DATA, PACKING, 0)))
+    expected = jax.tree.map(lambda q, t: 0.25 * q + 0.75 * t, new.params["q"], old)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.target_q, expected)
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), new.target_q, old))
+    assert max(moved) > 1e-4
+
+
+def test_filtered_cloning_keeps_exactly_the_best_share():
+    best = select_trajectories(DATA, ObjectiveConfig("fbc", fbc_fraction=0.25))
+    worst_kept = min(t.total_reward for t in best)
+    assert len(best) == 10
+    assert sum(t.total_reward > worst_kept for t in DATA) == 9
+    assert select_trajectories(DATA, ObjectiveConfig("ilql")) == DATA
+    same = [dataclasses.replace(t, rewards=t.rewards * 0) for t in DATA]
+    assert len(select_trajectories(same, ObjectiveConfig("fbc"))) == 10
+    with pytest.raises(TrajectoryError, match=r"fbc_fraction 0.25 of 3 dialogues keeps none"):
+        select_trajectories(DATA[:3], ObjectiveConfig("fbc"))
+
+
+def test_awac_weights_tokens_by_their_own_advantage():
+    batch = next(make_batches(DATA, PACKING, 0))
+    config = ObjectiveConfig(credit="token", awac_temperature=2.0, awac_max_weight=5.0)
+    advantage = jnp.asarray(np.random.default_rng(0).normal(0, 4, batch.by_token.weight.shape))
+    expected = np.minimum(np.exp(advantage / 2), 5)
+    np.testing.assert_allclose(_awac_weights(advantage, batch, config), expected, rtol=1e-5)
+
+
+def test_awac_weights_all_tokens_of_an_utterance_by_its_advantage():
+    packing = packing_for(DATA, batch_rows=2, row_length=128)  # several dialogues a row
+    batch = next(make_batches(DATA, packing, 0))
+    config = ObjectiveConfig(credit="utterance", awac_temperature=1.0, awac_max_weight=1e6)
+    # An utterance's advantage is its last token's column: so each token tells its owner.
+    advantage = jnp.log(batch.by_utterance.state.astype(jnp.float32) + 1)
+    owners = np.asarray(_awac_weights(advantage, batch, config)) - 1
+    for row, slot in zip(*np.nonzero(batch.by_token.weight), strict=True):
+        end = slot
+        while batch.by_token.boundary[row, end] == SAME_UTTERANCE:
+            end += 1
+        assert owners[row, slot] == pytest.approx(batch.by_token.state[row, end], abs=1e-2)
+
+
+def test_no_awac_temperature_is_plain_cloning():
+    batch = next(make_batches(DATA, PACKING, 0))
+    ones = _awac_weights(batch.by_token.reward + 9, batch, ObjectiveConfig(credit="token"))
+    assert (ones == 1).all()
+
+
+def test_traces_fade_from_monte_carlo_to_their_settings():
+    boundaries = itertools.chain.from_iterable([[0, 1, 2]])
+    decisions = next(make_batches(DATA, PACKING, 0)).by_token._replace(
+        boundary=np.int32([list(boundaries)])
+    )
+    config = ObjectiveConfig(token_trace=0.9, utterance_trace=0.5, trace_fade=(0.2, 0.6))
+    for progress, expected in [(0.0, [1, 1, 0]), (0.4, [0.95, 0.75, 0]), (0.9, [0.9, 0.5, 0])]:
+        traces = _traces(decisions, config, jnp.float32(progress))
+        np.testing.assert_allclose(traces[0], expected, rtol=1e-5)
+    unfaded = dataclasses.replace(config, trace_fade=(0.0, 0.0))
+    np.testing.assert_allclose(_traces(decisions, unfaded, jnp.float32(0))[0], [0.9, 0.5, 0])
