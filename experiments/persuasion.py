@@ -20,8 +20,10 @@ def get_config():
     config.model.max_positions = 1024
     config.model.hidden_size = 96
     config.model.mlp_size = 384
-    config.model.num_heads = 3
+    config.model.num_heads = 4
+    config.model.rotary_base = 1000.0
     config.model.initializer_range = 0.06
+    config.decoding.max_utterance = 64
     config.train.batch_rows = 4
     config.train.steps = 400
     config.train.warmup_steps = 50

@@ -96,7 +96,10 @@ def test_a_truncated_end_bootstraps_from_the_last_token(transitions):
 
 @pytest.mark.parametrize("trajectory", dataset())
 def test_transitions_hold_action_reward_and_end_of_any_trajectory(trajectory):
-    by_token, by_utterance = token_transitions(trajectory, 0.9), utterance_transitions(trajectory, 1)
+    by_token, by_utterance = (
+        token_transitions(trajectory, 0.9),
+        utterance_transitions(trajectory, 1),
+    )
     assert len(by_token.action) == trajectory.is_action.sum()
     for level in (by_token, by_utterance):
         assert (level.action == trajectory.tokens[level.state + 1]).all()
@@ -254,7 +257,9 @@ def test_losses_and_gradients_do_not_see_the_other_dialogues(packed, params, met
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    masks = {level: without(getattr(batch, level), changed) for level in ("by_token", "by_utterance")}
+    masks = {
+        level: without(getattr(batch, level), changed) for level in ("by_token", "by_utterance")
+    }
     jax.tree.map(
         np.testing.assert_array_equal,
         loss_and_gradients(batch._replace(**masks)),
@@ -304,7 +309,10 @@ def with_field(**fields):
         (with_field(is_action=np.ones(7, bool)), "first token is the agent's"),
         (with_field(rewards=np.float32([0, 0, np.nan, 0, 0, 0, 0])), r"rewards\[2\] is nan"),
         (with_field(rewards=np.float32([0, 0, 0, 0, 0, 0, np.inf])), r"rewards\[6\] is inf"),
-        (with_field(rewards=np.float32([0, 0, 0, 2.5, 0, 0, 0])), r"rewards\[3\] is 2.5, but token 3"),
+        (
+            with_field(rewards=np.float32([0, 0, 0, 2.5, 0, 0, 0])),
+            r"rewards\[3\] is 2.5, but token 3",
+        ),
         (with_field(rewards=np.zeros(6, np.float32)), r"\(7,\), \(7,\), \(6,\)"),
         (with_field(tokens=np.zeros(7, np.float32)), "tokens must be integers.*float32"),
         (with_field(is_action=np.ones(7, np.int32)), "is_action bool, got int32 and int32"),

@@ -167,10 +167,7 @@ def made_up_tensors():
     def shape(name):
         return next((size for end, size in sizes.items() if name.endswith(end)), (32,))
 
-    return {
-        name.format(i): np.zeros(shape(name))
-        for name, i in itertools.product(GPT2, range(3))
-    }
+    return {name.format(i): np.zeros(shape(name)) for name, i in itertools.product(GPT2, range(3))}
 
 
 def test_reading_gpt2_needs_no_torch_and_ignores_what_is_derived():

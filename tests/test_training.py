@@ -193,9 +193,7 @@ def test_a_finished_run_is_only_read(uninterrupted, tmp_path):
 
 def test_metadata_rebuilds_the_network(tmp_path):
     tiny = dataclasses.replace(SHORT, steps=1)
-    train(
-        DATA, MODEL, ILQL, tiny, PACKING, 0, tmp_path, metadata={"reward_scale": 2.0}
-    )
+    train(DATA, MODEL, ILQL, tiny, PACKING, 0, tmp_path, metadata={"reward_scale": 2.0})
     saved = read_metadata(tmp_path)
     assert saved["reward_scale"] == 2.0
     decoder = DecoderConfig(**saved["model"].pop("decoder"))
@@ -324,7 +322,9 @@ def test_each_method_lowers_its_losses(method, tmp_path):
 def test_cloning_leaves_the_value_heads_untouched_but_for_nothing():
     state = init_state(MODEL, SHORT, 0)
     before = jax.device_get(state.params)
-    step = make_train_step(MODEL, ObjectiveConfig("bc"), dataclasses.replace(SHORT, warmup_steps=0, weight_decay=0.0))
+    step = make_train_step(
+        MODEL, ObjectiveConfig("bc"), dataclasses.replace(SHORT, warmup_steps=0, weight_decay=0.0)
+    )
     after, _ = step(state, next(make_batches(DATA, PACKING, 0)))
     jax.tree.map(np.testing.assert_array_equal, before["q"], after.params["q"])
     jax.tree.map(np.testing.assert_array_equal, before["v"], after.params["v"])
