@@ -52,7 +52,7 @@ def base_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.hidden_size = 64
     config.model.num_layers = 2
-    config.model.num_heads = 4
+    config.model.num_heads = 2
     config.model.mlp_size = 256
     config.model.max_positions = 256  # longest dialogue, in tokens
     config.model.position_encoding = "rotary"  # or learned
@@ -61,7 +61,7 @@ def base_config() -> ConfigDict:
     config.model.value_inner_size = 128  # hidden layer of the value heads
 
     config.train = ConfigDict()
-    config.train.steps = 8000
+    config.train.steps = 6000
     config.train.batch_rows = 4  # rows of max_positions tokens, several dialogues in each
     config.train.learning_rate = 3e-3  # peak
     config.train.warmup_steps = 200

@@ -325,7 +325,7 @@ def test_a_broken_trajectory_is_named_with_field_and_value(trajectory, message):
 
 
 def test_a_dialogue_longer_than_the_context_is_named_with_both_lengths():
-    with pytest.raises(TrajectoryError, match="dialogue 7: 7 tokens .* context of 6.*Raise"):
+    with pytest.raises(TrajectoryError, match=r"dialogue 7: 7 tokens .* context of 6.*Raise"):
         packing_for([GOOD], batch_rows=1, row_length=6)
 
 
@@ -335,7 +335,7 @@ def test_no_data_at_all_is_said():
 
 
 def test_packing_that_a_dialogues_decisions_do_not_fit_in_is_refused():
-    with pytest.raises(TrajectoryError, match="dialogue 7: 5 agent tokens .* 4"):
+    with pytest.raises(TrajectoryError, match=r"dialogue 7: 5 agent tokens .* 4"):
         make_batches([GOOD], PackingConfig(1, 8, actions_per_row=4, utterances_per_row=2), 0)
-    with pytest.raises(TrajectoryError, match="dialogue 7: 2 agent utterances .* 1"):
+    with pytest.raises(TrajectoryError, match=r"dialogue 7: 2 agent utterances .* 1"):
         make_batches([GOOD], PackingConfig(1, 8, actions_per_row=5, utterances_per_row=1), 0)

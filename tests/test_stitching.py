@@ -64,7 +64,7 @@ def learn(tmp_path, steps, **objective):
     return train(
         data,
         MODEL,
-        ObjectiveConfig(**objective),
+        ObjectiveConfig(expectile=0.9, **objective),
         TrainConfig(steps, 3e-3, warmup_steps=20, polyak_rate=0.1, checkpoint_every=steps),
         packing_for(data, batch_rows=8, row_length=48, token_discount=1.0, utterance_discount=1.0),
         seed=0,
@@ -108,28 +108,27 @@ def test_the_problem_needs_stitching():
         room = int(np.argmax(REWARD[stage, room]))
         greedy.append(room)
     best_in_data = max(t.total_reward for t in behaviour())
-    assert course_return(greedy) < 0.8 * OPTIMUM
-    assert best_in_data < OPTIMUM - 0.05
+    assert course_return(greedy) < 0.5 * OPTIMUM
+    assert best_in_data <= OPTIMUM - 0.25
     assert np.sum(np.isclose(RETURNS, OPTIMUM)) == 1
 
 
-@pytest.mark.parametrize("method", ["bc", "fbc"])
-def test_cloning_stays_at_or_below_the_best_of_its_data(tmp_path, method):
-    params = learn(tmp_path, 200, method=method)
-    best_in_data = max(t.total_reward for t in behaviour())
-    assert mean_return(params) < best_in_data
-    assert play(params, "greedy") < OPTIMUM - 0.05
-    if method == "bc":
-        data_mean = np.mean([t.total_reward for t in behaviour()])
-        assert abs(mean_return(params) - data_mean) < 0.1
+def test_cloning_stays_at_the_behaviour_of_its_data(tmp_path):
+    params = learn(tmp_path, 100, method="bc")
+    behaviour_mean = np.mean([t.total_reward for t in behaviour()])
+    assert mean_return(params) == pytest.approx(behaviour_mean, abs=0.15)
+    assert play(params, "greedy") < OPTIMUM - 0.2
 
 
 def test_ilql_over_tokens_steered_finds_the_optimum(tmp_path):
-    params = learn(tmp_path, 600, method="ilql", credit="token", expectile=0.9, cql_weight=0.01)
-    assert play(params, "greedy, steered by 50") == pytest.approx(OPTIMUM)
+    params = learn(
+        tmp_path, 300, method="ilql", credit="token", cql_weight=0.01, token_trace=1.0
+    )  # fmt: skip
+    for strength in (10, 50):
+        assert play(params, f"greedy, steered by {strength}") == pytest.approx(OPTIMUM)
 
 
 def test_ilql_over_utterances_reranked_finds_the_optimum(tmp_path):
-    params = learn(tmp_path, 600, method="ilql", credit="utterance", expectile=0.9)
+    params = learn(tmp_path, 300, method="ilql", credit="utterance")
     returns = [play(params, "sampled, best of 32", seed) for seed in range(3)]
     assert returns == pytest.approx([OPTIMUM] * 3)

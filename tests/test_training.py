@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-import itertools
+import functools
 import math
 
 import jax
@@ -13,7 +13,7 @@ import pytest
 import ilql_jax.train as training
 from ilql_jax import Trajectory, TrajectoryError, make_batches, packing_for
 from ilql_jax.checkpoint import CheckpointError, read_metadata, restore_params
-from ilql_jax.losses import SAME_UTTERANCE
+from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
 from ilql_jax.models import Decoder, DecoderConfig, ModelConfig, QHeads, abstract_params
 from ilql_jax.objectives import ObjectiveConfig, _awac_weights, _traces, select_trajectories
 from ilql_jax.train import NotFiniteError, TrainConfig, init_state, make_train_step, train
@@ -48,6 +48,19 @@ def run(folder, objective=ILQL, config=SHORT, data=DATA, model=MODEL, seed=0, **
     return train(data, model, objective, config, PACKING, seed, folder, **callbacks)
 
 
+@functools.cache
+def _compiled_step(*arguments):
+    return make_train_step(*arguments)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_once():
+    """Runs of the same configs share a step: compiling is most of what these tests cost."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "make_train_step", _compiled_step)
+        yield
+
+
 # --- work ---------------------------------------------------------------------------------------
 
 
@@ -62,8 +75,10 @@ def arrays_of(jaxpr):
     """Shapes of everything that a program computes, inner programs included."""
     for equation in jaxpr.eqns:
         yield from (variable.aval.shape for variable in equation.outvars)
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from arrays_of(inner)
+        inner = jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns"))
+        for program in inner:
+            if hasattr(program, "eqns"):
+                yield from arrays_of(program)
 
 
 @pytest.mark.parametrize("credit", ["token", "utterance"])
@@ -119,11 +134,11 @@ def test_the_slots_for_agent_tokens_are_nearly_filled():
 
 @pytest.fixture
 def steps(monkeypatch):
-    """The jitted steps that runs make."""
-    made, original = [], training.make_train_step
+    """The jitted steps that runs make, each a fresh one."""
+    made = []
 
     def remember(*arguments):
-        made.append(original(*arguments))
+        made.append(make_train_step(*arguments))
         return made[-1]
 
     monkeypatch.setattr(training, "make_train_step", remember)
@@ -144,26 +159,36 @@ def kill_at(step):
 
 def test_the_step_is_compiled_once_in_a_run_and_once_more_in_the_resumed_one(steps, tmp_path):
     with pytest.raises(Killed):
-        run(tmp_path, on_metrics=kill_at(6))
-    run(tmp_path)
+        run(tmp_path, ObjectiveConfig("bc"), on_metrics=kill_at(6))
+    run(tmp_path, ObjectiveConfig("bc"))
     assert [step._cache_size() for step in steps] == [1, 1]
 
 
-def test_the_state_passed_in_is_given_up():
-    state = init_state(MODEL, SHORT, 0)
-    step = make_train_step(MODEL, ObjectiveConfig("bc"), SHORT)
+def test_a_step_of_cloning_gives_up_its_state_and_moves_the_trunk_alone():
+    undecayed = dataclasses.replace(SHORT, warmup_steps=0, weight_decay=0.0)
+    state = init_state(MODEL, undecayed, 0)
+    before = jax.device_get(state.params)
+    step = make_train_step(MODEL, ObjectiveConfig("bc"), undecayed)
     new, _ = step(state, next(make_batches(DATA, PACKING, 0)))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
+    for part in ("q", "v"):
+        jax.tree.map(np.testing.assert_array_equal, before[part], new.params[part])
+    old, now = (p["trunk"]["final_norm"]["scale"] for p in (before, new.params))
+    assert (old != now).any()
 
 
 # --- resuming -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def whole_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole_folder):
     metrics = {}
-    params = run(tmp_path_factory.mktemp("whole"), on_metrics=metrics.__setitem__)
+    params = run(whole_folder, on_metrics=metrics.__setitem__)
     return jax.device_get(params), metrics
 
 
@@ -181,19 +206,17 @@ def test_an_interrupted_run_ends_with_the_same_bits(uninterrupted, tmp_path, sto
     assert again == {step: metrics[step] for step in again}
 
 
-def test_a_finished_run_is_only_read(uninterrupted, tmp_path):
-    run(tmp_path)
+def test_a_finished_run_is_only_read(uninterrupted, whole_folder):
     starts, seen = [], {}
-    params = run(tmp_path, on_start=starts.append, on_metrics=seen.__setitem__)
+    params = run(whole_folder, on_start=starts.append, on_metrics=seen.__setitem__)
     assert starts == [12] and not seen
     jax.tree.map(np.testing.assert_array_equal, uninterrupted[0], params)
-    saved = restore_params(tmp_path, abstract_params(MODEL))
+    saved = restore_params(whole_folder, abstract_params(MODEL))
     jax.tree.map(np.testing.assert_array_equal, uninterrupted[0], saved)
 
 
 def test_metadata_rebuilds_the_network(tmp_path):
-    tiny = dataclasses.replace(SHORT, steps=1)
-    train(DATA, MODEL, ILQL, tiny, PACKING, 0, tmp_path, metadata={"reward_scale": 2.0})
+    train(DATA, MODEL, ILQL, SHORT, PACKING, 0, tmp_path, metadata={"reward_scale": 2.0})
     saved = read_metadata(tmp_path)
     assert saved["reward_scale"] == 2.0
     decoder = DecoderConfig(**saved["model"].pop("decoder"))
@@ -206,10 +229,8 @@ def test_metadata_rebuilds_the_network(tmp_path):
 def test_a_loss_that_is_not_a_number_stops_with_the_step_and_keeps_the_checkpoint(
     tmp_path, monkeypatch
 ):
-    original = training.make_train_step
-
     def broken_from_step_seven(*arguments):
-        step_function = original(*arguments)
+        step_function = _compiled_step(*arguments)
 
         def step(state, batch):
             now = int(state.step) + 1
@@ -220,7 +241,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step_and_keeps_the_checkpoin
 
     monkeypatch.setattr(training, "make_train_step", broken_from_step_seven)
     seen = {}
-    with pytest.raises(NotFiniteError, match="ilql: loss became nan at step 7.* is step 4"):
+    with pytest.raises(NotFiniteError, match=r"ilql: loss became nan at step 7.* is step 4"):
         run(tmp_path, on_metrics=seen.__setitem__)
     assert max(seen) == 6
     params = restore_params(tmp_path, abstract_params(MODEL))
@@ -229,20 +250,17 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step_and_keeps_the_checkpoin
 
 def test_rewards_beyond_all_bounds_stop_the_first_step_and_save_nothing(tmp_path):
     data = [dataclasses.replace(t, rewards=t.rewards * np.float32(1e38)) for t in DATA]
-    every_step = dataclasses.replace(SHORT, checkpoint_every=1)
     with pytest.raises(NotFiniteError, match=r"at step 1\. The last good checkpoint is step 0"):
-        run(tmp_path, config=every_step, data=data)
+        run(tmp_path, data=data)
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         read_metadata(tmp_path)
 
 
-def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
-    tiny = dataclasses.replace(SHORT, steps=1)
-    run(tmp_path, config=tiny)
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(uninterrupted, whole_folder):
     wider = dataclasses.replace(MODEL, value_inner_size=16)
-    other = dataclasses.replace(tiny, learning_rate=0.5)
+    other = dataclasses.replace(SHORT, learning_rate=0.5)
     with pytest.raises(CheckpointError) as caught:
-        run(tmp_path, config=other, model=wider, seed=3)
+        run(whole_folder, config=other, model=wider, seed=3)
     for difference in (
         "model.value_inner_size was 8, now 16",
         "train.learning_rate was 0.01, now 0.5",
@@ -250,9 +268,12 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
     ):
         assert difference in str(caught.value)
     assert "trace_fade" not in str(caught.value)  # a tuple that JSON made a list is the same
-    run(tmp_path, config=tiny)
+
+
+def test_a_checkpoint_of_a_network_of_another_shape_is_refused(uninterrupted, whole_folder):
+    wider = dataclasses.replace(MODEL, value_inner_size=16)
     with pytest.raises(CheckpointError, match="network of another shape"):
-        restore_params(tmp_path, abstract_params(wider))
+        restore_params(whole_folder, abstract_params(wider))
 
 
 def test_a_folder_without_checkpoints_is_named(tmp_path):
@@ -319,22 +340,13 @@ def test_each_method_lowers_its_losses(method, tmp_path):
         assert last < 0.8 * first, name
 
 
-def test_cloning_leaves_the_value_heads_untouched_but_for_nothing():
-    state = init_state(MODEL, SHORT, 0)
-    before = jax.device_get(state.params)
-    step = make_train_step(
-        MODEL, ObjectiveConfig("bc"), dataclasses.replace(SHORT, warmup_steps=0, weight_decay=0.0)
-    )
-    after, _ = step(state, next(make_batches(DATA, PACKING, 0)))
-    jax.tree.map(np.testing.assert_array_equal, before["q"], after.params["q"])
-    jax.tree.map(np.testing.assert_array_equal, before["v"], after.params["v"])
-
-
 def test_the_target_follows_the_q_heads_at_the_polyak_rate():
-    config = TrainConfig(10, 1e-2, warmup_steps=0, polyak_rate=0.25)
-    state = init_state(MODEL, config, 0)
+    config = dataclasses.replace(SHORT, polyak_rate=0.25)
+    state, batches = init_state(MODEL, config, 0), make_batches(DATA, PACKING, 0)
+    step = make_train_step(MODEL, ILQL, config)
+    state, _ = step(state, next(batches))  # the warm-up's first step has rate zero
     old = jax.device_get(state.target_q)
-    new, _ = make_train_step(MODEL, ILQL, config)(state, next(make_batches(DATA, PACKING, 0)))
+    new, _ = step(state, next(batches))
     expected = jax.tree.map(lambda q, t: 0.25 * q + 0.75 * t, new.params["q"], old)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.target_q, expected)
     moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), new.target_q, old))
@@ -382,10 +394,8 @@ def test_no_awac_temperature_is_plain_cloning():
 
 
 def test_traces_fade_from_monte_carlo_to_their_settings():
-    boundaries = itertools.chain.from_iterable([[0, 1, 2]])
-    decisions = next(make_batches(DATA, PACKING, 0)).by_token._replace(
-        boundary=np.int32([list(boundaries)])
-    )
+    decisions = next(make_batches(DATA, PACKING, 0)).by_token
+    decisions = decisions._replace(boundary=np.int32([[SAME_UTTERANCE, NEXT_UTTERANCE, END]]))
     config = ObjectiveConfig(token_trace=0.9, utterance_trace=0.5, trace_fade=(0.2, 0.6))
     for progress, expected in [(0.0, [1, 1, 0]), (0.4, [0.95, 0.75, 0]), (0.9, [0.9, 0.5, 0])]:
         traces = _traces(decisions, config, jnp.float32(progress))

@@ -1,8 +1,8 @@
 """Attention over packed rows, with a backward pass of its own on CPU.
 
 XLA:CPU fuses the softmax's backward pass into loops that read the [T, T] scores many times over;
-written out with barriers between the passes it takes about half the time (the prints of
-`experiments/benchmarks/attention.py`). Accelerators get `jax.nn.dot_product_attention`.
+written out with barriers between the passes it is faster (`experiments/benchmarks/attention.py`
+prints by how much). Accelerators get `jax.nn.dot_product_attention`.
 """
 
 from __future__ import annotations
