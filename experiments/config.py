@@ -52,9 +52,9 @@ def base_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.hidden_size = 64
     config.model.num_layers = 2
-    config.model.num_heads = 2
+    config.model.num_heads = 4
     config.model.mlp_size = 256
-    config.model.max_positions = 256  # longest dialogue, in tokens
+    config.model.max_positions = 240  # longest dialogue, in tokens
     config.model.position_encoding = "rotary"  # or learned
     config.model.rotary_base = 100.0  # wavelengths up to some 600 tokens
     config.model.initializer_range = 0.08  # GPT-2's 0.02 is for a width of 768

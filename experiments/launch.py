@@ -91,8 +91,8 @@ def parse_flags(
     flags.DEFINE_enum("stage", STAGES[-1], known, "Run up to this stage; or chat.", values)
     flags.DEFINE_string("workdir", f"runs/{name}", "The run's folder.", values)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
-    flag = config_flags.DEFINE_config_dict("config", config, flag_values=values)
     try:
+        flag = config_flags.DEFINE_config_dict("config", config, flag_values=values)
         rest = values(arguments)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise settings.ConfigError(_explain(error, config, arguments)) from None

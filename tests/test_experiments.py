@@ -261,7 +261,7 @@ def test_bad_settings_are_told_before_any_work(arguments: list[str], expected: s
         (lambda line: line.replace('"role": "user"', '"role": "robot"'), "'messages[0].role'"),
         (
             lambda line: line.replace('"content": "', '"content": "' + "word " * 300),
-            "do not fit in the context of 256",
+            "do not fit in the context of 240",
         ),
     ],
 )

@@ -21,7 +21,14 @@ from ilql_jax.train import NotFiniteError, TrainConfig, init_state, make_train_s
 VOCAB = 101  # a number that nothing else here has
 MODEL = ModelConfig(DecoderConfig(VOCAB, 8, 1, 2, 16, 32, initializer_range=0.08), 8)
 ILQL = ObjectiveConfig("ilql", cql_weight=0.1, utterance_trace=0.5, awac_temperature=1.0)
-SHORT = TrainConfig(steps=12, learning_rate=1e-2, warmup_steps=2, checkpoint_every=4, log_every=1)
+SHORT = TrainConfig(
+    steps=12,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    polyak_rate=0.25,
+    checkpoint_every=4,
+    log_every=1,
+)
 
 
 def dataset(count=40, seed=0):
@@ -167,7 +174,7 @@ def test_the_step_is_compiled_once_in_a_run_and_once_more_in_the_resumed_one(ste
 def test_a_step_of_cloning_gives_up_its_state_and_moves_the_trunk_alone():
     undecayed = dataclasses.replace(SHORT, warmup_steps=0, weight_decay=0.0)
     state = init_state(MODEL, undecayed, 0)
-    before = jax.device_get(state.params)
+    before = jax.tree.map(np.array, state.params)  # copies: a view would forbid the donation
     step = make_train_step(MODEL, ObjectiveConfig("bc"), undecayed)
     new, _ = step(state, next(make_batches(DATA, PACKING, 0)))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
@@ -323,7 +330,7 @@ def test_training_configs_that_make_no_sense_are_refused(fields, message):
 # --- methods ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["bc", "fbc", "mc", "ilql"])
+@pytest.mark.parametrize("method", ["bc", "mc", "ilql"])  # fbc is bc on the best of the data
 def test_each_method_lowers_its_losses(method, tmp_path):
     config = TrainConfig(60, 1e-2, warmup_steps=5, checkpoint_every=60, log_every=1)
     objective = ObjectiveConfig(method)
@@ -334,16 +341,15 @@ def test_each_method_lowers_its_losses(method, tmp_path):
     def mean(name, steps):
         return np.mean([metrics[step][name] for step in steps])
 
-    names = ["policy_loss"] if method.endswith("bc") else ["policy_loss", "q_loss"]
+    names = ["policy_loss"] if method == "bc" else ["policy_loss", "q_loss"]
     for name in names:
         first, last = mean(name, range(1, 6)), mean(name, range(56, 61))
         assert last < 0.8 * first, name
 
 
 def test_the_target_follows_the_q_heads_at_the_polyak_rate():
-    config = dataclasses.replace(SHORT, polyak_rate=0.25)
-    state, batches = init_state(MODEL, config, 0), make_batches(DATA, PACKING, 0)
-    step = make_train_step(MODEL, ILQL, config)
+    state, batches = init_state(MODEL, SHORT, 0), make_batches(DATA, PACKING, 0)
+    step = _compiled_step(MODEL, ILQL, SHORT)
     state, _ = step(state, next(batches))  # the warm-up's first step has rate zero
     old = jax.device_get(state.target_q)
     new, _ = step(state, next(batches))
