@@ -102,6 +102,8 @@ def parse_flags(
     if rest[1:]:
         raise settings.ConfigError(f"unexpected argument {rest[1]!r}; see --help.")
     overrides = config_flags.get_override_values(values["config"])
+    # --config.methods=bc,ilql reads better than a Python tuple in quotes.
+    flag.value.methods = tuple(",".join(flag.value.methods).split(","))
     return values.stage, values.workdir, flag.value, dict(overrides)
 
 

@@ -155,6 +155,7 @@ Objective = Callable[
     tuple[Float[Array, ""], Metrics],
 ]
 OBJECTIVES: dict[str, Objective] = {"bc": bc, "fbc": bc, "mc": mc, "ilql": ilql}
+LEARNS_VALUES = ("mc", "ilql")  # the others leave the value heads as they were made
 
 
 def select_trajectories(

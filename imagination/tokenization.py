@@ -183,15 +183,6 @@ class DialogueTokenizer:
         return self._tokenizer.backend_tokenizer
 
 
-def load_tokenizer(
-    name_or_folder: str | None, dialogues: Sequence[Dialogue], vocab_size: int
-) -> DialogueTokenizer:
-    """A tokenizer by name or folder, or where none is named a BPE trained on the dialogues."""
-    if name_or_folder:
-        return DialogueTokenizer.load(name_or_folder)
-    return DialogueTokenizer.train(dialogues, vocab_size)
-
-
 def save_once(tokenizer: DialogueTokenizer, folder: Path) -> None:
     """Saves whole or not at all."""
     partial = folder.with_name(folder.name + ".partial")

@@ -31,7 +31,7 @@ TINY = (
     "--config.decoding.max_utterance=12",
     '--config.decoding.ilql=("sampled, best of 2",)',
     '--config.decoding.bc=("greedy",)',
-    '--config.methods=("bc", "ilql")',
+    "--config.methods=bc,ilql",
     "--config.workers=1",
 )
 
@@ -231,7 +231,7 @@ def test_a_failing_worker_says_why(finished: Path, tmp_path: Path):
         (["--config.objective.expectile=1.5"], "expectile is 1.5"),
         (["--config.objective.credit=sentence"], "must be one of utterance, token"),
         (["--config.model.num_heads=3"], "multiple of num_heads 3"),
-        (['--config.methods=("sarsa",)'], "sarsa"),
+        (["--config.methods=sarsa"], "sarsa"),
         (['--config.decoding.ilql=("hottest",)'], "'hottest' is not understood"),
         (["--config.train.steps=0"], "steps is 0"),
         (["--config.task.world=atlantis"], "atlantis"),

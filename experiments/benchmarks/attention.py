@@ -10,6 +10,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+
 from ilql_jax.models.attention import attend
 
 SHAPES = ((4, 256, 4, 16), (16, 256, 4, 24), (32, 128, 4, 24), (16, 256, 2, 32))
@@ -30,7 +31,7 @@ def main() -> None:
         q, k, v = jax.random.normal(jax.random.key(0), (3, batch, length, heads, size))
         mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
         steps = {
-            name: jax.jit(jax.grad(lambda q, k, v, f=function: (f(q, k, v, mask) ** 2).sum()))
+            name: jax.jit(jax.grad(lambda q, k, v, f=function, m=mask: (f(q, k, v, m) ** 2).sum()))
             for name, function in (("ours", ours), ("theirs", theirs))
         }
         times = {name: [] for name in steps}

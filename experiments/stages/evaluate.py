@@ -26,6 +26,7 @@ from experiments.stages.statistics import bootstrap_mean, normalize, pairwise_te
 from experiments.stages.train import reward_scale, train_seconds, training_dialogues, units
 from ilql_jax.checkpoint import restore_params
 from ilql_jax.models import abstract_params
+from ilql_jax.objectives import LEARNS_VALUES
 from ilql_jax.policy import DecodingConfig, Policy
 from imagination.dialogue import Dialogue, json_line, read_dialogues
 from imagination.policy_agent import PolicyAgent
@@ -42,7 +43,6 @@ from imagination.tokenization import DialogueTokenizer
 
 # Far from each other and from the seeds of the data.
 VALIDATION_SEED, TEST_SEED = 10_000_019, 20_000_003
-METHODS_WITH_VALUES = ("mc", "ilql")
 
 
 def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
@@ -102,7 +102,7 @@ def load_agent(
         max_utterance=config.decoding.max_utterance,
         batch_size=config.decoding.batch_size,
     )
-    has_values = unit.method in METHODS_WITH_VALUES
+    has_values = unit.method in LEARNS_VALUES
     scale = reward_scale(training_dialogues(folder)) if has_values else None
     return PolicyAgent(policy, tokenizer, scale, keep_candidates=4)
 

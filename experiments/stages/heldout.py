@@ -20,12 +20,12 @@ from experiments.stages.train import reward_scale, training_dialogues, units
 from ilql_jax.batching import packing_for
 from ilql_jax.checkpoint import restore_params
 from ilql_jax.models import abstract_params
+from ilql_jax.objectives import LEARNS_VALUES
 from ilql_jax.scoring import Scores, score
 from imagination.dialogue import Dialogue, read_dialogues
 from imagination.tokenization import DialogueTokenizer
 
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the agent's utterances in a dialogue
-METHODS_WITH_VALUES = ("mc", "ilql")
 
 
 def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
@@ -43,7 +43,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         "value_prediction": {
             m: _value_prediction(scores, m, parts["test"], config.seed)
             for m in config.methods
-            if m in METHODS_WITH_VALUES
+            if m in LEARNS_VALUES
         },
     }
     write_atomically(folder.heldout, json.dumps(result, indent=1))
