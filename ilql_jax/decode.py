@@ -35,7 +35,7 @@ class Samples(NamedTuple):
     length: Int[Array, "batch samples"]
     log_prob: Float[Array, "batch samples"]
     q: Float[Array, "batch samples"]
-    v: Float[Array, batch]
+    v: Float[Array, "batch"]
 
 
 @functools.partial(
@@ -45,9 +45,9 @@ def generate(
     config: ModelConfig,
     params: Params,
     context: Int[Array, "batch context"],
-    context_length: Int[Array, batch],
-    keys: Key[Array, batch],
-    allowed: Bool[Array, vocab],
+    context_length: Int[Array, "batch"],
+    keys: Key[Array, "batch"],
+    allowed: Bool[Array, "vocab"],
     temperature: Float[Array, ""],
     steering_strength: Float[Array, ""],
     *,
@@ -153,7 +153,7 @@ def _choose(
     hidden: Float[Array, "batch samples width"],
     keys: Key[Array, "batch samples"],
     step: Int[Array, ""],
-    allowed: Bool[Array, vocab],
+    allowed: Bool[Array, "vocab"],
     temperature: Float[Array, ""],
     steering_strength: Float[Array, ""],
     steered: bool,

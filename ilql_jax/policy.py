@@ -96,11 +96,11 @@ class Response:
         candidates: (tokens, q) of everything that was written, best first.
     """
 
-    tokens: Int[np.ndarray, time]
+    tokens: Int[np.ndarray, "time"]
     q: float
     v: float
     log_prob: float
-    candidates: tuple[tuple[Int[np.ndarray, time], float], ...] = ()
+    candidates: tuple[tuple[Int[np.ndarray, "time"], float], ...] = ()
 
 
 class ContextError(ValueError):
@@ -130,7 +130,7 @@ class Policy:
         params: Params,
         decoding: DecodingConfig,
         stop_token: int,
-        allowed: Bool[np.ndarray, vocab],
+        allowed: Bool[np.ndarray, "vocab"],
         max_utterance: int = 48,
         batch_size: int = 64,
     ):
@@ -149,7 +149,7 @@ class Policy:
             )
 
     def respond(
-        self, contexts: Sequence[Int[np.ndarray, time]], seeds: Sequence[int]
+        self, contexts: Sequence[Int[np.ndarray, "time"]], seeds: Sequence[int]
     ) -> list[Response]:
         """The agent's next utterance in each conversation.
 

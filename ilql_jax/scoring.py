@@ -31,9 +31,9 @@ class Scores:
         q: float32 [U], min over the twin Q heads at the last token of each agent utterance.
     """
 
-    log_prob: Float[np.ndarray, tokens]
-    v: Float[np.ndarray, utterances]
-    q: Float[np.ndarray, utterances]
+    log_prob: Float[np.ndarray, "tokens"]
+    v: Float[np.ndarray, "utterances"]
+    q: Float[np.ndarray, "utterances"]
 
 
 def score(

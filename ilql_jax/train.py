@@ -7,12 +7,14 @@ next one has been started, so that the device never waits for the host.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grain
 import jax
 import jax.numpy as jnp
 import optax
@@ -130,7 +132,7 @@ def make_train_step(
         gradients, metrics = jax.grad(loss_of, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics |= {"gradient_norm": optax.global_norm(gradients)}
+        metrics |= {"gradient_norm": optax.tree.norm(gradients)}
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -180,42 +182,51 @@ def train(
     checkpoints = Checkpoints(
         folder, run_metadata(model_config, objective, config, packing, seed) | (metadata or {})
     )
-    abstract = jax.eval_shape(lambda: init_state(model_config, config, seed))
-    restored = checkpoints.restore(abstract)
-    if restored:
-        state, position = restored
-        batches.set_state(position)
-    else:
-        state = init_state(model_config, config, seed)
-    step_function = make_train_step(model_config, objective, config)
-    start = int(state.step)
-    if on_start:
-        on_start(start)
+    with contextlib.closing(checkpoints):
+        state = _restored_or_new(checkpoints, batches, model_config, config, seed)
+        step_function = make_train_step(model_config, objective, config)
+        start = int(state.step)
+        if on_start:
+            on_start(start)
 
-    def report(step: int, metrics: dict[str, Array]) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
-        if not all(map(math.isfinite, values.values())):
-            last = checkpoints.latest_step()
-            raise NotFiniteError(
-                f"{objective.method}: {_first_bad(values)} at step {step}. "
-                f"The last good checkpoint is step {last or 0}, in {folder}. Lower the learning "
-                f"rate ({config.learning_rate}) or look at the data."
-            )
-        if on_metrics and (step % config.log_every == 0 or step in (1, config.steps)):
-            on_metrics(step, values)
+        def report(step: int, metrics: dict[str, Array]) -> None:
+            values = {name: float(value) for name, value in metrics.items()}
+            if not all(map(math.isfinite, values.values())):
+                raise NotFiniteError(
+                    f"{objective.method}: {_first_bad(values)} at step {step}. The last good "
+                    f"checkpoint is step {checkpoints.latest_step() or 0}, in {folder}. Lower the "
+                    f"learning rate ({config.learning_rate}) or look at the data."
+                )
+            if on_metrics and (step % config.log_every == 0 or step in (1, config.steps)):
+                on_metrics(step, values)
 
-    pending: dict[str, Array] | None = None
-    for step in range(start + 1, config.steps + 1):
-        state, metrics = step_function(state, next(batches))
-        if pending is not None:
-            report(step - 1, pending)
-        pending = metrics
-        if step % config.checkpoint_every == 0 or step == config.steps:
-            report(step, pending)  # nothing that is not finite may be saved
-            pending = None
-            checkpoints.save(step, state, batches.get_state())
-    checkpoints.close()
+        pending: dict[str, Array] | None = None
+        for step in range(start + 1, config.steps + 1):
+            state, metrics = step_function(state, next(batches))
+            if pending is not None:
+                report(step - 1, pending)
+            pending = metrics
+            if step % config.checkpoint_every == 0 or step == config.steps:
+                report(step, pending)  # nothing that is not finite may be saved
+                pending = None
+                checkpoints.save(step, state, batches.get_state())
     return state.params
+
+
+def _restored_or_new(
+    checkpoints: Checkpoints,
+    batches: grain.DatasetIterator,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    seed: int,
+) -> TrainState:
+    """The last saved state, with the batches moved to where they were; or a fresh one."""
+    restored = checkpoints.restore(jax.eval_shape(lambda: init_state(model_config, config, seed)))
+    if restored is None:
+        return init_state(model_config, config, seed)
+    state, position = restored
+    batches.set_state(position)
+    return state
 
 
 def run_metadata(

@@ -28,9 +28,9 @@ class Trajectory:
         name: How error messages call it.
     """
 
-    tokens: Int[np.ndarray, time]
-    is_action: Bool[np.ndarray, time]
-    rewards: Float[np.ndarray, time]
+    tokens: Int[np.ndarray, "time"]
+    is_action: Bool[np.ndarray, "time"]
+    rewards: Float[np.ndarray, "time"]
     terminal: bool = True
     name: str = "trajectory"
 

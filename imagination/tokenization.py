@@ -81,7 +81,7 @@ class DialogueTokenizer:
     def save(self, folder: str | os.PathLike[str]) -> None:
         self._tokenizer.save_pretrained(str(folder))
 
-    def writable(self) -> Bool[np.ndarray, vocab]:
+    def writable(self) -> Bool[np.ndarray, "vocab"]:
         """True for tokens an agent may write: words and `<end>`, no other special token."""
         allowed = np.ones(self.vocab_size, bool)
         allowed[list(self._tokenizer.all_special_ids)] = False
@@ -122,7 +122,7 @@ class DialogueTokenizer:
     def _turn_tokens(self, speaker: str, words: list[int]) -> list[int]:
         return [self.human, *words] if speaker == "human" else [self.agent, *words, self.end]
 
-    def decode(self, tokens: Int[np.ndarray, time]) -> str:
+    def decode(self, tokens: Int[np.ndarray, "time"]) -> str:
         """The words of an utterance, without markers."""
         words = [int(t) for t in tokens if t not in (self.pad, self.human, self.agent, self.end)]
         return self._tokenizer.decode(words, skip_special_tokens=True).strip()

@@ -173,7 +173,7 @@ class Decoder(nnx.Module):
         tokens: Int[Array, "batch samples"],
         positions: Int[Array, "batch samples"],
         context: KeyValues,
-        context_length: Int[Array, batch],
+        context_length: Int[Array, "batch"],
         written: KeyValues,
         step: Int[Array, ""],
     ) -> tuple[Float[Array, "batch samples width"], KeyValues]:
