@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ilql_jax.models import DecoderConfig, ModelConfig
-from ilql_jax.objectives import ObjectiveConfig
+from ilql_jax.objectives import LEARNS_VALUES, ObjectiveConfig
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.train import TrainConfig
 
@@ -56,7 +56,7 @@ def base_config() -> ConfigDict:
     config.model.mlp_size = 256
     config.model.max_positions = 240  # longest dialogue, in tokens
     config.model.position_encoding = "rotary"  # or learned
-    config.model.rotary_base = 100.0  # wavelengths up to some 600 tokens
+    config.model.rotary_base = 100.0  # wavelengths from 6 to some 350 tokens
     config.model.initializer_range = 0.08  # GPT-2's 0.02 is for a width of 768
     config.model.value_inner_size = 128  # hidden layer of the value heads
 
@@ -107,22 +107,36 @@ def base_config() -> ConfigDict:
 
 
 def objective_config(config: ConfigDict, method: str) -> ObjectiveConfig:
+    """What a method learns."""
     return ObjectiveConfig(method=method, **config.objective.to_dict())
 
 
 def train_config(config: ConfigDict) -> TrainConfig:
+    """How long and how fast."""
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     return TrainConfig(**{k: v for k, v in config.train.to_dict().items() if k in fields})
 
 
 def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
+    """Shape of the network, for a tokenizer of this size."""
     shape = config.model.to_dict()
     inner = shape.pop("value_inner_size")
     return ModelConfig(DecoderConfig(vocab_size=vocab_size, **shape), value_inner_size=inner)
 
 
 def decodings(config: ConfigDict, method: str) -> list[DecodingConfig]:
-    return [DecodingConfig.parse(text) for text in config.decoding[method]]
+    """The ways of choosing words that are tried for a method."""
+    if not config.decoding[method]:
+        raise ValueError("name at least one way of choosing words.")
+    found = [DecodingConfig.parse(text) for text in config.decoding[method]]
+    for each in found:
+        if method not in LEARNS_VALUES and (each.candidates > 1 or each.steering_strength):
+            raise ValueError(f"{str(each)!r} needs values, and {method} learns none.")
+        if each.steering_strength and config.objective.credit != "token":
+            raise ValueError(
+                f"{str(each)!r} needs values of every token: set config.objective.credit=token."
+            )
+    return found
 
 
 def check(config: ConfigDict) -> None:
@@ -137,23 +151,34 @@ def check(config: ConfigDict) -> None:
     for section, build in builders.items():
         try:
             build()
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, ArithmeticError) as error:
             raise ConfigError(f"config.{section}: {error}") from None
-    at_least_one = {
-        "seeds": config.seeds,
-        "methods": len(config.methods),
-        "train.batch_rows": config.train.batch_rows,
-        "tokenizer.vocab_size": config.tokenizer.vocab_size - 260,  # every byte, and the markers
-        "imagination.dialogues": config.imagination.dialogues,
-        "evaluation.validation_episodes": config.evaluation.validation_episodes,
-        "evaluation.average_episodes": config.evaluation.average_episodes,
-        "evaluation.difficult_episodes": config.evaluation.difficult_episodes,
-        "decoding.max_utterance": config.decoding.max_utterance,
-        "decoding.batch_size": config.decoding.batch_size,
+    smallest = {
+        "seed": 0,
+        "seeds": 1,
+        "workers": 0,
+        "train.batch_rows": 1,
+        "tokenizer.vocab_size": 0 if config.tokenizer.pretrained else 260,  # bytes and markers
+        "imagination.dialogues": 1,
+        "evaluation.validation_episodes": 1,
+        "evaluation.average_episodes": 1,
+        "evaluation.difficult_episodes": 1,
+        "decoding.max_utterance": 1,
+        "decoding.batch_size": 1,
+        "data.max_reward": 0,
+        "train.token_discount": 0,
+        "train.utterance_discount": 0,
     }
-    for key, value in at_least_one.items():
-        if value < 1:
-            raise ConfigError(f"config.{key} is too small; raise it.")
+    flat = config.to_dict()
+    for key, least in smallest.items():
+        section, _, name = key.rpartition(".")
+        value = flat[section][name] if section else flat[name]
+        if not least <= value:
+            raise ConfigError(f"config.{key} is {value}, but must be at least {least}.")
+        if name.endswith("discount") and value > 1:
+            raise ConfigError(f"config.{key} is {value}, but must not be above 1.")
+    if not config.methods or len(set(config.methods)) < len(config.methods):
+        raise ConfigError(f"config.methods is {config.methods}; name each method once.")
     if config.decoding.max_utterance >= config.model.max_positions:
         raise ConfigError(
             f"config.decoding.max_utterance {config.decoding.max_utterance} leaves no room for a "

@@ -19,10 +19,9 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
 from experiments import config as settings
+from experiments.parallel import is_ours
 from experiments.run_folder import STAGES, RunError, RunFolder
 from experiments.terminal import make_console, quiet_libraries
-
-EXPECTED_ERRORS = (ValueError, RuntimeError, FileNotFoundError, FloatingPointError)
 
 
 def main(name: str, config: ConfigDict) -> None:
@@ -34,16 +33,17 @@ def main(name: str, config: ConfigDict) -> None:
     except KeyboardInterrupt:
         console.print("\nStopped. The same command goes on from here.")
         sys.exit(130)
-    except EXPECTED_ERRORS as error:
-        if _is_ours(error):
-            console.print(f"\nError: {error}", style="bold red", markup=False, highlight=False)
-            sys.exit(1)
-        raise
+    except Exception as error:
+        if not is_ours(error):
+            raise
+        console.print(f"\nError: {error}", style="bold red", markup=False, highlight=False)
+        sys.exit(1)
 
 
 def _run(name: str, config: ConfigDict, arguments: list[str], console: Console) -> None:
     stage, workdir, config, overrides = parse_flags(name, config, arguments)
     folder = RunFolder(workdir)
+    folder.check_experiment(name)
     config = with_saved(config, folder, overrides)
     settings.check(config)
     if stage == "chat":
@@ -54,13 +54,13 @@ def _run(name: str, config: ConfigDict, arguments: list[str], console: Console) 
     with folder.lock():
         for each in STAGES:
             folder.check_stage(each, config)
-        folder.save_config(config)
+        folder.save_config(name, config)
         for each in STAGES[: STAGES.index(stage) + 1]:
             _run_stage(each, config, folder, console)
 
 
 def _run_stage(stage: str, config: ConfigDict, folder: RunFolder, console: Console) -> None:
-    # Imported late: an error in the settings is told at once, before jax is loaded.
+    # Imported late: an error in the settings is told before the libraries of the stages load.
     from experiments.stages import evaluate, imagine, report, train
 
     start = time.monotonic()
@@ -92,7 +92,9 @@ def parse_flags(
     flags.DEFINE_string("workdir", f"runs/{name}", "The run's folder.", values)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
     try:
-        flag = config_flags.DEFINE_config_dict("config", config, flag_values=values)
+        flag = config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=arguments
+        )
         rest = values(arguments)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise settings.ConfigError(_explain(error, config, arguments)) from None
@@ -103,7 +105,7 @@ def parse_flags(
         raise settings.ConfigError(f"unexpected argument {rest[1]!r}; see --help.")
     overrides = config_flags.get_override_values(values["config"])
     # --config.methods=bc,ilql reads better than a Python tuple in quotes.
-    flag.value.methods = tuple(",".join(flag.value.methods).split(","))
+    flag.value.methods = tuple(m.strip() for m in ",".join(flag.value.methods).split(","))
     return values.stage, values.workdir, flag.value, dict(overrides)
 
 
@@ -168,11 +170,3 @@ def _explain(error: Exception, config: ConfigDict, arguments: list[str]) -> str:
 
 def _mentions(error: Exception, key: str) -> bool:
     return key.rsplit(".", 1)[-1] in str(error) or key in str(error)
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Errors that our code raises for bad input have a message written for the user."""
-    home = type(error).__module__.split(".")[0]
-    return home in ("ilql_jax", "imagination", "experiments") or isinstance(
-        error, FileNotFoundError
-    )

@@ -6,14 +6,13 @@ accelerator, or with `workers=1`, the units run one after the other in this proc
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import queue
-import signal
-import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import connection
 from typing import Any
 
 from rich.console import Console
@@ -28,14 +27,28 @@ class WorkerError(RuntimeError):
     """A unit failed; carries the message of what happened there."""
 
 
+def is_ours(error: BaseException) -> bool:
+    """Whether our code raised it for bad input, with a message written for the user."""
+    home = type(error).__module__.split(".")[0]
+    return home in ("ilql_jax", "imagination", "experiments") or isinstance(
+        error, FileNotFoundError
+    )
+
+
 def workers_for(requested: int, units: int) -> int:
-    """How many processes: as asked, else by cores; one where there is an accelerator."""
+    """How many processes; 0 = none beside this one, as asked or where there is an accelerator.
+
+    It does not matter for the results how many units are left to do: a process has one thread
+    also when it is the only one.
+    """
+    if requested == 1:
+        return 0
     if requested:
         return min(requested, units)
     import jax
 
     if jax.default_backend() != "cpu":
-        return 1
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # A few more processes than cores share them evenly; in turns the last would run alone.
     return units if units <= 2 * cores else cores
@@ -54,7 +67,7 @@ def run_units(
         function: Importable by name; `report(done, total, note)` moves its bar.
         arguments: Picklable arguments of each unit.
         names: What the bars are called.
-        workers: Processes; 1 runs everything here.
+        workers: Processes; 0 runs everything here.
         console: Where the bars go.
 
     Returns:
@@ -71,7 +84,7 @@ def run_units(
         def show(index: int, done: int, total: int | None, note: str) -> None:
             bars.update(tasks[index], completed=done, total=total, note=note)
 
-        if workers <= 1:
+        if workers == 0:
             results = []
             for index, args in enumerate(arguments):
                 bars.reset(tasks[index], note="")
@@ -92,7 +105,7 @@ def _run_in_processes(function, arguments, workers: int, show, bars, tasks) -> l
                 index, args = waiting.pop()
                 bars.reset(tasks[index], note="starting")
                 running[index] = context.Process(
-                    target=_work, args=(os.getpid(), function, args, index, messages), daemon=True
+                    target=_work, args=(function, args, index, messages), daemon=True
                 )
                 running[index].start()
             try:
@@ -114,9 +127,9 @@ def _run_in_processes(function, arguments, workers: int, show, bars, tasks) -> l
     return [results[index] for index in range(len(arguments))]
 
 
-def _work(parent: int, function, arguments: tuple, index: int, messages) -> None:
+def _work(function, arguments: tuple, index: int, messages) -> None:
     """Runs in the worker process."""
-    _end_with(parent)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # One thread a process: XLA would otherwise start as many as there are cores, in each.
     os.environ["NPROC"] = os.environ["PJRT_NPROC"] = "1"
     quiet_libraries()
@@ -124,18 +137,14 @@ def _work(parent: int, function, arguments: tuple, index: int, messages) -> None
         result = function(*arguments, lambda *report: messages.put(("report", index, report)))
         messages.put(("result", index, result))
     except BaseException as error:
-        known = isinstance(error, (ValueError, RuntimeError, ArithmeticError))
-        text = str(error) if known else traceback.format_exc()
-        messages.put(("error", index, text or traceback.format_exc()))
+        text = str(error) if is_ours(error) else traceback.format_exc()
+        messages.put(("error", index, text))
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent() -> None:
     """A killed parent must not leave workers behind that write into its folder."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _check_alive(running: dict[int, Any]) -> None:

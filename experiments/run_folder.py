@@ -111,17 +111,30 @@ class RunFolder:
             loaded = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise RunError(f"{self.config_file}: not readable as YAML: {error}") from None
+        loaded.pop("experiment", None)
         return ConfigDict(_tuples(loaded))
 
-    def save_config(self, config: ConfigDict) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(_lists(config.to_dict()), sort_keys=False)
-        write_atomically(self.config_file, text)
+    def save_config(self, experiment: str, config: ConfigDict) -> None:
+        """Writes the settings and the name of the experiment they are for."""
+        settings = {"experiment": experiment, **_lists(config.to_dict())}
+        write_atomically(self.config_file, yaml.safe_dump(settings, sort_keys=False))
+
+    def check_experiment(self, name: str) -> None:
+        """Raises `RunError` if another experiment was run in this folder."""
+        if not self.config_file.exists():
+            return
+        other = (yaml.safe_load(self.config_file.read_text("utf-8")) or {}).get("experiment", name)
+        if other != name:
+            raise RunError(
+                f"{self.path} holds a run of {other!r}, not of {name!r}. Give another folder "
+                "(--workdir=...)."
+            )
 
     def check_stage(self, stage: str, config: ConfigDict) -> None:
-        """Raises `RunError` if the stage was begun with other settings."""
+        """Raises `RunError` if the stage left files that were made with other settings."""
         stamp = self._stamp(stage)
-        if not stamp.exists():
+        products = [str(p) for p in self._products(stage) if p.exists()]
+        if not stamp.exists() or not products:
             return
         before, now = json.loads(stamp.read_text()), _shaping(stage, config)
         differing = [
@@ -132,7 +145,8 @@ class RunFolder:
         if differing:
             raise RunError(
                 f"{self.path} was made from other settings ({stage}): {'; '.join(differing)}. "
-                f"Give a new folder (--workdir=...), set these back, or delete {self.path}."
+                f"Give a new folder (--workdir=...), set these back, or delete what was made from "
+                f"them: {', '.join(products)}."
             )
 
     def begin_stage(self, stage: str, config: ConfigDict) -> None:
@@ -141,6 +155,14 @@ class RunFolder:
         stamp = self._stamp(stage)
         stamp.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(stamp, json.dumps(_shaping(stage, config), indent=1))
+
+    def _products(self, stage: str) -> list[Path]:
+        partial = self.dialogues.with_name(self.dialogues.name + ".partial")
+        return {
+            "imagine": [self.dialogues, partial],
+            "train": [self.tokenizer, self.path / "checkpoints", self.path / "metrics"],
+            "evaluate": [self.path / "evaluation", self.evaluation, self.heldout],
+        }.get(stage, [])
 
     def _stamp(self, stage: str) -> Path:
         return self.path / "stages" / f"{stage}.json"

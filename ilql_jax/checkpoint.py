@@ -7,12 +7,15 @@ process how to rebuild the network, and this one whether the checkpoint is its o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+
+from ilql_jax.models import ModelConfig, Params, abstract_params
 
 
 class CheckpointError(RuntimeError):
@@ -83,6 +86,7 @@ class Checkpoints:
         return restored["state"], restored["data"]
 
     def close(self) -> None:
+        """Lets go of the folder."""
         self._manager.close()
 
 
@@ -99,38 +103,39 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         )["metadata"]
 
 
-def restore_params(folder: str | Path, abstract_params: Any) -> Any:
+def restore_params(folder: str | Path, config: ModelConfig) -> Params:
     """The network's parameters alone, out of the newest training state in a folder.
 
     Args:
         folder: Of a training run.
-        abstract_params: Their structure and shapes.
+        config: Shape of the network.
 
     Raises:
         CheckpointError: No checkpoint there, or one of a network of another shape.
     """
     folder = Path(folder).absolute()
+    differing = _differences(read_metadata(folder)["model"], dataclasses.asdict(config))
+    if differing:
+        raise CheckpointError(
+            f"{folder} holds a checkpoint of a network of another shape: {'; '.join(differing)}."
+        )
+    wanted = {"params": _on_this_device(abstract_params(config))}
     with _open_for_reading(folder) as manager:
-        try:
-            restored = manager.restore(
-                manager.latest_step(),
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeRestore(
-                        {"params": abstract_params},
-                        restore_args=jax.tree.map(
-                            lambda x: ocp.ArrayRestoreArgs(
-                                global_shape=x.shape, dtype=x.dtype, sharding=x.sharding
-                            ),
-                            {"params": _on_this_device(abstract_params)},
+        restored = manager.restore(
+            manager.latest_step(),
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(
+                    wanted,
+                    restore_args=jax.tree.map(
+                        lambda x: ocp.ArrayRestoreArgs(
+                            global_shape=x.shape, dtype=x.dtype, sharding=x.sharding
                         ),
-                        partial_restore=True,
-                    )
-                ),
-            )
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{folder} holds a checkpoint of a network of another shape: {error}"
-            ) from None
+                        wanted,
+                    ),
+                    partial_restore=True,
+                )
+            ),
+        )
     return restored["state"]["params"]
 
 

@@ -190,11 +190,11 @@ def lambda_returns(
 
 def ilql_loss(
     *,
-    q: Float[Array, heads * batch],
-    target_q: Float[Array, heads * batch],
+    q: Float[Array, "heads *batch"],
+    target_q: Float[Array, "heads *batch"],
     v: Float[Array, "*batch"],
     returns: Float[Array, "*batch"],
-    cql: Float[Array, heads * batch] | None,
+    cql: Float[Array, "heads *batch"] | None,
     policy: Float[Array, "..."] | None,
     weight: Float[Array, "*batch"],
     policy_weight: Float[Array, "..."] | None = None,
@@ -337,7 +337,9 @@ def transitions_from_mask(
         weight=is_real.astype(jnp.float32),
         boundary=jnp.where(is_real, boundary, END),
     )
-    return jax.tree.map(lambda x: x[:, :max_actions], transitions)
+    kept = jax.tree.map(lambda x: x[:, :max_actions], transitions)
+    # Where decisions were left out, no return may pass on from the last one that is kept.
+    return kept._replace(boundary=kept.boundary.at[:, -1].set(END))
 
 
 def _same_shape(**arrays: Array) -> None:

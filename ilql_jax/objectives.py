@@ -73,9 +73,10 @@ class ObjectiveConfig:
             raise ValueError(f"expectile is {self.expectile}, but must lie in (0, 1).")
         for name in ("token_trace", "utterance_trace"):
             _within(name, getattr(self, name), 0, 1)
+        _within("awac_max_weight", self.awac_max_weight, 0, float("inf"), open_at_zero=True)
         for name in ("cql_weight", "value_loss_weight", "awac_temperature"):
             _within(name, getattr(self, name), 0, float("inf"))
-        if not 0 <= self.trace_fade[0] <= self.trace_fade[1] <= 1:
+        if len(self.trace_fade) != 2 or not 0 <= self.trace_fade[0] <= self.trace_fade[1] <= 1:
             raise ValueError(f"trace_fade must be two rising fractions, got {self.trace_fade}.")
 
 

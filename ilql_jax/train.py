@@ -65,6 +65,12 @@ class TrainConfig:
         for name in ("steps", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        for name in ("learning_rate", "max_gradient_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be above 0.")
+        for name in ("warmup_steps", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must not be negative.")
         if not 0 < self.polyak_rate <= 1:
             raise ValueError(f"polyak_rate is {self.polyak_rate}, but must lie in (0, 1].")
 
@@ -132,7 +138,11 @@ def make_train_step(
         gradients, metrics = jax.grad(loss_of, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics |= {"gradient_norm": optax.tree.norm(gradients)}
+        metrics |= {
+            "gradient_norm": optax.tree.norm(gradients),
+            # Of the new parameters: what is not finite must be seen before it is saved.
+            "parameter_norm": optax.tree.norm(params),
+        }
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -174,10 +184,17 @@ def train(
         The network's parameters.
 
     Raises:
+        ValueError: Rows longer than the network's context.
         TrajectoryError: Data that breaks the contract, before anything is compiled.
         CheckpointError: The folder holds a checkpoint of another run.
         NotFiniteError: The loss became NaN or infinite.
     """
+    if packing.row_length > model_config.decoder.max_positions:
+        raise ValueError(
+            f"rows of {packing.row_length} tokens are longer than the network's "
+            f"{model_config.decoder.max_positions} positions; lower row_length or raise "
+            "max_positions."
+        )
     batches = make_batches(trajectories, packing, seed)
     checkpoints = Checkpoints(
         folder, run_metadata(model_config, objective, config, packing, seed) | (metadata or {})
@@ -246,9 +263,11 @@ def run_metadata(
     }
 
 
-def _is_matrix(params: Any) -> Any:
+def _is_matrix(params: Params) -> Any:
     """Weight decay is for matrices; biases and norms are left alone."""
-    return jax.tree.map(lambda x: x.ndim > 1, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key.endswith(("kernel", "embedding")), params
+    )
 
 
 def _first_bad(values: dict[str, float]) -> str:

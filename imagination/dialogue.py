@@ -142,6 +142,8 @@ class Dialogue:
             reward,
             "a finite number, or null where nobody rated the dialogue",
         )
+        terminal = record.get("terminal", True)
+        _require(isinstance(terminal, bool), where, "terminal", terminal, "true or false")
         persona, source = record.get("persona") or {}, record.get("source") or {}
         _require(isinstance(persona, dict), where, "persona", persona, "an object axis -> value")
         _require(isinstance(source, dict), where, "source", source, "an object")
@@ -153,7 +155,7 @@ class Dialogue:
             persona=persona,
             source=source,
             system=system,
-            terminal=bool(record.get("terminal", True)),
+            terminal=terminal,
         )
 
 
@@ -180,18 +182,27 @@ def read_dialogues(path: str | os.PathLike[str]) -> list[Dialogue]:
         FileNotFoundError: No such file.
         DialogueError: A line that is not a dialogue; the message names file, line and field.
     """
-    return list(iterate_dialogues(path))
+    dialogues = list(iterate_dialogues(path))
+    if not dialogues:
+        raise DialogueError(f"{path} holds no dialogue. Delete it, and it is made again.")
+    return dialogues
 
 
 def iterate_dialogues(path: str | os.PathLike[str]) -> Iterator[Dialogue]:
     """Like `read_dialogues`, one at a time."""
-    with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
+    with Path(path).open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.strip():
                 continue
             where = f"{path}, line {number}"
             try:
+                line = raw.decode("utf-8")
                 record = json.loads(line)
+            except UnicodeDecodeError as error:
+                raise DialogueError(
+                    f"{where}: not valid UTF-8 ({error.reason} at byte {error.start}). Repair or "
+                    "delete this line."
+                ) from None
             except json.JSONDecodeError as error:
                 raise DialogueError(
                     f"{where}: not valid JSON ({error.msg} at column {error.colno}): "

@@ -32,8 +32,11 @@ class DialogueTokenizer:
     def __init__(self, tokenizer):
         missing = [marker for marker in MARKERS if marker not in tokenizer.get_vocab()]
         if missing:
-            tokenizer.add_special_tokens({"additional_special_tokens": missing})
+            # Beside those that it has: they stay special.
+            tokenizer.add_tokens([tokenizers.AddedToken(m, special=True) for m in missing], True)
         self._tokenizer = tokenizer
+        # What people type must not be able to speak for the other side.
+        self._backend.encode_special_tokens = True
         self.pad, self.human, self.agent, self.end = tokenizer.convert_tokens_to_ids(list(MARKERS))
         self.vocab_size = len(tokenizer)
 
@@ -79,21 +82,20 @@ class DialogueTokenizer:
             ) from None
 
     def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes it in Hugging Face's format."""
         self._tokenizer.save_pretrained(str(folder))
 
     def writable(self) -> Bool[np.ndarray, "vocab"]:
         """True for tokens an agent may write: words and `<end>`, no other special token."""
         allowed = np.ones(self.vocab_size, bool)
-        allowed[list(self._tokenizer.all_special_ids)] = False
-        allowed[[self.pad, self.human, self.agent]] = False
+        special = [i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special]
+        allowed[[*special, *self._tokenizer.all_special_ids]] = False
         allowed[self.end] = True
         return allowed
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of each text; markers inside a text are words like any other."""
-        # What people type must not be able to speak for the other side.
-        clean = [_without_markers(text) for text in texts]
-        return [e.ids for e in self._backend.encode_batch(clean, add_special_tokens=False)]
+        return [e.ids for e in self._backend.encode_batch(list(texts), add_special_tokens=False)]
 
     def context(self, turns: Sequence[Turn], max_length: int | None = None) -> np.ndarray:
         """Tokens of a conversation up to where the agent speaks next, int32 [T].
@@ -188,10 +190,3 @@ def save_once(tokenizer: DialogueTokenizer, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     tokenizer.save(partial)
     partial.replace(folder)
-
-
-def _without_markers(text: str) -> str:
-    for marker in MARKERS:
-        if marker in text:
-            text = text.replace(marker, f"< {marker[1:-1]} >")
-    return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,10 +127,17 @@ def test_a_finished_run_is_not_done_again(finished: Path):
     assert (finished / "dialogues.jsonl").stat().st_mtime_ns == dialogues
 
 
-def test_seeds_can_be_added_to_a_finished_run(finished: Path):
-    result = launch(f"--workdir={finished}", "--config.seeds=2", "--stage=train")
+def test_seeds_can_be_added_to_a_finished_run(finished: Path, tmp_path: Path):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    result = launch(f"--workdir={folder}", "--config.seeds=2", "--stage=train")
     assert result.returncode == 0, result.stdout
-    assert (finished / "checkpoints" / "ilql-seed1").exists()
+    assert (folder / "checkpoints" / "ilql-seed1").exists()
+
+
+def test_another_task_keeps_out_of_a_used_folder(finished: Path):
+    result = launch(f"--workdir={finished}", task="travel")
+    assert result.returncode == 1
+    assert "holds a run of 'teaching', not of 'travel'" in flattened(result.stdout)
 
 
 def test_other_settings_in_a_used_folder_are_an_error_that_names_them(finished: Path):
@@ -232,6 +240,13 @@ def test_a_failing_worker_says_why(finished: Path, tmp_path: Path):
         (["--config.objective.credit=sentence"], "must be one of utterance, token"),
         (["--config.model.num_heads=3"], "multiple of num_heads 3"),
         (["--config.methods=sarsa"], "sarsa"),
+        (["--config.methods=bc,bc"], "name each method once"),
+        (["--config.train.learning_rate=nan"], "learning_rate is nan"),
+        (["--config.model.num_heads=0"], "num_heads is 0"),
+        (["--config.objective.trace_fade=(0.1,)"], "trace_fade"),
+        (["--config.train.token_discount=2.0"], "config.train.token_discount is 2.0"),
+        (['--config.decoding.bc=("sampled, best of 4",)'], "bc learns none"),
+        (['--config.decoding.ilql=("greedy, steered by 8",)'], "credit=token"),
         (['--config.decoding.ilql=("hottest",)'], "'hottest' is not understood"),
         (["--config.train.steps=0"], "steps is 0"),
         (["--config.task.world=atlantis"], "atlantis"),
@@ -285,6 +300,7 @@ def test_a_second_process_keeps_out(tmp_path: Path):
     )
     try:
         while not (folder / "config.yaml").exists():
+            assert first.poll() is None
             time.sleep(0.01)
         result = launch(f"--workdir={folder}", *TINY)
         assert result.returncode == 1
@@ -343,6 +359,15 @@ def test_persuasion_without_its_data_says_where_to_get_it(tmp_path: Path):
     output = flattened(result.stdout)
     assert result.returncode == 1
     assert "persuasionforgood" in output and "--config.data.path" in output
+    # The way out that the message names leads on, in the same folder.
+    corpus = write_corpus(tmp_path / "corpus")
+    result = launch(
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.path={corpus}",
+        "--stage=imagine",
+        task="persuasion",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_config_on_disk_is_plain_yaml(finished: Path):

@@ -10,6 +10,7 @@ import matplotlib
 import pytest
 from rich.console import Console
 
+from experiments.run_folder import RunError
 from experiments.stages import figures, report, results, tables
 from imagination.dialogue import Dialogue, Turn, write_dialogues
 
@@ -387,7 +388,7 @@ def test_run_without_results_says_which_stage_to_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"evaluation\.json.*--stage=evaluate"):
         report.write_report(tmp_path)
     (tmp_path / "evaluation.json").write_text('{"task": ')
-    with pytest.raises(ValueError, match=r"evaluation\.json, line 1"):
+    with pytest.raises(RunError, match=r"evaluation\.json, line 1"):
         report.write_report(tmp_path)
 
 

@@ -14,7 +14,7 @@ import ilql_jax.train as training
 from ilql_jax import Trajectory, TrajectoryError, make_batches, packing_for
 from ilql_jax.checkpoint import CheckpointError, read_metadata, restore_params
 from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
-from ilql_jax.models import Decoder, DecoderConfig, ModelConfig, QHeads, abstract_params
+from ilql_jax.models import Decoder, DecoderConfig, ModelConfig, QHeads
 from ilql_jax.objectives import ObjectiveConfig, _awac_weights, _traces, select_trajectories
 from ilql_jax.train import NotFiniteError, TrainConfig, init_state, make_train_step, train
 
@@ -218,7 +218,7 @@ def test_a_finished_run_is_only_read(uninterrupted, whole_folder):
     params = run(whole_folder, on_start=starts.append, on_metrics=seen.__setitem__)
     assert starts == [12] and not seen
     jax.tree.map(np.testing.assert_array_equal, uninterrupted[0], params)
-    saved = restore_params(whole_folder, abstract_params(MODEL))
+    saved = restore_params(whole_folder, MODEL)
     jax.tree.map(np.testing.assert_array_equal, uninterrupted[0], saved)
 
 
@@ -251,7 +251,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step_and_keeps_the_checkpoin
     with pytest.raises(NotFiniteError, match=r"ilql: loss became nan at step 7.* is step 4"):
         run(tmp_path, on_metrics=seen.__setitem__)
     assert max(seen) == 6
-    params = restore_params(tmp_path, abstract_params(MODEL))
+    params = restore_params(tmp_path, MODEL)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
@@ -280,14 +280,14 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(uninterrupted,
 def test_a_checkpoint_of_a_network_of_another_shape_is_refused(uninterrupted, whole_folder):
     wider = dataclasses.replace(MODEL, value_inner_size=16)
     with pytest.raises(CheckpointError, match="network of another shape"):
-        restore_params(whole_folder, abstract_params(wider))
+        restore_params(whole_folder, wider)
 
 
 def test_a_folder_without_checkpoints_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere: no such folder"):
-        restore_params(tmp_path / "nowhere", abstract_params(MODEL))
+        restore_params(tmp_path / "nowhere", MODEL)
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
-        restore_params(tmp_path, abstract_params(MODEL))
+        restore_params(tmp_path, MODEL)
 
 
 def test_broken_data_is_refused_before_anything_is_compiled(tmp_path, steps):

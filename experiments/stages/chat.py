@@ -33,7 +33,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
             f"{folder.path} holds no trained {unit.method!r} agent. Run the experiment without "
             "--stage=chat first, or choose with --config.chat.method=... and --workdir=..."
         )
-    agent = load_agent(config, folder, unit, _decoding(config, folder, unit))
+    agent = load_agent(config, folder, unit, _decoding(config, folder, unit), batch_size=1)
     agent_opens = next(iterate_dialogues(folder.dialogues)).turns[0].speaker == "agent"
     console.print(f"You are talking with {unit.method} ({agent.policy.decoding}). {HELP}")
     show_values = False

@@ -23,9 +23,8 @@ from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunFolder, Unit, write_atomically
 from experiments.stages import heldout, tables
 from experiments.stages.statistics import bootstrap_mean, normalize, pairwise_tests
-from experiments.stages.train import reward_scale, train_seconds, training_dialogues, units
-from ilql_jax.checkpoint import restore_params
-from ilql_jax.models import abstract_params
+from experiments.stages.train import train_seconds, units
+from ilql_jax.checkpoint import read_metadata, restore_params
 from ilql_jax.objectives import LEARNS_VALUES
 from ilql_jax.policy import DecodingConfig, Policy
 from imagination.dialogue import Dialogue, json_line, read_dialogues
@@ -46,6 +45,7 @@ VALIDATION_SEED, TEST_SEED = 10_000_019, 20_000_003
 
 
 def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    """Judges what is not judged yet, and compares all of it."""
     if config.data.source != "world":
         heldout.run(config, folder, console)
         return
@@ -88,22 +88,27 @@ def print_results(folder: RunFolder, console: Console) -> None:
 
 
 def load_agent(
-    config: ConfigDict, folder: RunFolder, unit: Unit, decoding: DecodingConfig
+    config: ConfigDict,
+    folder: RunFolder,
+    unit: Unit,
+    decoding: DecodingConfig,
+    batch_size: int | None = None,
 ) -> PolicyAgent:
-    """The trained network of a unit as an agent that speaks."""
+    """The trained network of a unit as an agent that speaks in `batch_size` conversations."""
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
     shape = settings.model_config(config, tokenizer.vocab_size)
     policy = Policy(
         shape,
-        restore_params(folder.checkpoints(unit), abstract_params(shape)),
+        restore_params(folder.checkpoints(unit), shape),
         decoding,
         stop_token=tokenizer.end,
         allowed=tokenizer.writable(),
         max_utterance=config.decoding.max_utterance,
-        batch_size=config.decoding.batch_size,
+        batch_size=batch_size or config.decoding.batch_size,
     )
-    has_values = unit.method in LEARNS_VALUES
-    scale = reward_scale(training_dialogues(folder)) if has_values else None
+    scale = None
+    if unit.method in LEARNS_VALUES:
+        scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
     return PolicyAgent(policy, tokenizer, scale, keep_candidates=4)
 
 

@@ -7,6 +7,7 @@ values foretell what the human really did, at several points of a dialogue (AURO
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,9 @@ from rich.console import Console
 from experiments import config as settings
 from experiments.run_folder import RunFolder, Unit, write_atomically
 from experiments.stages.statistics import bootstrap_auroc, calibration_bins
-from experiments.stages.train import reward_scale, training_dialogues, units
+from experiments.stages.train import units
 from ilql_jax.batching import packing_for
-from ilql_jax.checkpoint import restore_params
-from ilql_jax.models import abstract_params
+from ilql_jax.checkpoint import read_metadata, restore_params
 from ilql_jax.objectives import LEARNS_VALUES
 from ilql_jax.scoring import Scores, score
 from imagination.dialogue import Dialogue, read_dialogues
@@ -29,10 +29,10 @@ POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the agent's utterances in a
 
 
 def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    """Writes `heldout.json`."""
     dialogues = read_dialogues(folder.dialogues)
     parts = {
-        part: [d for d in dialogues if d.source.get("part") == part]
-        for part in ("train", "validation", "test")
+        part: [d for d in dialogues if d.source.get("part") == part] for part in ("train", "test")
     }
     console.print(f"Judging on {len(parts['test'])} dialogues that were set apart.")
     scores = {u: _score(config, folder, u, parts["test"]) for u in units(config)}
@@ -46,7 +46,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
             if m in LEARNS_VALUES
         },
     }
-    write_atomically(folder.heldout, json.dumps(result, indent=1))
+    write_atomically(folder.heldout, json.dumps(_without_nan(result), indent=1))
 
 
 def _score(
@@ -55,10 +55,10 @@ def _score(
     """Scores with values in the task's units."""
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
     shape = settings.model_config(config, tokenizer.vocab_size)
-    scale = reward_scale(training_dialogues(folder))
+    scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
     trajectories = tokenizer.trajectories(dialogues, scale)
     packing = packing_for(trajectories, config.train.batch_rows, config.model.max_positions)
-    params = restore_params(folder.checkpoints(unit), abstract_params(shape))
+    params = restore_params(folder.checkpoints(unit), shape)
     return [
         Scores(s.log_prob, s.v / scale, s.q / scale)
         for s in score(trajectories, shape, params, packing)
@@ -106,3 +106,12 @@ def _value_prediction(
 
 def _at(values: np.ndarray, fraction: float) -> float:
     return float(values[round(fraction * (len(values) - 1))])
+
+
+def _without_nan(value: Any) -> Any:
+    """What cannot be computed (AUROC where all gave, or none) is null in JSON."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -7,6 +7,7 @@ are read. What is written was asked for by the settings alone: same seed, same d
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -31,6 +32,7 @@ CHUNK = 500  # dialogues played together; a killed run loses at most these
 
 
 def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    """Writes the dialogues and their card, where they are not there yet."""
     if not folder.dialogues.exists():
         if config.data.source == "world":
             _play(config, folder.dialogues, console)
@@ -76,23 +78,19 @@ def _keep_whole_chunks(partial: Path) -> int:
     """Cuts an unfinished file back to whole chunks and returns how many dialogues it holds."""
     if not partial.exists():
         return 0
-    lines = partial.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
+    lines = partial.read_bytes().split(b"\n")[:-1]  # what follows the last newline is cut off
     keep = len(lines) - len(lines) % CHUNK
-    partial.write_text("".join(lines[:keep]), encoding="utf-8")
+    os.truncate(partial, sum(len(line) + 1 for line in lines[:keep]))
     return keep
 
 
 def _read_corpus(config: ConfigDict) -> list[Dialogue]:
-    """The corpus, each dialogue marked with the part (train, validation, test) it belongs to."""
+    """The corpus, each dialogue marked with the part (train or test) it belongs to."""
     home = Path(config.data.path)
     dialogues = corpora.read_persuasion_for_good(
         home / "full_dialog.csv", home / "full_info.csv", config.data.max_reward
     )
-    parts = corpora.split_dialogues(
-        dialogues, {"train": 0.8, "validation": 0.1, "test": 0.1}, config.seed
-    )
+    parts = corpora.split_dialogues(dialogues, {"train": 0.8, "test": 0.2}, config.seed)
     part_of = {dialogue.id: part for part, group in parts.items() for dialogue in group}
     return [dataclasses.replace(d, source={**d.source, "part": part_of[d.id]}) for d in dialogues]
 

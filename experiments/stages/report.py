@@ -20,6 +20,7 @@ import yaml
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from experiments.run_folder import RunError
 from experiments.stages import figures, results, tables
 from imagination.dialogue import Dialogue, read_dialogues
 
@@ -62,7 +63,7 @@ def write_report(run_folder: Path) -> Path:
 
     Raises:
         FileNotFoundError: The run has no results yet; the message says which stage to run.
-        ValueError: A file of the run that cannot be read, with its name and place.
+        RunError: A file of the run that cannot be read, with its name and place.
     """
     run_folder = Path(run_folder)
     run = read_run(run_folder)
@@ -111,12 +112,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise RunError(
             f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Delete the file and run "
             "--stage=evaluate again."
         ) from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {str(content)[:60]!r}.")
+        raise RunError(f"{path}: expected a JSON object, got {str(content)[:60]!r}.")
     return content
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tensorboardX import SummaryWriter
 
 from experiments import config as settings
 from experiments.parallel import Report, run_units, workers_for
-from experiments.run_folder import RunFolder, Unit
+from experiments.run_folder import RunFolder, Unit, write_atomically
 from ilql_jax import Trajectory
 from ilql_jax.batching import PackingConfig, packing_for
 from ilql_jax.objectives import select_trajectories
@@ -29,18 +30,21 @@ from imagination.tokenization import DialogueTokenizer, save_once
 
 
 def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    """Trains what is not trained yet."""
     todo = [unit for unit in units(config) if not is_trained(folder, unit)]
     if not todo:
         return
-    dialogues = training_dialogues(folder)
+    # Everything that can be wrong with the data is told before anything is written or started.
+    dialogues = read_dialogues(folder.dialogues)
+    to_learn_from = [d for d in dialogues if is_for_training(d)]
+    if folder.tokenizer.exists():
+        tokenizer = DialogueTokenizer.load(folder.tokenizer)
+    else:
+        tokenizer = _tokenizer(config, to_learn_from)
+    packing(config, tokenizer.trajectories(dialogues))
     if not folder.tokenizer.exists():
-        save_once(_tokenizer(config, dialogues), folder.tokenizer)
-    # Everything that can be wrong with the data is told before the first process is started.
-    data = TrainingData.load(config, folder)
-    console.print(
-        f"Training {len(todo)} networks on {len(dialogues):,} dialogues "
-        f"({sum(len(t.tokens) for t in data.trajectories):,} tokens)."
-    )
+        save_once(tokenizer, folder.tokenizer)
+    console.print(f"Training {len(todo)} networks on {len(to_learn_from):,} dialogues.")
     run_units(
         train_unit,
         [(config, folder.path, unit) for unit in todo],
@@ -51,13 +55,13 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
 
 
 def units(config: ConfigDict) -> list[Unit]:
+    """All trainings that the settings ask for."""
     return [Unit(method, seed) for seed in range(config.seeds) for method in config.methods]
 
 
-def training_dialogues(folder: RunFolder) -> list[Dialogue]:
-    """The dialogues to learn from: all that are not set apart for validation and test."""
-    dialogues = read_dialogues(folder.dialogues)
-    return [d for d in dialogues if d.source.get("part", "train") == "train"]
+def is_for_training(dialogue: Dialogue) -> bool:
+    """Whether a dialogue is to be learned from: it is, unless it was set apart."""
+    return dialogue.source.get("part", "train") == "train"
 
 
 def _tokenizer(config: ConfigDict, dialogues: list[Dialogue]) -> DialogueTokenizer:
@@ -76,12 +80,10 @@ class TrainingData:
 
     @classmethod
     def load(cls, config: ConfigDict, folder: RunFolder) -> TrainingData:
-        dialogues = training_dialogues(folder)
+        dialogues = [d for d in read_dialogues(folder.dialogues) if is_for_training(d)]
         tokenizer = DialogueTokenizer.load(folder.tokenizer)
         scale = reward_scale(dialogues)
-        trajectories = tokenizer.trajectories(dialogues, scale)
-        packing(config, trajectories)
-        return cls(trajectories, tokenizer, scale)
+        return cls(tokenizer.trajectories(dialogues, scale), tokenizer, scale)
 
 
 def reward_scale(dialogues: list[Dialogue]) -> float:
@@ -161,21 +163,32 @@ class MetricsLog:
                 if record and record["step"] <= step:
                     kept.append(line + "\n")
                     self._before = record["seconds"]
-        self.path.write_text("".join(kept))
+        write_atomically(self.path, "".join(kept))
         self._start = time.monotonic()
+        # TensorBoard's files lose what was not flushed: they are made again from ours.
         board = self.path.with_suffix("")
-        self._writer = SummaryWriter(str(board), purge_step=step + 1 if step else None)
+        shutil.rmtree(board, ignore_errors=True)
+        self._writer = SummaryWriter(str(board))
+        for line in kept:
+            record = json.loads(line)
+            self._show(record.pop("step"), record)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Adds the metrics of a step."""
         record: dict[str, Any] = {"step": step, **values, "seconds": round(self._seconds(), 2)}
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        self._show(step, values)
 
     def finish(self) -> None:
+        """Marks the training as done."""
         self._writer.close()
-        _finished(self.path).write_text(json.dumps({"train_seconds": round(self._seconds(), 1)}))
+        seconds = {"train_seconds": round(self._seconds(), 1)}
+        write_atomically(_finished(self.path), json.dumps(seconds))
+
+    def _show(self, step: int, values: dict[str, float]) -> None:
+        for name in values.keys() - {"seconds"}:
+            self._writer.add_scalar(name, values[name], step)
 
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._start

@@ -2,7 +2,7 @@
 
 Outside of the networks parameters are plain nested dicts of arrays: functions over them need no
 Flax, and a jitted step takes them apart ten times faster than a tree of Flax variables.
-`Structure` puts them back into a network where its methods are called.
+`with_params` puts them back into a network where its methods are called.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ class ModelConfig:
     decoder: DecoderConfig
     value_inner_size: int
 
+    def __post_init__(self):
+        if self.value_inner_size < 1:
+            raise ValueError(
+                f"value_inner_size is {self.value_inner_size}, but must be at least 1."
+            )
+
 
 class ActorCritic(nnx.Module):
     """The network of every method; behaviour cloning leaves the value heads untouched."""
@@ -50,7 +56,7 @@ def init_params(config: ModelConfig, seed: int) -> Params:
 
 
 def abstract_params(config: ModelConfig) -> Params:
-    """Shapes and dtypes of the parameters, e.g. for `checkpoint.restore_params`."""
+    """Shapes and dtypes of the parameters."""
     return jax.eval_shape(lambda: init_params(config, 0))
 
 

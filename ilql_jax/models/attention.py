@@ -33,7 +33,7 @@ def _attend_on_cpu(q: Array, k: Array, v: Array, mask: Array) -> Array:
     return _forward(q, k, v, mask)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple[Array, "..."]]:
+def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple[Array, ...]]:
     barrier = lax.optimization_barrier
     scores = jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k)
     scores = barrier(jnp.where(mask[:, None], scores, NEGATIVE))
@@ -44,7 +44,7 @@ def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple[Ar
     return out, (q, k, v, weights, out)
 
 
-def _backward(saved: tuple[Array, "..."], gradient: Array) -> tuple[Array | None, ...]:
+def _backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array | None, ...]:
     barrier = lax.optimization_barrier
     q, k, v, weights, out = saved
     to_v = jnp.einsum("bhqk,bhqd->bhkd", weights, gradient)

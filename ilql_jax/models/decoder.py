@@ -34,7 +34,7 @@ class DecoderConfig:
         max_positions: Longest context.
         norm_epsilon: Of the layer norms.
         position_encoding: "learned" (GPT-2) or "rotary" (which small networks pick up faster).
-        rotary_base: Slowest wavelength of rotary positions, in tokens over 2π.
+        rotary_base: Rotary wavelengths go from 2π to nearly 2π times this, in tokens.
         initializer_range: Standard deviation of the initial weights.
     """
 
@@ -50,6 +50,12 @@ class DecoderConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self):
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "mlp_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        for name, bound in (("max_positions", 1), ("rotary_base", 1), ("initializer_range", 0)):
+            if not getattr(self, name) > bound:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be above {bound}.")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
