@@ -1,5 +1,6 @@
 """The README's Python example does what it says."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -11,4 +12,4 @@ def test_the_example_on_own_data_reaches_the_optimum(capsys):
     exec(compile(source, "README.md", "exec"), {})
     digits = [int(word) for word in re.findall(r"\d+", capsys.readouterr().out)]
     assert digits[-1] == 9 and len(digits) == 6
-    assert all(b > a for a, b in zip(digits[:-2], digits[1:-1], strict=True))
+    assert all(b > a for a, b in itertools.pairwise(digits[:-1]))
