@@ -97,7 +97,7 @@ class TestBrokenFiles:
             read_persuasion_for_good(tmp_path / "full_dialog.csv", tmp_path / "full_info.csv")
         message = str(caught.value)
         assert f"No such file: {tmp_path / 'full_info.csv'}." in message
-        for word in ("1906.06725", "Apache", "https://gitlab.com/", "corpus.info_csv"):
+        for word in ("1906.06725", "Apache", "https://gitlab.com/", "--config.data.path"):
             assert word in message
 
     @pytest.mark.parametrize(
