@@ -141,26 +141,17 @@ def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
 
 def _explain(error: Exception, config: ConfigDict, arguments: list[str]) -> str:
     """The flag at fault, and for an unknown key the one that was probably meant."""
-    for argument in arguments[1:]:
-        key, _, value = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config."):
-            continue
-        keys = _keys(config)
+    keys = _keys(config)
+    given = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
+    settings_given = dict(argument.partition("=")[::2] for argument in given)
+    for key in settings_given:
         if key not in keys:
-            close = difflib.get_close_matches(key, keys, n=1)
-            sections = [k for k in keys if k.startswith(f"{key.split('.')[0]}.")]
-            meant = (
-                f"Did you mean config.{close[0]}?"
-                if close
-                else (
-                    f"There are: {', '.join(sections or sorted({k.split('.')[0] for k in keys}))}."
-                )
-            )
-            return f"unknown setting config.{key}. {meant}"
-        default = config
-        for part in key.split("."):
-            default = default[part]
-        if _mentions(error, key):
+            return f"unknown setting config.{key}. {_meant(key, keys)}"
+    for key, value in settings_given.items():
+        if key in str(error) and value in str(error):
+            default = config
+            for part in key.split("."):
+                default = default[part]
             return (
                 f"config.{key}={value!r} is not of the right type; "
                 f"expected {type(default).__name__}, e.g. {default!r}."
@@ -168,5 +159,9 @@ def _explain(error: Exception, config: ConfigDict, arguments: list[str]) -> str:
     return str(error)
 
 
-def _mentions(error: Exception, key: str) -> bool:
-    return key.rsplit(".", 1)[-1] in str(error) or key in str(error)
+def _meant(key: str, keys: list[str]) -> str:
+    close = difflib.get_close_matches(key, keys, n=1)
+    if close:
+        return f"Did you mean config.{close[0]}?"
+    in_section = [each for each in keys if each.startswith(f"{key.split('.')[0]}.")]
+    return f"There are: {', '.join(in_section or sorted({k.split('.')[0] for k in keys}))}."
