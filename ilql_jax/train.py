@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from ilql_jax.batching import Batch, PackingConfig, make_batches
+from ilql_jax.batching import Batch, PackingConfig, check_trajectories, make_batches
 from ilql_jax.checkpoint import Checkpoints
 from ilql_jax.models import (
     ModelConfig,
@@ -184,17 +184,13 @@ def train(
         The network's parameters.
 
     Raises:
-        ValueError: Rows longer than the network's context.
-        TrajectoryError: Data that breaks the contract, before anything is compiled.
+        TrajectoryError: Data that breaks the contract or is longer than the network's context,
+            before anything is compiled.
         CheckpointError: The folder holds a checkpoint of another run.
         NotFiniteError: The loss became NaN or infinite.
     """
-    if packing.row_length > model_config.decoder.max_positions:
-        raise ValueError(
-            f"rows of {packing.row_length} tokens are longer than the network's "
-            f"{model_config.decoder.max_positions} positions; lower row_length or raise "
-            "max_positions."
-        )
+    # Positions are counted in each trajectory, so rows may be longer than the network's context.
+    check_trajectories(trajectories, min(packing.row_length, model_config.decoder.max_positions))
     batches = make_batches(trajectories, packing, seed)
     checkpoints = Checkpoints(
         folder, run_metadata(model_config, objective, config, packing, seed) | (metadata or {})
