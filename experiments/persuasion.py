@@ -17,16 +17,16 @@ def get_config():
     config.data.path = "data/persuasionforgood"
     config.tokenizer.vocab_size = 4096
     # Real dialogues are longer and there are few of them: a shorter training, wider rows.
-    config.model.max_positions = 1024
+    config.model.max_positions = 1536
     config.model.hidden_size = 96
     config.model.mlp_size = 384
     config.model.num_heads = 4
     config.model.rotary_base = 1000.0
     config.model.initializer_range = 0.06
     config.decoding.max_utterance = 64
-    config.train.batch_rows = 4
-    config.train.steps = 400
-    config.train.warmup_steps = 50
+    config.train.batch_rows = 2
+    config.train.steps = 300
+    config.train.warmup_steps = 30
     config.train.weight_decay = 0.1
     config.train.checkpoint_every = 100
     config.train.log_every = 10
