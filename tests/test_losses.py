@@ -401,7 +401,7 @@ def test_transitions_beyond_the_width_are_left_out_and_the_rest_stays_right():
     result = losses.transitions_from_mask(tokens, is_action, jnp.zeros((1, 6)), 0.9, max_actions=2)
     assert result.state.tolist() == [[0, 2]]
     assert result.next_state.tolist() == [[2, 4]]
-    assert result.boundary.tolist() == [[NEXT_UTTERANCE, NEXT_UTTERANCE]]
+    assert result.boundary.tolist() == [[NEXT_UTTERANCE, END]]
     close(result.discount, [[0.9, 0.9]])
 
 
