@@ -48,7 +48,7 @@ def base_config() -> ConfigDict:
     )
     config.tokenizer.vocab_size = 1024  # of the trained BPE, at most
 
-    # GPT-2's shape, but for rotary positions: from scratch they are learned with far less data.
+    # GPT-2's shape, but for rotary positions.
     config.model = ConfigDict()
     config.model.hidden_size = 64
     config.model.num_layers = 2
@@ -78,8 +78,7 @@ def base_config() -> ConfigDict:
     config.objective.credit = "utterance"  # decisions are utterances, or (the paper) tokens
     config.objective.expectile = 0.8  # 0.5 = mean of the data, towards 1 = best of it
     config.objective.cql_weight = 0.0  # needed for steering tokens, not for re-ranking
-    # Value losses against the policy's: at 1 they drown what the trunk learns from the words.
-    config.objective.value_loss_weight = 0.1
+    config.objective.value_loss_weight = 0.1  # value losses against the policy's
     config.objective.token_trace = 0.0  # λ inside an utterance (credit "token")
     config.objective.utterance_trace = 0.0  # λ across the human's turn
     config.objective.trace_fade = (0.15, 0.45)  # both λ fall from 1 between these fractions

@@ -105,14 +105,20 @@ class RunFolder:
 
     def saved_config(self) -> ConfigDict | None:
         """The settings that the folder was last run with, or None for a new folder."""
+        loaded = self._read_config()
+        loaded.pop("experiment", None)
+        return ConfigDict(_tuples(loaded)) if loaded else None
+
+    def _read_config(self) -> dict[str, Any]:
         if not self.config_file.exists():
-            return None
+            return {}
         try:
             loaded = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise RunError(f"{self.config_file}: not readable as YAML: {error}") from None
-        loaded.pop("experiment", None)
-        return ConfigDict(_tuples(loaded))
+        if not isinstance(loaded, dict):
+            raise RunError(f"{self.config_file} holds no settings; delete it or the folder.")
+        return loaded
 
     def save_config(self, experiment: str, config: ConfigDict) -> None:
         """Writes the settings and the name of the experiment they are for."""
@@ -121,9 +127,7 @@ class RunFolder:
 
     def check_experiment(self, name: str) -> None:
         """Raises `RunError` if another experiment was run in this folder."""
-        if not self.config_file.exists():
-            return
-        other = (yaml.safe_load(self.config_file.read_text("utf-8")) or {}).get("experiment", name)
+        other = self._read_config().get("experiment", name)
         if other != name:
             raise RunError(
                 f"{self.path} holds a run of {other!r}, not of {name!r}. Give another folder "

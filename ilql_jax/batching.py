@@ -158,7 +158,7 @@ def one_per_row(trajectories: Sequence[Trajectory], packing: PackingConfig) -> I
         yield _assemble_batch({**rows, "segment_ids": segments, "positions": positions})
 
 
-# The elements are already in memory: reading them ahead in threads costs five times the reading.
+# The elements are already in memory: reading them ahead in threads only costs time.
 _IN_MEMORY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 # Transitions travel through the packer as one integer and one real matrix per level of decision.

@@ -3,7 +3,8 @@
 The context of each conversation is read once; its keys and values are shared by all samples drawn
 for it. Each token comes from the cloned policy, steered by the values where a strength is given:
 `π(a | h) ∝ π_β(a | h) · exp(β (min_k Q_k(h, a) − V(h)))` (ILQL, eq. 6). The value of a finished
-utterance is Q at its last token; `policy.py` re-ranks by it.
+utterance is Q at its last token; `policy.py` re-ranks by it. Q is that of the trained heads, not of
+their slower target copies.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def _sample(
 ) -> Int[Array, "batch samples"]:
     """Draws by the inverse of the cumulative distribution: one random number a token.
 
-    `jax.random.categorical` draws one per word of the vocabulary, which takes three times as long.
+    `jax.random.categorical` draws one per word of the vocabulary.
     """
     cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
     uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys)[..., None]

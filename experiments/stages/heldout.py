@@ -29,7 +29,13 @@ POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the agent's utterances in a
 
 
 def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
-    """Writes `heldout.json`."""
+    """Writes `heldout.json`, unless it is there for just these trainings."""
+    if folder.heldout.exists():
+        judged = json.loads(folder.heldout.read_text())["methods"]
+        if {m: each["seeds"] for m, each in judged.items()} == dict.fromkeys(
+            config.methods, config.seeds
+        ):
+            return
     dialogues = read_dialogues(folder.dialogues)
     parts = {
         part: [d for d in dialogues if d.source.get("part") == part] for part in ("train", "test")

@@ -33,7 +33,7 @@ class DecoderConfig:
         mlp_size: Width inside a block's MLP.
         max_positions: Longest context.
         norm_epsilon: Of the layer norms.
-        position_encoding: "learned" (GPT-2) or "rotary" (which small networks pick up faster).
+        position_encoding: "learned" (GPT-2) or "rotary".
         rotary_base: Rotary wavelengths go from 2π to nearly 2π times this, in tokens.
         initializer_range: Standard deviation of the initial weights.
     """
