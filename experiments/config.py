@@ -40,7 +40,7 @@ def base_config() -> ConfigDict:
     config.task.world = ""  # an embedded world by name, or a .py file that defines WORLD
 
     config.imagination = ConfigDict()
-    config.imagination.dialogues = 15000
+    config.imagination.dialogues = 24000
 
     config.tokenizer = ConfigDict()
     config.tokenizer.pretrained = (
@@ -52,18 +52,21 @@ def base_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.hidden_size = 64
     config.model.num_layers = 2
-    config.model.num_heads = 4
+    config.model.num_heads = 2
     config.model.mlp_size = 256
     config.model.max_positions = 240  # longest dialogue, in tokens
     config.model.position_encoding = "rotary"  # or learned
     config.model.rotary_base = 100.0  # wavelengths from 6 to some 350 tokens
     config.model.initializer_range = 0.08  # GPT-2's 0.02 is for a width of 768
     config.model.value_inner_size = 128  # hidden layer of the value heads
+    config.model.utterance_q = "sum"  # of its tokens' shares; last: Q of the last token
 
     config.train = ConfigDict()
     config.train.steps = 6000
     config.train.batch_rows = 4  # rows of max_positions tokens, several dialogues in each
+    config.train.optimizer = "muon"  # for the trunk's matrices, adamw for the rest; or adamw
     config.train.learning_rate = 3e-3  # peak
+    config.train.muon_learning_rate = 0.01  # peak
     config.train.warmup_steps = 200
     config.train.weight_decay = 0.01
     config.train.max_gradient_norm = 1.0
@@ -119,8 +122,8 @@ def train_config(config: ConfigDict) -> TrainConfig:
 def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
     """Shape of the network, for a tokenizer of this size."""
     shape = config.model.to_dict()
-    inner = shape.pop("value_inner_size")
-    return ModelConfig(DecoderConfig(vocab_size=vocab_size, **shape), value_inner_size=inner)
+    heads = {name: shape.pop(name) for name in ("value_inner_size", "utterance_q")}
+    return ModelConfig(DecoderConfig(vocab_size=vocab_size, **shape), **heads)
 
 
 def decodings(config: ConfigDict, method: str) -> list[DecodingConfig]:
@@ -178,6 +181,11 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(f"config.{key} is {value}, but must not be above 1.")
     if not config.methods or len(set(config.methods)) < len(config.methods):
         raise ConfigError(f"config.methods is {config.methods}; name each method once.")
+    if config.objective.credit == "token" and config.model.utterance_q != "last":
+        raise ConfigError(
+            f"config.model.utterance_q is {config.model.utterance_q!r}, but credit by token "
+            "(config.objective.credit) needs last: there, Q of a token is a value of its own."
+        )
     if config.decoding.max_utterance >= config.model.max_positions:
         raise ConfigError(
             f"config.decoding.max_utterance {config.decoding.max_utterance} leaves no room for a "

@@ -3,8 +3,8 @@
 The context of each conversation is read once; its keys and values are shared by all samples drawn
 for it. Each token comes from the cloned policy, steered by the values where a strength is given:
 `π(a | h) ∝ π_β(a | h) · exp(β (min_k Q_k(h, a) − V(h)))` (ILQL, eq. 6). The value of a finished
-utterance is Q at its last token; `policy.py` re-ranks by it. Q is that of the trained heads, not of
-their slower target copies.
+utterance is read as `ModelConfig.utterance_q` says; `policy.py` re-ranks by it. Q is that of the
+trained heads, not of their slower target copies.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Samples(NamedTuple):
         tokens: int32 [B, N, S], the stop token included, zeros after it.
         length: int32 [B, N], tokens written, the stop token included.
         log_prob: float32 [B, N], log π_β of the utterance (unsteered).
-        q: float32 [B, N], min_k Q_k of the last token: the value of the utterance.
+        q: float32 [B, N], min_k Q_k of the utterance.
         v: float32 [B], V before anything was written.
     """
 
@@ -109,7 +109,7 @@ def generate(
         forced = loop.step == max_length - 1
         token = jnp.where(forced, stop_token, token)
         log_prob = jnp.take_along_axis(log_prob, token[..., None], axis=-1)[..., 0]
-        q = jnp.min(model.q.taken(loop.hidden, token), axis=0)
+        q = model.q.taken(loop.hidden, token)
         running = ~loop.done
         token = jnp.where(running, token, 0)
         next_position = context_length[:, None] + loop.step
@@ -128,7 +128,7 @@ def generate(
             tokens=loop.tokens.at[:, :, loop.step].set(token),
             length=loop.length + running,
             log_prob=loop.log_prob + jnp.where(running, log_prob, 0.0),
-            q=jnp.where(running, q, loop.q),
+            q=jnp.where(running, q + loop.q if config.utterance_q == "sum" else q, loop.q),
             done=loop.done | (token == stop_token),
         )
 
@@ -140,13 +140,14 @@ def generate(
         tokens=jnp.zeros((*per_sample, max_length), jnp.int32),
         length=jnp.zeros(per_sample, jnp.int32),
         log_prob=jnp.zeros(per_sample, jnp.float32),
-        q=jnp.zeros(per_sample, jnp.float32),
+        q=jnp.zeros((model.q.NUM_HEADS, *per_sample), jnp.float32),
         done=jnp.zeros(per_sample, bool),
     )
     loop = jax.lax.while_loop(
         lambda loop: (loop.step < max_length) & ~loop.done.all(), write_token, loop
     )
-    return Samples(loop.tokens, loop.length, loop.log_prob, loop.q, model.v(last[:, 0]))
+    q = jnp.min(loop.q, axis=0)
+    return Samples(loop.tokens, loop.length, loop.log_prob, q, model.v(last[:, 0]))
 
 
 def _choose(

@@ -16,6 +16,7 @@ in `losses.py`; which arrays they get is decided here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -38,7 +39,8 @@ class ObjectiveConfig:
 
     Attributes:
         method: bc, fbc, mc or ilql.
-        credit: "utterance": Q at an utterance's end, V at its start. "token": both at every token.
+        credit: "utterance": one Q for an utterance (read as `ModelConfig.utterance_q` says), V at
+            its start. "token": both at every token.
         expectile: τ of V's loss; 0.5 = mean, towards 1 = best of the data.
         cql_weight: Weight of the conservative term.
         value_loss_weight: Weight of all value losses against the policy's loss.
@@ -111,15 +113,25 @@ def ilql(
         config: Weights, expectile, λs.
         progress: Fraction of the training done, for `trace_fade`.
     """
+    by_utterance = config.credit == "utterance"
+    if not by_utterance and model.config.utterance_q != "last":
+        raise ValueError(
+            f"utterance_q is {model.config.utterance_q!r}, but must be last for credit 'token': "
+            "there, Q of every token is a value of its own, not a share of one."
+        )
     hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
-    decisions = batch.by_utterance if config.credit == "utterance" else batch.by_token
-    at_action = gather(hidden, decisions.state)
+    decisions = batch.by_utterance if by_utterance else batch.by_token
+    if by_utterance:
+        read_q = functools.partial(q_of_utterances, how=model.config.utterance_q)
+    else:
+        read_q = q_of_tokens
+    q = read_q(model.q, hidden=hidden, batch=batch)
+    target = jax.lax.stop_gradient(read_q(target_q, hidden=hidden, batch=batch))
+    cql = _conservative(model, hidden, batch, config) if config.cql_weight > 0 else None
     v = model.v(gather(hidden, decisions.value_state))
     next_v = jax.lax.stop_gradient(model.v(gather(hidden, decisions.next_state)))
-    target = jax.lax.stop_gradient(target_q.taken(at_action, decisions.action))
     traces = _traces(decisions, config, progress)
     returns = losses.lambda_returns(decisions.reward, decisions.discount, next_v, traces)
-    q, cql = _q_of_actions(model, at_action, decisions.action, with_cql=config.cql_weight > 0)
     token_weight = _awac_weights(jnp.min(target, axis=0) - v, batch, config)
     loss, metrics = losses.ilql_loss(
         q=q,
@@ -189,6 +201,39 @@ def gather(
     return jnp.take_along_axis(hidden, index[..., None], axis=1)
 
 
+def q_of_tokens(
+    heads: QHeads, *, hidden: Float[Array, "batch time width"], batch: Batch
+) -> Float[Array, "heads batch tokens"]:
+    """Q of each agent token."""
+    return heads.taken(gather(hidden, batch.by_token.state), batch.by_token.action)
+
+
+def q_of_utterances(
+    heads: QHeads, *, how: str, hidden: Float[Array, "batch time width"], batch: Batch
+) -> Float[Array, "heads batch utterances"]:
+    """Q of each agent utterance, read `how` the network does it (`ModelConfig.utterance_q`)."""
+    utterances = batch.by_utterance
+    if how == "last":
+        return heads.taken(gather(hidden, utterances.state), utterances.action)
+    shares = q_of_tokens(heads, hidden=hidden, batch=batch)
+    return _sum_by_utterance(shares * batch.by_token.weight, batch)
+
+
+def _utterance_of_token(batch: Batch) -> Int[Array, "batch tokens"]:
+    """Which of the row's utterances each agent token belongs to."""
+    is_last = batch.by_token.boundary != SAME_UTTERANCE
+    return jnp.cumsum(is_last, axis=1) - is_last
+
+
+def _sum_by_utterance(
+    values: Float[Array, "... batch tokens"], batch: Batch
+) -> Float[Array, "... batch utterances"]:
+    """Sums over each utterance's tokens; slots without a token must hold zeros."""
+    slots = batch.by_utterance.weight.shape[1]
+    belongs = jax.nn.one_hot(_utterance_of_token(batch), slots, dtype=values.dtype)
+    return jnp.einsum("...ba,bau->...bu", values, belongs)
+
+
 def _policy_loss(
     model: ActorCritic, hidden: Float[Array, "batch time width"], tokens: Transitions
 ) -> Float[Array, "batch decisions"]:
@@ -201,22 +246,29 @@ def _policy_loss(
     return cross_entropy(gather(hidden, tokens.state))
 
 
-def _q_of_actions(
+def _conservative(
     model: ActorCritic,
-    states: Float[Array, "batch decisions width"],
-    action: Int[Array, "batch decisions"],
-    with_cql: bool,
-) -> tuple[Float[Array, "heads batch decisions"], Float[Array, "heads batch decisions"] | None]:
-    """Q of the actions taken, and the conservative term where asked for (a vocabulary's work)."""
-    if not with_cql:
-        return model.q.taken(states, action), None
+    hidden: Float[Array, "batch time width"],
+    batch: Batch,
+    config: ObjectiveConfig,
+) -> Float[Array, "heads batch decisions"]:
+    """The conservative term of each decision (a vocabulary's work for each token it looks at).
+
+    Of the tokens whose Q the decision's is read from: with utterances as sums, their mean.
+    """
+    tokens = batch.by_token
+    if config.credit == "utterance" and model.config.utterance_q == "last":
+        tokens = batch.by_utterance
 
     @jax.checkpoint
-    def from_all(states):
-        q_logits = model.q(states)
-        return losses.take_action(q_logits, action), losses.cql_loss(q_logits, action)
+    def of_tokens(states):
+        return losses.cql_loss(model.q(states), tokens.action)
 
-    return from_all(states)
+    each = of_tokens(gather(hidden, tokens.state))
+    if config.credit == "token" or model.config.utterance_q == "last":
+        return each
+    length = _sum_by_utterance(tokens.weight, batch)
+    return _sum_by_utterance(each * tokens.weight, batch) / jnp.maximum(length, 1.0)
 
 
 def _traces(
@@ -242,8 +294,7 @@ def _awac_weights(
     if config.awac_temperature == 0:
         return jnp.ones_like(tokens.weight)
     if config.credit == "utterance":
-        new_utterance = tokens.boundary != SAME_UTTERANCE
-        owner = jnp.cumsum(new_utterance, axis=1) - new_utterance
+        owner = _utterance_of_token(batch)
         advantage = jnp.take_along_axis(advantage, owner, axis=1, mode="clip")
     return losses.awac_weights(advantage, 1 / config.awac_temperature, config.awac_max_weight)
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from ilql_jax import losses
 from ilql_jax.batching import Batch, PackingConfig, one_per_row
 from ilql_jax.models import ModelConfig, Params, with_params
-from ilql_jax.objectives import gather
+from ilql_jax.objectives import gather, q_of_utterances
 from ilql_jax.trajectory import Trajectory
 
 
@@ -28,7 +28,7 @@ class Scores:
     Attributes:
         log_prob: float32 [A], log π_β of each agent token.
         v: float32 [U], V before each agent utterance.
-        q: float32 [U], min over the twin Q heads at the last token of each agent utterance.
+        q: float32 [U], Q of each agent utterance, min over the twin heads.
     """
 
     log_prob: Float[np.ndarray, "tokens"]
@@ -70,7 +70,6 @@ def _score_batch(
     model = with_params(config, params)
     hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
     logits = model.trunk.logits(gather(hidden, batch.by_token.state))
-    utterances = batch.by_utterance
-    q = model.q.taken(gather(hidden, utterances.state), utterances.action)
-    v = model.v(gather(hidden, utterances.value_state))
+    q = q_of_utterances(model.q, how=config.utterance_q, hidden=hidden, batch=batch)
+    v = model.v(gather(hidden, batch.by_utterance.value_state))
     return -losses.policy_loss(logits, batch.by_token.action), v, jnp.min(q, axis=0)

@@ -44,6 +44,9 @@ class TrainConfig:
     Attributes:
         steps: Optimizer steps.
         learning_rate: Peak of the schedule: linear warm-up, then a cosine down to zero.
+        optimizer: "adamw", or "muon": the trunk's matrices are moved along their orthogonalized
+            momentum (Jordan et al., 2024), everything else by AdamW.
+        muon_learning_rate: Peak for those matrices; read only if `optimizer` is "muon".
         warmup_steps: Length of the warm-up.
         weight_decay: AdamW's.
         max_gradient_norm: Gradients are clipped to this global norm.
@@ -54,6 +57,8 @@ class TrainConfig:
 
     steps: int
     learning_rate: float
+    optimizer: str = "adamw"
+    muon_learning_rate: float = 0.01
     warmup_steps: int = 100
     weight_decay: float = 0.01
     max_gradient_norm: float = 1.0
@@ -65,7 +70,9 @@ class TrainConfig:
         for name in ("steps", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
-        for name in ("learning_rate", "max_gradient_norm"):
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer is {self.optimizer!r}, but must be adamw or muon.")
+        for name in ("learning_rate", "muon_learning_rate", "max_gradient_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be above 0.")
         for name in ("warmup_steps", "weight_decay"):
@@ -92,15 +99,22 @@ class TrainState(NamedTuple):
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW with clipping, a linear warm-up and a cosine decay to zero."""
+    """AdamW or Muon with clipping, a linear warm-up and a cosine decay to zero."""
     warmup = min(config.warmup_steps, config.steps // 2)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, warmup, config.steps, end_value=0.0
+
+    def schedule(peak: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, config.steps, end_value=0.0)
+
+    update = optax.adamw(
+        schedule(config.learning_rate), weight_decay=config.weight_decay, mask=_is_matrix
     )
-    return optax.chain(
-        optax.clip_by_global_norm(config.max_gradient_norm),
-        optax.adamw(schedule, weight_decay=config.weight_decay, mask=_is_matrix),
-    )
+    if config.optimizer == "muon":
+        # Without optax's own AdamW beside it: that would take the embeddings and heads in too.
+        muon = optax.contrib.muon(
+            schedule(config.muon_learning_rate), weight_decay=config.weight_decay
+        )
+        update = optax.partition({"trunk": muon, "rest": update}, _trunk_matrices)
+    return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), update)
 
 
 def init_state(model_config: ModelConfig, train_config: TrainConfig, seed: int) -> TrainState:
@@ -263,6 +277,13 @@ def _is_matrix(params: Params) -> Any:
     """Weight decay is for matrices; biases and norms are left alone."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key.endswith(("kernel", "embedding")), params
+    )
+
+
+def _trunk_matrices(params: Params) -> Any:
+    """Which of the two optimizers under Muon moves what."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: "trunk" if path[1].key == "blocks" and leaf.ndim == 2 else "rest", params
     )
 
 

@@ -24,12 +24,19 @@ class ModelConfig:
     Attributes:
         decoder: Shape of the trunk.
         value_inner_size: Width of the hidden layer of the value heads.
+        utterance_q: How the value of an utterance is read from the Q heads. "sum": each token
+            adds a share, Q(s, u) = Σ_t q(h_t, a_t), so that the word that matters is judged where
+            it is chosen, by a row of its own. "last": Q of the last token, which has to remember
+            all of it (the value of a token's own decision; needed for credit "token").
     """
 
     decoder: DecoderConfig
     value_inner_size: int
+    utterance_q: str = "sum"
 
     def __post_init__(self):
+        if self.utterance_q not in ("sum", "last"):
+            raise ValueError(f"utterance_q is {self.utterance_q!r}, but must be sum or last.")
         if self.value_inner_size < 1:
             raise ValueError(
                 f"value_inner_size is {self.value_inner_size}, but must be at least 1."
