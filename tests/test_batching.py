@@ -12,7 +12,7 @@ from ilql_jax import PackingConfig, Trajectory, TrajectoryError, make_batches, p
 from ilql_jax.batching import one_per_row, token_transitions, utterance_transitions
 from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
-from ilql_jax.objectives import OBJECTIVES, ObjectiveConfig, gather
+from ilql_jax.objectives import OBJECTIVES, ObjectiveConfig, gather, q_of_utterances
 
 MODEL = ModelConfig(DecoderConfig(64, 8, 2, 2, 16, 32, initializer_range=0.08), 16)
 
@@ -241,10 +241,17 @@ def without(transitions, changed):
 
 
 @pytest.mark.parametrize(
-    ("method", "credit"), [("bc", "token"), ("ilql", "token"), ("ilql", "utterance")]
+    ("method", "credit", "how"),
+    [
+        ("bc", "token", "last"),
+        ("ilql", "token", "last"),
+        ("ilql", "utterance", "last"),
+        ("ilql", "utterance", "sum"),
+    ],
 )
-def test_losses_and_gradients_do_not_see_the_other_dialogues(packed, params, method, credit):
+def test_losses_and_gradients_do_not_see_the_other_dialogues(packed, params, method, credit, how):
     batch, perturbed, changed = packed
+    shape = dataclasses.replace(MODEL, utterance_q=how)
     config = ObjectiveConfig(
         method, credit, cql_weight=0.1, token_trace=0.9, utterance_trace=0.9, awac_temperature=1.0
     )
@@ -252,7 +259,7 @@ def test_losses_and_gradients_do_not_see_the_other_dialogues(packed, params, met
     @jax.jit
     def loss_and_gradients(batch):
         def loss(params):
-            model = with_params(MODEL, params)
+            model = with_params(shape, params)
             return OBJECTIVES[method](model, model.q, batch, config, jnp.float32(1.0))
 
         return jax.value_and_grad(loss, has_aux=True)(params)
@@ -266,6 +273,21 @@ def test_losses_and_gradients_do_not_see_the_other_dialogues(packed, params, met
         loss_and_gradients(perturbed._replace(**masks)),
     )
     assert loss_and_gradients(batch)[0][0] != loss_and_gradients(perturbed)[0][0]
+
+
+def test_an_utterances_q_is_the_sum_over_its_own_tokens(packed, params):
+    batch, *_ = packed
+    model = with_params(MODEL, params)
+    hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
+    found = q_of_utterances(model.q, how="sum", hidden=hidden, batch=batch)
+    every = np.asarray(model.q(hidden))
+    utterances = batch.by_utterance
+    for row, slot in np.argwhere(utterances.weight > 0):
+        # From V's state, in front of the first token, to Q's, in front of the last.
+        states = np.arange(utterances.value_state[row, slot], utterances.state[row, slot] + 1)
+        expected = every[:, row, states, batch.tokens[row, states + 1]].sum(axis=1)
+        np.testing.assert_allclose(found[:, row, slot], expected, rtol=1e-4, atol=1e-5)
+    assert not np.asarray(found)[:, utterances.weight == 0].any()
 
 
 def test_gather_picks_each_rows_own_hidden_states():

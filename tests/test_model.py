@@ -1,5 +1,6 @@
 """The network against Hugging Face's, and decoding against the uncached forward pass."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -17,6 +18,7 @@ from ilql_jax.policy import ContextError, DecodingConfig, Policy
 
 VOCAB, STOP, LONGEST = 13, 3, 6
 MODEL = ModelConfig(DecoderConfig(VOCAB, 16, 2, 2, 32, 24, initializer_range=0.2), 16)
+LAST = dataclasses.replace(MODEL, utterance_q="last")
 EVERYTHING = np.ones(VOCAB, bool)
 
 
@@ -199,12 +201,12 @@ CONTEXTS = [np.int32([1, 2, 5, 7]), np.int32([4]), np.int32([9, 9, 1, 0, 2, 12, 
 
 
 def write(params, contexts=CONTEXTS, *, temperature=1.0, strength=0.0, allowed=EVERYTHING,
-          samples=32, seeds=(0, 1, 2), width=8, steered=None):  # fmt: skip
+          samples=32, seeds=(0, 1, 2), width=8, steered=None, config=MODEL):  # fmt: skip
     padded = np.zeros((len(contexts), width), np.int32)
     for row, context in enumerate(contexts):
         padded[row, : len(context)] = context
     result = generate(
-        MODEL,
+        config,
         params,
         padded,
         np.int32([len(context) for context in contexts]),
@@ -230,31 +232,40 @@ def _forward(params, tokens):
     model = with_params(MODEL, params)
     hidden = model.trunk(tokens[None], jnp.ones_like(tokens)[None], jnp.arange(len(tokens))[None])
     log_prob = jax.nn.log_softmax(model.trunk.logits(hidden[0]))
-    return log_prob, jnp.min(model.q(hidden[0]), axis=0), model.v(hidden[0])
+    return log_prob, jnp.moveaxis(model.q(hidden[0]), 0, 1), model.v(hidden[0])
 
 
 def read_uncached(params, context, utterance):
-    """log π_β, Q and V at each of the utterance's tokens, from one forward pass over it all."""
+    """log π_β, twin Q and V at each of the utterance's tokens, from one forward pass over it."""
     tokens = np.concatenate([context, utterance])
     padded = np.pad(tokens, (0, 24 - len(tokens)))  # what comes later is not seen
     states = slice(len(context) - 1, len(tokens) - 1)
     return tuple(np.asarray(x)[states] for x in _forward(params, padded))
 
 
+def value_uncached(params, context, utterance, how):
+    """Q of the utterance: the twins' sums over its tokens, or their last token's, the lower one."""
+    q = read_uncached(params, context, utterance)[1]
+    shares = q[np.arange(len(utterance)), :, utterance]
+    return float((shares.sum(axis=0) if how == "sum" else shares[-1]).min())
+
+
+@pytest.mark.parametrize("config", [MODEL, LAST], ids=["sum", "last"])
 @pytest.mark.parametrize(
     ("temperature", "strength"), [(0.0, 0.0), (1.0, 0.0), (0.7, 2.0), (0.0, 2.0)]
 )
-def test_cached_decoding_agrees_with_the_uncached_forward(params, temperature, strength):
-    result = write(params, temperature=temperature, strength=strength)
+def test_cached_decoding_agrees_with_the_uncached_forward(params, temperature, strength, config):
+    result = write(params, temperature=temperature, strength=strength, config=config)
     lengths = set()
     for row, sample, written in utterances(result):
         log_prob, q, v = read_uncached(params, CONTEXTS[row], written)
         at = np.arange(len(written)), written
         assert result.log_prob[row, sample] == pytest.approx(float(log_prob[at].sum()), abs=1e-4)
-        assert result.q[row, sample] == pytest.approx(float(q[at][-1]), abs=1e-4)
+        value = value_uncached(params, CONTEXTS[row], written, config.utterance_q)
+        assert result.q[row, sample] == pytest.approx(value, abs=1e-4)
         assert result.v[row] == pytest.approx(float(v[0]), abs=1e-4)
         if temperature == 0:
-            best = np.argmax(log_prob + strength * (q - v[:, None]), axis=-1)
+            best = np.argmax(log_prob + strength * (q.min(axis=1) - v[:, None]), axis=-1)
             np.testing.assert_array_equal(written[: LONGEST - 1], best[: LONGEST - 1])
         lengths.add(len(written))
     assert temperature == 0 or len(lengths) > 1  # ended by choice as well as by force
@@ -288,7 +299,7 @@ def test_strong_steering_takes_the_highest_q_of_the_allowed_tokens(params):
     result = write(params, strength=1e4, allowed=allowed)
     for row, _, written in utterances(result):
         _, q, _ = read_uncached(params, CONTEXTS[row], written)
-        best = np.argmax(np.where(allowed, q, -np.inf), axis=-1)
+        best = np.argmax(np.where(allowed, q.min(axis=1), -np.inf), axis=-1)
         np.testing.assert_array_equal(written[: LONGEST - 1], best[: LONGEST - 1])
 
 
@@ -332,8 +343,7 @@ def test_reranking_returns_the_utterance_of_highest_value(params):
     for context, answer in zip(CONTEXTS, answers, strict=True):
         values = []
         for tokens, q in answer.candidates:
-            uncached = read_uncached(params, context, tokens)[1][-1, tokens[-1]]
-            assert q == pytest.approx(float(uncached), abs=1e-4)
+            assert q == pytest.approx(value_uncached(params, context, tokens, "sum"), abs=1e-4)
             values.append(q)
         assert len(values) == 8
         assert values == sorted(values, reverse=True) and values[0] > values[-1]

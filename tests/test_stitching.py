@@ -6,6 +6,7 @@ and the optimum is exact. The data are walks at random, the optimal one taken ou
 steps is there, the whole is not.
 """
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -31,6 +32,7 @@ REWARD = np.array(
 )
 COURSES = list(itertools.product(range(ROOMS), repeat=STAGES))
 MODEL = ModelConfig(DecoderConfig(VOCAB, 32, 1, 2, 64, 24, initializer_range=0.08), 32)
+LAST = dataclasses.replace(MODEL, utterance_q="last")
 
 
 def course_return(course):
@@ -59,11 +61,11 @@ def behaviour():
     return [trajectory(COURSES[i]) for i in rng.choice(others, 500)]
 
 
-def learn(tmp_path, steps, **objective):
+def learn(tmp_path, steps, model=MODEL, **objective):
     data = behaviour()
     return train(
         data,
-        MODEL,
+        model,
         ObjectiveConfig(expectile=0.9, **objective),
         TrainConfig(steps, 3e-3, warmup_steps=20, polyak_rate=0.1, checkpoint_every=steps),
         packing_for(data, batch_rows=8, row_length=48, token_discount=1.0, utterance_discount=1.0),
@@ -72,10 +74,10 @@ def learn(tmp_path, steps, **objective):
     )
 
 
-def play(params, decoding, seed=0):
+def play(params, decoding, seed=0, model=MODEL):
     """The return of the course that a policy takes."""
     policy = Policy(
-        MODEL,
+        model,
         params,
         DecodingConfig.parse(decoding),
         stop_token=END,
@@ -121,14 +123,15 @@ def test_cloning_stays_at_the_behaviour_of_its_data(tmp_path):
 
 
 def test_ilql_over_tokens_steered_finds_the_optimum(tmp_path):
-    params = learn(
-        tmp_path, 300, method="ilql", credit="token", cql_weight=0.01, token_trace=1.0
-    )  # fmt: skip
+    settings = {"credit": "token", "cql_weight": 0.01, "token_trace": 1.0}
+    params = learn(tmp_path, 300, LAST, method="ilql", **settings)
     for strength in (10, 50):
-        assert play(params, f"greedy, steered by {strength}") == pytest.approx(OPTIMUM)
+        found = play(params, f"greedy, steered by {strength}", model=LAST)
+        assert found == pytest.approx(OPTIMUM)
 
 
-def test_ilql_over_utterances_reranked_finds_the_optimum(tmp_path):
-    params = learn(tmp_path, 300, method="ilql", credit="utterance")
-    returns = [play(params, "sampled, best of 32", seed) for seed in range(3)]
+@pytest.mark.parametrize("model", [MODEL, LAST], ids=["sum", "last"])
+def test_ilql_over_utterances_reranked_finds_the_optimum(tmp_path, model):
+    params = learn(tmp_path, 300, model, method="ilql", credit="utterance")
+    returns = [play(params, "sampled, best of 32", seed, model) for seed in range(3)]
     assert returns == pytest.approx([OPTIMUM] * 3)

@@ -20,6 +20,9 @@ from ilql_jax.train import NotFiniteError, TrainConfig, init_state, make_train_s
 
 VOCAB = 101  # a number that nothing else here has
 MODEL = ModelConfig(DecoderConfig(VOCAB, 8, 1, 2, 16, 32, initializer_range=0.08), 8)
+LAST = dataclasses.replace(MODEL, utterance_q="last")
+# Decisions, how an utterance's Q is read, and the tokens that Q looks at.
+WAYS = [("token", LAST, "token"), ("utterance", LAST, "utterance"), ("utterance", MODEL, "token")]
 ILQL = ObjectiveConfig("ilql", cql_weight=0.1, utterance_trace=0.5, awac_temperature=1.0)
 SHORT = TrainConfig(
     steps=12,
@@ -71,11 +74,11 @@ def compile_once():
 # --- work ---------------------------------------------------------------------------------------
 
 
-def traced_step(objective, packing):
+def traced_step(objective, packing, model=MODEL):
     """Abstract state, batch and step: nothing is computed."""
-    state = jax.eval_shape(lambda: init_state(MODEL, SHORT, 0))
+    state = jax.eval_shape(lambda: init_state(model, SHORT, 0))
     batch = next(make_batches(DATA, packing, 0))
-    return make_train_step(MODEL, objective, SHORT), state, batch
+    return make_train_step(model, objective, SHORT), state, batch
 
 
 def arrays_of(jaxpr):
@@ -88,9 +91,11 @@ def arrays_of(jaxpr):
                 yield from arrays_of(program)
 
 
-@pytest.mark.parametrize("credit", ["token", "utterance"])
+@pytest.mark.parametrize(("credit", "model", "looked_at"), WAYS)
 @pytest.mark.parametrize("method", ["bc", "mc", "ilql"])
-def test_padding_and_human_tokens_cost_no_vocabulary_work(monkeypatch, method, credit):
+def test_padding_and_human_tokens_cost_no_vocabulary_work(
+    monkeypatch, method, credit, model, looked_at
+):
     packing = packing_for(DATA, batch_rows=4, row_length=128)
     decisions = {"token": packing.actions_per_row, "utterance": packing.utterances_per_row}
     rows = collections.defaultdict(set)
@@ -107,25 +112,25 @@ def test_padding_and_human_tokens_cost_no_vocabulary_work(monkeypatch, method, c
     count(Decoder, "logits")
     count(QHeads, "__call__")
     objective = dataclasses.replace(ILQL, method=method, credit=credit)
-    step, state, batch = traced_step(objective, packing)
+    step, state, batch = traced_step(objective, packing, model)
     jax.eval_shape(step, state, batch)
     expected = {Decoder: {4 * packing.actions_per_row}}
     if method != "bc":
-        expected[QHeads] = {4 * decisions[credit]}
+        expected[QHeads] = {4 * decisions[looked_at]}
     assert rows == expected
     assert packing.actions_per_row < 0.5 * 128
 
 
-@pytest.mark.parametrize("credit", ["token", "utterance"])
-def test_no_array_of_the_step_is_wider_than_decisions_by_vocabulary(credit):
+@pytest.mark.parametrize(("credit", "model", "looked_at"), WAYS)
+def test_no_array_of_the_step_is_wider_than_decisions_by_vocabulary(credit, model, looked_at):
     packing = packing_for(DATA, batch_rows=4, row_length=128)
-    step, state, batch = traced_step(dataclasses.replace(ILQL, credit=credit), packing)
+    step, state, batch = traced_step(dataclasses.replace(ILQL, credit=credit), packing, model)
     shapes = list(arrays_of(jax.make_jaxpr(step)(state, batch).jaxpr))
     slots = 4 * packing.actions_per_row
     rows = {math.prod(shape) // VOCAB for shape in shapes if VOCAB in shape}
     assert slots in rows
     assert max(rows) <= 2 * slots < 4 * 128  # the twin heads
-    if credit == "utterance":
+    if looked_at == "utterance":
         assert max(rows) == slots
 
 
@@ -320,7 +325,9 @@ def test_objectives_that_make_no_sense_are_refused(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [({"steps": 0}, "steps is 0"), ({"log_every": 0}, "log_every is 0"),
-     ({"polyak_rate": 0.0}, "polyak_rate is 0.0"), ({"polyak_rate": 1.5}, "polyak_rate is 1.5")],
+     ({"polyak_rate": 0.0}, "polyak_rate is 0.0"), ({"polyak_rate": 1.5}, "polyak_rate is 1.5"),
+     ({"optimizer": "sgd"}, "optimizer is 'sgd', but must be adamw or muon"),
+     ({"muon_learning_rate": 0.0}, "muon_learning_rate is 0.0")],
 )  # fmt: skip
 def test_training_configs_that_make_no_sense_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
@@ -345,6 +352,51 @@ def test_each_method_lowers_its_losses(method, tmp_path):
     for name in names:
         first, last = mean(name, range(1, 6)), mean(name, range(56, 61))
         assert last < 0.8 * first, name
+
+
+def test_muon_moves_the_trunks_matrices_along_orthogonal_directions_and_nothing_else():
+    adamw = dataclasses.replace(SHORT, warmup_steps=0, weight_decay=0.0)
+    muon = dataclasses.replace(adamw, optimizer="muon", muon_learning_rate=0.02)
+    moved = {}
+    for config in (adamw, muon):
+        state = init_state(MODEL, config, 0)
+        before = jax.device_get(state.params)
+        after = make_train_step(MODEL, ILQL, config)(state, next(make_batches(DATA, PACKING, 0)))
+        difference = jax.tree.map(np.subtract, jax.device_get(after[0].params), before)
+        moved[config.optimizer] = dict(jax.tree_util.tree_leaves_with_path(difference))
+    for path, by_adamw in moved["adamw"].items():
+        by_muon = moved["muon"][path]
+        if path[1].key == "blocks" and path[-1].key == "kernel":
+            # Newton and Schulz's five steps bring singular values near one, times √(rows/columns).
+            spread = np.linalg.svd(by_muon, compute_uv=False)
+            shape = by_muon.shape
+            spread /= 0.02 * max(1, shape[0] / shape[1]) ** 0.5
+            assert spread[len(spread) // 2] > 0.3 and spread[0] < 1.5, path
+        else:
+            np.testing.assert_array_equal(by_muon, by_adamw, err_msg=str(path))
+
+
+def test_an_interrupted_run_with_muon_ends_with_the_same_bits(tmp_path):
+    config = dataclasses.replace(SHORT, optimizer="muon")
+    whole = run(tmp_path / "whole", config=config)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(step, _):
+        if step == 6:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(tmp_path / "parts", config=config, on_metrics=stop)
+    resumed = run(tmp_path / "parts", config=config)
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+def test_credit_by_token_with_utterances_as_sums_is_refused():
+    step, state, batch = traced_step(dataclasses.replace(ILQL, credit="token"), PACKING)
+    with pytest.raises(ValueError, match="utterance_q is 'sum', but must be last for credit"):
+        jax.eval_shape(step, state, batch)
 
 
 def test_the_target_follows_the_q_heads_at_the_polyak_rate():
