@@ -85,7 +85,7 @@ def base_config() -> ConfigDict:
     config.objective.token_trace = 0.0  # λ inside an utterance (credit "token")
     config.objective.utterance_trace = 0.0  # λ across the human's turn
     config.objective.trace_fade = (0.15, 0.45)  # both λ fall from 1 between these fractions
-    config.objective.awac_temperature = 0.0  # 0 = the policy is plainly cloned
+    config.objective.awac_temperature = 0.5  # of rewards of unit spread; 0 = plain cloning
     config.objective.awac_max_weight = 20.0
     config.objective.fbc_fraction = 0.25  # filtered BC keeps this share of the dialogues
 

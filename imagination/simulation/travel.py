@@ -584,6 +584,8 @@ def salesman(trip: Trip) -> dict[str, float]:
     if trip.outcome:
         return {CLOSE: 1.0}
     go = _fitting(trip, interest=0.9, company=0.8, budget=0.6)
+    if trip.evaded and trip.interest is None:
+        return mix((0.3, {"offer_interest": 1.0}), (0.7, go))
     if trip.offered is None:
         if trip.interest is None and not trip.evaded:
             return mix((0.6, {ASK_OPEN: 1.0}), (0.4, go))
@@ -592,18 +594,18 @@ def salesman(trip: Trip) -> dict[str, float]:
 
 
 def clerk(trip: Trip) -> dict[str, float]:
-    """Asks for everything openly, one thing after the other; helpless where that fails."""
+    """Asks for everything openly, one thing after the other; mostly helpless where that fails."""
     if trip.outcome:
         return {CLOSE: 0.6, "ask_budget": 0.2, ASK_OPEN: 0.2}
     unknown = _unknown(trip)
     go = _fitting(trip, interest=0.85, company=0.65, budget=0.65)
     if trip.offered is not None:
-        return mix((0.4, {CLOSE: 1.0}), (0.4, go), (0.2, {ASK_WRONG: 1.0}))
+        return mix((0.35, {CLOSE: 1.0}), (0.4, go), (0.25, {ACKNOWLEDGE: 1.0}))
     if not unknown:
         return go
     ask = {f"ask_{unknown[0]}": 1.0}
     if trip.evaded:
-        return mix((0.6, ask), (0.4, go))
+        return mix((0.4, ask), (0.2, {f"offer_{unknown[0]}": 1.0}), (0.4, go))
     return mix((0.8, ask), (0.2, go))
 
 
