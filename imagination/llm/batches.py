@@ -197,24 +197,20 @@ class Batches:
             return
         # Requests that belong to the batch may still be on their way here after a restart.
         await asyncio.sleep(_QUIET_SECONDS)
-        seen: dict[str, dict[str, Any]] = {}
-        handed_out = await self._read_results(batch, seen)
-        if seen.keys().isdisjoint(batch.keys):
+        seen = await self._read_results(batch)
+        if seen.isdisjoint(batch.keys):
             self._close_batch(batch, f"batch {batch.id} is not one of ours, or has no results")
             return
-        for key in batch.keys - seen.keys():
-            self._fail([key], NotDelivered(f"batch {batch.id} brought no result"))
-            handed_out.add(key)
-        if batch.keys <= handed_out:
+        missing = batch.keys - seen
+        self._release(batch, missing)
+        self._fail(missing, NotDelivered(f"batch {batch.id} brought no result"))
+        rest = [key for key in batch.keys if self._open.get(key) is batch]
+        if not rest:
             self._close_batch(batch)
-        else:
-            # Nobody has asked for the rest yet; whoever does will read the results again.
-            for key in handed_out:
-                self._open.pop(key, None)
-            late = [key for key in batch.keys - handed_out if key in self._waiting]
-            if late:
-                batch.task = None
-                self._collect_later(batch)
+        elif any(key in self._waiting for key in rest):
+            batch.task = None  # they came too late for this reading
+            self._collect_later(batch)
+        # Otherwise nobody has asked for the rest yet; whoever does has the results read again.
 
     async def _ended(self, batch: _Batch) -> bool:
         while True:
@@ -232,19 +228,16 @@ class Batches:
                     return True
             await asyncio.sleep(self._config.batch_poll)
 
-    async def _read_results(self, batch: _Batch, seen: dict[str, dict[str, Any]]) -> set[str]:
-        """Reads all results; returns the keys whose result found somebody waiting."""
-        handed_out: set[str] = set()
+    async def _read_results(self, batch: _Batch) -> set[str]:
+        """Hands out all results, in whatever order they come; returns the keys that have one."""
+        seen: set[str] = set()
         for attempt in itertools.count():
             try:
                 with self._transport.errors():
                     async for line in await self._transport.sdk.messages.batches.results(batch.id):
-                        result = line.to_dict()
-                        key = result["custom_id"]
-                        seen[key] = {}
-                        if key in batch.keys and self._hand_out(key, result["result"]):
-                            handed_out.add(key)
-                return handed_out
+                        seen.add(line.custom_id)
+                        self._hand_out(batch, line.custom_id, line.to_dict()["result"])
+                return seen
             except LLMError:
                 raise
             except Exception as error:
@@ -254,25 +247,30 @@ class Batches:
                     raise NotDelivered(f"results of batch {batch.id}: {reason}") from None
                 await asyncio.sleep(_delay(attempt, error))
 
-    def _hand_out(self, key: str, result: dict[str, Any]) -> bool:
-        """Gives a result to whoever waits for it. False if nobody does."""
+    def _hand_out(self, batch: _Batch, key: str, result: dict[str, Any]) -> None:
+        """Gives a result to whoever waits for it, once. Duplicates and strangers are ignored."""
         waiting = self._waiting.get(key)
-        if waiting is None or waiting.future.done():
-            return waiting is not None
+        if waiting is None or waiting.future.done() or self._open.get(key) is not batch:
+            return
+        self._release(batch, [key])
         try:
             if result["type"] != "succeeded":
                 detail = ((result.get("error") or {}).get("error") or {}).get("message", "")
                 raise NotDelivered(
                     self._transport.redact(f"{result['type']} in its batch {detail}")
                 )
-            waiting.future.set_result(
-                waiting.store(self._transport.read_message(result["message"]))
-            )
+            message = self._transport.read_message(result["message"])
+            waiting.future.set_result(waiting.store(message))
         except (NotDelivered, LLMError) as error:
             waiting.future.set_exception(error)
             if isinstance(error, LLMError):
                 raise
-        return True
+
+    def _release(self, batch: _Batch, keys: Iterable[str]) -> None:
+        """From now on these keys wait for another batch."""
+        for key in keys:
+            if self._open.get(key) is batch:
+                del self._open[key]
 
     def _fail(self, keys: Iterable[str], error: Exception) -> None:
         for key in keys:
@@ -323,9 +321,7 @@ class Batches:
 
     def _close_batch(self, batch: _Batch, trouble: str = "") -> None:
         self._journal.append({"intent": batch.intent, "done": trouble or "all results taken"})
-        for key in batch.keys:
-            if self._open.get(key) is batch:
-                del self._open[key]
+        self._release(batch, batch.keys)
         if trouble:
             logger.warning("%s; what it should have held is sent again", trouble)
             self._fail(batch.keys, NotDelivered(trouble))
@@ -407,4 +403,4 @@ def _delay(attempt: int, error: Exception) -> float:
 
 
 def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.timezone.utc)
+    return datetime.datetime.now(datetime.UTC)

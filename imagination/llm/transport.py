@@ -1,8 +1,8 @@
 """`Transport`: the SDK, its errors in our words, and the key kept out of all of them.
 
 The SDK itself retries 408, 409, 429, 5xx (529 among them) and broken connections, with back-off,
-jitter and retry-after honoured. What still fails afterwards ends here as one of two errors: `NotDelivered` sets one request
-aside, `LLMError` stops the run.
+jitter and retry-after honoured. What still fails afterwards ends here as one of two errors:
+`NotDelivered` sets one request aside, `LLMError` stops the run.
 """
 
 from __future__ import annotations
