@@ -51,6 +51,12 @@ class Call:
     headers: dict[str, str]
     fault: str
 
+    @property
+    def key(self) -> str:
+        """The API key: as a bearer token from SDK 2.11 on, as x-api-key before."""
+        bearer = self.headers.get("authorization", "").removeprefix("Bearer ")
+        return bearer or self.headers.get("x-api-key", "")
+
 
 @dataclasses.dataclass
 class Batch:
@@ -213,7 +219,8 @@ class MessagesServer:
         self, headers: dict[str, str], body: dict[str, Any]
     ) -> tuple[int, bytes, dict[str, str], bool]:
         fault = self._fault(self.schedule, self.faults)
-        self.calls.append(Call(body, headers, fault))
+        call = Call(body, headers, fault)
+        self.calls.append(call)
         self.in_flight += 1
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
         try:
@@ -223,7 +230,7 @@ class MessagesServer:
         if fault in STATUS_FAULTS:
             said = f"fault {fault}"
             if self.echo_key:
-                said += f" for key {headers.get('x-api-key')}"
+                said += f" for key {call.key}"
             status, content, extra, cut = _error(fault, said)
             extra["retry-after-ms"] = str(self.retry_after_ms)
             return status, content, extra, cut
