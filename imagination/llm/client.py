@@ -59,6 +59,7 @@ class Client:
         self._stopped: LLMError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._transport: Transport | None = None
+        self._left_behind: list[Transport | None] = []
         self._batches: Batches | None = None
         self._slots = asyncio.Semaphore(config.max_in_flight)
 
@@ -137,6 +138,8 @@ class Client:
         """Connections and locks belong to one event loop; a new loop gets new ones."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
+            # Kept: the SDK would try to close them in the wrong loop when they are collected.
+            self._left_behind.append(self._transport)
             self._loop, self._transport, self._batches = loop, None, None
             self._slots = asyncio.Semaphore(self.config.max_in_flight)
             self._asking = {}
