@@ -144,7 +144,9 @@ def refine_request(
         "failed": [{**verdict, "criterion": wording[verdict["criterion"]]} for verdict in failed],
     }
     schema = script_schema(plot.max_turns)
-    return load_prompt("refine").request("refine", schema, values, label=plot.id)
+    return load_prompt("refine").request(
+        "refine", schema, values, resample=plot.index, label=plot.id
+    )
 
 
 async def critique_and_refine(

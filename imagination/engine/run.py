@@ -60,9 +60,13 @@ class Imagined:
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """What chance decides of a dialogue; the seed and its number alone determine it."""
+    """What chance decides of a dialogue; the seed and its number alone determine it.
+
+    `occurrence` counts the dialogues before it with the same persona.
+    """
 
     persona: Persona
+    occurrence: int
     behaviour: str
     outcome: float | None
 
@@ -87,7 +91,12 @@ def draw(task: Task, config: EngineConfig) -> list[Draw]:
         steps = config.outcomes - 1
         levels = [low + (high - low) * i / steps for i in range(config.outcomes)]
         outcomes = draw_evenly(levels, number, f"{seed}/outcomes")
-    return [Draw(*each) for each in zip(personas, behaviours, outcomes, strict=True)]
+    seen: Counter[Any] = Counter()
+    draws = []
+    for persona, behaviour, outcome in zip(personas, behaviours, outcomes, strict=True):
+        draws.append(Draw(persona, seen[persona_key(persona)], behaviour, outcome))
+        seen[persona_key(persona)] += 1
+    return draws
 
 
 async def imagine_dialogues(
@@ -95,16 +104,15 @@ async def imagine_dialogues(
     task: Task,
     config: EngineConfig,
     on_dialogue: Callable[[Dialogue], None] | None = None,
-    batch: bool = False,
 ) -> Imagined:
     """Imagines a dataset.
 
     Args:
-        client: The LLM client (`imagination.llm.Client`, or whatever has its `ask_all`).
+        client: The LLM client (`imagination.llm.Client`, or whatever has its `ask_all`). Where
+            its `config.batch` is set, what can go together is asked in one `ask_all`.
         task: A whole task (see `derive_task`).
         config: How many dialogues, and how.
         on_dialogue: Called with each dialogue as it is finished, in no particular order.
-        batch: Send what can go together in one `ask_all`; for a client with Message Batches.
 
     Returns:
         The dialogues that could be finished, and a record of those that could not.
@@ -114,6 +122,7 @@ async def imagine_dialogues(
         LLMError: From the client, where going on makes no sense.
     """
     draws = draw(task, config)
+    batch = getattr(getattr(client, "config", None), "batch", False)
     answering = Answering(client, config.conversations, batch)
     personas = [each.persona for each in draws]
     profiles, letters = await write_profiles(answering, task, personas, config.personas_per_call)
@@ -228,6 +237,7 @@ def _plot(
         task=task,
         persona=drawn.persona,
         profile=profile,
+        situation=profile.situations[drawn.occurrence % len(profile.situations)],
         behaviour=drawn.behaviour,
         instruction=load_behaviours()[drawn.behaviour],
         outcome=drawn.outcome,

@@ -28,6 +28,7 @@ class Plot:
         task: The task.
         persona: What is hidden about the human, axis -> value.
         profile: How this human behaves.
+        situation: What brings them here this time.
         behaviour: Name of the agent's way of going about it.
         instruction: The same, as told to the agent.
         outcome: The reward a script is written for; None for a rollout.
@@ -38,6 +39,7 @@ class Plot:
     task: Task
     persona: Persona
     profile: Profile
+    situation: str
     behaviour: str
     instruction: str
     outcome: float | None
@@ -46,10 +48,6 @@ class Plot:
     @property
     def id(self) -> str:
         return f"{self.task.name}-{self.index}"
-
-    @property
-    def situation(self) -> str:
-        return self.profile.situations[self.index % len(self.profile.situations)]
 
     @property
     def human_values(self) -> dict[str, Any]:
