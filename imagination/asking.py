@@ -3,8 +3,7 @@
 A prompt is a file in `imagination/prompts/`: a line `version: name/1`, then `[system]` (what all
 requests of a step share, so that the server can cache it) and `[user]`, both jinja2 templates.
 Every dialogue is worked on by a coroutine of its own that asks through a `Correspondence`, so a
-slow one holds up nobody. Where requests go as Message Batches, `Waves` collects what all
-coroutines ask and sends it together.
+slow one holds up nobody.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import asyncio
 import dataclasses
 import functools
 import re
+import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -148,57 +148,6 @@ class Post(Protocol):
     async def ask_all(self, requests: Sequence[Request]) -> list[Answer | Failure]: ...
 
 
-class Waves:
-    """Collects the requests of many coroutines and sends them once every one of them waits.
-
-    Message Batches cost half and take long: what can go together must.
-    """
-
-    def __init__(self, post: Post, members: int):
-        """`members`: how many coroutines ask; each calls `leave` when it is done."""
-        self._post, self._members = post, members
-        self._waiting: list[tuple[Sequence[Request], asyncio.Future]] = []
-        self._sending: set[asyncio.Task] = set()
-
-    async def ask_all(self, requests: Sequence[Request]) -> list[Answer | Failure]:
-        answers = asyncio.get_running_loop().create_future()
-        self._waiting.append((requests, answers))
-        self._send_if_complete()
-        return await answers
-
-    def leave(self) -> None:
-        """One coroutine fewer to wait for."""
-        self._members -= 1
-        self._send_if_complete()
-
-    def cancel(self) -> None:
-        """Stops what is being sent; nobody waits for it any more."""
-        self._waiting = []
-        for task in self._sending:
-            task.cancel()
-
-    def _send_if_complete(self) -> None:
-        if self._waiting and len(self._waiting) >= self._members:
-            wave, self._waiting = self._waiting, []
-            task = asyncio.create_task(self._send(wave))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
-
-    async def _send(self, wave: list[tuple[Sequence[Request], asyncio.Future]]) -> None:
-        try:
-            answers = await self._post.ask_all([r for requests, _ in wave for r in requests])
-        except Exception as error:
-            for _, future in wave:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        start = 0
-        for requests, future in wave:
-            if not future.done():
-                future.set_result(answers[start : start + len(requests)])
-            start += len(requests)
-
-
 @dataclasses.dataclass
 class Correspondence:
     """What one dialogue asks, and a record of who answered.
@@ -235,37 +184,40 @@ class Answering:
     Attributes:
         post: The LLM client.
         at_once: How many coroutines are under way at the same time.
-        batch: Send requests in waves, one Message Batch each; all coroutines are under way then.
     """
 
     post: Post
     at_once: int = 256
-    batch: bool = False
+
+    @classmethod
+    def by(cls, post: Post, at_once: int) -> Answering:
+        """All coroutines at once where the client sends Message Batches.
+
+        A batch takes long however small it is, and the client puts into one what is asked at the
+        same time, by whichever coroutine.
+        """
+        batch = getattr(getattr(post, "config", None), "batch", False)
+        return cls(post, sys.maxsize if batch else at_once)
 
     async def work(
         self,
-        jobs: Sequence[Callable[[Post], Coroutine[Any, Any, T]]],
+        jobs: Sequence[Callable[[], Coroutine[Any, Any, T]]],
         on_done: Callable[[T], None] | None = None,
     ) -> list[T]:
         """Runs the jobs side by side, each a task of its own; returns their results in order.
 
         Args:
-            jobs: Coroutine functions; each is given where to ask.
+            jobs: Coroutine functions.
             on_done: Called with each result as it comes.
 
         Raises:
             Whatever the first of them raises; the others are cancelled.
         """
-        waves = Waves(self.post, len(jobs)) if self.batch else None
-        gate = asyncio.Semaphore(len(jobs) if self.batch else self.at_once)
+        gate = asyncio.Semaphore(self.at_once)
 
-        async def run(job: Callable[[Post], Coroutine[Any, Any, T]]) -> T:
+        async def run(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
             async with gate:
-                try:
-                    result = await job(waves or self.post)
-                finally:
-                    if waves:
-                        waves.leave()
+                result = await job()
             if on_done:
                 on_done(result)
             return result
@@ -277,6 +229,4 @@ class Answering:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if waves:
-                waves.cancel()
             raise

@@ -378,7 +378,10 @@ def _provenance(dialogues: Sequence[Dialogue]) -> list[str]:
     rows = []
     for key, what in (("models", "model"), ("prompts", "prompt version")):
         counts = Counter(
-            (step, name) for d in dialogues for step, name in (d.source.get(key) or {}).items()
+            (step, name)
+            for d in dialogues
+            for step, name in (d.source.get(key) or {}).items()
+            if name is not None
         )
         rows += [(what, step, _cut(name), f"{n:,}") for (step, name), n in sorted(counts.items())]
     if not rows:

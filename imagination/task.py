@@ -14,7 +14,7 @@ FEWEST_WORDS = 3  # a description of less says nothing that a persona could be d
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 _SCALE = re.compile(
-    rf"(?:scale|rated|rating|score)\w*\s+(?:of|from|between)?\s*{_NUMBER}\s*(?:to|and|-|–)\s*{_NUMBER}",
+    rf"(scale|rated|rating|score)\w*\s+(?:of|from|between)?\s*{_NUMBER}\s*(?:to|and|-|–)\s*{_NUMBER}",
     re.IGNORECASE,
 )
 
@@ -117,14 +117,14 @@ class Task:
         same = len({text.strip().lower() for text in self.criteria}) < len(self.criteria)
         _require(not same, "criteria", self.criteria, "criteria that differ from each other")
         # A criterion that speaks of another scale makes an LLM rate on that one.
+        worst, best = self.reward_range
         texts = {f"criteria[{i}]": text for i, text in enumerate(self.criteria)}
         for field, text in {**texts, "success": self.success}.items():
-            for low, high in _SCALE.findall(text):
+            for word, low, high in _SCALE.findall(text):
+                whole = (float(low), float(high)) == (worst, best)
+                part = word.lower() != "scale" and worst <= float(low) and float(high) <= best
                 _require(
-                    (float(low), float(high)) == tuple(map(float, self.reward_range)),
-                    field,
-                    text,
-                    "the scale of reward_range, {:g} to {:g}".format(*self.reward_range),
+                    whole or part, field, text, f"the scale of reward_range, {worst:g} to {best:g}"
                 )
 
     def to_yaml(self) -> str:

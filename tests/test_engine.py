@@ -1,8 +1,12 @@
-"""The imagination engine, against a client in this process that answers from a function."""
+"""The imagination engine, against a client in this process that answers from a function.
+
+At the end, with the real client against a server on loopback (`messages_server.py`).
+"""
 
 import asyncio
 import collections
 import dataclasses
+import hashlib
 import itertools
 import json
 import re
@@ -11,17 +15,19 @@ import types
 import numpy as np
 import pytest
 import yaml
+from messages_server import MessagesServer
 
 from imagination import quality, rewards
-from imagination.asking import Answering, Waves, load_behaviours, load_prompt
+from imagination.asking import load_behaviours
 from imagination.dialogue import Dialogue, Turn
 from imagination.engine import EngineConfig, EngineError, derive_task, imagine_dialogues, plan
 from imagination.engine.critique import CLOSING, GRADUAL
+from imagination.engine.derive import PLACEHOLDER as DERIVE_PLACEHOLDER
 from imagination.engine.derive import DerivedFields
 from imagination.engine.reason import Profiles, draw_personas
 from imagination.engine.run import draw
 from imagination.engine.write import AgentTurn, HumanTurn, Script
-from imagination.llm import Answer, Failure, LLMConfig, LLMError, Usage
+from imagination.llm import Answer, Client, Failure, LLMConfig, LLMError, Usage
 from imagination.simulation import teaching, travel
 from imagination.task import Task, TaskError
 
@@ -51,12 +57,10 @@ class FakeClient:
     None = a stand-in of the schema. Waits a moment first, so that coroutines do interleave.
     """
 
-    def __init__(self, answer=lambda request: None, batch=False):
-        self.answer, self.requests, self.waves = answer, [], []
-        self.config = types.SimpleNamespace(batch=batch)
+    def __init__(self, answer=lambda request: None):
+        self.answer, self.requests = answer, []
 
     async def ask_all(self, requests):
-        self.waves.append(len(requests))
         return [await self._ask(request) for request in requests]
 
     async def _ask(self, request):
@@ -147,6 +151,7 @@ BAD_TASKS = [
     ("criteria", ("The same.", "the same.")),
     ("criteria", ("The mood is good, on a scale from 1 to 10.",)),
     ("success", "Rated between 4 and 5."),
+    ("success", "On a scale from 0 to 0.5, the best."),
     ("success", None),
 ]
 
@@ -183,6 +188,7 @@ def test_broken_yaml_says_what_to_do(text, message):
 
 def test_a_criterion_on_the_tasks_own_scale_is_fine():
     dataclasses.replace(TASK, success="On a scale from 0 to 1, it is 0.8 or more.")
+    dataclasses.replace(TASK, success="Rated between 0.8 and 1.")
 
 
 # Derive
@@ -588,9 +594,8 @@ def test_an_error_of_the_client_stops_the_run():
             raise LLMError("401: set ANTHROPIC_API_KEY")
         return None
 
-    for batch in (False, True):
-        with pytest.raises(LLMError, match="401"):
-            imagine(FakeClient(answer, batch), dialogues=20, conversations=4)
+    with pytest.raises(LLMError, match="401"):
+        imagine(FakeClient(answer), dialogues=20, conversations=4)
 
 
 @pytest.mark.parametrize("way", ["script", "rollout"])
@@ -641,34 +646,9 @@ def test_a_slow_conversation_holds_up_no_other():
     assert [d.id for d in imagined.dialogues] == [f"advice-{i}" for i in range(5)]
 
 
-@pytest.mark.parametrize("way", ["script", "rollout"])
-def test_in_batches_all_conversations_ask_together(way):
-    one_by_one, together = FakeClient(), FakeClient(batch=True)
-    a = imagine(one_by_one, dialogues=20, way=way, also_rewards=("judge",), conversations=3)
-    b = imagine(together, dialogues=20, way=way, also_rewards=("judge",), conversations=3)
-    assert a == b
-    assert sorted(one_by_one.keys()) == sorted(together.keys())
-    turns = 1 if way == "script" else 2 * TASK.max_turns + 1
-    assert len(together.waves) == 1 + turns + 2  # personas, turns, critique, ratings
-
-
-def test_a_wave_goes_on_when_somebody_leaves():
-    async def asks(post, times):
-        request = load_prompt("agent").request(
-            "imagine agent", AgentTurn, {"task": TASK, "behaviour": "x"}, [("user", "Hi.")]
-        )
-        for _ in range(times):
-            await post.ask_all([request])
-
-    client = FakeClient()
-    jobs = [lambda post, times=times: asks(post, times) for times in (1, 3, 0, 2)]
-    asyncio.run(asyncio.wait_for(Answering(client, batch=True).work(jobs), timeout=10))
-    assert client.waves == [3, 2, 1]
-    assert Waves(client, 1)
-
-
 def test_every_dialogue_has_the_same_keys_and_survives_the_disk():
-    client = FakeClient(failing_first_time(1))
+    rewrite = failing_first_time(1)
+    client = FakeClient(lambda r: rewrite(r) if r.label in ("advice-1", "advice-3") else None)
     for settings in ({}, {"way": "script", "rewards": "outcome"}):
         records = [d.to_json() for d in imagine(client, **settings).dialogues]
         shapes = {json.dumps(_shape(record["source"])) for record in records}
@@ -677,6 +657,8 @@ def test_every_dialogue_has_the_same_keys_and_survives_the_disk():
             again = Dialogue.from_json(json.loads(json.dumps(record))).to_json()
             assert again == record and record["messages"][0]["role"] == "user"
             source = record["source"]
+            rewritten = record["id"] in ("advice-1", "advice-3")
+            assert source["models"].pop("refine") == ("fake-1" if rewritten else None)
             assert set(source["models"].values()) == {"fake-1"}
             assert {"reason", "critique", "behaviours"} <= set(source["prompts"])
 
@@ -841,3 +823,92 @@ def test_the_card_of_dialogues_from_elsewhere_leaves_out_what_is_not_known():
     dialogues = [dialogue("a", "Hello there.", "Hi."), dialogue("b", "Hello.", "Hi there.")]
     card = quality.card_sections(dialogues, TASK)
     assert "Nobody rated" in card and "## Critique" not in card and "## Tokens" not in card
+
+
+# With the real client, over HTTP
+
+
+def served(body):
+    """Answers of every schema, in words that hang on the question alone."""
+    asked = [message["content"] for message in body["messages"]]
+    if again := [i for i, text in enumerate(asked) if "cannot be used" in text]:
+        asked = asked[: again[0] - 1]
+    system = body["system"][0]["text"]
+    mark = hashlib.sha256("".join([system, *asked]).encode()).hexdigest()[:6]
+    fields = set(body["output_config"]["format"]["schema"]["properties"])
+    if "unusable_because" in fields:
+        placeholder = DerivedFields.placeholder().model_dump()
+        derived = {**DERIVE_PLACEHOLDER, "max_turns": 3}
+        derived["persona_axes"] = [axis.model_dump() for axis in derived["persona_axes"]]
+        return json.dumps({**placeholder, **derived})
+    if "profiles" in fields:
+        each = {"profile": mark, "reveals": mark, "situations": [mark], "difficult": False}
+        numbers = range(1, asked[0].count("Combination") + 1)
+        return json.dumps({"profiles": [{"number": i, **each} for i in numbers]})
+    if "turns" in fields:
+        last = "Rewritten." if "You revise" in system else "Thanks."
+        said = [("human", f"Hi {mark}."), ("agent", "Hello."), ("human", last)]
+        return json.dumps({"turns": [{"speaker": s, "text": t} for s, t in said]})
+    if "verdicts" in fields:
+        count = len(re.findall(r"^\d+\. ", system, flags=re.MULTILINE))
+        good = "Rewritten." in asked[0] or int(mark, 16) % 2 == 0
+        each = {"reason": mark, "fulfilled": good}
+        return json.dumps({"verdicts": [{"number": i + 1, **each} for i in range(count)]})
+    if "rating" in fields:
+        return json.dumps({"reason": mark, "rating": int(mark, 16) % 11 / 10})
+    ends = {"ends": int(mark, 16) % 4 == 0} if "ends" in fields else {}
+    return json.dumps({"text": f"Words {mark}.", **ends})
+
+
+def over_http(server, folder, config, **llm):
+    """From a paragraph to a dataset. Returns task, result and the client's meter."""
+    prices = {"price_input": 3.0, "price_output": 15.0, "batch_poll": 0.02, "timeout": 10.0}
+
+    async def run():
+        client = Client(LLMConfig(model="small", base_url=server.url, **prices, **llm), folder)
+        try:
+            task = await derive_task(client, "advice", {"description": TASK.description})
+            return task, await imagine_dialogues(client, task, config), client.meter
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def key_in_environment(monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-none")
+    monkeypatch.delenv("ANTHROPIC_BASE_URL", raising=False)
+
+
+@pytest.mark.usefixtures("key_in_environment")
+@pytest.mark.parametrize("way", ["script", "rollout"])
+def test_faults_and_a_restart_change_nothing_in_the_dataset(tmp_path, way):
+    config = EngineConfig(dialogues=30, way=way, also_rewards=("judge",), judge_votes=2)
+    with MessagesServer(served) as server:
+        task, smooth, _ = over_http(server, tmp_path / "smooth", config)
+        answered = dict(server.answered)
+    assert len(smooth.dialogues) == 30 and not smooth.dropped
+    assert 0 < sum(d.source["kind"] == "critiqued" for d in smooth.dialogues) < 30
+    faults = dict.fromkeys(("429", "500", "529", "max_tokens", "wrong_schema", "refusal"), 0.015)
+    with MessagesServer(served, faults=faults, schedule=[""] * 40 + ["401"]) as server:
+        with pytest.raises(LLMError, match="401"):
+            over_http(server, tmp_path / "rough", config, max_asks=6)
+        again, rough, meter = over_http(server, tmp_path / "rough", config, max_asks=6)
+        assert server.fault_count(*faults)
+        # Nothing was paid for twice; resamples of one question have the same body.
+        assert {body: server.answered[body] for body in answered} == answered
+    assert again == task and rough == smooth
+    assert sum(row["cache_hits"] for row in meter.summary()) >= 40
+    card = quality.card_sections(rough.dialogues, task, meter.summary(), rough.dropped)
+    assert "| all |" in card
+
+
+@pytest.mark.usefixtures("key_in_environment")
+def test_message_batches_hold_what_all_conversations_ask_at_a_time(tmp_path):
+    config = EngineConfig(dialogues=20, way="script", critique_rounds=0, conversations=2)
+    with MessagesServer(served) as server:
+        _, imagined, _ = over_http(server, tmp_path / "batch", config, batch=True)
+        assert [batch.size for batch in server.batches] == [1, 3, 20, 20]
+        _, direct, _ = over_http(server, tmp_path / "direct", config)
+    assert imagined == direct

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -144,7 +143,7 @@ async def write_profiles(
     groups = [distinct[start : start + personas_per_call] for start in starts]
     letters = Correspondence(answering.post)
 
-    async def describe(letters: Correspondence, group: Sequence[Persona], first: int) -> dict:
+    async def describe(group: Sequence[Persona], first: int) -> dict:
         label = f"personas {first + 1} to {first + len(group)}"
         try:
             answer = await letters.ask(profile_request(task, group, label))
@@ -152,16 +151,14 @@ async def write_profiles(
             if len(group) == 1:
                 return {persona_key(group[0]): dropped}
             # One that is refused must not take the others of its call with it.
-            alone = [await describe(letters, [each], first + i) for i, each in enumerate(group)]
+            alone = [await describe([each], first + i) for i, each in enumerate(group)]
             return {key: value for found in alone for key, value in found.items()}
         by_number = {profile.number: profile for profile in answer.profiles}
         return {persona_key(p): by_number[i] for i, p in enumerate(group, start=1)}
 
     profiles: dict[Any, Profile | Dropped] = {}
     jobs = [
-        lambda post, group=group, start=start: describe(
-            dataclasses.replace(letters, post=post), group, start
-        )
+        functools.partial(describe, group, start)
         for start, group in zip(starts, groups, strict=True)
     ]
     for found in await answering.work(jobs):

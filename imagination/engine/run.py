@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -108,8 +109,7 @@ async def imagine_dialogues(
     """Imagines a dataset.
 
     Args:
-        client: The LLM client (`imagination.llm.Client`, or whatever has its `ask_all`). Where
-            its `config.batch` is set, what can go together is asked in one `ask_all`.
+        client: The LLM client (`imagination.llm.Client`, or whatever has its `ask_all`).
         task: A whole task (see `derive_task`).
         config: How many dialogues, and how.
         on_dialogue: Called with each dialogue as it is finished, in no particular order.
@@ -122,8 +122,7 @@ async def imagine_dialogues(
         LLMError: From the client, where going on makes no sense.
     """
     draws = draw(task, config)
-    batch = getattr(getattr(client, "config", None), "batch", False)
-    answering = Answering(client, config.conversations, batch)
+    answering = Answering.by(client, config.conversations)
     personas = [each.persona for each in draws]
     profiles, letters = await write_profiles(answering, task, personas, config.personas_per_call)
     dropped: list[DroppedDialogue] = []
@@ -139,9 +138,7 @@ async def imagine_dialogues(
         if isinstance(result, Dialogue) and on_dialogue:
             on_dialogue(result)
 
-    jobs = [
-        lambda post, plot=plot: _imagine_one(_copy(letters, post), plot, config) for plot in plots
-    ]
+    jobs = [functools.partial(_imagine_one, _copy(letters), plot, config) for plot in plots]
     results = await answering.work(jobs, done)
     dialogues = [result for result in results if isinstance(result, Dialogue)]
     dropped += [result for result in results if isinstance(result, DroppedDialogue)]
@@ -212,6 +209,7 @@ def _source(
     ended_by: str,
 ) -> dict[str, Any]:
     """Where a dialogue came from. Every dialogue has every key, as tables need it."""
+    unused = {"refine": None} if config.critique_rounds else {}
     return {
         "kind": "imagined" if critique.original is None else "critiqued",
         "way": config.way,
@@ -220,8 +218,8 @@ def _source(
         "difficult": plot.profile.difficult,
         "ended_by": ended_by,
         "outcome": plot.outcome,
-        "models": letters.models,
-        "prompts": {**letters.prompts, "behaviours": behaviours_version()},
+        "models": {**unused, **letters.models},
+        "prompts": {**unused, **letters.prompts, "behaviours": behaviours_version()},
         "critique": critique.to_json(),
         "rewards": ratings.to_json(),
     }
@@ -245,6 +243,6 @@ def _plot(
     )
 
 
-def _copy(letters: Correspondence, post: Post) -> Correspondence:
+def _copy(letters: Correspondence) -> Correspondence:
     """A correspondence of its own that remembers who described the personas."""
-    return Correspondence(post, dict(letters.models), dict(letters.prompts))
+    return Correspondence(letters.post, dict(letters.models), dict(letters.prompts))
