@@ -89,15 +89,7 @@ class Task:
             _require(not same, field, values, "values that differ from each other")
 
     def _check_rewards(self) -> None:
-        rewards = self.reward_range
-        is_pair = isinstance(rewards, (tuple, list)) and len(rewards) == 2
-        _require(
-            is_pair and all(map(_is_finite, rewards)) and rewards[0] < rewards[1],
-            "reward_range",
-            rewards,
-            "two numbers, the worst rating and a higher best one",
-        )
-        low, high = rewards
+        low, high = check_reward_range(self.reward_range)
         _require(
             _is_finite(self.success_reward) and low <= self.success_reward <= high,
             "success_reward",
@@ -183,6 +175,18 @@ def check_description(description: Any) -> None:
         description,
         f"at least {FEWEST_WORDS} words that say who talks with whom, and what for",
     )
+
+
+def check_reward_range(rewards: Any) -> tuple[float, float]:
+    """Returns worst and best rating. Raises `TaskError` unless they are two rising numbers."""
+    is_pair = isinstance(rewards, (tuple, list)) and len(rewards) == 2
+    _require(
+        is_pair and all(map(_is_finite, rewards)) and rewards[0] < rewards[1],
+        "reward_range",
+        rewards,
+        "two numbers, the worst rating and a higher best one",
+    )
+    return float(rewards[0]), float(rewards[1])
 
 
 def _frozen(value: Any) -> Any:

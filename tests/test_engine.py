@@ -218,6 +218,11 @@ def test_what_is_given_is_kept_and_not_asked_for():
     assert asked == {"unusable_because", "human_role", "criteria", "success"}
 
 
+def test_success_begins_at_the_same_place_of_any_scale():
+    assert derive(FakeClient()).success_reward == 0.8
+    assert derive(FakeClient(), reward_range=[0, 5]).success_reward == 4
+
+
 def test_a_whole_task_takes_no_call():
     client = FakeClient()
     fields = {f.name: getattr(TASK, f.name) for f in dataclasses.fields(TASK) if f.name != "name"}
@@ -233,6 +238,8 @@ def test_a_whole_task_takes_no_call():
         ({"persona_axes": {"use": ["sport"]}}, "persona_axes"),
         ({"criteria": ["rated on a scale of 1 to 5"]}, "criteria"),
         ({"success_reward": 3}, "success_reward"),
+        ({"reward_range": (5, 1)}, "reward_range"),
+        ({"reward_range": "0 to 1"}, "reward_range"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_paid_for(given, field):

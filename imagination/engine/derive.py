@@ -10,10 +10,10 @@ import pydantic
 
 from imagination.asking import Correspondence, Dropped, EngineError, Post, load_prompt
 from imagination.llm import Request
-from imagination.task import Task, check_description, check_name
+from imagination.task import Task, check_description, check_name, check_reward_range
 
 DERIVED = ("agent_role", "human_role", "persona_axes", "criteria", "success", "max_turns")
-DEFAULTS = {"reward_range": (0.0, 1.0), "success_reward": 0.8}
+SUCCESS_FROM = 0.8  # of the way from the worst to the best rating
 MAX_TURNS = (3, 20)
 
 
@@ -35,7 +35,7 @@ FIELD_TYPES = {
 class DerivedFields(pydantic.BaseModel):
     """Base of the answer's schema, which has the fields that are missing (see `_schema`)."""
 
-    placeholder_fields: ClassVar[tuple[str, ...]] = ()
+    reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     unusable_because: str
 
@@ -57,7 +57,8 @@ class DerivedFields(pydantic.BaseModel):
         if not getattr(self, "success", "nothing asked").strip():
             raise ValueError("success is empty")
         # The same checks as for a task written by hand; the message goes back to the model.
-        task_from("derived", {"description": "Somebody talks with somebody.", **self.fields()})
+        known = {"description": "Somebody talks to somebody.", "reward_range": self.reward_range}
+        task_from("derived", {**known, **self.fields()})
         return self
 
     def fields(self) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def derive_request(name: str, given: Mapping[str, Any]) -> Request:
     missing = missing_fields(given)
     known = {field: _words(given[field]) for field in DERIVED if field not in missing}
     values = {"description": given["description"], "given": known, "missing": missing}
-    return load_prompt("derive").request("derive", _schema(missing), values, label=name)
+    return load_prompt("derive").request("derive", _schema_for(given), values, label=name)
 
 
 async def derive_task(post: Post, name: str, given: Mapping[str, Any]) -> Task:
@@ -115,7 +116,7 @@ async def derive_task(post: Post, name: str, given: Mapping[str, Any]) -> Task:
         post: The LLM client.
         name: The task's name.
         given: Fields of `Task`, `description` at least. Empty ones are derived; the reward
-            scale, where absent, is 0 to 1 with success from 0.8.
+            scale, where absent, is 0 to 1, and success begins at 0.8 of the way up.
 
     Raises:
         TaskError: A given field that cannot be used.
@@ -145,13 +146,14 @@ async def derive_task(post: Post, name: str, given: Mapping[str, Any]) -> Task:
 
 def task_placeholders(given: Mapping[str, Any]) -> dict[str, Any]:
     """Stand-ins of ordinary size for the fields that are still to be derived."""
-    return _schema(missing_fields(given)).placeholder().fields()
+    return _schema_for(given).placeholder().fields()
 
 
 def task_from(name: str, fields: Mapping[str, Any]) -> Task:
     """A task from its fields; scale and, where absent, everything derivable get stand-ins."""
     axes = {axis.name: axis.values for axis in PLACEHOLDER["persona_axes"]}
-    whole = {**DEFAULTS, **PLACEHOLDER, "persona_axes": axes, **_present(fields), "name": name}
+    scale = {"reward_range": DerivedFields.reward_range}
+    whole = {**scale, **PLACEHOLDER, "persona_axes": axes, **_present(fields), "name": name}
     for field in ("reward_range", "criteria"):
         if isinstance(whole[field], list):
             whole[field] = tuple(whole[field])
@@ -160,6 +162,9 @@ def task_from(name: str, fields: Mapping[str, Any]) -> Task:
             axis: tuple(values) if isinstance(values, list) else values
             for axis, values in whole["persona_axes"].items()
         }
+    if "success_reward" not in whole:
+        low, high = check_reward_range(whole["reward_range"])
+        whole["success_reward"] = low + SUCCESS_FROM * (high - low)
     return Task(**whole)
 
 
@@ -168,10 +173,17 @@ def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if v or (k not in DERIVED and v == 0)}
 
 
+def _schema_for(given: Mapping[str, Any]) -> type[DerivedFields]:
+    low, high = check_reward_range(given.get("reward_range") or DerivedFields.reward_range)
+    return _schema(missing_fields(given), low, high)
+
+
 @functools.cache
-def _schema(missing: tuple[str, ...]) -> type[DerivedFields]:
+def _schema(missing: tuple[str, ...], low: float, high: float) -> type[DerivedFields]:
     fields = {name: (FIELD_TYPES[name], ...) for name in missing}
-    return pydantic.create_model("DerivedFields", __base__=DerivedFields, **fields)
+    schema = pydantic.create_model("DerivedFields", __base__=DerivedFields, **fields)
+    schema.reward_range = (low, high)
+    return schema
 
 
 def _words(value: Any) -> str:

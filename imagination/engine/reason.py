@@ -81,7 +81,7 @@ def draw_personas(axes: Mapping[str, Sequence[str]], number: int, seed: int) -> 
     length = math.lcm(*sizes)
     seen: set[tuple[int, ...]] = set()
     order: list[tuple[int, ...]] = []
-    for start in _starts(sizes, dice):
+    for start in _starts(sizes, number, dice):
         if start in seen:
             continue
         walk = [
@@ -99,9 +99,9 @@ def draw_personas(axes: Mapping[str, Sequence[str]], number: int, seed: int) -> 
     return [combinations[i % len(combinations)] for i in range(number)]
 
 
-def _starts(sizes: Sequence[int], dice: random.Random) -> Iterator[tuple[int, ...]]:
+def _starts(sizes: Sequence[int], number: int, dice: random.Random) -> Iterator[tuple[int, ...]]:
     """Combinations in random order: which walk comes next, and where on it one begins."""
-    if math.prod(sizes) > MANY:  # too many to list, and too many for all to be needed
+    if math.prod(sizes) > max(MANY, 2 * number):  # too many to list, and not all are needed
         while True:
             yield tuple(map(dice.randrange, sizes))
     points = list(itertools.product(*map(range, sizes)))
@@ -111,12 +111,9 @@ def _starts(sizes: Sequence[int], dice: random.Random) -> Iterator[tuple[int, ..
 
 def draw_evenly(values: Sequence[Any], number: int, seed: str) -> list[Any]:
     """Draws values in random order, each equally often in any stretch from the beginning."""
-    drawn: list[Any] = []
-    for block in itertools.count():
-        if len(drawn) >= number:
-            return drawn[:number]
-        drawn += random.Random(f"{seed}/{block}").sample(list(values), len(values))
-    raise AssertionError
+    blocks = range(-(-number // len(values)))
+    drawn = [random.Random(f"{seed}/{block}").sample(list(values), len(values)) for block in blocks]
+    return [value for block in drawn for value in block][:number]
 
 
 def persona_key(persona: Persona) -> tuple[tuple[str, str], ...]:
