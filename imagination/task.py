@@ -1,9 +1,26 @@
-"""`Task`: what the agent is there for, in plain words."""
+"""`Task`: what the agent is there for, in plain words, and as YAML to read and edit by hand."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+FEWEST_WORDS = 3  # a description of less says nothing that a persona could be derived from
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NUMBER = r"(-?\d+(?:\.\d+)?)"
+_SCALE = re.compile(
+    rf"(scale|rated|rating|score)\w*\s+(?:of|from|between)?\s*{_NUMBER}\s*(?:to|and|-|–)\s*{_NUMBER}",
+    re.IGNORECASE,
+)
+
+
+class TaskError(ValueError):
+    """A task that cannot be used. The message names place, field and value, and the way out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +36,11 @@ class Task:
         reward_range: Worst and best rating of a finished dialogue.
         success_reward: A dialogue rated at least this counts as a success.
         max_turns: Agent turns after which a conversation is over.
+        criteria: What a good dialogue of this task must fulfil, one sentence each.
+        success: What counts as success, in words.
+
+    Raises:
+        TaskError: A field that cannot be used.
     """
 
     name: str
@@ -29,3 +51,166 @@ class Task:
     reward_range: tuple[float, float]
     success_reward: float
     max_turns: int
+    criteria: tuple[str, ...] = ()
+    success: str = ""
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raises `TaskError` for the first field that cannot work."""
+        check_name(self.name)
+        check_description(self.description)
+        for field in ("agent_role", "human_role"):
+            _text(field, getattr(self, field), "one or two words, such as 'tutor'")
+        self._check_axes()
+        self._check_rewards()
+        _require(
+            _is_integer(self.max_turns) and self.max_turns >= 1,
+            "max_turns",
+            self.max_turns,
+            "a whole number of agent turns, at least 1",
+        )
+        if not isinstance(self.success, str):
+            _require(False, "success", self.success, "text (may be empty)")
+        self._check_criteria()
+
+    def _check_axes(self) -> None:
+        axes = self.persona_axes
+        _require(isinstance(axes, Mapping), "persona_axes", axes, "axis -> list of values")
+        for axis, values in axes.items():
+            field = f"persona_axes.{axis}"
+            _text("persona_axes", axis, "axes with a name")
+            _require(isinstance(values, (tuple, list)), field, values, "a list of values")
+            _require(len(values) >= 2, field, values, "at least two values: one hides nothing")
+            for value in values:
+                _text(field, value, "values as text (in YAML, put yes, no and numbers in quotes)")
+            same = len({value.strip().lower() for value in values}) < len(values)
+            _require(not same, field, values, "values that differ from each other")
+
+    def _check_rewards(self) -> None:
+        low, high = check_reward_range(self.reward_range)
+        _require(
+            _is_finite(self.success_reward) and low <= self.success_reward <= high,
+            "success_reward",
+            self.success_reward,
+            f"a number inside reward_range, {low:g} to {high:g}",
+        )
+
+    def _check_criteria(self) -> None:
+        _require(
+            isinstance(self.criteria, (tuple, list)),
+            "criteria",
+            self.criteria,
+            "a list of sentences",
+        )
+        for index, text in enumerate(self.criteria):
+            _text(f"criteria[{index}]", text, "a sentence, or no such criterion")
+        same = len({text.strip().lower() for text in self.criteria}) < len(self.criteria)
+        _require(not same, "criteria", self.criteria, "criteria that differ from each other")
+        # A criterion that speaks of another scale makes an LLM rate on that one.
+        worst, best = self.reward_range
+        texts = {f"criteria[{i}]": text for i, text in enumerate(self.criteria)}
+        for field, text in {**texts, "success": self.success}.items():
+            for word, low, high in _SCALE.findall(text):
+                whole = (float(low), float(high)) == (worst, best)
+                part = word.lower() != "scale" and worst <= float(low) and float(high) <= best
+                _require(
+                    whole or part, field, text, f"the scale of reward_range, {worst:g} to {best:g}"
+                )
+
+    def to_yaml(self) -> str:
+        """The task as YAML that `from_yaml` reads back to an equal task."""
+        record = dataclasses.asdict(self)
+        record["persona_axes"] = {axis: list(values) for axis, values in self.persona_axes.items()}
+        record["reward_range"] = list(map(float, self.reward_range))
+        record["criteria"] = list(self.criteria)
+        return yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=88)
+
+    @classmethod
+    def from_yaml(cls, text: str, where: str = "task.yaml") -> Task:
+        """Inverse of `to_yaml`.
+
+        Args:
+            text: The YAML, perhaps edited by hand.
+            where: The file's name, for messages.
+
+        Raises:
+            TaskError: Names `where` and the field at fault.
+        """
+        try:
+            record = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            problem = " ".join(str(error).split())
+            raise TaskError(f"{where}: not valid YAML: {problem}. Repair the file.") from None
+        if not isinstance(record, dict):
+            raise TaskError(f"{where}: expected 'field: value' lines, got {str(record)[:80]!r}.")
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for key in record:
+            if key not in fields:
+                known = ", ".join(fields)
+                raise TaskError(f"{where}: no field is called {key!r}; there are {known}.")
+        for name, field in fields.items():
+            if field.default is dataclasses.MISSING and name not in record:
+                raise TaskError(f"{where}: field {name!r} is missing. Add a line '{name}: ...'.")
+        try:
+            return cls(**{key: _frozen(value) for key, value in record.items()})
+        except TaskError as error:
+            raise TaskError(f"{where}: {error}") from None
+
+
+def check_name(name: Any) -> None:
+    """Raises `TaskError` unless `name` can be part of a file name on every system."""
+    valid = isinstance(name, str) and _NAME.fullmatch(name)
+    _require(bool(valid), "name", name, "letters, digits, _ and -, beginning with no sign")
+
+
+def check_description(description: Any) -> None:
+    """Raises `TaskError` unless there is text enough to derive a task from."""
+    _text("description", description, "the task in a paragraph, as told to a person")
+    words = re.findall(r"\w*[^\W\d_]\w*", description)
+    _require(
+        len(words) >= FEWEST_WORDS,
+        "description",
+        description,
+        f"at least {FEWEST_WORDS} words that say who talks with whom, and what for",
+    )
+
+
+def check_reward_range(rewards: Any) -> tuple[float, float]:
+    """Returns worst and best rating. Raises `TaskError` unless they are two rising numbers."""
+    is_pair = isinstance(rewards, (tuple, list)) and len(rewards) == 2
+    _require(
+        is_pair and all(map(_is_finite, rewards)) and rewards[0] < rewards[1],
+        "reward_range",
+        rewards,
+        "two numbers, the worst rating and a higher best one",
+    )
+    return float(rewards[0]), float(rewards[1])
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, inside mappings too."""
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    if isinstance(value, dict):
+        return {key: _frozen(each) for key, each in value.items()}
+    return value
+
+
+def _text(field: str, value: Any, expected: str) -> None:
+    _require(isinstance(value, str) and bool(value.strip()), field, value, expected)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def _require(condition: bool, field: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise TaskError(f"task field {field!r} is {str(value)[:80]!r}; expected {expected}.")

@@ -1,0 +1,232 @@
+"""Prompts from files, requests out of them, and answers back to the dialogue that asked.
+
+A prompt is a file in `imagination/prompts/`: a line `version: name/1`, then `[system]` (what all
+requests of a step share, so that the server can cache it) and `[user]`, both jinja2 templates.
+Every dialogue is worked on by a coroutine of its own that asks through a `Correspondence`, so a
+slow one holds up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import re
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import jinja2
+import pydantic
+
+from imagination.dialogue import Turn
+from imagination.llm import Answer, Failure, Request
+
+PROMPTS = Path(__file__).parent / "prompts"
+
+T = TypeVar("T")
+
+
+class EngineError(RuntimeError):
+    """The engine cannot go on. The message says what happened and the way out."""
+
+
+class Dropped(Exception):
+    """A dialogue that cannot be finished, because a request of it was set aside.
+
+    Attributes:
+        step: Where it happened.
+        reason: Why, in words.
+    """
+
+    def __init__(self, step: str, reason: str):
+        super().__init__(f"{step}: {reason}")
+        self.step, self.reason = step, reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt file: its version and its two templates (`user` may be absent)."""
+
+    version: str
+    system: jinja2.Template
+    user: jinja2.Template | None
+
+    def request(
+        self,
+        step: str,
+        schema: type[pydantic.BaseModel],
+        values: dict[str, Any],
+        history: Sequence[tuple[str, str]] = (),
+        resample: int = 0,
+        label: str = "",
+    ) -> Request:
+        """The request of this prompt.
+
+        Args:
+            step: What the call is for; the meter counts by it.
+            schema: What the answer must be.
+            values: What the templates need.
+            history: Further messages (role, text), behind the user's one.
+            resample: Another number, another answer to the same question.
+            label: What it is about, for people.
+        """
+        opening = (("user", self.user.render(values).strip()),) if self.user else ()
+        return Request(
+            step=step,
+            system=self.system.render(values).strip(),
+            messages=(*opening, *history),
+            schema=schema,
+            prompt_version=self.version,
+            resample=resample,
+            label=label,
+        )
+
+
+@functools.cache
+def load_prompt(name: str) -> Prompt:
+    """Reads `imagination/prompts/<name>.md`.
+
+    Raises:
+        EngineError: The file is not a prompt; the message names it.
+    """
+    version, body = _versioned(name)
+    parts = re.split(r"^\[(system|user)\]\n", body, flags=re.MULTILINE)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    if "system" not in sections:
+        raise EngineError(f"{PROMPTS / name}.md has no line [system]; the prompt goes below it.")
+    jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
+    jinja.filters["traits"] = _traits
+    compiled = {section: jinja.from_string(text) for section, text in sections.items()}
+    return Prompt(version, compiled["system"], compiled.get("user"))
+
+
+@functools.cache
+def load_behaviours() -> dict[str, str]:
+    """The non-expert ways in which an imagined agent behaves: name -> instruction."""
+    _, body = _versioned("behaviours")
+    parts = re.split(r"^## (.+)\n", body, flags=re.MULTILINE)
+    return {n.strip(): t.strip() for n, t in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@functools.cache
+def behaviours_version() -> str:
+    """Version of the file that `load_behaviours` reads."""
+    return _versioned("behaviours")[0]
+
+
+def _traits(persona: Mapping[str, str]) -> str:
+    """A persona in a prompt."""
+    return "; ".join(f"{axis} = {value}" for axis, value in persona.items())
+
+
+def _versioned(name: str) -> tuple[str, str]:
+    path = PROMPTS / f"{name}.md"
+    first, _, body = path.read_text(encoding="utf-8").partition("\n")
+    field, _, version = first.partition(": ")
+    if field != "version" or not version.strip():
+        raise EngineError(f"{path} starts with {first[:40]!r}; the first line is 'version: ...'.")
+    return version.strip(), body
+
+
+def transcript(turns: Sequence[Turn], agent_role: str, human_role: str) -> str:
+    """The dialogue as a reader sees it, one turn a line."""
+    role = {"agent": agent_role, "human": human_role}
+    return "\n".join(f"{role[turn.speaker]}: {turn.text}" for turn in turns)
+
+
+def clean_text(text: str, *roles: str) -> str:
+    """An utterance without the label that some models put in front ("Tutor: ...")."""
+    labels = "|".join(re.escape(role) for role in roles)
+    return re.sub(rf"^\s*(?:{labels})\s*:\s*", "", text, flags=re.IGNORECASE).strip()
+
+
+class Post(Protocol):
+    """Takes requests and gives their answers, in order. `imagination.llm.Client` is one."""
+
+    async def ask_all(self, requests: Sequence[Request]) -> list[Answer | Failure]: ...
+
+
+@dataclasses.dataclass
+class Correspondence:
+    """What one dialogue asks, and a record of who answered.
+
+    Attributes:
+        post: Where requests go.
+        models: Step -> the model that answered it.
+        prompts: Step -> version of its prompt.
+    """
+
+    post: Post
+    models: dict[str, str] = dataclasses.field(default_factory=dict)
+    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    async def ask(self, request: Request) -> Any:
+        """The answer, as the request's schema. Raises `Dropped` where there is none."""
+        return (await self.ask_all([request]))[0]
+
+    async def ask_all(self, requests: Sequence[Request]) -> list[Any]:
+        """Likewise for several requests that do not wait for each other."""
+        answers = await self.post.ask_all(requests)
+        for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, Failure):
+                raise Dropped(request.step, answer.reason)
+            self.models[request.step] = answer.model
+            self.prompts[request.step] = request.prompt_version
+        return [answer.parsed for answer in answers]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answering:
+    """Where all coroutines' requests go.
+
+    Attributes:
+        post: The LLM client.
+        at_once: How many coroutines are under way at the same time.
+    """
+
+    post: Post
+    at_once: int = 256
+
+    @classmethod
+    def by(cls, post: Post, at_once: int) -> Answering:
+        """All coroutines at once where the client sends Message Batches.
+
+        A batch takes long however small it is, and the client puts into one what is asked at the
+        same time, by whichever coroutine.
+        """
+        batch = getattr(getattr(post, "config", None), "batch", False)
+        return cls(post, sys.maxsize if batch else at_once)
+
+    async def work(
+        self,
+        jobs: Sequence[Callable[[], Coroutine[Any, Any, T]]],
+        on_done: Callable[[T], None] | None = None,
+    ) -> list[T]:
+        """Runs the jobs side by side, each a task of its own; returns their results in order.
+
+        Args:
+            jobs: Coroutine functions.
+            on_done: Called with each result as it comes.
+
+        Raises:
+            Whatever the first of them raises; the others are cancelled.
+        """
+        gate = asyncio.Semaphore(self.at_once)
+
+        async def run(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
+            async with gate:
+                result = await job()
+            if on_done:
+                on_done(result)
+            return result
+
+        tasks = [asyncio.create_task(run(job)) for job in jobs]
+        try:
+            return await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise

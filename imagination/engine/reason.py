@@ -1,0 +1,163 @@
+"""Step reason: which personas there are, balanced, and how each of them behaves."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import pydantic
+
+from imagination.asking import Answering, Correspondence, Dropped, load_prompt
+from imagination.llm import Request
+from imagination.task import Task
+
+Persona = Mapping[str, str]
+MANY = 1_000_000
+
+
+class Profile(pydantic.BaseModel):
+    """How the human of one persona behaves."""
+
+    number: int
+    profile: str
+    reveals: str
+    situations: list[str]
+    difficult: bool
+
+
+class Profiles(pydantic.BaseModel):
+    """The answer to one call: as many profiles as combinations were given."""
+
+    count: ClassVar[int] = 1
+
+    profiles: list[Profile]
+
+    @pydantic.model_validator(mode="after")
+    def _one_of_each(self) -> Profiles:
+        numbers = sorted(profile.number for profile in self.profiles)
+        if numbers != list(range(1, self.count + 1)):
+            raise ValueError(f"profiles numbered 1 to {self.count} are asked for, got {numbers}")
+        for each in self.profiles:
+            if not each.profile.strip() or not each.situations or not all(each.situations):
+                raise ValueError(f"profile {each.number} is without a profile or situations")
+        return self
+
+    @classmethod
+    def placeholder(cls) -> Profiles:
+        """An answer of ordinary size, for `plan`."""
+        profile = "You talk and react like a person with these traits would. " * 6
+        reveals = "You let it show in how you react. " * 3
+        situations = ["You came for a reason of your own."] * 3
+        each = {"profile": profile, "reveals": reveals, "situations": situations}
+        numbers = range(1, cls.count + 1)
+        return cls(profiles=[Profile(number=i, difficult=False, **each) for i in numbers])
+
+
+@functools.cache
+def _schema(count: int) -> type[Profiles]:
+    body = {"count": count, "__annotations__": {"count": ClassVar[int]}, "__module__": __name__}
+    return type("Profiles", (Profiles,), body)
+
+
+def draw_personas(axes: Mapping[str, Sequence[str]], number: int, seed: int) -> list[Persona]:
+    """Draws personas evenly: the first n are as balanced as any n can be.
+
+    Every combination comes equally often, or once more where `number` is no multiple of their
+    count; among those that come once more, every value of every axis does equally often, give
+    or take one. More personas from the same seed begin with the same ones.
+
+    Walking diagonally (one step on every axis at a time) visits the values of each axis in turn,
+    and comes back after the least common multiple of the axes' sizes; so every stretch of such
+    a walk is balanced, and the walks from different starts cover all combinations.
+    """
+    dice = random.Random(f"{seed}/personas")
+    names = list(axes)
+    values = [dice.sample(list(axes[name]), len(axes[name])) for name in names]
+    sizes = [len(each) for each in values]
+    length = math.lcm(*sizes)
+    seen: set[tuple[int, ...]] = set()
+    order: list[tuple[int, ...]] = []
+    for start in _starts(sizes, number, dice):
+        if start in seen:
+            continue
+        walk = [
+            tuple((i + step) % k for i, k in zip(start, sizes, strict=True))
+            for step in range(length)
+        ]
+        seen.update(walk)
+        order += walk
+        if len(order) >= number:
+            break
+    combinations = [
+        {name: values[axis][i] for axis, (name, i) in enumerate(zip(names, point, strict=True))}
+        for point in order
+    ]
+    return [combinations[i % len(combinations)] for i in range(number)]
+
+
+def _starts(sizes: Sequence[int], number: int, dice: random.Random) -> Iterator[tuple[int, ...]]:
+    """Combinations in random order: which walk comes next, and where on it one begins."""
+    if math.prod(sizes) > max(MANY, 2 * number):  # too many to list, and not all are needed
+        while True:
+            yield tuple(map(dice.randrange, sizes))
+    points = list(itertools.product(*map(range, sizes)))
+    dice.shuffle(points)
+    yield from points
+
+
+def draw_evenly(values: Sequence[Any], number: int, seed: str) -> list[Any]:
+    """Draws values in random order, each equally often in any stretch from the beginning."""
+    blocks = range(-(-number // len(values)))
+    drawn = [random.Random(f"{seed}/{block}").sample(list(values), len(values)) for block in blocks]
+    return [value for block in drawn for value in block][:number]
+
+
+def persona_key(persona: Persona) -> tuple[tuple[str, str], ...]:
+    """The persona as something hashable."""
+    return tuple(persona.items())
+
+
+def profile_request(task: Task, personas: Sequence[Persona], label: str) -> Request:
+    """Asks for the profiles of these personas, in one call."""
+    values = {"task": task, "personas": personas}
+    return load_prompt("personas").request("reason", _schema(len(personas)), values, label=label)
+
+
+async def write_profiles(
+    answering: Answering, task: Task, personas: Sequence[Persona], personas_per_call: int
+) -> tuple[dict[Any, Profile | Dropped], Correspondence]:
+    """A profile for each distinct persona.
+
+    Returns:
+        By `persona_key`, the profile, or `Dropped` where none could be had; and who wrote them.
+    """
+    distinct = list({persona_key(p): p for p in personas}.values())
+    starts = range(0, len(distinct), personas_per_call)
+    groups = [distinct[start : start + personas_per_call] for start in starts]
+    letters = Correspondence(answering.post)
+
+    async def describe(group: Sequence[Persona], first: int) -> dict:
+        label = f"personas {first + 1} to {first + len(group)}"
+        try:
+            answer = await letters.ask(profile_request(task, group, label))
+        except Dropped as dropped:
+            if len(group) == 1:
+                return {persona_key(group[0]): dropped}
+            # One that is refused must not take the others of its call with it.
+            alone = [await describe([each], first + i) for i, each in enumerate(group)]
+            return {key: value for found in alone for key, value in found.items()}
+        by_number = {profile.number: profile for profile in answer.profiles}
+        return {persona_key(p): by_number[i] for i, p in enumerate(group, start=1)}
+
+    profiles: dict[Any, Profile | Dropped] = {}
+    jobs = [
+        functools.partial(describe, group, start)
+        for start, group in zip(starts, groups, strict=True)
+    ]
+    for found in await answering.work(jobs):
+        profiles.update(found)
+    return profiles, letters

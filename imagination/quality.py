@@ -1,0 +1,453 @@
+"""What is in a dataset of dialogues: coverage, outcomes, diversity, critique, agreement, cost.
+
+`card_sections` renders it as Markdown for the dataset's card. What compares dialogues with each
+other looks at a sample drawn by seed, so that the card of a large dataset takes seconds too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from imagination.dialogue import Dialogue
+from imagination.task import Task
+
+SAMPLE = 200  # dialogues that are compared with each other
+CRITERION_WIDTH = 90  # characters of a criterion in a table
+
+Row = Sequence[Any]
+
+
+# Diversity
+
+
+def words_of(dialogue: Dialogue) -> list[str]:
+    """The dialogue's words, lower case, without punctuation at their ends."""
+    text = " ".join(turn.text for turn in dialogue.turns).lower()
+    return [word for word in (raw.strip(".,;:!?\"'()…") for raw in text.split()) if word]
+
+
+def ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    """How often each run of n words occurs."""
+    return Counter(zip(*(words[i:] for i in range(n)), strict=False))
+
+
+def distinct(texts: Iterable[Sequence[str]], n: int) -> float:
+    """Different n-grams as a fraction of all (distinct-n, arXiv 1510.03055); 0 without any."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    for words in texts:
+        counts.update(ngrams(words, n))
+    return len(counts) / counts.total() if counts else 0.0
+
+
+def bleu(words: Sequence[str], references: Sequence[Sequence[str]], order: int = 4) -> float:
+    """BLEU of one text against others, orders 1 to `order`, in [0, 1].
+
+    Orders above 1 are smoothed by one count more (Lin & Och 2004), so that a short text without
+    a common 4-gram is not 0 altogether.
+    """
+    most = [_most_counts([ngrams(r, n) for r in references]) for n in range(1, order + 1)]
+    return _bleu(words, most, [len(r) for r in references])
+
+
+def _bleu(words: Sequence[str], most: Sequence[Counter], lengths: Sequence[int]) -> float:
+    if not words or not lengths:
+        return 0.0
+    log_precision = 0.0
+    for n, reference in enumerate(most, start=1):
+        counts = ngrams(words, n)
+        matches = sum(min(count, reference[gram]) for gram, count in counts.items())
+        smoothing = 0 if n == 1 else 1
+        total = counts.total() + smoothing
+        if matches + smoothing == 0:
+            return 0.0
+        log_precision += math.log((matches + smoothing) / total) / len(most)
+    closest = min(lengths, key=lambda length: (abs(length - len(words)), length))
+    brevity = min(0.0, 1 - closest / len(words))
+    return math.exp(brevity + log_precision)
+
+
+def _most_counts(counters: Iterable[Counter]) -> Counter:
+    most: Counter = Counter()
+    for counter in counters:
+        most |= counter
+    return most
+
+
+def self_bleu(texts: Sequence[Sequence[str]], order: int = 4) -> float:
+    """Mean BLEU of each text against all others (arXiv 1802.01886): 1 = all alike.
+
+    Of every n-gram the two highest counts are kept, and whose they are; so what the references
+    of a text hold together needs no second pass over them.
+    """
+    if len(texts) < 2:
+        return 0.0
+    counts = [[ngrams(words, n) for words in texts] for n in range(1, order + 1)]
+    highest: list[Counter] = [Counter() for _ in counts]
+    second: list[Counter] = [Counter() for _ in counts]
+    for best, runner_up, own in zip(highest, second, counts, strict=True):
+        for counter in own:
+            for gram, count in counter.items():
+                if count > best[gram]:
+                    best[gram], runner_up[gram] = count, best[gram]
+                elif count > runner_up[gram]:
+                    runner_up[gram] = count
+    scores = []
+    for index, words in enumerate(texts):
+        most = [
+            Counter(
+                {
+                    # Without one's own count the highest is the second, if it was one's own.
+                    gram: runner_up[gram] if best[gram] == count else best[gram]
+                    for gram, count in own[index].items()
+                }
+            )
+            for best, runner_up, own in zip(highest, second, counts, strict=True)
+        ]
+        lengths = [len(other) for i, other in enumerate(texts) if i != index]
+        scores.append(_bleu(words, most, lengths))
+    return sum(scores) / len(scores)
+
+
+def nearest_pairs(
+    dialogues: Sequence[Dialogue], pairs: int = 5, n: int = 5
+) -> list[tuple[float, Dialogue, Dialogue]]:
+    """The most alike pairs, by Jaccard similarity of their character n-grams, best first."""
+    grams = []
+    for dialogue in dialogues:
+        text = " ".join(words_of(dialogue))
+        grams.append({text[i : i + n] for i in range(max(1, len(text) - n + 1))})
+    scored = []
+    for i, j in itertools.combinations(range(len(dialogues)), 2):
+        common = len(grams[i] & grams[j])
+        scored.append((common / (len(grams[i]) + len(grams[j]) - common), i, j))
+    scored.sort(key=lambda each: (-each[0], each[1], each[2]))
+    return [(score, dialogues[i], dialogues[j]) for score, i, j in scored[:pairs]]
+
+
+# Agreement of reward sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How two reward sources agree on the dialogues that both rated.
+
+    Attributes:
+        first, second: Names of the sources.
+        dialogues: How many both rated.
+        pearson, spearman: Correlations; None where one of the two never varies.
+        mean_difference: Mean absolute difference, on the task's scale.
+    """
+
+    first: str
+    second: str
+    dialogues: int
+    pearson: float | None
+    spearman: float | None
+    mean_difference: float
+
+
+def agreements(dialogues: Sequence[Dialogue]) -> list[Agreement]:
+    """Agreement of each two reward sources that rated the same dialogues."""
+    found = []
+    for first, second in itertools.combinations(("outcome", "judge", "human"), 2):
+        rated = [_ratings(d) for d in dialogues]
+        both = [
+            (r[first], r[second])
+            for r in rated
+            if r.get(first) is not None and r.get(second) is not None
+        ]
+        if not both:
+            continue
+        a, b = np.array(both, dtype=float).T
+        varies = len(both) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0
+        found.append(
+            Agreement(
+                first,
+                second,
+                len(both),
+                float(stats.pearsonr(a, b).statistic) if varies else None,
+                float(stats.spearmanr(a, b).statistic) if varies else None,
+                float(np.abs(a - b).mean()),
+            )
+        )
+    return found
+
+
+# Critique
+
+
+def criterion_counts(dialogues: Sequence[Dialogue]) -> dict[str, tuple[int, int, int]]:
+    """Criterion -> dialogues judged by it, that it had rewritten, that fail it in the end."""
+    counts: dict[str, list[int]] = {}
+    for dialogue in dialogues:
+        critique = dialogue.source.get("critique") or {}
+        verdicts = critique.get("verdicts") or []
+        called = {name for names in critique.get("changed") or [] for name in names}
+        for verdict in verdicts[-1] if verdicts else []:
+            count = counts.setdefault(verdict["criterion"], [0, 0, 0])
+            count[0] += 1
+            count[1] += verdict["criterion"] in called
+            count[2] += not verdict["fulfilled"]
+    return {name: tuple(count) for name, count in counts.items()}
+
+
+# The card
+
+
+def card_sections(
+    dialogues: Sequence[Dialogue],
+    task: Task,
+    meter: Sequence[Mapping[str, Any]] = (),
+    dropped: Sequence[Any] = (),
+    seed: int = 0,
+) -> str:
+    """The dataset's statistics as Markdown sections, to be appended to its card.
+
+    Args:
+        dialogues: The dataset, one dialogue at least.
+        task: Its task.
+        meter: `client.meter.summary()`: a flat record for each step.
+        dropped: Dialogues that could not be finished, each with a `step` and a `reason`.
+        seed: Of the sample that is compared pair by pair.
+    """
+    sample = list(dialogues)
+    if len(sample) > SAMPLE:
+        chosen = sorted(random.Random(f"{seed}/quality").sample(range(len(sample)), SAMPLE))
+        sample = [sample[i] for i in chosen]
+    sections = [
+        *_coverage(dialogues, task),
+        *_outcomes(dialogues, task),
+        *_lengths(dialogues),
+        *_diversity(dialogues, sample),
+        *_critique(dialogues),
+        *_agreement(dialogues),
+        *_provenance(dialogues),
+        *_dropped(dialogues, dropped),
+        *_cost(meter),
+    ]
+    return "\n".join(sections).rstrip() + "\n"
+
+
+def _coverage(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
+    possible = math.prod(map(len, task.persona_axes.values()))
+    seen = Counter(tuple(sorted(d.persona.items())) for d in dialogues)
+    fewest = min(seen.values()) if len(seen) >= possible else 0
+    rows = [
+        (_cut(axis), _cut(value), f"{own:,}", f"{own / len(dialogues):.1%}")
+        for axis, values in task.persona_axes.items()
+        for value in values
+        for own in [sum(d.persona.get(axis) == value for d in dialogues)]
+    ]
+    difficult = [d.source["difficult"] for d in dialogues if "difficult" in d.source]
+    lines = [
+        f"{len(seen):,} of {possible:,} combinations occur, {fewest:,} to "
+        f"{max(seen.values()):,} times each."
+    ]
+    if difficult:
+        lines.append(f"Difficult personas: {sum(difficult) / len(difficult):.1%} of dialogues.")
+    table = _table(("axis", "value", "dialogues", "share"), rows)
+    return ["## Persona coverage", "", " ".join(lines), "", *table, ""]
+
+
+def _outcomes(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
+    rewards = [d.reward for d in dialogues if d.reward is not None]
+    if not rewards:
+        return ["## Outcomes and rewards", "", "Nobody rated these dialogues.", ""]
+    low, high = task.reward_range
+    edges = np.linspace(low, high, 6)
+    counts, _ = np.histogram(rewards, edges)
+    successes = sum(reward >= task.success_reward for reward in rewards)
+    rows = [
+        (f"{a:.3g} to {b:.3g}", f"{count:,}", f"{count / len(rewards):.1%}")
+        for a, b, count in zip(edges, edges[1:], counts, strict=False)
+    ]
+    text = f"Successes (reward of {task.success_reward:g} or more): {successes / len(rewards):.1%}."
+    lines = ["## Outcomes and rewards", "", text, ""]
+    lines += [*_table(("reward", "dialogues", "share"), rows), ""]
+    written_for = Counter(
+        d.source["outcome"] for d in dialogues if d.source.get("outcome") is not None
+    )
+    if written_for:
+        rows = [(f"{o:g}", f"{written_for[o]:,}") for o in sorted(written_for)]
+        lines += [*_table(("written for outcome", "dialogues"), rows), ""]
+    ended = Counter(d.source["ended_by"] for d in dialogues if "ended_by" in d.source)
+    if ended:
+        ways = ", ".join(f"{who} {count:,}" for who, count in ended.most_common())
+        lines += [f"Ended by: {ways}.", ""]
+    return lines
+
+
+def _lengths(dialogues: Sequence[Dialogue]) -> list[str]:
+    numbers = {
+        "agent turns": [len(d.agent_turns) for d in dialogues],
+        "words a dialogue": [sum(len(t.text.split()) for t in d.turns) for d in dialogues],
+        "words an agent turn": [len(t.text.split()) for d in dialogues for t in d.agent_turns],
+        "words a human turn": [
+            len(t.text.split()) for d in dialogues for t in d.turns if t.speaker == "human"
+        ],
+    }
+    rows = [
+        (name, f"{np.mean(v):.3g}", *(f"{q:.3g}" for q in np.quantile(v, (0, 0.1, 0.5, 0.9, 1))))
+        for name, v in numbers.items()
+        if v
+    ]
+    header = ("", "mean", "least", "10 %", "median", "90 %", "most")
+    return ["## Lengths", "", *_table(header, rows), ""]
+
+
+def _diversity(dialogues: Sequence[Dialogue], sample: Sequence[Dialogue]) -> list[str]:
+    texts = [words_of(d) for d in dialogues]
+    exact = len(texts) - len({tuple(words) for words in texts})
+    rows = [(f"distinct-{n}", f"{distinct(texts, n):.3f}") for n in (1, 2, 3)]
+    rows.append((f"self-BLEU-4 ({len(sample):,} dialogues)", f"{self_bleu_of(sample):.3f}"))
+    rows.append(("dialogues that repeat another word for word", f"{exact:,}"))
+    lines = ["## Diversity", "", *_table(("measure", "value"), rows), ""]
+    pairs = nearest_pairs(sample)
+    if pairs:
+        shown = [
+            (f"{score:.2f}", _opening(first), _opening(second)) for score, first, second in pairs
+        ]
+        lines += [
+            f"Most alike among {len(sample):,} dialogues (Jaccard similarity of 5 characters in a "
+            "row; 1 = the same):",
+            "",
+            *_table(("similarity", "dialogue", "dialogue"), shown),
+            "",
+        ]
+    return lines
+
+
+def self_bleu_of(dialogues: Sequence[Dialogue]) -> float:
+    """`self_bleu` of dialogues."""
+    return self_bleu([words_of(d) for d in dialogues])
+
+
+def _critique(dialogues: Sequence[Dialogue]) -> list[str]:
+    counts = criterion_counts(dialogues)
+    if not counts:
+        return []
+    rewritten = sum(bool(d.source["critique"]["rounds"]) for d in dialogues)
+    rows = [
+        (_cut(name), f"{judged:,}", f"{changed / judged:.1%}", f"{failing / judged:.1%}")
+        for name, (judged, changed, failing) in counts.items()
+    ]
+    text = f"{rewritten:,} of {len(dialogues):,} dialogues were rewritten ("
+    text += f"{rewritten / len(dialogues):.1%})."
+    header = ("criterion", "judged", "had it rewritten", "fails in the end")
+    return ["## Critique", "", text, "", *_table(header, rows), ""]
+
+
+def _agreement(dialogues: Sequence[Dialogue]) -> list[str]:
+    found = agreements(dialogues)
+    spreads = [_ratings(d).get("judge_spread") for d in dialogues]
+    spreads = [spread for spread in spreads if spread is not None]
+    if not found and not spreads:
+        return []
+    lines = ["## Agreement of the reward sources", ""]
+    rows = [
+        (
+            f"{a.first}, {a.second}",
+            f"{a.dialogues:,}",
+            _number(a.pearson),
+            _number(a.spearman),
+            f"{a.mean_difference:.3f}",
+        )
+        for a in found
+    ]
+    header = ("sources", "dialogues", "Pearson", "Spearman", "mean difference")
+    lines += [*_table(header, rows), ""] if rows else []
+    if spreads:
+        lines += [
+            f"The judge's votes on one dialogue differ by {np.mean(spreads):.1%} of the scale on "
+            "average.",
+            "",
+        ]
+    return lines
+
+
+def _provenance(dialogues: Sequence[Dialogue]) -> list[str]:
+    rows = []
+    for key, what in (("models", "model"), ("prompts", "prompt version")):
+        counts = Counter(
+            (step, name)
+            for d in dialogues
+            for step, name in (d.source.get(key) or {}).items()
+            if name is not None
+        )
+        rows += [(what, step, _cut(name), f"{n:,}") for (step, name), n in sorted(counts.items())]
+    if not rows:
+        return []
+    header = ("", "step", "name", "dialogues")
+    return ["## Models and prompt versions", "", *_table(header, rows), ""]
+
+
+def _dropped(dialogues: Sequence[Dialogue], dropped: Sequence[Any]) -> list[str]:
+    if not dropped:
+        return []
+    reasons = Counter((each.step, each.reason) for each in dropped)
+    rows = [(step, _cut(reason), f"{count:,}") for (step, reason), count in reasons.most_common(10)]
+    text = f"{len(dropped):,} of {len(dialogues) + len(dropped):,} could not be finished."
+    return [
+        "## Dropped dialogues",
+        "",
+        text,
+        "",
+        *_table(("step", "reason", "dialogues"), rows),
+        "",
+    ]
+
+
+def _cost(meter: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not meter:
+        return []
+    columns = list(dict.fromkeys(column for row in meter for column in row))
+    rows = [[_cell(row.get(column, "")) for column in columns] for row in meter]
+    totals = [
+        _cell(sum(row.get(c, 0) for row in meter)) if _is_number(meter[0].get(c)) else ""
+        for c in columns
+    ]
+    totals[0] = "all"
+    header = [column.replace("_", " ") for column in columns]
+    return ["## Tokens and cost", "", *_table(header, [*rows, totals]), ""]
+
+
+def _ratings(dialogue: Dialogue) -> Mapping[str, Any]:
+    return dialogue.source.get("rewards") or {}
+
+
+def _opening(dialogue: Dialogue) -> str:
+    return f"{dialogue.id}: {_cut(' / '.join(turn.text for turn in dialogue.turns))}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Row]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+
+
+def _cut(text: str) -> str:
+    """Text that fits a table's cell."""
+    text = " ".join(text.split()).replace("|", "\\|")
+    return text if len(text) <= CRITERION_WIDTH else text[: CRITERION_WIDTH - 1] + "…"
+
+
+def _number(value: float | None) -> str:
+    return "no variation" if value is None else f"{value:.2f}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
