@@ -309,8 +309,9 @@ class _PromptedGame:
     async def step(self, state: Foreseen, act: str) -> Foreseen:
         described = {"act": act, "description": self._agent.acts[act]}
         line = await self._ask("say", Line, state.turns, **described)
-        line.text = without_label(line.text, self._agent.task.agent_role)
-        turns = (*state.turns, Turn("agent", line.text))
+        text = without_label(line.text, self._agent.task.agent_role)
+        line = Line(text=text, ends=line.ends)
+        turns = (*state.turns, Turn("agent", text))
         if line.ends:
             return Foreseen(turns, True, line)
         reply = await self._ask("human", Line, turns)

@@ -55,7 +55,7 @@ class PromptedHuman:
         return run_async(all_of([self._respond(c) for c in conversations]))
 
     def rate(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """Ratings on the task's scale; None where the model gave none, never a made-up number."""
+        """Ratings on the task's scale; None where the model gave none, or broke off."""
         return run_async(all_of([self._rate(c) for c in conversations]))
 
     async def _respond(self, conversation: Conversation) -> Utterance:
@@ -69,6 +69,10 @@ class PromptedHuman:
 
     async def _rate(self, conversation: Conversation) -> float | None:
         asker = Asker.for_turn(self.client, conversation)
+        if any(t.speaker == "human" and "failure" in t.annotations for t in conversation.turns):
+            # Broken off by the human, not by the agent: nothing that the agent could be rated by.
+            self._note(conversation, asker, {"rating_failure": "the human gave no answer"})
+            return None
         worst, best = self.task.reward_range
         scale = {"worst": worst, "best": best, "success": self.task.success_reward}
         try:

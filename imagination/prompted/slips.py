@@ -18,16 +18,16 @@ SLIPS = ("speaks_for_agent", "reveals_persona", "goes_on_after_end")
 AGENT_LABELS = ("assistant", "agent")
 
 # Values that say nothing without their axis: "yes" in an utterance names no persona.
-_NEED_THEIR_AXIS = frozenset(
-    ("yes", "no", "none", "true", "false", "high", "low", "medium", "small", "big", "large", "good")
-    + ("bad", "some", "any", "all", "other", "more", "less", "many", "few", "much", "little")
-    + ("often", "never", "always", "first", "last", "new", "old")
-)
+_NEED_THEIR_AXIS = {
+    "yes", "no", "none", "true", "false", "high", "low", "medium", "small", "big", "large", "good",
+    "bad", "some", "any", "all", "other", "more", "less", "many", "few", "much", "little", "often",
+    "never", "always", "first", "last", "new", "old",
+}  # fmt: skip
 # Words of a value or an axis that say nothing at all.
-_FILLERS = frozenset(
-    ("a", "an", "and", "as", "at", "by", "for", "from", "has", "have", "in", "is", "it", "of", "on")
-    + ("or", "the", "to", "with")
-)
+_FILLERS = {
+    "a", "an", "and", "as", "at", "by", "for", "from", "has", "have", "in", "is", "it", "of", "on",
+    "or", "the", "to", "with",
+}  # fmt: skip
 
 _LEAD = (
     r"(?:(?:ok|okay|thanks|thank you|thank you so much|thanks a lot|well|alright|all right|great|"
