@@ -26,6 +26,7 @@ from imagination.prompted.agents import DialogueActs
 from imagination.prompted.asking import without_label
 from imagination.prompted.gdp_zero import OpenLoopSearch, SearchConfig
 from imagination.prompted.prompts import FOLDER, PromptError, load_prompt, parse_prompt
+from imagination.simulation import SimulatedHuman, load_world, sample_conversations
 from imagination.speakers import Conversation, converse
 from imagination.task import Task
 
@@ -239,6 +240,23 @@ def test_all_speakers_share_one_loop():
         return asyncio.get_running_loop()
 
     assert run_async(loop()) is run_async(loop())
+
+
+def test_prompted_agent_talks_with_the_human_of_a_world():
+    world = load_world("teaching")
+    client = FakeClient(ordinary)
+    agent = prompted_agent("plain", client, world.task)
+    fresh = sample_conversations(world, "average", 3, seed=0, prefix="a")
+    dialogues = converse(agent, SimulatedHuman(world), fresh, world.task)
+    assert all(0 <= d.reward <= 1 for d in dialogues)
+    assert spending(dialogues[0])["agent_calls"] == len(dialogues[0].agent_turns)
+    assert spending(dialogues[0])["human_calls"] == 0
+
+    client.script = failing("plain")
+    fresh = sample_conversations(world, "average", 3, seed=0, prefix="a")
+    broken = converse(agent, SimulatedHuman(world), fresh, world.task)
+    assert [d.turns[-1].text for d in broken] == [NO_ANSWER] * 3
+    assert all(0 <= d.reward <= 1 for d in broken)
 
 
 # Failures
