@@ -346,11 +346,11 @@ def test_gdp_zero_finds_the_better_act_with_exactly_the_calls_expected():
     agent = prompted_agent("gdp_zero", client, TASK, acts=GIVE_OR_TAKE, simulations=8)
     (said,) = agent.respond([opened()])
     assert said.text == "I give" and said.annotations["act"] == "give"
-    # Walk 1 takes (prior .6), is worth 0; walk 2 gives and is worth 1; from then on giving wins:
-    # Q + P √N / (1 + n) is at least 1 for it, and at most .6 √7 / 2 = .79 for taking. Three
+    # Walk 1 takes (prior .6), is worth -1; walk 2 gives and is worth 1; from then on giving wins:
+    # Q + P √N / (1 + n) is at least 1 for it, and at most -1 + .6 √7 / 2 for taking. Three
     # realizations are kept for giving, one for taking; what is known is not asked again.
     assert said.annotations["visits"] == {"give": 7, "take": 1}
-    assert said.annotations["q"] == {"give": 1.0, "take": 0.0}
+    assert said.annotations["q"] == {"give": 1.0, "take": -1.0}
     assert client.steps() == Counter(
         gdp_zero_prior=1, gdp_zero_say=4, gdp_zero_human=4, gdp_zero_value=4
     )

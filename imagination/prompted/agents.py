@@ -189,17 +189,18 @@ class GdpZeroAgent(PromptedAgent):
     prior over acts, says the acts in words, foresees the human's replies and estimates the final
     rating. The act visited most is said in the words that did best. Three things differ from the
     paper: its acts are a corpus's annotations, here the model lists them once per task (or they are
-    given); its prior counts sampled acts, here one call weighs all of them; its value is the chance
-    of a donation, here the estimated rating, scaled to [0, 1].
+    given); its prior counts sampled acts, here one call weighs all of them; its value scores sampled
+    replies to the question for a donation, from -1 to 1, here it is the estimated rating, scaled
+    to the same range.
 
-    Annotations: `act`, `visits` and `q` of the acts at the root. Listing the acts belongs to no
+    Annotations: `act`, `visits` and `q` (from -1 to 1) of the acts at the root. Listing the acts belongs to no
     conversation: `setup_calls` and `setup_cost`.
 
     Args:
         client: Asks the model.
         task: Gives the description, the roles, the scale and the turn limit.
         acts: Name -> what is done; None lets the model list them.
-        value_samples: Estimates averaged for the value of a leaf (the paper: 10).
+        value_samples: Estimates averaged for the value of a leaf (published code: 10 replies).
         **search: Fields of `SearchConfig`.
 
     Raises:
@@ -301,7 +302,7 @@ class _PromptedGame:
         acts = self._agent.acts
         answer = await self._ask("prior", ActWeights, state.turns, acts=acts)
         given = {each.act.strip().lower(): each.weight for each in answer.weights}
-        # Plus one, as the paper counts acts: none is ruled out for good.
+        # Plus one, as in the published code: none is ruled out.
         weights = {act: 1 + min(max(given.get(act.lower(), 0.0), 0.0), 100.0) for act in acts}
         total = sum(weights.values())
         return {act: weight / total for act, weight in weights.items()}
@@ -329,7 +330,7 @@ class _PromptedGame:
             ]
         )
         mean = sum(estimate.rating for estimate in estimates) / len(estimates)
-        return (mean - worst) / (best - worst)
+        return 2 * (mean - worst) / (best - worst) - 1
 
     async def _ask(self, part: str, schema: Any, turns: Sequence[Turn], **values: Any) -> Any:
         prompt = load_prompt(f"gdp_zero_{part}")

@@ -4,7 +4,7 @@ Only the search; what a state is, how likely an act is, what follows from it and
 is asked of a `Game`. `agents.py` has the game in which an LLM answers all of that.
 
 Open loop: a node is the sequence of acts that led to it, not what was said. It holds up to
-`max_realizations` ways in which these acts went in words (section 3.2, algorithm 1).
+`max_realizations` ways in which these acts went in words.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Game(Protocol[State]):
         ...
 
     async def value(self, state: State) -> float:
-        """How well a state will end, in [0, 1]."""
+        """How well a state will end, from -1 to 1."""
         ...
 
     def is_over(self, state: State) -> bool: ...
@@ -38,12 +38,12 @@ class Game(Protocol[State]):
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """How long and how boldly to search. The paper's settings, but for 20 simulations there.
+    """How long and how boldly to search: the settings of the published code, with half the walks.
 
     Attributes:
         simulations: Walks down the tree per turn.
         c_puct: Weight of the prior against the values.
-        q_0: Value of an act that was never tried.
+        q_0: Value of an act that was never tried; 0 is neither good nor bad.
         max_realizations: Ways in words kept for a sequence of acts, then drawn from again.
     """
 
