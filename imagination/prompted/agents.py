@@ -193,14 +193,14 @@ class GdpZeroAgent(PromptedAgent):
     replies to the question for a donation, from -1 to 1, here it is the estimated rating, scaled
     to the same range.
 
-    Annotations: `act`, `visits` and `q` (from -1 to 1) of the acts at the root. Listing the acts belongs to no
-    conversation: `setup_calls` and `setup_cost`.
+    Annotations: `act`; `visits` and `q` (from -1 to 1) of the acts at the root. Listing the acts
+    belongs to no conversation: `setup_calls` and `setup_cost`.
 
     Args:
         client: Asks the model.
         task: Gives the description, the roles, the scale and the turn limit.
         acts: Name -> what is done; None lets the model list them.
-        value_samples: Estimates averaged for the value of a leaf (published code: 10 replies).
+        value_samples: Estimates averaged for the value of a leaf (published code: 10).
         **search: Fields of `SearchConfig`.
 
     Raises:
