@@ -189,9 +189,9 @@ class GdpZeroAgent(PromptedAgent):
     prior over acts, says the acts in words, foresees the human's replies and estimates the final
     rating. The act visited most is said in the words that did best. Three things differ from the
     paper: its acts are a corpus's annotations, here the model lists them once per task (or they are
-    given); its prior counts sampled acts, here one call weighs all of them; its value scores sampled
-    replies to the question for a donation, from -1 to 1, here it is the estimated rating, scaled
-    to the same range.
+    given); its prior counts sampled acts, here one call weighs all of them; its value scores
+    sampled replies to the question for a donation, from -1 to 1, here it is the estimated rating,
+    scaled to the same range.
 
     Annotations: `act`; `visits` and `q` (from -1 to 1) of the acts at the root. Listing the acts
     belongs to no conversation: `setup_calls` and `setup_cost`.
