@@ -1,0 +1,127 @@
+"""`Cache`: every reply that was paid for, on disk before it is used, usable or not.
+
+What is stored is what the model said, not what was made of it. Whether a reply is usable is judged
+when it is read (`reasking.py`), so a resumed run walks through the same questions and re-asks
+as the run before it, and makes a call only where none was answered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from imagination.llm.journal import Journal
+from imagination.llm.requests import Request, Usage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What came back from one call, as it came. `max_tokens` is what the call allowed."""
+
+    text: str
+    stop_reason: str
+    model: str
+    max_tokens: int
+    usage: Usage
+
+
+class Cache:
+    """Replies by key, in `cache.jsonl`: read once when it is opened, then kept in memory.
+
+    Attributes:
+        earlier_cost: Dollars spent for what the file held when it was opened, dropped lines
+            included.
+    """
+
+    def __init__(self, folder: Path, max_megabytes: float = 0, enabled: bool = True):
+        self.earlier_cost = 0.0
+        self._replies: dict[str, Reply] = {}
+        self._journal = Journal(folder / "cache.jsonl") if enabled else None
+        if self._journal:
+            self._load(self._journal, max_megabytes)
+
+    def __len__(self) -> int:
+        return len(self._replies)
+
+    def get(self, key: str, max_tokens: int) -> Reply | None:
+        """The reply, or None. One that was cut off below `max_tokens` is worth another call."""
+        reply = self._replies.get(key)
+        if reply and reply.stop_reason == "max_tokens" and reply.max_tokens < max_tokens:
+            return None
+        return reply
+
+    def put(self, key: str, request: Request, reply: Reply) -> None:
+        """Stores a reply.
+
+        Raises:
+            LLMError: It could not be written. It is held in memory all the same.
+        """
+        if self._journal is None:
+            return
+        self._replies[key] = reply
+        self._journal.append(
+            {
+                "key": key,
+                "step": request.step,
+                "request": request.to_json(),
+                "answer": {
+                    "text": reply.text,
+                    "stop_reason": reply.stop_reason,
+                    "model": reply.model,
+                    "max_tokens": reply.max_tokens,
+                },
+                "usage": dataclasses.asdict(reply.usage),
+            }
+        )
+
+    def close(self) -> None:
+        if self._journal:
+            self._journal.close()
+
+    def _load(self, journal: Journal, max_megabytes: float) -> None:
+        sizes: dict[str, int] = {}
+        dropped_cost = 0.0
+        for size, record in journal.read():
+            if "dropped_cost" in record:
+                dropped_cost = float(record["dropped_cost"])
+                continue
+            try:
+                key, reply = record["key"], _reply(record)
+            except (KeyError, TypeError) as error:
+                logger.warning("%s: a line without %s is ignored", journal.path, error)
+                continue
+            sizes[key] = sizes.get(key, 0) + size
+            self._replies[key] = reply
+            self.earlier_cost += reply.usage.cost
+        self.earlier_cost += dropped_cost
+        if max_megabytes and sum(sizes.values()) > max_megabytes * 1e6:
+            self._drop_oldest(journal, sizes, max_megabytes * 1e6, dropped_cost)
+
+    def _drop_oldest(
+        self, journal: Journal, sizes: dict[str, int], bound: float, dropped_cost: float
+    ) -> None:
+        total, dropped = sum(sizes.values()), set()
+        for key, size in sizes.items():
+            if total <= bound:
+                break
+            dropped.add(key)
+            total -= size
+        dropped_cost += sum(self._replies[key].usage.cost for key in dropped)
+        lines = [journal.line({"dropped_cost": dropped_cost})]
+        lines += [
+            journal.line(record)
+            for _, record in journal.read()
+            if record.get("key") in self._replies and record["key"] not in dropped
+        ]
+        if journal.rewrite(lines):
+            for key in dropped:
+                del self._replies[key]
+            logger.info("%s: the oldest %d answers were dropped", journal.path, len(dropped))
+
+
+def _reply(record: dict[str, Any]) -> Reply:
+    return Reply(**record["answer"], usage=Usage(**record["usage"]))

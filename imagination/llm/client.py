@@ -1,0 +1,291 @@
+"""`Client`: asks an LLM many questions at once, and pays for none of them twice.
+
+The way of a request: replies on disk (`cache.py`) -> a slot among the calls in flight and money
+from the budget (`metering.py`) -> the service (`transport.py`, or `batches.py`) -> disk -> judged,
+and put again if it cannot be used (`reasking.py`) -> `Answer`, or `Failure` and `failed.jsonl`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from imagination.llm.batches import Batches
+from imagination.llm.cache import Cache, Reply
+from imagination.llm.config import LLMConfig
+from imagination.llm.journal import Journal
+from imagination.llm.metering import Budget, Meter
+from imagination.llm.reasking import Chain
+from imagination.llm.requests import Answer, Failure, LLMError, Request
+from imagination.llm.transport import NotDelivered, Transport
+
+# A long list of cached answers lets others have a turn after this many.
+_HELD_IN_ONE_GO = 200
+
+
+@dataclasses.dataclass
+class _Asking:
+    """A request on its way, and how many are waiting for its answer."""
+
+    task: asyncio.Task[Answer | Failure]
+    waiting: int = 0
+
+
+class Client:
+    """Asks one model.
+
+    Attributes:
+        config: How.
+        folder: Where `cache.jsonl`, `failed.jsonl` and `batches.jsonl` are.
+        meter: What was asked, and its cost.
+
+    Raises:
+        LLMError: The folder's files cannot be put in order.
+    """
+
+    def __init__(self, config: LLMConfig, folder: Path):
+        self.config = config
+        self.folder = Path(folder)
+        self.meter = Meter()
+        megabytes = config.cache_max_megabytes
+        self._cache = Cache(self.folder, megabytes, enabled=config.cache)
+        self._failed = Journal(self.folder / "failed.jsonl")
+        self._failed_keys = {record.get("key") for _, record in self._failed.read()}
+        self._budget = Budget(config.max_cost, self._cache.earlier_cost)
+        self._asking: dict[str, _Asking] = {}
+        self._stopped: LLMError | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._transport: Transport | None = None
+        self._batches: Batches | None = None
+        self._slots = asyncio.Semaphore(config.max_in_flight)
+
+    async def ask(self, request: Request) -> Answer | Failure:
+        """Asks one question, by a call of its own (in batch mode too).
+
+        Returns:
+            The answer; or a `Failure` if no usable one came, which is then in `failed.jsonl`.
+
+        Raises:
+            LLMError: The run has to stop; the message says why and what to do.
+        """
+        self._enter_loop()
+        return self._held(request) or await self._join(request, batch=False)
+
+    async def ask_all(
+        self, requests: Sequence[Request], on_done: Callable[[int], None] | None = None
+    ) -> list[Answer | Failure]:
+        """Asks many questions; in batch mode as Message Batches.
+
+        Args:
+            requests: In any number.
+            on_done: Called with the number of settled requests whenever it changes.
+
+        Returns:
+            An answer or a failure for each request, in their order.
+
+        Raises:
+            LLMError: The run has to stop. What was in flight is awaited and stored before.
+        """
+        self._enter_loop()
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            if on_done:
+                on_done(done)
+
+        async def finish(request: Request) -> Answer | Failure:
+            outcome = await self._join(request, self.config.batch)
+            count()
+            return outcome
+
+        outcomes: list[Answer | Failure | None] = []
+        for request in requests:
+            outcomes.append(self._held(request))
+            if outcomes[-1]:
+                count()
+            if len(outcomes) % _HELD_IN_ONE_GO == 0:
+                await asyncio.sleep(0)
+        open_places = [place for place, outcome in enumerate(outcomes) if outcome is None]
+        found = await asyncio.gather(
+            *(finish(requests[place]) for place in open_places), return_exceptions=True
+        )
+        for place, outcome in zip(open_places, found, strict=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            outcomes[place] = outcome
+        return outcomes
+
+    async def close(self) -> None:
+        """Awaits and stores the calls in flight; sends nothing more. Batches stay on their way."""
+        self._stopped = self._stopped or LLMError("The LLM client is closed.")
+        if self._loop is asyncio.get_running_loop():
+            if self._batches:
+                await self._batches.close()
+            tasks = [asking.task for asking in self._asking.values()]
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._transport:
+                await self._transport.close()
+        self._cache.close()
+        self._failed.close()
+
+    def _enter_loop(self) -> None:
+        """Connections and locks belong to one event loop; a new loop gets new ones."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._transport, self._batches = loop, None, None
+            self._slots = asyncio.Semaphore(self.config.max_in_flight)
+            self._asking = {}
+
+    def _held(self, request: Request) -> Answer | Failure | None:
+        """The outcome as far as it follows from replies on disk alone."""
+        chain, replies = Chain(request, self.config.max_asks), []
+        while (reply := self._stored(chain.tip)) is not None:
+            replies.append(reply)
+            outcome = chain.take(reply, from_cache=True)
+            if outcome:
+                for each in replies:
+                    self.meter.hit(request.step, each.usage)
+                if isinstance(outcome, Failure):
+                    self._set_aside(chain, outcome)
+                return outcome
+        return None
+
+    async def _join(self, request: Request, batch: bool) -> Answer | Failure:
+        """Asks, or waits for the same question that is being asked already."""
+        key = request.key(self.config.model)
+        asking = self._asking.get(key)
+        is_first = asking is None
+        if asking is None:
+            asking = _Asking(asyncio.create_task(self._pursue(request, key, batch)))
+            self._asking[key] = asking
+            asking.task.add_done_callback(lambda task: self._forget(key, task))
+        asking.waiting += 1
+        try:
+            # Shielded: a call that was sent is paid for, so it runs to its end and is stored.
+            outcome = await asyncio.shield(asking.task)
+        finally:
+            asking.waiting -= 1
+        if is_first:
+            return outcome
+        if isinstance(outcome, Failure):
+            return dataclasses.replace(outcome, request=request)
+        self.meter.hit(request.step, outcome.usage)
+        return dataclasses.replace(outcome, from_cache=True)
+
+    def _forget(self, key: str, task: asyncio.Task[Any]) -> None:
+        self._asking.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not report it as lost
+
+    async def _pursue(self, request: Request, key: str, batch: bool) -> Answer | Failure:
+        chain = Chain(request, self.config.max_asks)
+        try:
+            while True:
+                reply = self._stored(chain.tip)
+                from_cache = reply is not None
+                if reply is None:
+                    reply = await self._call(chain, key, batch)
+                else:
+                    self.meter.hit(request.step, reply.usage)
+                outcome = chain.take(reply, from_cache)
+                if outcome:
+                    break
+        except NotDelivered as error:
+            outcome = Failure(request, str(error))
+        except LLMError as error:
+            self._stopped = self._stopped or error
+            raise
+        if isinstance(outcome, Failure):
+            self._set_aside(chain, outcome)
+        return outcome
+
+    async def _call(self, chain: Chain, key: str, batch: bool) -> Reply:
+        if not batch:
+            async with self._slots:
+                return await self._call_now(chain, key)
+        for _ in range(self.config.max_asks):
+            try:
+                return await self._call_in_batch(chain, key)
+            except NotDelivered:
+                continue  # errored or expired in its batch: not paid for, so into the next one
+        return await self._call_in_batch(chain, key)
+
+    async def _call_now(self, chain: Chain, key: str) -> Reply:
+        self._check_going_on(key)
+        body = chain.tip.body(self.config.model, self.config.max_tokens)
+        transport = self._service()
+        ticket = await self._budget.reserve(self.config.worst_cost(body))
+        cost = 0.0
+        try:
+            self._check_going_on(key)
+            message, retries = await transport.message(body)
+            reply = self._reply(message, body)
+            cost = reply.usage.cost
+            self._keep(chain, reply, retries)
+            return reply
+        finally:
+            self._budget.settle(ticket, cost)
+
+    async def _call_in_batch(self, chain: Chain, key: str) -> Reply:
+        self._check_going_on(key)
+        body = chain.tip.body(self.config.model, self.config.max_tokens)
+        transport = self._service()
+        if self._batches is None:
+            self._batches = Batches(self.config, self.folder, transport)
+        tip_key = chain.tip.key(self.config.model)
+        worst = self.config.worst_cost(body, batch=True)
+        ticket = await self._budget.reserve(worst, anyway=self._batches.holds(tip_key))
+        cost = 0.0
+
+        def store(message: dict[str, Any]) -> Reply:
+            nonlocal cost
+            reply = self._reply(message, body, batch=True)
+            cost = reply.usage.cost
+            self._keep(chain, reply)
+            return reply
+
+        try:
+            self._check_going_on(key)
+            return await self._batches.send(tip_key, body, store)
+        finally:
+            self._budget.settle(ticket, cost)
+
+    def _service(self) -> Transport:
+        # Not before the first call: a run whose answers are all on disk needs no key.
+        if self._transport is None:
+            self._transport = Transport(self.config)
+        return self._transport
+
+    def _check_going_on(self, key: str) -> None:
+        if self._stopped:
+            raise type(self._stopped)(str(self._stopped))
+        asking = self._asking.get(key)
+        if asking is None or not asking.waiting:
+            raise asyncio.CancelledError  # nobody wants to know any more
+
+    def _stored(self, request: Request) -> Reply | None:
+        key = request.key(self.config.model)
+        return self._cache.get(key, request.max_tokens or self.config.max_tokens)
+
+    def _reply(self, message: dict[str, Any], body: dict[str, Any], batch: bool = False) -> Reply:
+        usage = self.config.usage(message.pop("usage"), batch)
+        return Reply(**message, max_tokens=body["max_tokens"], usage=usage)
+
+    def _keep(self, chain: Chain, reply: Reply, retries: int = 0) -> None:
+        """Counts a reply that was paid for and writes it to disk."""
+        self.meter.called(chain.tip.step, reply.usage, retries, chain.asked_again)
+        self._cache.put(chain.tip.key(self.config.model), chain.tip, reply)
+
+    def _set_aside(self, chain: Chain, failure: Failure) -> None:
+        request = failure.request
+        self.meter.failed(request.step)
+        key = request.key(self.config.model)
+        if key not in self._failed_keys:
+            self._failed_keys.add(key)
+            what = {"key": key, "step": request.step, "reason": failure.reason}
+            self._failed.append({**what, "model": self.config.model, **chain.to_json()})

@@ -1,0 +1,107 @@
+"""`Chain`: a question, the unusable replies to it, and the question put again.
+
+A question that is put again is a request of its own, made of the one before, its reply and what was
+wrong with it. The same replies always lead to the same chain, so a cache of replies is all that a
+resumed run needs to go on in the middle of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pydantic
+
+from imagination.llm.cache import Reply
+from imagination.llm.requests import Answer, Failure, Request, Usage, schema_json
+
+# Servers without structured output like to wrap JSON in a code block.
+_CODE_BLOCK = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
+
+# The API takes no empty message, so an empty answer needs a stand-in.
+_NOTHING_SAID = "(no answer)"
+_MOST_ERRORS = 5
+
+
+class Chain:
+    """One question on its way to an answer.
+
+    Attributes:
+        tip: The request to send next.
+    """
+
+    def __init__(self, request: Request, max_asks: int):
+        self.tip = request
+        self._request = request
+        self._max_asks = max_asks
+        self._faults: list[tuple[Request, Reply, str]] = []
+        self._usage = Usage()
+
+    @property
+    def asked_again(self) -> bool:
+        """Whether the tip is a question put again."""
+        return bool(self._faults)
+
+    def take(self, reply: Reply, from_cache: bool) -> Answer | Failure | None:
+        """Judges the reply to the tip. None: it is unusable, and there is a new tip to send."""
+        self._usage += reply.usage
+        parsed, fault = judge(self._request.schema, reply)
+        if not fault:
+            return Answer(reply.text, parsed, reply.model, self._usage, from_cache)
+        self._faults.append((self.tip, reply, fault))
+        if len(self._faults) > self._max_asks:
+            times = len(self._faults)
+            return Failure(self._request, f"no usable answer in {times} asks; the last: {fault}")
+        self.tip = _put_again(self.tip, reply, fault)
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """All that is needed to look at a failure."""
+        return {
+            "request": self._request.to_json(),
+            "usage": dataclasses.asdict(self._usage),
+            "replies": [
+                {
+                    "text": reply.text,
+                    "stop_reason": reply.stop_reason,
+                    "model": reply.model,
+                    "wrong": fault,
+                }
+                for _, reply, fault in self._faults
+            ],
+        }
+
+
+def judge(
+    schema: type[pydantic.BaseModel] | None, reply: Reply
+) -> tuple[pydantic.BaseModel | None, str]:
+    """Returns the reply as its schema and what is wrong with it ("" = nothing)."""
+    if reply.stop_reason in ("max_tokens", "model_context_window_exceeded"):
+        return None, "it was cut off before its end because it was too long"
+    if reply.stop_reason == "refusal":
+        return None, "it was a refusal"
+    if not reply.text.strip():
+        return None, f"it was empty (stop reason {reply.stop_reason or 'unknown'})"
+    if schema is None:
+        return None, ""
+    block = _CODE_BLOCK.fullmatch(reply.text)
+    try:
+        return schema.model_validate_json(block[1] if block else reply.text), ""
+    except pydantic.ValidationError as error:
+        errors = error.errors(include_url=False, include_input=False)[:_MOST_ERRORS]
+        details = "; ".join(
+            f"{'.'.join(map(str, each['loc'])) or 'the whole'}: {each['msg']}" for each in errors
+        )
+        return None, f"it did not fit the schema ({details})"
+
+
+def _put_again(request: Request, reply: Reply, fault: str) -> Request:
+    said = reply.text.rstrip() or _NOTHING_SAID
+    wish = f"This answer cannot be used: {fault}. Answer again, in full"
+    if "cut off" in fault:
+        wish += ", and keep it much shorter"
+    if request.schema:
+        wish += f", with nothing but JSON of this schema: {schema_json(request.schema)}"
+    messages = (*request.messages, ("assistant", said), ("user", wish + "."))
+    return dataclasses.replace(request, messages=messages)

@@ -1,0 +1,179 @@
+"""What goes to an LLM and what comes back: `Request`, `Answer`, `Failure`, and the errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from typing import Any
+
+import anthropic
+import pydantic
+
+
+class LLMError(RuntimeError):
+    """Stops the run. The message says what to change; answers already held stay usable."""
+
+
+class CostLimitError(LLMError):
+    """The next call could have passed `max_cost`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """Tokens of one or more calls and their price in dollars.
+
+    `input_tokens` are those charged in full; the ones written to or read from the prompt cache
+    are counted apart.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cache_read_tokens + other.cache_read_tokens,
+            self.cache_write_tokens + other.cache_write_tokens,
+            self.cost + other.cost,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One question to an LLM.
+
+    Attributes:
+        step: What the call is for ("derive", "reason", "imagine", ...); the meter counts by it.
+        system: The prefix that all requests of the step share; sent with `cache_control`.
+        messages: (role, content) in turn, role "user" or "assistant"; the user has the last word.
+        schema: What the answer must be; None for plain text.
+        max_tokens: Longest answer; 0 = the config's.
+        prompt_version: Version of the prompt.
+        resample: Another number asks for another answer to the same question.
+        label: What the request is about, for people. Not part of the key.
+
+    Raises:
+        ValueError: Messages that no model could answer.
+    """
+
+    step: str
+    system: str
+    messages: tuple[tuple[str, str], ...]
+    schema: type[pydantic.BaseModel] | None = None
+    max_tokens: int = 0
+    prompt_version: str = ""
+    resample: int = 0
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"request {self.label!r} of step {self.step!r}"
+        if not self.messages or self.messages[-1][0] != "user":
+            raise ValueError(f"{where}: the last message must be the user's, got {self.messages}.")
+        for role, content in self.messages:
+            if role not in ("user", "assistant"):
+                raise ValueError(f"{where}: a role is user or assistant, got {role!r}.")
+            if not isinstance(content, str) or not content.strip():
+                raise ValueError(f"{where}: the {role}'s message is empty: {content!r}.")
+        if self.max_tokens < 0:
+            raise ValueError(f"{where}: max_tokens must be 0 or more, got {self.max_tokens}.")
+
+    def key(self, model: str) -> str:
+        """SHA-256 (hex, 64 characters) of everything that determines the answer."""
+        determining = [
+            model,
+            self.system,
+            self.messages,
+            schema_json(self.schema) if self.schema else None,
+            self.max_tokens,
+            self.prompt_version,
+            self.resample,
+        ]
+        canonical = json.dumps(determining, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def body(self, model: str, max_tokens: int) -> dict[str, Any]:
+        """The body of the call. `max_tokens` is the config's.
+
+        Raises:
+            LLMError: A schema that structured output cannot express.
+        """
+        body: dict[str, Any] = {
+            "model": model,
+            "max_tokens": self.max_tokens or max_tokens,
+            "messages": [{"role": role, "content": content} for role, content in self.messages],
+        }
+        if self.system:
+            cached = {"type": "ephemeral"}
+            body["system"] = [{"type": "text", "text": self.system, "cache_control": cached}]
+        if self.schema:
+            body["output_config"] = {
+                "format": {"type": "json_schema", "schema": _sent_schema(self.schema)}
+            }
+        return body
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as it is kept on disk, for people to read."""
+        return {
+            "system": self.system,
+            "messages": [list(message) for message in self.messages],
+            "schema": self.schema.__name__ if self.schema else None,
+            "max_tokens": self.max_tokens,
+            "prompt_version": self.prompt_version,
+            "resample": self.resample,
+            "label": self.label,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A usable answer.
+
+    Attributes:
+        text: What the model wrote.
+        parsed: The text as the request's schema; None without a schema.
+        model: The model that says it answered.
+        usage: Of all calls that this answer took, unusable answers before it included.
+        from_cache: Whether it cost nothing now. `usage` then says what was paid earlier.
+    """
+
+    text: str
+    parsed: pydantic.BaseModel | None
+    model: str
+    usage: Usage
+    from_cache: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A request that was set aside (see `failed.jsonl`); the run goes on without it."""
+
+    request: Request
+    reason: str
+
+
+@functools.cache
+def schema_json(schema: type[pydantic.BaseModel]) -> str:
+    """The JSON schema in one canonical form."""
+    return json.dumps(schema.model_json_schema(), sort_keys=True, separators=(",", ":"))
+
+
+@functools.cache
+def _sent_schema(schema: type[pydantic.BaseModel]) -> dict[str, Any]:
+    """The JSON schema in the dialect of the API, by the SDK's own translation.
+
+    What the dialect lacks (lengths, bounds) becomes part of a description, and is checked when
+    the answer is validated here.
+    """
+    try:
+        return anthropic.transform_schema(schema)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise LLMError(
+            f"The schema {schema.__name__} cannot be asked of an LLM: {error} Use plain fields, "
+            "lists, Literal types and nested models."
+        ) from None
