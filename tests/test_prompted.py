@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import time
 import types
 from collections import Counter
 
 import pydantic
 import pytest
+from messages_server import MessagesServer
 
 from imagination.dialogue import Dialogue, Turn
-from imagination.llm import Answer, Failure, LLMError, Usage
+from imagination.llm import Answer, Client, Failure, LLMConfig, LLMError, Usage
 from imagination.prompted import (
     AGENTS,
     NO_ANSWER,
@@ -257,6 +259,45 @@ def test_prompted_agent_talks_with_the_human_of_a_world():
     broken = converse(agent, SimulatedHuman(world), fresh, world.task)
     assert [d.turns[-1].text for d in broken] == [NO_ANSWER] * 3
     assert all(0 <= d.reward <= 1 for d in broken)
+
+
+def answer_any(body):
+    """Fits every schema of the prompts: only the fields that are asked for are sent."""
+    line = {"text": "It calls itself.", "ends": False}
+    fields = {
+        **line,
+        **{"line": line, "reasoning": "so", "missing": "all", "ambiguous": True, "acts": ACTS},
+        **{"weights": [], "reason": "so", "rating": 3},
+    }
+    asked = body["output_config"]["format"]["schema"]["properties"]
+    return json.dumps({name: fields[name] for name in asked})
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_real_client_over_http_with_faults_then_resumed_for_free(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-of-the-test")
+    faults = {"429": 0.05, "529": 0.05, "cut": 0.03, "wrong_schema": 0.05}
+    with MessagesServer(answer_any, faults=faults) as server:
+        prices = {"price_input": 3.0, "price_output": 15.0}
+        config = LLMConfig(model="m", base_url=server.url, max_asks=6, **prices)
+
+        def run():
+            client = Client(config, tmp_path)
+            dialogues = play(name, client, seeds=range(4))
+            total = client.meter.total_cost
+            run_async(client.close())
+            return dialogues, total
+
+        dialogues, paid = run()
+        answered = server.answered.total()
+        again, paid_again = run()
+        assert again == dialogues and paid_again == 0
+        assert server.answered.total() == answered
+        spent = [spending(dialogue) for dialogue in dialogues]
+        assert all(s["agent_failures"] == s["human_failures"] == 0 for s in spent)
+        # Listing the acts belongs to no conversation.
+        in_conversations = sum(s["agent_cost"] + s["human_cost"] for s in spent)
+        assert 0.9 * paid <= in_conversations <= paid + 1e-9
 
 
 # Failures
