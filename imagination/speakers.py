@@ -57,11 +57,14 @@ class Agent(Protocol):
 
 
 class Human(Protocol):
-    """Takes the human's turn (the first one too) and rates what is finished."""
+    """Takes the human's turn (the first one too) and rates what is finished.
+
+    A rating is None where there is none to be had (an LLM that gave no answer).
+    """
 
     def respond(self, conversations: Sequence[Conversation]) -> list[Utterance]: ...
 
-    def rate(self, conversations: Sequence[Conversation]) -> list[float]: ...
+    def rate(self, conversations: Sequence[Conversation]) -> list[float | None]: ...
 
 
 def converse(

@@ -1,0 +1,100 @@
+"""Where a human who is played by an LLM falls out of its part.
+
+Counted on the words of a finished dialogue, and conservatively: a line that is only perhaps a slip
+is none. The counts stand beside every result that such a human has a share in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from imagination.dialogue import Dialogue
+from imagination.task import Task
+
+SLIPS = ("speaks_for_agent", "reveals_persona", "goes_on_after_end")
+
+# What a chat model calls the other side when it forgets the role's name.
+AGENT_LABELS = ("assistant", "agent")
+
+# Values that say nothing without their axis: "yes" in an utterance names no persona.
+_NEED_THEIR_AXIS = {
+    "yes", "no", "none", "true", "false", "high", "low", "medium", "small", "big", "large", "good",
+    "bad", "some", "any", "all", "other", "more", "less", "many", "few", "much", "little", "often",
+    "never", "always", "first", "last", "new", "old",
+}  # fmt: skip
+# Words of a value or an axis that say nothing at all.
+_FILLERS = {
+    "a", "an", "and", "as", "at", "by", "for", "from", "has", "have", "in", "is", "it", "of", "on",
+    "or", "the", "to", "with",
+}  # fmt: skip
+
+_LEAD = (
+    r"(?:(?:ok|okay|thanks|thank you|thank you so much|thanks a lot|well|alright|all right|great|"
+    r"good|anyway|so|and|then|cheers|take care|i have to go|i'm done here|that's all)[\s,.!-]+)*"
+)
+_FAREWELL = (
+    r"(?:good\s?bye|bye(?:[\s-]bye)?|farewell|see (?:you|ya) (?:later|soon|around|tomorrow)|"
+    r"talk to you later|have a (?:good|great|nice|lovely) (?:day|evening|night|weekend|one|trip))"
+)
+# After the farewell at most an address or the like: "Goodbye to all that is a book" is none.
+_REST = r"(?:[\s,]+(?:for now|then|now|and thanks|and thank you|everyone|[\w-]+))?\s*[.!]*"
+_LEAVES = re.compile(rf"{_LEAD}{_FAREWELL}{_REST}")
+
+
+def slips(dialogue: Dialogue, task: Task) -> dict[str, int]:
+    """How often the human of a finished dialogue fell out of its part.
+
+    Args:
+        dialogue: With its persona, where it is known.
+        task: Its task; gives the roles.
+
+    Returns:
+        speaks_for_agent: Human turns with a line that begins with the agent's role or "Agent:".
+        reveals_persona: 1 where the first human turn names the values of two axes or more.
+        goes_on_after_end: Human turns after one that took leave, further farewells apart.
+    """
+    said = [turn.text for turn in dialogue.turns if turn.speaker == "human"]
+    return {
+        "speaks_for_agent": sum(_speaks_for_agent(text, task) for text in said),
+        "reveals_persona": int(bool(said) and _named(said[0], dialogue.persona) >= 2),
+        "goes_on_after_end": _turns_after_leaving(said),
+    }
+
+
+def _speaks_for_agent(text: str, task: Task) -> bool:
+    labels = {task.agent_role.lower(), *AGENT_LABELS} - {task.human_role.lower()}
+    pattern = "|".join(re.escape(label) for label in sorted(labels))
+    line_begins = rf"^[\s*_>\[(]*(?:the\s+)?(?:{pattern})[\s*_\])]*:"
+    return bool(re.search(line_begins, text, flags=re.IGNORECASE | re.MULTILINE))
+
+
+def _named(text: str, persona: Mapping[str, str]) -> int:
+    """How many axes have their value named: all its words are there, whole and as they are."""
+    heard = set(_words(text))
+    values = {tuple(_value_words(axis, value)) for axis, value in persona.items()}
+    return sum(bool(words) and heard.issuperset(words) for words in values)
+
+
+def _value_words(axis: str, value: str) -> list[str]:
+    words = [word for word in _words(value) if word not in _FILLERS]
+    if words and _NEED_THEIR_AXIS.issuperset(words):
+        words += [word for word in _words(axis) if word not in _FILLERS]
+    return words
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def _turns_after_leaving(said: list[str]) -> int:
+    left = [_takes_leave(text) for text in said]
+    if not any(left):
+        return 0
+    return left[left.index(True) :].count(False)
+
+
+def _takes_leave(text: str) -> bool:
+    """Whether the last sentence is a farewell and nothing but one (not a question)."""
+    sentences = [s.strip() for s in re.split(r"(?<=[.!?])\s+|\n+", text.lower()) if s.strip()]
+    return bool(sentences) and _LEAVES.fullmatch(sentences[-1].replace("’", "'")) is not None
