@@ -11,7 +11,7 @@ from experiments.config import base_config
 def get_config():
     config = base_config()
     config.task.world = "travel"
-    config.train.steps = 7000  # more to tell apart: 108 kinds of travellers, 12 activities
+    config.train.steps = 8000  # more to tell apart: 108 kinds of travellers, 12 activities
     return config
 
 

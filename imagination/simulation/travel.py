@@ -59,7 +59,7 @@ class Traveller(NamedTuple):
 P_BUDGET = {"low": 0.35, "medium": 0.35, "high": 0.30}
 P_COMPANY = {"alone": 0.30, "couple": 0.35, "family": 0.35}
 P_INTEREST = {"nature": 0.30, "culture": 0.25, "beach": 0.25, "food": 0.20}
-P_TEMPERAMENT = {"clear": 0.86, "vague": 0.08, "dislikes_first_offer": 0.06}
+P_TEMPERAMENT = {"clear": 0.80, "vague": 0.11, "dislikes_first_offer": 0.09}
 
 PRIOR = {
     Traveller(*values): P_BUDGET[values[0]]
@@ -589,6 +589,8 @@ def salesman(trip: Trip) -> dict[str, float]:
     if trip.offered is None:
         if trip.interest is None and not trip.evaded:
             return mix((0.6, {ASK_OPEN: 1.0}), (0.4, go))
+        if trip.budget is None and not trip.evaded:
+            return mix((0.3, {"ask_budget": 1.0}), (0.7, go))
         return go
     return mix((0.2, {INSIST: 1.0}), (0.2, {ASK_WRONG: 1.0}), (0.1, {CLOSE: 1.0}), (0.5, go))
 
@@ -598,7 +600,7 @@ def clerk(trip: Trip) -> dict[str, float]:
     if trip.outcome:
         return {CLOSE: 0.6, "ask_budget": 0.2, ASK_OPEN: 0.2}
     unknown = _unknown(trip)
-    go = _fitting(trip, interest=0.85, company=0.65, budget=0.65)
+    go = _fitting(trip, interest=0.85, company=0.75, budget=0.75)
     if trip.offered is not None:
         return mix((0.35, {CLOSE: 1.0}), (0.4, go), (0.25, {ACKNOWLEDGE: 1.0}))
     if not unknown:
@@ -614,7 +616,7 @@ def menu(trip: Trip) -> dict[str, float]:
     if trip.outcome:
         return {CLOSE: 0.6, "offer_interest": 0.2, "offer_budget": 0.2}
     unknown = _unknown(trip)
-    go = _fitting(trip, interest=0.85, company=0.7, budget=0.7)
+    go = _fitting(trip, interest=0.85, company=0.75, budget=0.75)
     if trip.offered is not None:
         return mix((0.3, {ACKNOWLEDGE: 1.0}), (0.3, go), (0.4, any_of(*OFFER)))
     ask = any_of(*(f"offer_{axis}" for axis in unknown)) if unknown else any_of(*OFFER)
@@ -623,7 +625,7 @@ def menu(trip: Trip) -> dict[str, float]:
 
 
 def charmer(trip: Trip) -> dict[str, float]:
-    """Asks openly and listens to refusals, but looks at the interest only; forgets to close."""
+    """Asks openly and listens to refusals, but heeds the interest only; forgets to close."""
     if trip.outcome:
         return {CLOSE: 0.4, ACKNOWLEDGE: 0.3, ASK_OPEN: 0.3}
     go = _fitting(trip, interest=0.9, company=0.4, budget=0.4)
@@ -637,9 +639,8 @@ def charmer(trip: Trip) -> dict[str, float]:
         if trip.evaded:
             return mix((0.4, {"offer_interest": 1.0}), (0.3, {ASK_OPEN: 1.0}), (0.3, go))
         return mix((0.9, {ASK_OPEN: 1.0}), (0.1, go))
-    if trip.company is None:
-        return mix((0.25, {"ask_company": 1.0}), (0.75, go))
-    return go
+    unasked = [f"ask_{axis}" for axis in _unknown(trip)]
+    return mix((0.4, {unasked[0]: 1.0}), (0.6, go)) if unasked else go
 
 
 def confused(trip: Trip) -> dict[str, float]:
