@@ -62,6 +62,14 @@ class RunFolder:
         return self.path / "dialogues.jsonl"
 
     @property
+    def task(self) -> Path:
+        return self.path / "task.yaml"
+
+    @property
+    def llm(self) -> Path:
+        return self.path / "llm"
+
+    @property
     def dataset_card(self) -> Path:
         return self.path / "dataset_card.md"
 

@@ -1,7 +1,8 @@
 """Stage imagine: the dialogues of the run, in `dialogues.jsonl`, and their card.
 
-From an embedded world they are played between its humans and its behaviours; from a corpus they
-are read. What is written was asked for by the settings alone: same seed, same dialogues.
+From an embedded world they are played between its humans and its behaviours; an LLM imagines them
+(`engine.py`); from a corpus they are read. What is written was asked for by the settings alone:
+same seed, same dialogues.
 """
 
 from __future__ import annotations
@@ -33,13 +34,19 @@ CHUNK = 500  # dialogues played together; a killed run loses at most these
 
 def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     """Writes the dialogues and their card, where they are not there yet."""
+    sections = ""
     if not folder.dialogues.exists():
-        if config.data.source == "world":
+        if config.data.source != "world":
+            write_dialogues(folder.dialogues, _read_corpus(config))
+        elif config.imagination.engine == "world":
             _play(config, folder.dialogues, console)
         else:
-            write_dialogues(folder.dialogues, _read_corpus(config))
+            from experiments.stages import engine  # the LLM client is loaded only where it is used
+
+            sections = "\n" + engine.run(config, folder, console)
     if not folder.dataset_card.exists():
-        write_atomically(folder.dataset_card, dataset_card(read_dialogues(folder.dialogues)))
+        card = dataset_card(read_dialogues(folder.dialogues)) + sections
+        write_atomically(folder.dataset_card, card)
 
 
 def _play(config: ConfigDict, path: Path, console: Console) -> None:
@@ -113,7 +120,7 @@ def dataset_card(dialogues: list[Dialogue]) -> str:
         f"Different agent utterances: {len(utterances):,} of {sum(utterances.values()):,}.",
         "",
     ]
-    behaviours = sorted({d.source["behaviour"] for d in dialogues if "behaviour" in d.source})
+    behaviours = sorted({d.source["behaviour"] for d in dialogues if d.source.get("behaviour")})
     if behaviours:
         lines += ["## By behaviour", "", "| behaviour | dialogues | mean reward |", "|---|---|---|"]
         for name in behaviours:

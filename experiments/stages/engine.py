@@ -1,0 +1,94 @@
+"""The imagine stage with an LLM: from a description to `task.yaml`, dialogues and their card.
+
+Every answer is on disk (`llm/` in the run's folder) before it is used, so a run that was stopped
+goes on with the same command and asks nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments import config as settings
+from experiments.run_folder import RunError, RunFolder, write_atomically
+from experiments.terminal import progress_bars
+from imagination.dialogue import write_dialogues
+from imagination.engine import Imagined, derive_task, imagine_dialogues, plan
+from imagination.llm import Client
+from imagination.quality import card_sections
+from imagination.simulation import load_world
+from imagination.task import Task
+
+
+def run(config: ConfigDict, folder: RunFolder, console: Console) -> str:
+    """Writes the dialogues; returns the sections of their card that only an LLM's data has."""
+    return asyncio.run(_run(config, folder, console))
+
+
+async def _run(config: ConfigDict, folder: RunFolder, console: Console) -> str:
+    client = Client(settings.imagination_llm(config), folder.llm)
+    try:
+        task = await _task(config, folder, client)
+        console.print(f"Task: {folder.task} [dim](read it; edit it before --stage=imagine)[/dim]")
+        imagined = await _imagine(config, task, client, console)
+    finally:
+        await client.close()
+    console.print(imagined.line(), client.meter.line())
+    write_dialogues(folder.dialogues, imagined.dialogues)
+    return card_sections(
+        imagined.dialogues, task, client.meter.summary(), imagined.dropped, config.seed
+    )
+
+
+async def _task(config: ConfigDict, folder: RunFolder, client: Client) -> Task:
+    """The task as it stands in `task.yaml`; derived and written there the first time."""
+    if folder.task.exists():
+        return Task.from_yaml(folder.task.read_text("utf-8"), str(folder.task))
+    name, given = given_task(config)
+    task = await derive_task(client, name, given)
+    write_atomically(folder.task, task.to_yaml())
+    return task
+
+
+async def _imagine(config: ConfigDict, task: Task, client: Client, console: Console) -> Imagined:
+    engine = settings.engine_config(config)
+    with progress_bars(console) as bars:
+        bar = bars.add_task("imagine", total=engine.dialogues, note="")
+
+        def advance(_) -> None:
+            bars.update(bar, advance=1, note=client.meter.line())
+
+        return await imagine_dialogues(client, task, engine, advance)
+
+
+def given_task(config: ConfigDict) -> tuple[str, dict[str, Any]]:
+    """The task's name, and what the settings say of it; what is missing is derived.
+
+    Without a description it is the task of the embedded world.
+    """
+    task = load_world(config.task.world).task
+    given = {name: config.task[name] for name in settings.TASK_FIELDS}
+    given["persona_axes"] = given["persona_axes"].to_dict()
+    if not given["description"]:
+        world = {name: getattr(task, name) for name in settings.TASK_FIELDS}
+        given = world | {name: value for name, value in given.items() if value}
+        given |= {"reward_range": task.reward_range, "success_reward": task.success_reward}
+    return task.name, given
+
+
+def print_plan(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    """Shows the prompts, how many calls and tokens, and what they would cost, without a call."""
+    if config.imagination.engine == "world" or config.data.source != "world":
+        raise RunError(
+            "--dry_run shows what an LLM would be asked; set config.imagination.engine=anthropic."
+        )
+    if folder.task.exists():
+        task = Task.from_yaml(folder.task.read_text("utf-8"), str(folder.task))
+    else:
+        name, given = given_task(config)
+        task = {"name": name, **given}
+    planned = plan(task, settings.engine_config(config), settings.imagination_llm(config))
+    console.print(planned.to_markdown(), markup=False, highlight=False)
