@@ -16,6 +16,7 @@ from ilql_jax.models import DecoderConfig, ModelConfig
 from ilql_jax.objectives import LEARNS_VALUES, ObjectiveConfig
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.train import TrainConfig
+from imagination.llm.config import LLMConfig
 
 
 class ConfigError(ValueError):
@@ -103,6 +104,28 @@ def base_config() -> ConfigDict:
     config.evaluation.average_episodes = 300
     config.evaluation.difficult_episodes = 200
 
+    # Who is asked where an LLM takes part. The key comes from the environment alone
+    # (ANTHROPIC_API_KEY). Answers are kept in <run folder>/llm, so that none is paid for twice.
+    config.llm = ConfigDict()
+    config.llm.model = ""  # its name, as the service knows it
+    config.llm.base_url = ""  # any server that speaks the Messages API; "" = the SDK's default
+    config.llm.max_tokens = 4096  # longest answer, where a request names none
+    config.llm.max_in_flight = 32  # calls that wait for their answer at the same time
+    config.llm.max_retries = 6  # of a call that failed on the way (408, 409, 429, 5xx, connection)
+    config.llm.max_asks = 3  # how often a question is put again after an unusable answer
+    config.llm.timeout = 120.0  # seconds to wait for an answer
+    config.llm.batch = False  # Message Batches at batch price, for what can wait (not turns)
+    config.llm.batch_poll = 30.0  # seconds between two looks at an unfinished batch
+    config.llm.cache = True  # keep answers on disk, and take them from there
+    config.llm.cache_max_megabytes = 0.0  # oldest answers above this are dropped; 0 = unbounded
+    config.llm.max_cost = 0.0  # dollars for one run folder, over all its runs; 0 = unbounded
+    config.llm.price_input = 0.0  # dollars per million tokens, like the next three
+    config.llm.price_output = 0.0
+    config.llm.price_cache_read = 0.0
+    config.llm.price_cache_write = 0.0
+    config.llm.batch_price_factor = 0.5  # what a batch costs as a fraction of these prices
+    config.llm.price_date = ""  # when the prices were written down
+
     config.chat = ConfigDict()
     config.chat.method = "ilql"  # who talks in --stage=chat
     return config
@@ -141,8 +164,34 @@ def decodings(config: ConfigDict, method: str) -> list[DecodingConfig]:
     return found
 
 
+def needs_llm(config: ConfigDict) -> bool:
+    """Whether any stage of the run talks to an LLM."""
+    return False
+
+
+def llm_config(config: ConfigDict) -> LLMConfig:
+    """How the LLM is asked.
+
+    Raises:
+        ConfigError: A field that cannot be, `config.llm.model` left empty among them.
+    """
+    try:
+        return LLMConfig(**config.llm.to_dict())
+    except ValueError as error:
+        raise ConfigError(str(error).replace("LLMConfig.", "config.llm.", 1)) from None
+
+
+def _check_llm(config: ConfigDict) -> None:
+    """Wrong fields are told always, a missing model where one is needed."""
+    if not needs_llm(config) and not config.llm.model:
+        config = config.copy_and_resolve_references()
+        config.llm.model = "none"
+    llm_config(config)
+
+
 def check(config: ConfigDict) -> None:
     """Raises `ConfigError` for the first value that cannot work."""
+    _check_llm(config)
     builders: dict[str, Any] = {
         "train": lambda: train_config(config),
         "model": lambda: model_config(config, config.tokenizer.vocab_size),
