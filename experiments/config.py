@@ -8,7 +8,7 @@ from a config, so that a wrong value is told before any work starts.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -16,7 +16,10 @@ from ilql_jax.models import DecoderConfig, ModelConfig
 from ilql_jax.objectives import LEARNS_VALUES, ObjectiveConfig
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.train import TrainConfig
-from imagination.llm.config import LLMConfig
+
+if TYPE_CHECKING:  # the SDK behind these takes a second to load, and most runs need no LLM
+    from imagination.engine import EngineConfig
+    from imagination.llm import LLMConfig
 
 
 class ConfigError(ValueError):
@@ -40,8 +43,29 @@ def base_config() -> ConfigDict:
     config.task = ConfigDict()
     config.task.world = ""  # an embedded world by name, or a .py file that defines WORLD
 
+    # Of the embedded world by default; what is given here changes its task for an LLM that
+    # imagines. With a description, all that is left empty is derived from it (see task.yaml).
+    config.task.description = ""  # the task in a paragraph
+    config.task.agent_role = ""
+    config.task.human_role = ""
+    config.task.persona_axes = ConfigDict()  # axis -> tuple of values, in the experiment's file
+    config.task.criteria = ()  # what a good dialogue must fulfil, a sentence each
+    config.task.success = ""  # in words
+    config.task.max_turns = 0
+
     config.imagination = ConfigDict()
+    config.imagination.engine = "world"  # who writes the dialogues: world, or anthropic (an LLM)
     config.imagination.dialogues = 24000
+    # With an LLM (see imagination/engine/config.py):
+    config.imagination.way = "rollout"  # agent and human in turn; script: whole dialogues at once
+    config.imagination.rewards = "human"  # whose rating counts: outcome (scripts), judge, human
+    config.imagination.also_rewards = ()  # computed too, for the card's table of agreement
+    config.imagination.outcomes = 2  # levels of reward that scripts are written for
+    config.imagination.personas_per_call = 8
+    config.imagination.critique_rounds = 1  # rewritten at most this often; 0 = no critique
+    config.imagination.judge_votes = 3
+    config.imagination.conversations = 256  # under way at the same time
+    _add_llm(config.imagination)
 
     config.tokenizer = ConfigDict()
     config.tokenizer.pretrained = (
@@ -104,31 +128,35 @@ def base_config() -> ConfigDict:
     config.evaluation.average_episodes = 300
     config.evaluation.difficult_episodes = 200
 
-    # Who is asked where an LLM takes part. The key comes from the environment alone
-    # (ANTHROPIC_API_KEY). Answers are kept in <run folder>/llm, so that none is paid for twice.
+    # Who is asked where an LLM takes part in the evaluation.
     config.llm = ConfigDict()
-    config.llm.model = ""  # its name, as the service knows it
-    config.llm.base_url = ""  # any server that speaks the Messages API; "" = the SDK's default
-    config.llm.max_tokens = 4096  # longest answer, where a request names none
-    config.llm.max_in_flight = 32  # calls that wait for their answer at the same time
-    config.llm.max_retries = 6  # of a call that failed on the way (408, 409, 429, 5xx, connection)
-    config.llm.max_asks = 3  # how often a question is put again after an unusable answer
-    config.llm.timeout = 120.0  # seconds to wait for an answer
-    config.llm.batch = False  # Message Batches at batch price, for what can wait (not turns)
-    config.llm.batch_poll = 30.0  # seconds between two looks at an unfinished batch
-    config.llm.cache = True  # keep answers on disk, and take them from there
-    config.llm.cache_max_megabytes = 0.0  # oldest answers above this are dropped; 0 = unbounded
-    config.llm.max_cost = 0.0  # dollars for one run folder, over all its runs; 0 = unbounded
-    config.llm.price_input = 0.0  # dollars per million tokens, like the next three
-    config.llm.price_output = 0.0
-    config.llm.price_cache_read = 0.0
-    config.llm.price_cache_write = 0.0
-    config.llm.batch_price_factor = 0.5  # what a batch costs as a fraction of these prices
-    config.llm.price_date = ""  # when the prices were written down
+    _add_llm(config.llm)
 
     config.chat = ConfigDict()
     config.chat.method = "ilql"  # who talks in --stage=chat
     return config
+
+
+def _add_llm(section: ConfigDict) -> None:
+    """Settings of an LLM. The key comes from the environment alone (ANTHROPIC_API_KEY)."""
+    section.model = ""  # its name, as the service knows it
+    section.base_url = ""  # any server that speaks the Messages API; "" = the SDK's default
+    section.max_tokens = 4096  # longest answer, where a request names none
+    section.max_in_flight = 64  # calls that wait for their answer at the same time
+    section.max_retries = 6  # of a call that failed on the way (408, 409, 429, 5xx, connection)
+    section.max_asks = 3  # how often a question is put again after an unusable answer
+    section.timeout = 120.0  # seconds to wait for an answer
+    section.batch = False  # Message Batches at batch price, for what can wait (not in evaluation)
+    section.batch_poll = 30.0  # seconds between two looks at an unfinished batch
+    section.cache = True  # keep answers in <run folder>/llm, and take them from there
+    section.cache_max_megabytes = 0.0  # oldest answers above this are dropped; 0 = unbounded
+    section.max_cost = 0.0  # dollars for one run folder, over all its runs; 0 = unbounded
+    section.price_input = 0.0  # dollars per million tokens, like the next three
+    section.price_output = 0.0
+    section.price_cache_read = 0.0
+    section.price_cache_write = 0.0
+    section.batch_price_factor = 0.5  # what a batch costs as a fraction of these prices
+    section.price_date = ""  # when the prices were written down
 
 
 def objective_config(config: ConfigDict, method: str) -> ObjectiveConfig:
@@ -164,33 +192,83 @@ def decodings(config: ConfigDict, method: str) -> list[DecodingConfig]:
     return found
 
 
-def needs_llm(config: ConfigDict) -> bool:
-    """Whether any stage of the run talks to an LLM."""
-    return False
+MOST_UNLIMITED = 2000  # dialogues that an LLM is asked for without a limit on their cost
+TASK_FIELDS = (
+    *("description", "agent_role", "human_role", "persona_axes"),
+    *("criteria", "success", "max_turns"),
+)
+
+
+def imagines_with_llm(config: ConfigDict) -> bool:
+    """Whether the dialogues come from an LLM."""
+    return config.data.source == "world" and config.imagination.engine != "world"
+
+
+def imagination_llm(config: ConfigDict) -> LLMConfig:
+    """Who imagines, and how it is asked. Raises `ConfigError` for a field that cannot be."""
+    return _llm_config(config.imagination, "config.imagination")
 
 
 def llm_config(config: ConfigDict) -> LLMConfig:
-    """How the LLM is asked.
+    """Who takes part in the evaluation. Raises `ConfigError` for a field that cannot be."""
+    return _llm_config(config.llm, "config.llm")
 
-    Raises:
-        ConfigError: A field that cannot be, `config.llm.model` left empty among them.
-    """
+
+def _llm_config(section: ConfigDict, where: str) -> LLMConfig:
+    from imagination.llm import LLMConfig
+
     try:
-        return LLMConfig(**config.llm.to_dict())
+        return LLMConfig(**_of_section(section, LLMConfig))
     except ValueError as error:
-        raise ConfigError(str(error).replace("LLMConfig.", "config.llm.", 1)) from None
+        raise ConfigError(str(error).replace("LLMConfig", where, 1)) from None
+
+
+def _of_section(section: ConfigDict, kind: type) -> dict[str, Any]:
+    """The settings of a section that are fields of a dataclass."""
+    return {f.name: section[f.name] for f in dataclasses.fields(kind) if f.name in section}
+
+
+def engine_config(config: ConfigDict) -> EngineConfig:
+    """How dialogues are imagined with an LLM. Raises `ConfigError` for a field that cannot be."""
+    from imagination.engine import EngineConfig
+
+    try:
+        return EngineConfig(**_of_section(config.imagination, EngineConfig), seed=config.seed)
+    except ValueError as error:
+        raise ConfigError(str(error).replace("EngineConfig", "config.imagination", 1)) from None
+
+
+def needs_llm(config: ConfigDict) -> bool:
+    """Whether the evaluation talks to an LLM."""
+    return False
+
+
+def _check_imagination(config: ConfigDict) -> None:
+    engines = ("world", "anthropic")
+    if config.imagination.engine not in engines:
+        raise ConfigError(
+            f"config.imagination.engine is {config.imagination.engine!r}, but must be one of "
+            f"{', '.join(engines)}."
+        )
+    if not imagines_with_llm(config):
+        return
+    llm, engine = imagination_llm(config), engine_config(config)
+    if engine.dialogues > MOST_UNLIMITED and not llm.max_cost and not llm.base_url:
+        raise ConfigError(
+            f"config.imagination.dialogues is {engine.dialogues:,} and an LLM is to imagine them, "
+            "with no limit on the cost. Set config.imagination.max_cost (with price_input and "
+            f"price_output), or at most {MOST_UNLIMITED:,} dialogues; --dry_run shows the cost."
+        )
 
 
 def _check_llm(config: ConfigDict) -> None:
-    """Wrong fields are told always, a missing model where one is needed."""
-    if not needs_llm(config) and not config.llm.model:
-        config = config.copy_and_resolve_references()
-        config.llm.model = "none"
-    llm_config(config)
+    if needs_llm(config):
+        llm_config(config)
 
 
 def check(config: ConfigDict) -> None:
     """Raises `ConfigError` for the first value that cannot work."""
+    _check_imagination(config)
     _check_llm(config)
     builders: dict[str, Any] = {
         "train": lambda: train_config(config),

@@ -4,6 +4,8 @@
     python experiments/teaching.py --workdir=runs/t1 --config.train.steps=500
     python experiments/teaching.py --workdir=runs/t1 --stage=evaluate   up to this stage
     python experiments/teaching.py --stage=chat                     talk with the trained agent
+    python experiments/teaching.py --dry_run --config.imagination.engine=anthropic ...
+                                                                    calls, cost and prompts only
 
 A stage whose files are there is skipped, so a run that was killed goes on where it was.
 """
@@ -41,11 +43,16 @@ def main(name: str, config: ConfigDict) -> None:
 
 
 def _run(name: str, config: ConfigDict, arguments: list[str], console: Console) -> None:
-    stage, workdir, config, overrides = parse_flags(name, config, arguments)
+    stage, workdir, dry_run, config, overrides = parse_flags(name, config, arguments)
     folder = RunFolder(workdir)
     folder.check_experiment(name)
     config = with_saved(config, folder, overrides)
     settings.check(config)
+    if dry_run:
+        from experiments.stages import engine
+
+        engine.print_plan(config, folder, console)
+        return
     if stage == "chat":
         from experiments.stages import chat
 
@@ -80,8 +87,8 @@ def _run_stage(stage: str, config: ConfigDict, folder: RunFolder, console: Conso
 
 def parse_flags(
     name: str, config: ConfigDict, arguments: list[str]
-) -> tuple[str, str, ConfigDict, dict]:
-    """Stage, run folder, settings, and which of them were given on the command line.
+) -> tuple[str, str, bool, ConfigDict, dict]:
+    """Stage, run folder, whether only to plan, settings, and which of them were given.
 
     Raises:
         ConfigError: An unknown flag or key, or a value of the wrong type.
@@ -90,6 +97,7 @@ def parse_flags(
     known = [*STAGES, "chat"]
     flags.DEFINE_enum("stage", STAGES[-1], known, "Run up to this stage; or chat.", values)
     flags.DEFINE_string("workdir", f"runs/{name}", "The run's folder.", values)
+    flags.DEFINE_bool("dry_run", False, "Show what an LLM would be asked, and the cost.", values)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
     try:
         flag = config_flags.DEFINE_config_dict(
@@ -106,7 +114,7 @@ def parse_flags(
     overrides = config_flags.get_override_values(values["config"])
     # --config.methods=bc,ilql reads better than a Python tuple in quotes.
     flag.value.methods = tuple(m.strip() for m in ",".join(flag.value.methods).split(","))
-    return values.stage, values.workdir, flag.value, dict(overrides)
+    return values.stage, values.workdir, values.dry_run, flag.value, dict(overrides)
 
 
 def with_saved(config: ConfigDict, folder: RunFolder, overrides: dict) -> ConfigDict:

@@ -29,6 +29,14 @@ _SHAPED_BY = {
 }
 
 
+# How an LLM is asked, at which price, changes no answer.
+_NEVER_SHAPING = (
+    *("max_in_flight", "max_retries", "timeout", "batch", "batch_poll", "conversations"),
+    *("cache", "cache_max_megabytes", "max_cost", "batch_price_factor", "price_date"),
+    *("price_input", "price_output", "price_cache_read", "price_cache_write"),
+)
+
+
 class RunError(RuntimeError):
     """A run folder that does not fit. The message says what differs and what to do."""
 
@@ -209,7 +217,8 @@ def _shaping(stage: str, config: ConfigDict) -> dict[str, Any]:
     for section in sections:
         value = config[section]
         if isinstance(value, ConfigDict):
-            flat |= {f"{section}.{k}": v for k, v in _lists(value.to_dict()).items()}
+            values = _lists(value.to_dict())
+            flat |= {f"{section}.{k}": v for k, v in values.items() if k not in _NEVER_SHAPING}
         else:
             flat[section] = value
     return flat
