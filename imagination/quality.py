@@ -409,7 +409,11 @@ def _dropped(dialogues: Sequence[Dialogue], dropped: Sequence[Any]) -> list[str]
 def _cost(meter: Sequence[Mapping[str, Any]]) -> list[str]:
     if not meter:
         return []
-    columns = list(dict.fromkeys(column for row in meter for column in row))
+    columns = list(
+        dict.fromkeys(
+            column for row in meter for column in row if not isinstance(row[column], Mapping)
+        )
+    )
     rows = [[_cell(row.get(column, "")) for column in columns] for row in meter]
     totals = [
         _cell(sum(row.get(c, 0) for row in meter)) if _is_number(meter[0].get(c)) else ""

@@ -1,0 +1,133 @@
+"""`WorldLLM`: stands in for an LLM, in the words of an embedded world.
+
+It reads the prompts as they arrive over HTTP and finds in them what a model would go by: the
+persona in a human's prompt, the words so far in an agent's. So a dataset that is imagined with it
+can be learned from, and the agent that comes of it be judged, like one from a real model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from typing import Any
+
+from imagination.dialogue import Turn
+from imagination.simulation import BehaviourAgent, SimulatedHuman, load_world
+from imagination.speakers import Conversation
+
+
+class WorldLLM:
+    """Answers the body of a POST /v1/messages with the JSON that its schema asks for."""
+
+    def __init__(self, world: str):
+        self.world = load_world(world)
+        self.human = SimulatedHuman(self.world)
+        self.agent = BehaviourAgent(self.world)
+
+    def __call__(self, body: dict[str, Any]) -> str:
+        schema = body["output_config"]["format"]["schema"]
+        fields = set(schema["properties"])
+        for known, answer in (
+            ({"unusable_because"}, self._derive),
+            ({"profiles"}, self._profiles),
+            ({"verdicts"}, self._verdicts),
+            ({"reason", "rating"}, self._rating),
+            ({"text", "ends"}, self._human_turn),
+            ({"text"}, self._agent_turn),
+        ):
+            if known <= fields:
+                return json.dumps(answer(_system(body), _first_asked(body["messages"]), fields))
+        raise AssertionError(f"no answer to a schema with the fields {sorted(fields)}")
+
+    def _derive(self, system: str, messages: list, fields: set[str]) -> dict[str, Any]:
+        task = self.world.task
+        everything = {
+            "unusable_because": "",
+            "agent_role": task.agent_role,
+            "human_role": task.human_role,
+            "persona_axes": [
+                {"name": axis, "values": list(values)} for axis, values in task.persona_axes.items()
+            ],
+            "criteria": ["The agent reacts to what the human says."],
+            "success": "The human is happy with what it got.",
+            "max_turns": task.max_turns,
+        }
+        return {name: value for name, value in everything.items() if name in fields}
+
+    def _profiles(self, system: str, messages: list, fields: set[str]) -> dict[str, Any]:
+        found = re.findall(r"Combination (\d+): (.*)", messages[-1]["content"])
+        return {
+            "profiles": [
+                {
+                    "number": int(number),
+                    "profile": "You answer what you are asked.",
+                    "reveals": "You show it bit by bit.",
+                    "situations": [f"Occasion {i}." for i in range(5)],
+                    "difficult": "temperament = clear" not in traits,
+                }
+                for number, traits in found
+            ]
+        }
+
+    def _verdicts(self, system: str, messages: list, fields: set[str]) -> dict[str, Any]:
+        criteria = re.findall(r"^(\d+)\. ", system, re.MULTILINE)
+        verdict = {"reason": "So it is.", "fulfilled": True}
+        return {"verdicts": [{"number": int(number), **verdict} for number in criteria]}
+
+    def _rating(self, system: str, messages: list, fields: set[str]) -> dict[str, Any]:
+        content = messages[-1]["content"]
+        task = self.world.task
+        roles = {task.human_role: "human", task.agent_role: "agent"}
+        said = re.findall(rf"^({'|'.join(roles)}): (.*)$", content, re.MULTILINE | re.IGNORECASE)
+        turns = [Turn(roles[role.lower()], text) for role, text in said]
+        conversation = Conversation("", self._persona(content), 0, turns)
+        return {"reason": "It came to that.", "rating": self.human.rate([conversation])[0]}
+
+    def _human_turn(self, system: str, messages: list, fields: set[str]) -> dict[str, Any]:
+        seed = zlib.crc32(f"{system}{messages[0]['content']}".encode())
+        turns = _turns(messages, own="human")
+        conversation = Conversation("", self._persona(system), seed, turns)
+        (utterance,) = self.human.respond([conversation])
+        return {"text": utterance.text, "ends": utterance.ends}
+
+    def _agent_turn(self, system: str, messages: list, fields: set[str]) -> dict[str, Any]:
+        turns = _turns(messages, own="agent")
+        seed = zlib.crc32(f"{system}{turns[0].text}".encode())
+        conversation = Conversation("", {}, seed)
+        for turn in turns:  # its own turns are taken again: what was meant is not in the words
+            if turn.speaker == "agent":
+                self.agent.respond([conversation])
+            conversation.turns.append(turn)
+        return {"text": self.agent.respond([conversation])[0].text}
+
+    def _persona(self, text: str) -> dict[str, str]:
+        axes = self.world.task.persona_axes
+        return {
+            axis: re.search(rf"{axis} = ({'|'.join(values)})", text)[1]
+            for axis, values in axes.items()
+        }
+
+
+def _system(body: dict[str, Any]) -> str:
+    system = body["system"]
+    return system if isinstance(system, str) else "".join(block["text"] for block in system)
+
+
+def _first_asked(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Without the unusable answers of a question that is put again: it is answered as at first."""
+    while messages[-1]["content"].startswith("This answer cannot be used"):
+        messages = messages[:-2]
+    return messages
+
+
+def _turns(messages: list[dict[str, str]], own: str) -> list[Turn]:
+    """What was said; one's own turns are JSON, the other's plain text (after a stage direction)."""
+    other = {"human": "agent", "agent": "human"}[own]
+    turns = []
+    for message in messages:
+        if message["role"] == "assistant":
+            turns.append(Turn(own, json.loads(message["content"])["text"]))
+        elif not message["content"].startswith("("):
+            turns.append(Turn(other, message["content"]))
+    return turns
