@@ -14,7 +14,7 @@ from typing import Any
 
 from imagination.dialogue import Turn
 from imagination.simulation import BehaviourAgent, SimulatedHuman, load_world
-from imagination.speakers import Conversation
+from imagination.speakers import Conversation, converse
 
 
 class WorldLLM:
@@ -32,6 +32,7 @@ class WorldLLM:
             ({"unusable_because"}, self._derive),
             ({"profiles"}, self._profiles),
             ({"verdicts"}, self._verdicts),
+            ({"turns"}, self._script),
             ({"reason", "rating"}, self._rating),
             ({"text", "ends"}, self._human_turn),
             ({"text"}, self._agent_turn),
@@ -69,6 +70,12 @@ class WorldLLM:
                 for number, traits in found
             ]
         }
+
+    def _script(self, system: str, messages: list, fields: set[str]) -> dict[str, Any]:
+        asked = messages[-1]["content"]
+        conversation = Conversation("", self._persona(asked), zlib.crc32(asked.encode()))
+        (dialogue,) = converse(self.agent, self.human, [conversation], self.world.task)
+        return {"turns": [{"speaker": t.speaker, "text": t.text} for t in dialogue.turns]}
 
     def _verdicts(self, system: str, messages: list, fields: set[str]) -> dict[str, Any]:
         criteria = re.findall(r"^(\d+)\. ", system, re.MULTILINE)
