@@ -8,7 +8,7 @@ from a config, so that a wrong value is told before any work starts.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -16,7 +16,9 @@ from ilql_jax.models import DecoderConfig, ModelConfig
 from ilql_jax.objectives import LEARNS_VALUES, ObjectiveConfig
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.train import TrainConfig
-from imagination.llm.config import LLMConfig
+
+if TYPE_CHECKING:  # loads slowly, and most processes need none of it
+    from imagination.llm import LLMConfig
 
 
 class ConfigError(ValueError):
@@ -103,6 +105,9 @@ def base_config() -> ConfigDict:
     config.evaluation.validation_episodes = 100  # for each way of choosing words
     config.evaluation.average_episodes = 300
     config.evaluation.difficult_episodes = 200
+    config.evaluation.prompted = ()  # LLM baselines: plain, reasoning, clam, gdp_zero
+    config.evaluation.prompted_episodes = 0  # of each population, for these; 0 = all
+    config.evaluation.human = "world"  # who agents talk with; prompted: played by config.llm
 
     # Who is asked where an LLM takes part. The key comes from the environment alone
     # (ANTHROPIC_API_KEY). Answers are kept in <run folder>/llm, so that none is paid for twice.
@@ -166,7 +171,7 @@ def decodings(config: ConfigDict, method: str) -> list[DecodingConfig]:
 
 def needs_llm(config: ConfigDict) -> bool:
     """Whether any stage of the run talks to an LLM."""
-    return False
+    return bool(config.evaluation.prompted) or config.evaluation.human == "prompted"
 
 
 def llm_config(config: ConfigDict) -> LLMConfig:
@@ -175,6 +180,8 @@ def llm_config(config: ConfigDict) -> LLMConfig:
     Raises:
         ConfigError: A field that cannot be, `config.llm.model` left empty among them.
     """
+    from imagination.llm import LLMConfig
+
     try:
         return LLMConfig(**config.llm.to_dict())
     except ValueError as error:
@@ -189,8 +196,32 @@ def _check_llm(config: ConfigDict) -> None:
     llm_config(config)
 
 
+def _check_evaluation(config: ConfigDict) -> None:
+    """Who talks in the evaluation."""
+    from imagination.prompted import AGENTS
+
+    prompted, human = config.evaluation.prompted, config.evaluation.human
+    if unknown := [name for name in prompted if name not in AGENTS]:
+        raise ConfigError(
+            f"config.evaluation.prompted: there is no prompted agent {unknown[0]!r}; there are "
+            f"{', '.join(AGENTS)}."
+        )
+    if len(set(prompted)) < len(prompted):
+        raise ConfigError(f"config.evaluation.prompted is {prompted}; name each agent once.")
+    if human not in ("world", "prompted"):
+        raise ConfigError(
+            f"config.evaluation.human is {human!r}, but must be one of world, prompted."
+        )
+    if config.data.source != "world" and (prompted or human == "prompted"):
+        raise ConfigError(
+            f"config.evaluation.{'prompted' if prompted else 'human'}: a run on "
+            f"{config.data.source} is judged on dialogues that were set apart, where nobody talks."
+        )
+
+
 def check(config: ConfigDict) -> None:
     """Raises `ConfigError` for the first value that cannot work."""
+    _check_evaluation(config)
     _check_llm(config)
     builders: dict[str, Any] = {
         "train": lambda: train_config(config),
@@ -214,6 +245,7 @@ def check(config: ConfigDict) -> None:
         "evaluation.validation_episodes": 1,
         "evaluation.average_episodes": 1,
         "evaluation.difficult_episodes": 1,
+        "evaluation.prompted_episodes": 0,
         "decoding.max_utterance": 1,
         "decoding.batch_size": 1,
         "data.max_reward": 0,
