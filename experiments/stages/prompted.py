@@ -170,5 +170,5 @@ class Progress:
         self.show()
 
     def show(self) -> None:
-        spent = f" | {self.client.meter.line()}" if self.client else ""
-        self.report(self.done, self.total, f"{self.note}{spent}")
+        spent = f"{self.client.meter.line()} | " if self.client else ""
+        self.report(self.done, self.total, f"{spent}{self.note}")
