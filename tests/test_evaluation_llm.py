@@ -19,7 +19,7 @@ from test_experiments import ROOT, TINY
 from experiments import config as settings
 from experiments.launch import parse_flags
 from experiments.run_folder import RunError, RunFolder, Unit
-from experiments.stages import prompted, results, statistics, tables
+from experiments.stages import prompted, results, statistics, summary, tables
 
 KEY = "sk-a-secret-that-stays-in-the-environment"
 PRICES = ("--config.llm.price_input=3.0", "--config.llm.price_output=15.0")
@@ -321,6 +321,26 @@ def test_episodes_without_rating_are_dropped_from_pairs():
     for pair in (("ilql", "clam"), ("plain", "clam")):
         assert records[pair]["episodes"] == 0
         assert records[pair]["difference"] is records[pair]["p_holm"] is None
+
+
+def test_a_conversation_without_rating_is_counted_and_never_zero(with_agents: Path, tmp_path: Path):
+    folder = RunFolder(shutil.copytree(with_agents, tmp_path / "unrated"))
+    config = folder.saved_config()
+    units = [Unit(name, 0) for name in ("bc", "ilql", "plain", "clam")]
+    path = folder.unit_conversations(Unit("plain", 0))
+    lines = [json.loads(line) for line in path.open()]
+    for number, dialogue in enumerate(lines):
+        dialogue["reward"] = None if number == 0 else 0.5
+        if number == 1:
+            dialogue["messages"][1]["annotations"]["failure"] = "nothing came"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    part = summary.summarize(config, folder, units)["population"]["average"]
+    row = part["methods"]["plain"]
+    assert (row["episodes"], row["unrated"], row["broken_off"]) == (3, 1, 1)
+    assert row["mean_reward"] == 0.5
+    pairs = {(t["a"], t["b"]): t["episodes"] for t in part["tests"]}
+    assert pairs["bc", "plain"] == pairs["plain", "clam"] == 2
+    assert pairs["bc", "ilql"] == 4 and pairs["bc", "clam"] == 3
 
 
 def test_failures_are_told():

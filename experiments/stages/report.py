@@ -551,9 +551,9 @@ def _facts(run: Run) -> list[str]:
             facts.append(
                 f"Population {name}: {count} episodes a method. {results.seeds_note(population)}."
             )
-        if by_agents := results.calls_note(population):
-            facts.append(f"{by_agents} {results.missing_note(population)}")
     if run.evaluation:
+        by_agents = map(results.calls_note, results.populations(run.evaluation).values())
+        facts += list(dict.fromkeys(filter(None, by_agents)))
         human = run.evaluation.get("human") or {}
         facts += [
             "Every method talks with the same simulated humans, which are not those of the "

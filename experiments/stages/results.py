@@ -389,7 +389,8 @@ def _setup(method: Mapping[str, Any]) -> str:
     calls, cost = method.get("setup_calls"), method.get("setup_cost")
     if not is_number(calls):
         return ""
-    return f"; beforehand {calls} calls" + (f", {dollars(cost)}" if is_number(cost) else "")
+    counted = f"; beforehand {calls} call{'' if calls == 1 else 's'}"
+    return counted + (f", {dollars(cost)}" if is_number(cost) else "")
 
 
 def missing_note(population: Mapping[str, Any]) -> str:
