@@ -127,6 +127,9 @@ def base_config() -> ConfigDict:
     config.evaluation.validation_episodes = 100  # for each way of choosing words
     config.evaluation.average_episodes = 300
     config.evaluation.difficult_episodes = 200
+    config.evaluation.prompted = ()  # LLM baselines: plain, reasoning, clam, gdp_zero
+    config.evaluation.prompted_episodes = 0  # of each population, for these; 0 = all
+    config.evaluation.human = "world"  # who agents talk with; prompted: played by config.llm
 
     # Who is asked where an LLM takes part in the evaluation.
     config.llm = ConfigDict()
@@ -240,7 +243,7 @@ def engine_config(config: ConfigDict) -> EngineConfig:
 
 def needs_llm(config: ConfigDict) -> bool:
     """Whether the evaluation talks to an LLM."""
-    return False
+    return bool(config.evaluation.prompted) or config.evaluation.human == "prompted"
 
 
 def _check_imagination(config: ConfigDict) -> None:
@@ -266,9 +269,34 @@ def _check_llm(config: ConfigDict) -> None:
         llm_config(config)
 
 
+def _check_evaluation(config: ConfigDict) -> None:
+    """Who talks in the evaluation."""
+    prompted, human = config.evaluation.prompted, config.evaluation.human
+    if prompted:
+        from imagination.prompted import AGENTS
+
+        if unknown := [name for name in prompted if name not in AGENTS]:
+            raise ConfigError(
+                f"config.evaluation.prompted: there is no prompted agent {unknown[0]!r}; there "
+                f"are {', '.join(AGENTS)}."
+            )
+    if len(set(prompted)) < len(prompted):
+        raise ConfigError(f"config.evaluation.prompted is {prompted}; name each agent once.")
+    if human not in ("world", "prompted"):
+        raise ConfigError(
+            f"config.evaluation.human is {human!r}, but must be one of world, prompted."
+        )
+    if config.data.source != "world" and (prompted or human == "prompted"):
+        raise ConfigError(
+            f"config.evaluation.{'prompted' if prompted else 'human'}: a run on "
+            f"{config.data.source} is judged on dialogues that were set apart, where nobody talks."
+        )
+
+
 def check(config: ConfigDict) -> None:
     """Raises `ConfigError` for the first value that cannot work."""
     _check_imagination(config)
+    _check_evaluation(config)
     _check_llm(config)
     builders: dict[str, Any] = {
         "train": lambda: train_config(config),
@@ -292,6 +320,7 @@ def check(config: ConfigDict) -> None:
         "evaluation.validation_episodes": 1,
         "evaluation.average_episodes": 1,
         "evaluation.difficult_episodes": 1,
+        "evaluation.prompted_episodes": 0,
         "decoding.max_utterance": 1,
         "decoding.batch_size": 1,
         "data.max_reward": 0,

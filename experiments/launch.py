@@ -113,8 +113,14 @@ def parse_flags(
         raise settings.ConfigError(f"unexpected argument {rest[1]!r}; see --help.")
     overrides = config_flags.get_override_values(values["config"])
     # --config.methods=bc,ilql reads better than a Python tuple in quotes.
-    flag.value.methods = tuple(m.strip() for m in ",".join(flag.value.methods).split(","))
+    flag.value.methods = _names(flag.value.methods)
+    flag.value.evaluation.prompted = _names(flag.value.evaluation.prompted)
+    flag.value.imagination.also_rewards = _names(flag.value.imagination.also_rewards)
     return values.stage, values.workdir, values.dry_run, flag.value, dict(overrides)
+
+
+def _names(given: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.strip() for name in ",".join(given).split(",") if name.strip())
 
 
 def with_saved(config: ConfigDict, folder: RunFolder, overrides: dict) -> ConfigDict:

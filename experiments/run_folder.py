@@ -11,7 +11,7 @@ import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,13 @@ _SHAPED_BY = {
     "train": ("tokenizer", "model", "train", "objective"),
     "evaluate": ("decoding", "evaluation"),
 }
+# So does `evaluation.prompted`: agents that can be added later, with the settings they alone have.
+_OF_PROMPTED = ("evaluation.prompted", "evaluation.prompted_episodes")
+# What makes an LLM's answers what they are; all else in config.llm is about getting them.
+_OF_LLM = ("llm.model", "llm.base_url")
+_ADDED_WITH_PROMPTED = ("evaluation.prompted_episodes", *_OF_LLM)
+# What runs were evaluated with before there was a choice.
+_FORMERLY = {"evaluation.human": "world"}
 
 
 # How an LLM is asked, at which price, changes no answer.
@@ -74,10 +81,6 @@ class RunFolder:
         return self.path / "task.yaml"
 
     @property
-    def llm(self) -> Path:
-        return self.path / "llm"
-
-    @property
     def dataset_card(self) -> Path:
         return self.path / "dataset_card.md"
 
@@ -112,6 +115,11 @@ class RunFolder:
 
     def unit_conversations(self, unit: Unit) -> Path:
         return self.path / "evaluation" / f"{unit.name}.jsonl"
+
+    @property
+    def llm(self) -> Path:
+        """Folder of the LLM client: answers, failures, batches."""
+        return self.path / "llm"
 
     @property
     def references(self) -> Path:
@@ -153,10 +161,12 @@ class RunFolder:
     def check_stage(self, stage: str, config: ConfigDict) -> None:
         """Raises `RunError` if the stage left files that were made with other settings."""
         stamp = self._stamp(stage)
-        products = [str(p) for p in self._products(stage) if p.exists()]
+        products = self._existing_products(stage)
         if not stamp.exists() or not products:
             return
-        before, now = json.loads(stamp.read_text()), _shaping(stage, config)
+        before, now = _read_stamp(stamp), _shaping(stage, config)
+        added = [key for key in _ADDED_WITH_PROMPTED if key not in before or key not in now]
+        before, now = _without(before, added), _without(now, added)
         differing = [
             f"config.{key} was {before.get(key)!r}, now {now.get(key)!r}"
             for key in sorted({*before, *now})
@@ -174,7 +184,15 @@ class RunFolder:
         self.check_stage(stage, config)
         stamp = self._stamp(stage)
         stamp.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(stamp, json.dumps(_shaping(stage, config), indent=1))
+        kept = {}
+        if stamp.exists() and self._existing_products(stage):
+            # What prompted agents were made from holds while they are there, asked for or not.
+            before = _read_stamp(stamp)
+            kept = {key: before[key] for key in _ADDED_WITH_PROMPTED if key in before}
+        write_atomically(stamp, json.dumps({**kept, **_shaping(stage, config)}, indent=1))
+
+    def _existing_products(self, stage: str) -> list[str]:
+        return [str(path) for path in self._products(stage) if path.exists()]
 
     def _products(self, stage: str) -> list[Path]:
         partial = self.dialogues.with_name(self.dialogues.name + ".partial")
@@ -221,7 +239,28 @@ def _shaping(stage: str, config: ConfigDict) -> dict[str, Any]:
             flat |= {f"{section}.{k}": v for k, v in values.items() if k not in _NEVER_SHAPING}
         else:
             flat[section] = value
-    return flat
+    flat = _without(flat, _OF_PROMPTED)
+    return flat | _llm_shaping(config) if "evaluation" in sections else flat
+
+
+def _llm_shaping(config: ConfigDict) -> dict[str, Any]:
+    """What the evaluation depends on where an LLM takes part in it, else nothing."""
+    prompted, human = config.evaluation.prompted, config.evaluation.human
+    if not prompted and human == "world":
+        return {}
+    shaping = {key: config.llm[key.partition(".")[2]] for key in _OF_LLM}
+    if prompted:
+        shaping["evaluation.prompted_episodes"] = config.evaluation.prompted_episodes
+    return shaping
+
+
+def _read_stamp(path: Path) -> dict[str, Any]:
+    stamp = json.loads(path.read_text())
+    return {**_FORMERLY, **stamp} if path.stem == "evaluate" else stamp
+
+
+def _without(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in keys}
 
 
 def _lists(value: Any) -> Any:

@@ -2,17 +2,18 @@
 
 Per network: each decoding setting of its method is tried on validation episodes, the best one is
 kept and judged on the test episodes of both populations. Episode i of a population is the same
-human for every method and seed. Where there is no world (a corpus), `heldout.py` judges on
-dialogues that were set apart instead.
+human for every method and seed. Prompted agents talk with them too, and the humans may be played
+by an LLM (`prompted.py`). `summary.py` compares. Where there is no world (a corpus), `heldout.py`
+judges on dialogues that were set apart instead.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -21,23 +22,25 @@ from rich.console import Console
 from experiments import config as settings
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunFolder, Unit, write_atomically
-from experiments.stages import heldout, tables
-from experiments.stages.statistics import bootstrap_mean, normalize, pairwise_tests
-from experiments.stages.train import train_seconds, units
+from experiments.stages import heldout, prompted, tables
+from experiments.stages.prompted import Progress
+from experiments.stages.summary import summarize
+from experiments.stages.train import units
 from ilql_jax.checkpoint import read_metadata, restore_params
 from ilql_jax.objectives import LEARNS_VALUES
 from ilql_jax.policy import DecodingConfig, Policy
-from imagination.dialogue import Dialogue, json_line, read_dialogues
+from imagination.dialogue import Dialogue, json_line
+from imagination.llm import Client
 from imagination.policy_agent import PolicyAgent
+from imagination.prompted import GdpZeroAgent, prompted_agent
 from imagination.simulation import (
     POPULATIONS,
-    SimulatedHuman,
     World,
     load_world,
     reference_values,
     sample_conversations,
 )
-from imagination.speakers import converse
+from imagination.speakers import Agent, Human, converse
 from imagination.tokenization import DialogueTokenizer
 
 # Far from each other and from the seeds of the data.
@@ -49,19 +52,47 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     if config.data.source != "world":
         heldout.run(config, folder, console)
         return
-    wanted = units(config)
+    wanted = [*units(config), *prompted.prompted_units(config)]
     todo = [unit for unit in wanted if not folder.unit_result(unit).exists()]
-    console.print(f"Evaluating {len(todo)} networks in conversation.") if todo else None
-    jobs = [(evaluate_unit, config, folder.path, unit) for unit in todo]
-    names = [unit.name for unit in todo]
-    if not folder.references.exists():
-        jobs.append((solve_world, config, folder.path))
-        names.append("optimum")
-    run_units(_call, jobs, names, workers_for(config.workers, len(jobs)), console)
+    with_llm = [unit for unit in todo if _talks_with_llm(config, unit)]
+    without = [unit for unit in todo if unit not in with_llm]
+    _evaluate_without_llm(config, folder, without, console)
+    if with_llm:
+        _evaluate_with_llm(config, folder, with_llm, console)
     conversations = "".join(folder.unit_conversations(u).read_text("utf-8") for u in wanted)
     write_atomically(folder.conversations, conversations)
     evaluation = summarize(config, folder, wanted)
     write_atomically(folder.evaluation, json.dumps(evaluation, indent=1))
+
+
+def _talks_with_llm(config: ConfigDict, unit: Unit) -> bool:
+    return config.evaluation.human == "prompted" or prompted.is_prompted(config, unit)
+
+
+def _evaluate_without_llm(
+    config: ConfigDict, folder: RunFolder, todo: list[Unit], console: Console
+) -> None:
+    console.print(f"Evaluating {len(todo)} networks in conversation.") if todo else None
+    jobs = [(evaluate_network, config, folder.path, unit, None) for unit in todo]
+    names = [unit.name for unit in todo]
+    if config.evaluation.human == "world" and not folder.references.exists():
+        jobs.append((solve_world, config, folder.path))
+        names.append("optimum")
+    run_units(_call, jobs, names, workers_for(config.workers, len(jobs)), console)
+
+
+def _evaluate_with_llm(
+    config: ConfigDict, folder: RunFolder, todo: list[Unit], console: Console
+) -> None:
+    """One after the other in this process: the conversations of each are held at once."""
+    console.print(f"Evaluating {len(todo)} agents in conversation, with {config.llm.model}.")
+    with prompted.open_client(config, folder) as client:
+        jobs = []
+        for unit in todo:
+            is_prompted = prompted.is_prompted(config, unit)
+            function = evaluate_prompted_agent if is_prompted else evaluate_network
+            jobs.append((function, config, folder.path, unit, client))
+        run_units(_call, jobs, [unit.name for unit in todo], 0, console)
 
 
 def _call(function: Callable[..., None], *arguments) -> None:
@@ -112,51 +143,87 @@ def load_agent(
     return PolicyAgent(policy, tokenizer, scale, keep_candidates=4)
 
 
-def evaluate_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> None:
-    """Judges one network; runs in a process of its own."""
-    folder = RunFolder(path)
+def evaluate_network(
+    config: ConfigDict, path: Path, unit: Unit, client: Client | None, report: Report
+) -> None:
+    """Judges one network; in a process of its own where there is no client of an LLM."""
+    folder, counts = RunFolder(path), config.evaluation
     world = load_world(config.task.world)
     choices = settings.decodings(config, unit.method)
     agent = load_agent(config, folder, unit, choices[0])
-    counts = config.evaluation
     per_choice = counts.validation_episodes if len(choices) > 1 else 0
-    total = per_choice * len(choices) + counts.average_episodes + counts.difficult_episodes
-    done = 0
-
-    def talk(population: str, episodes: int, seed: int, note: str) -> list[Dialogue]:
-        nonlocal done
-
-        def advance(finished: int) -> None:
-            nonlocal done
-            done += finished
-            report(done, total, note)
-
-        report(done, total, note)
-        return play(world, agent, population, episodes, seed + config.seed, advance)
-
-    validation: dict[str, float] = {}
+    episodes = {population: counts[f"{population}_episodes"] for population in POPULATIONS}
+    progress = Progress(report, per_choice * len(choices) + sum(episodes.values()), client)
+    human = prompted.human_for(config, world, progress)
+    validation: dict[str, float | None] = {}
     for choice in choices if per_choice else ():
         agent.policy.decoding = choice
-        played = talk("average", per_choice, VALIDATION_SEED, f"validation: {choice}")
-        validation[str(choice)] = float(np.mean([d.reward for d in played]))
-    chosen = max(choices, key=lambda c: validation.get(str(c), 0.0))
+        progress.begin(f"validation: {choice}")
+        seed = VALIDATION_SEED + config.seed
+        played = play(world, agent, human, "average", per_choice, seed, progress.advance)
+        rewards = [d.reward for d in played if d.reward is not None]
+        validation[str(choice)] = float(np.mean(rewards)) if rewards else None
+    chosen = max(choices, key=lambda choice: _or_worst(validation.get(str(choice))))
     agent.policy.decoding = chosen
-    lines = []
-    for population in POPULATIONS:
-        episodes = counts[f"{population}_episodes"]
-        for index, dialogue in enumerate(talk(population, episodes, TEST_SEED, f"{population}")):
-            lines.append(json_line(_labelled(dialogue, unit, population, index)))
-    write_atomically(folder.unit_conversations(unit), "".join(lines))
-    result = {"decoding": str(chosen), "validation": validation}
+    _talk(config, folder, unit, agent, human, episodes, progress)
+    result = {"decoding": str(chosen), "validation": validation, **prompted.made_with(human)}
     write_atomically(folder.unit_result(unit), json.dumps(result, indent=1))
 
 
+def _or_worst(reward: float | None) -> float:
+    return -math.inf if reward is None else reward
+
+
+def evaluate_prompted_agent(
+    config: ConfigDict, path: Path, unit: Unit, client: Client, report: Report
+) -> None:
+    """Judges one prompted agent, with the first of the humans that the networks talk with."""
+    folder, counts = RunFolder(path), config.evaluation
+    world = load_world(config.task.world)
+    episodes = {population: counts[f"{population}_episodes"] for population in POPULATIONS}
+    if counts.prompted_episodes:
+        episodes = {name: min(n, counts.prompted_episodes) for name, n in episodes.items()}
+    progress = Progress(report, sum(episodes.values()), client)
+    agent = prompted_agent(unit.method, progress.watched_client, world.task)
+    human = prompted.human_for(config, world, progress)
+    _talk(config, folder, unit, agent, human, episodes, progress)
+    result = {"agent": agent.model_and_version, **prompted.made_with(human)}
+    if isinstance(agent, GdpZeroAgent):
+        result |= {"setup_calls": agent.setup_calls, "setup_cost": agent.setup_cost}
+    write_atomically(folder.unit_result(unit), json.dumps(result, indent=1))
+
+
+def _talk(
+    config: ConfigDict,
+    folder: RunFolder,
+    unit: Unit,
+    agent: Agent,
+    human: Human,
+    episodes: Mapping[str, int],
+    progress: Progress,
+) -> None:
+    """The test conversations of a unit, with both populations."""
+    world, seed = load_world(config.task.world), TEST_SEED + config.seed
+    lines = []
+    for population, count in episodes.items():
+        progress.begin(population)
+        played = play(world, agent, human, population, count, seed, progress.advance)
+        for index, dialogue in enumerate(played):
+            lines.append(json_line(_labelled(dialogue, unit, population, index)))
+    write_atomically(folder.unit_conversations(unit), "".join(lines))
+
+
 def play(
-    world: World, agent, population: str, episodes: int, seed: int, on_finished=None
+    world: World,
+    agent: Agent,
+    human: Human,
+    population: str,
+    episodes: int,
+    seed: int,
+    on_finished: Callable[[int], None] | None = None,
 ) -> list[Dialogue]:
     """Conversations of an agent with fresh humans of a population."""
     conversations = sample_conversations(world, population, episodes, seed, prefix=population)
-    human = SimulatedHuman(world)
     return converse(agent, human, conversations, world.task, on_finished=on_finished)
 
 
@@ -170,85 +237,3 @@ def _labelled(dialogue: Dialogue, unit: Unit, population: str, episode: int) -> 
     }
     identifier = f"{unit.name}-{population}-{episode}"
     return dataclasses.replace(dialogue, id=identifier, source=source)
-
-
-def summarize(config: ConfigDict, folder: RunFolder, wanted: list[Unit]) -> dict[str, Any]:
-    """What `evaluation.json` holds: scores, intervals, tests, references."""
-    world = load_world(config.task.world)
-    played = {unit: read_dialogues(folder.unit_conversations(unit)) for unit in wanted}
-    return {
-        "task": world.name,
-        "success_reward": world.task.success_reward,
-        "population": {
-            population: _summarize_population(config, folder, world, population, played)
-            for population in POPULATIONS
-        },
-    }
-
-
-def _summarize_population(
-    config: ConfigDict,
-    folder: RunFolder,
-    world: World,
-    population: str,
-    played: dict[Unit, list[Dialogue]],
-) -> dict[str, Any]:
-    references = json.loads(folder.references.read_text())[population]
-    methods, scores = {}, {}
-    for method in config.methods:
-        of_method = {
-            unit: [d for d in dialogues if d.source["population"] == population]
-            for unit, dialogues in played.items()
-            if unit.method == method
-        }
-        rewards = np.array([[d.reward for d in group] for group in of_method.values()])
-        scores[method] = rewards
-        methods[method] = {
-            **_scores(rewards, references, config.seed),
-            **_habits(of_method, world),
-            "train_seconds": float(np.mean([train_seconds(folder, unit) for unit in of_method])),
-            "decoding": _decodings(folder, of_method),
-        }
-    tests = pairwise_tests(scores, seed=config.seed)
-    return {"references": references, "methods": methods, "tests": tests}
-
-
-def _scores(rewards: np.ndarray, references: dict[str, float], seed: int) -> dict[str, Any]:
-    interval = bootstrap_mean(rewards, seed=seed)
-
-    def normalized(value: float) -> float:
-        return float(normalize(value, references["behaviour"], references["optimum"]))
-
-    return {
-        "mean_reward": float(interval.mean),
-        "ci95": [float(interval.low), float(interval.high)],
-        "normalized": normalized(interval.mean),
-        "normalized_ci95": [normalized(interval.low), normalized(interval.high)],
-        "episodes": rewards.shape[1],
-        "seeds": rewards.shape[0],
-        "per_seed": [float(mean) for mean in rewards.mean(axis=1)],
-    }
-
-
-def _habits(of_method: dict[Unit, list[Dialogue]], world: World) -> dict[str, float]:
-    dialogues = [d for group in of_method.values() for d in group]
-    successes = [d.reward >= world.task.success_reward for d in dialogues]
-    return {
-        "success_rate": float(np.mean(successes)),
-        "turns": float(np.mean([len(d.agent_turns) for d in dialogues])),
-        "not_understood": float(np.mean([_not_understood(d) for d in dialogues])),
-    }
-
-
-def _not_understood(dialogue: Dialogue) -> int:
-    return sum(
-        "understood_as" in turn.annotations and turn.annotations["understood_as"] is None
-        for turn in dialogue.turns[1:]
-        if turn.speaker == "human"
-    )
-
-
-def _decodings(folder: RunFolder, of_method: dict[Unit, list[Dialogue]]) -> str:
-    """The setting chosen, or all of them where the seeds differ."""
-    chosen = [json.loads(folder.unit_result(unit).read_text())["decoding"] for unit in of_method]
-    return " / ".join(dict.fromkeys(chosen))

@@ -4,7 +4,8 @@ Every function takes data that was read already and returns a matplotlib `Figure
 there is nothing to show. No pyplot: nothing outlives a call. `to_png` is for the figures folder,
 `to_svg` for the page, where the colours become CSS variables and follow light and dark.
 
-Colours and markers belong to methods (Okabe-Ito, told apart by colour-blind readers too).
+Colours and markers belong to methods (Okabe-Ito as far as it goes, told apart by colour-blind
+readers too).
 """
 
 from __future__ import annotations
@@ -36,12 +37,18 @@ PALETTE = {
     "fbc": ("#d98b00", "#f0b13c"),
     "bc": ("#c2669a", "#e19cc4"),
     "mc": ("#009e73", "#3ccfa2"),
-    "prompted": ("#d55e00", "#ff8b40"),
+    "plain": ("#d55e00", "#ff8b40"),
+    "reasoning": ("#8a5a2b", "#c99a6b"),
+    "clam": ("#6a4fb3", "#a893ec"),
+    "gdp_zero": ("#41505f", "#b5c2d0"),
     "data": ("#8a929f", "#7f8896"),
     "success": ("#00786a", "#4fd0bd"),
     "failure": ("#b8442a", "#ff8e72"),
 }
-MARKERS = {"ilql": "o", "fbc": "s", "bc": "D", "mc": "^", "prompted": "P"}
+MARKERS = {
+    **{"ilql": "o", "fbc": "s", "bc": "D", "mc": "^"},
+    **{"plain": "P", "reasoning": "X", "clam": "v", "gdp_zero": "*"},
+}
 WIDTH = 9.0
 FEWEST = 5  # conversations behind a mean that is worth drawing
 MOST_PANELS = 12

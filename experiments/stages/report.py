@@ -253,7 +253,13 @@ def draw(run: Run) -> Iterator[Drawn]:
     for name, figure in drawn.items():
         if figure is not None:
             title, caption = CAPTIONS[name]
+            if name == "scores" and not _has_references(run.evaluation):
+                caption = caption.partition(" Dashed lines")[0]
             yield Drawn(name, title, caption.format(place=place, split=split), figure)
+
+
+def _has_references(evaluation: Mapping[str, Any]) -> bool:
+    return any(p.get("references") for p in results.populations(evaluation).values())
 
 
 def _main_population(run: Run) -> str | None:
@@ -546,11 +552,13 @@ def _facts(run: Run) -> list[str]:
                 f"Population {name}: {count} episodes a method. {results.seeds_note(population)}."
             )
     if run.evaluation:
+        by_agents = map(results.calls_note, results.populations(run.evaluation).values())
+        facts += list(dict.fromkeys(filter(None, by_agents)))
+        human = run.evaluation.get("human") or {}
         facts += [
             "Every method talks with the same simulated humans, which are not those of the "
             "training data.",
-            "Normalized score: 0 is the mean of the behaviours in the data, 1 the exact optimum "
-            "of the simulated world. Negative is worse than the data.",
+            _scale_fact(human),
             "Square brackets are 95 % bootstrap intervals.",
             "p_holm is the p-value of a pairwise test after Holm's correction for the number of "
             f"pairs; “above” and “below” are said where it is under {results.SIGNIFICANT}, “not "
@@ -565,3 +573,15 @@ def _facts(run: Run) -> list[str]:
     if protocol := run.evaluation.get("protocol") or run.heldout.get("protocol"):
         facts.append(str(protocol))
     return [fact.replace("..", ".").strip() for fact in facts]
+
+
+def _scale_fact(human: Mapping[str, Any]) -> str:
+    if results.is_played(human):
+        return (
+            f"The humans have the world's personas, episode for episode, and are played and rated "
+            f"by {human.get('model')}; scores are mean ratings, on the task's scale."
+        )
+    return (
+        "Normalized score: 0 is the mean of the behaviours in the data, 1 the exact optimum "
+        "of the simulated world. Negative is worse than the data."
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 METHOD_NAMES = {
@@ -17,7 +17,16 @@ METHOD_NAMES = {
     "mc": "MC",
     "fbc": "filtered BC",
     "bc": "BC",
+    "plain": "plain prompt",
+    "reasoning": "reasoning prompt",
+    "clam": "CLAM",
+    "gdp_zero": "GDP-ZERO",
     "prompted": "prompted LLM",
+}
+SLIP_NAMES = {
+    "speaks_for_agent": "speaks for the agent",
+    "reveals_persona": "gives its persona away at once",
+    "goes_on_after_end": "goes on after the end",
 }
 REFERENCE_NAMES = {
     "optimum": "optimum",
@@ -52,7 +61,8 @@ def populations(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     for name, population in (evaluation.get("population") or {}).items():
         methods = {k: m for k, m in ((population or {}).get("methods") or {}).items() if m}
         if methods:
-            found[name] = {**population, "methods": methods}
+            human = evaluation.get("human") or {}
+            found[name] = {**population, "methods": methods, "human": human}
     order = ["average", "difficult"]
     return dict(
         sorted(found.items(), key=lambda kv: order.index(kv[0]) if kv[0] in order else len(order))
@@ -65,6 +75,11 @@ def number(value: Any, digits: int = 2) -> str:
         return "–"
     text = f"{value:.{digits}f}"
     return text.lstrip("-") if float(text) == 0 else text
+
+
+def dollars(value: Any) -> str:
+    """A cost as text: to the cent from a dollar on, below it finer."""
+    return f"${value:.{2 if value >= 1 else 4}f}" if is_number(value) else "–"
 
 
 def is_number(value: Any) -> bool:
@@ -181,6 +196,8 @@ def comparisons(population: Mapping[str, Any]) -> list[Comparison]:
 
 def difference_scale(population: Mapping[str, Any]) -> str:
     """The scale on which the tests' differences are: `normalized score` or `reward`."""
+    if population.get("difference_scale"):
+        return str(population["difference_scale"])
     methods, gaps = population["methods"], {"normalized": 0.0, "mean_reward": 0.0}
     for test in comparisons(population):
         for scale in gaps:
@@ -314,3 +331,90 @@ def seeds_note(population: Mapping[str, Any]) -> str:
         return "1 seed: the interval covers episodes, not training runs"
     count = str(min(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
     return f"{count} seeds: the interval covers episodes and training runs"
+
+
+def takes_calls(population: Mapping[str, Any]) -> bool:
+    """Whether an agent talks with an LLM, so that there are calls to show."""
+    return any(is_number(method.get("calls")) for method in population["methods"].values())
+
+
+def is_played(human: Mapping[str, Any]) -> bool:
+    """Whether the human is played by an LLM, which leaves no optimum to compare with."""
+    return human.get("kind") == "prompted"
+
+
+def human_note(population: Mapping[str, Any]) -> str:
+    """Who played the human, what it took and how often it slipped; empty for the world's."""
+    human = population.get("human") or {}
+    if not is_played(human):
+        return ""
+    methods = population["methods"].values()
+    sizes = [(m.get("episodes") or 0) * (m.get("seeds") or 1) for m in methods]
+    slips = {kind: sum((m.get("slips") or {}).get(kind, 0) for m in methods) for kind in SLIP_NAMES}
+    counted = ", ".join(f"{SLIP_NAMES[kind]} {count}" for kind, count in slips.items())
+    calls, cost = (_pooled(methods, sizes, f"human_{what}") for what in ("calls", "cost"))
+    return (
+        f"The human is played by {human.get('model')} (prompts {human.get('prompt')} and "
+        f"{human.get('rating_prompt')}), so there is no optimum to compare with; it takes "
+        f"{number(calls, 1)} calls ({dollars(cost)}) a conversation. Its slips in {sum(sizes)} "
+        f"conversations: {counted}."
+    )
+
+
+def _pooled(methods: Collection[Mapping[str, Any]], sizes: Sequence[int], key: str) -> float | None:
+    """Mean over the conversations of all methods."""
+    values = [method.get(key) for method in methods]
+    if not sum(sizes) or not all(map(is_number, values)):
+        return None
+    return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+
+
+def calls_note(population: Mapping[str, Any]) -> str:
+    """What the columns of calls and cost count, and the models behind them."""
+    if not takes_calls(population):
+        return ""
+    methods = population["methods"]
+    asked = [key for key in ordered_methods(methods) if is_number(methods[key].get("calls"))]
+    parts = [
+        f"{method_name(key)} is {methods[key].get('model')} ({methods[key].get('prompt')}"
+        f"{_setup(methods[key])})"
+        for key in asked
+    ]
+    unpriced = not any(is_number(methods[key].get("cost")) for key in asked)
+    note = f"Calls and cost are the agent's, a conversation: {_enumerate(parts)}."
+    return note + (" No prices are set, so the cost is not known." if unpriced else "")
+
+
+def _setup(method: Mapping[str, Any]) -> str:
+    calls, cost = method.get("setup_calls"), method.get("setup_cost")
+    if not is_number(calls):
+        return ""
+    counted = f"; beforehand {calls} call{'' if calls == 1 else 's'}"
+    return counted + (f", {dollars(cost)}" if is_number(cost) else "")
+
+
+def missing_note(population: Mapping[str, Any]) -> str:
+    """Conversations that are fewer than they should be, or came to no good end."""
+    methods = {key: population["methods"][key] for key in ordered_methods(population["methods"])}
+    most = max((m.get("episodes") or 0 for m in methods.values()), default=0)
+    shorter: dict[int, list[str]] = {}
+    sentences = []
+    for key, method in methods.items():
+        episodes, seeds = method.get("episodes") or 0, method.get("seeds") or 1
+        if 0 < episodes < most:
+            shorter.setdefault(episodes, []).append(method_name(key))
+        if method.get("unrated"):
+            sentences.append(
+                f"{method_name(key)}: {method['unrated']} of {episodes * seeds} conversations have "
+                "no rating and are left out of means and tests."
+            )
+        if method.get("broken_off"):
+            sentences.append(
+                f"{method_name(key)}: in {method['broken_off']} of {episodes} conversations the "
+                "model gave no answer and the agent broke off."
+            )
+    sentences += [
+        f"{_enumerate(names)} had the first {episodes} of {most} episodes; tests pair these."
+        for episodes, names in shorter.items()
+    ]
+    return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)

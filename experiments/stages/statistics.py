@@ -185,33 +185,46 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def pairwise_tests(
     scores_by_method: Mapping[str, Float[np.ndarray, "_ episodes"]], seed: int
 ) -> list[dict[str, Any]]:
-    """Every pair of methods, compared.
+    """Every pair of methods, compared on the episodes that both have a score of.
 
     Args:
-        scores_by_method: Method -> scores [seeds, episodes], paired by episode.
+        scores_by_method: Method -> scores [seeds, episodes], paired by episode. Where one method
+            has fewer episodes, they are the first ones of the other; nan where there is no score.
         seed: Of the permutations.
 
     Returns:
-        A record per pair, plain JSON values: `a`, `b`; `difference` = mean(a) − mean(b); `p` and
+        A record per pair, plain JSON values: `a`, `b`; `episodes` that both have; `difference` =
+        mean(a) − mean(b) of these (null where there are none, and all that follows); `p` and
         `p_holm`, for the agents as trained (`compare`); `p_training` and `p_training_holm`, for
         training them again (`compare_trainings`; null where a method has one seed). Holm's
         correction is over all pairs that have the p in question.
 
     Raises:
-        ValueError: Scores that are not finite, or methods with other numbers of episodes.
+        ValueError: Scores that are infinite.
     """
     records: list[dict[str, Any]] = []
     for a, b in combinations(scores_by_method, 2):
-        scores_a, scores_b = scores_by_method[a], scores_by_method[b]
-        difference, p = compare(scores_a, scores_b, seed)
-        p_training = compare_trainings(scores_a, scores_b)
-        records.append({"a": a, "b": b, "difference": difference, "p": p, "p_training": p_training})
+        scores_a, scores_b = _pair(scores_by_method[a], scores_by_method[b])
+        record = {"a": a, "b": b, "episodes": scores_a.shape[1]}
+        record |= dict.fromkeys(("difference", "p", "p_training"))
+        if record["episodes"]:
+            record["difference"], record["p"] = compare(scores_a, scores_b, seed)
+            record["p_training"] = compare_trainings(scores_a, scores_b)
+        records.append(record)
     for name in ("p", "p_training"):
         tested = [record for record in records if record[name] is not None]
         adjusted = iter(holm([record[name] for record in tested]))
         for record in records:
             record[f"{name}_holm"] = None if record[name] is None else next(adjusted)
     return records
+
+
+def _pair(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The columns in which neither lacks a score."""
+    episodes = min(scores_a.shape[1], scores_b.shape[1])
+    scores_a, scores_b = scores_a[:, :episodes], scores_b[:, :episodes]
+    both = ~(np.isnan(scores_a).any(axis=0) | np.isnan(scores_b).any(axis=0))
+    return scores_a[:, both], scores_b[:, both]
 
 
 def normalize(

@@ -61,8 +61,13 @@ HEADERS = (
     "turns",
     "not understood",
     "train s",
+    "calls",
+    "cost",
     "decoding",
 )
+# Shown only where an agent talks with an LLM; not shown where the human is played by one.
+OF_PROMPTED_AGENTS = ("calls", "cost")
+OF_THE_WORLD = ("normalized score", "not understood")
 
 
 def result_tables(evaluation: Mapping[str, Any]) -> list[ResultTable]:
@@ -82,10 +87,14 @@ def result_table(population: Mapping[str, Any], title: str) -> ResultTable:
         results.ordered_methods(methods),
         key=lambda key: -value if (value := results.score(methods[key])[0]) is not None else 1e9,
     )
-    rows = [Row(key, "method", _method_cells(key, methods[key]), key == best) for key in ranked]
+    headers = _headers(population)
+    rows = [
+        Row(key, "method", _chosen(headers, _method_cells(key, methods[key])), key == best)
+        for key in ranked
+    ]
     references = population.get("references") or {}
     rows += [
-        Row(key, "reference", _reference_cells(name, references[key], references))
+        Row(key, "reference", _chosen(headers, _reference_cells(name, references[key], references)))
         for key, name in results.REFERENCE_NAMES.items()
         if results.is_number(references.get(key))
     ]
@@ -93,13 +102,29 @@ def result_table(population: Mapping[str, Any], title: str) -> ResultTable:
         results.describe_tests(population),
         results.training_note(population),
         results.seeds_note(population),
+        results.calls_note(population),
+        results.missing_note(population),
+        results.human_note(population),
     ]
-    return ResultTable(title, HEADERS, tuple(rows), tuple(filter(None, notes)))
+    return ResultTable(title, headers, tuple(rows), tuple(filter(None, notes)))
 
 
-def _method_cells(key: str, method: Mapping[str, Any]) -> tuple[Cell, ...]:
+def _headers(population: Mapping[str, Any]) -> tuple[str, ...]:
+    hidden: tuple[str, ...] = ()
+    if not results.takes_calls(population):
+        hidden += OF_PROMPTED_AGENTS
+    if results.is_played(population.get("human") or {}):
+        hidden += OF_THE_WORLD
+    return tuple(header for header in HEADERS if header not in hidden)
+
+
+def _chosen(headers: tuple[str, ...], cells: Mapping[str, Cell]) -> tuple[Cell, ...]:
+    return tuple(cells.get(header, Cell("")) for header in headers)
+
+
+def _method_cells(key: str, method: Mapping[str, Any]) -> dict[str, Cell]:
     success = method.get("success_rate")
-    return (
+    cells = (
         Cell(results.method_name(key)),
         Cell(
             results.number(method.get("normalized")),
@@ -110,14 +135,17 @@ def _method_cells(key: str, method: Mapping[str, Any]) -> tuple[Cell, ...]:
         Cell(results.number(method.get("turns"), 1)),
         Cell(results.number(method.get("not_understood"))),
         Cell(results.number(method.get("train_seconds"), 0)),
+        Cell(results.number(method.get("calls"), 1)),
+        Cell(results.dollars(method.get("cost"))),
         Cell(str(method.get("decoding") or MISSING)),
     )
+    return dict(zip(HEADERS, cells, strict=True))
 
 
-def _reference_cells(name: str, reward: float, references: Mapping[str, Any]) -> tuple[Cell, ...]:
+def _reference_cells(name: str, reward: float, references: Mapping[str, Any]) -> dict[str, Cell]:
     normalized = results.normalize(reward, references)
     cells = (Cell(name), Cell(results.number(normalized)), Cell(results.number(reward)))
-    return cells + (Cell(""),) * (len(HEADERS) - len(cells))
+    return dict(zip(HEADERS, cells, strict=False))
 
 
 HELDOUT_NAMES = {"auroc_v": "AUROC of V", "auroc_q": "AUROC of Q"}
@@ -225,7 +253,7 @@ def _print(console: Console, table: ResultTable) -> None:
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=(0, 0 if "calls" in table.headers else 1, 0, 0),  # closer where there are more
         header_style="dim",
     )
     for index in shown:
