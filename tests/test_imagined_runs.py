@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,36 @@ def test_a_run_that_was_killed_goes_on_to_the_same_dataset(finished, llm, tmp_pa
         repeated = sum(count - 1 for count in server.answered.values())
         assert repeated <= 4  # those in flight when it was killed
     assert [d["messages"] for d in records(folder)] == [d["messages"] for d in records(finished[0])]
+
+
+def test_an_llm_plays_the_humans_of_the_task_that_was_imagined(finished, llm, tmp_path):
+    folder = tmp_path / "judged"
+    shutil.copytree(finished[0], folder)
+    task = yaml.safe_load((folder / "task.yaml").read_text())
+    task["success_reward"] = 0.7  # edited by hand: what stands there counts
+    (folder / "task.yaml").write_text(yaml.safe_dump(task))
+    for made in ("evaluation", "evaluation.json", "stages/evaluate.json"):
+        path = folder / made
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with MessagesServer(llm, seed=3) as server:
+        result = launch(
+            folder,
+            finished[1].url,
+            "--config.evaluation.human=prompted",
+            "--config.evaluation.prompted=plain",
+            "--config.llm.model=world",
+            f"--config.llm.base_url={server.url}",
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert server.answered
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["success_reward"] == 0.7
+    for found in evaluation["population"].values():
+        assert set(found["methods"]) == {"ilql", "plain"}
+        assert all(each["normalized"] is None for each in found["methods"].values())
+    conversations = map(json.loads, (folder / "conversations.jsonl").read_text().splitlines())
+    difficult = [c for c in conversations if c["source"]["population"] == "difficult"]
+    assert {c["persona"]["temperament"] for c in difficult} <= {"vague", "dislikes_first_offer"}
 
 
 def test_a_dry_run_calls_nobody(tmp_path, llm):

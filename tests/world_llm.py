@@ -34,8 +34,7 @@ class WorldLLM:
             ({"verdicts"}, self._verdicts),
             ({"turns"}, self._script),
             ({"reason", "rating"}, self._rating),
-            ({"text", "ends"}, self._human_turn),
-            ({"text"}, self._agent_turn),
+            ({"text"}, self._turn),
         ):
             if known <= fields:
                 return json.dumps(answer(_system(body), _first_asked(body["messages"]), fields))
@@ -84,34 +83,46 @@ class WorldLLM:
 
     def _rating(self, system: str, messages: list, fields: set[str]) -> dict[str, Any]:
         content = messages[-1]["content"]
-        task = self.world.task
-        roles = {task.human_role: "human", task.agent_role: "agent"}
-        said = re.findall(rf"^({'|'.join(roles)}): (.*)$", content, re.MULTILINE | re.IGNORECASE)
-        turns = [Turn(roles[role.lower()], text) for role, text in said]
-        conversation = Conversation("", self._persona(content), 0, turns)
+        turns = self._transcript(content)
+        conversation = Conversation("", self._persona(f"{system}\n{content}"), 0, turns)
         return {"reason": "It came to that.", "rating": self.human.rate([conversation])[0]}
 
-    def _human_turn(self, system: str, messages: list, fields: set[str]) -> dict[str, Any]:
-        seed = zlib.crc32(f"{system}{messages[0]['content']}".encode())
-        turns = _turns(messages, own="human")
+    def _turn(self, system: str, messages: list, fields: set[str]) -> dict[str, Any]:
+        is_human = system.startswith("You play a person")
+        own = "human" if is_human else "agent"
+        turns = _turns(messages, own) if len(messages) > 1 else self._transcript(_text(messages))
+        # An engine's agent is told of the first words by a message of their own.
+        if not is_human and not turns:
+            turns = _turns(messages, own)
+        seed = zlib.crc32(f"{system}{turns[0].text if turns else ''}".encode())
+        answer = self._as_human(system, turns) if is_human else self._as_agent(seed, turns)
+        return {name: answer[name] for name in ("text", "ends") if name in fields}
+
+    def _as_human(self, system: str, turns: list[Turn]) -> dict[str, Any]:
+        seed = zlib.crc32(system.encode())
         conversation = Conversation("", self._persona(system), seed, turns)
         (utterance,) = self.human.respond([conversation])
         return {"text": utterance.text, "ends": utterance.ends}
 
-    def _agent_turn(self, system: str, messages: list, fields: set[str]) -> dict[str, Any]:
-        turns = _turns(messages, own="agent")
-        seed = zlib.crc32(f"{system}{turns[0].text}".encode())
+    def _as_agent(self, seed: int, turns: list[Turn]) -> dict[str, Any]:
         conversation = Conversation("", {}, seed)
         for turn in turns:  # its own turns are taken again: what was meant is not in the words
             if turn.speaker == "agent":
                 self.agent.respond([conversation])
             conversation.turns.append(turn)
-        return {"text": self.agent.respond([conversation])[0].text}
+        return {"text": self.agent.respond([conversation])[0].text, "ends": False}
+
+    def _transcript(self, text: str) -> list[Turn]:
+        """Lines with a role in front."""
+        task = self.world.task
+        roles = {task.human_role: "human", task.agent_role: "agent"}
+        said = re.findall(rf"^({'|'.join(roles)}): (.*)$", text, re.MULTILINE | re.IGNORECASE)
+        return [Turn(roles[role.lower()], words) for role, words in said]
 
     def _persona(self, text: str) -> dict[str, str]:
         axes = self.world.task.persona_axes
         return {
-            axis: re.search(rf"{axis} = ({'|'.join(values)})", text)[1]
+            axis: re.search(rf"{axis}(?: =|:) ({'|'.join(values)})", text)[1]
             for axis, values in axes.items()
         }
 
@@ -126,6 +137,10 @@ def _first_asked(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     while messages[-1]["content"].startswith("This answer cannot be used"):
         messages = messages[:-2]
     return messages
+
+
+def _text(messages: list[dict[str, str]]) -> str:
+    return messages[0]["content"]
 
 
 def _turns(messages: list[dict[str, str]], own: str) -> list[Turn]:

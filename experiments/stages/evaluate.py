@@ -24,6 +24,7 @@ from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunFolder, Unit, write_atomically
 from experiments.stages import heldout, prompted, tables
 from experiments.stages.prompted import Progress
+from experiments.stages.scene import Scene, load_scene
 from experiments.stages.summary import summarize
 from experiments.stages.train import units
 from ilql_jax.checkpoint import read_metadata, restore_params
@@ -35,10 +36,8 @@ from imagination.policy_agent import PolicyAgent
 from imagination.prompted import GdpZeroAgent, prompted_agent
 from imagination.simulation import (
     POPULATIONS,
-    World,
     load_world,
     reference_values,
-    sample_conversations,
 )
 from imagination.speakers import Agent, Human, converse
 from imagination.tokenization import DialogueTokenizer
@@ -148,24 +147,24 @@ def evaluate_network(
 ) -> None:
     """Judges one network; in a process of its own where there is no client of an LLM."""
     folder, counts = RunFolder(path), config.evaluation
-    world = load_world(config.task.world)
+    scene = load_scene(config, folder)
     choices = settings.decodings(config, unit.method)
     agent = load_agent(config, folder, unit, choices[0])
     per_choice = counts.validation_episodes if len(choices) > 1 else 0
     episodes = {population: counts[f"{population}_episodes"] for population in POPULATIONS}
     progress = Progress(report, per_choice * len(choices) + sum(episodes.values()), client)
-    human = prompted.human_for(config, world, progress)
+    human = prompted.human_for(config, scene, progress)
     validation: dict[str, float | None] = {}
     for choice in choices if per_choice else ():
         agent.policy.decoding = choice
         progress.begin(f"validation: {choice}")
         seed = VALIDATION_SEED + config.seed
-        played = play(world, agent, human, "average", per_choice, seed, progress.advance)
+        played = play(scene, agent, human, "average", per_choice, seed, progress.advance)
         rewards = [d.reward for d in played if d.reward is not None]
         validation[str(choice)] = float(np.mean(rewards)) if rewards else None
     chosen = max(choices, key=lambda choice: _or_worst(validation.get(str(choice))))
     agent.policy.decoding = chosen
-    _talk(config, folder, unit, agent, human, episodes, progress)
+    _talk(config, folder, unit, scene, agent, human, episodes, progress)
     result = {"decoding": str(chosen), "validation": validation, **prompted.made_with(human)}
     write_atomically(folder.unit_result(unit), json.dumps(result, indent=1))
 
@@ -179,14 +178,14 @@ def evaluate_prompted_agent(
 ) -> None:
     """Judges one prompted agent, with the first of the humans that the networks talk with."""
     folder, counts = RunFolder(path), config.evaluation
-    world = load_world(config.task.world)
+    scene = load_scene(config, folder)
     episodes = {population: counts[f"{population}_episodes"] for population in POPULATIONS}
     if counts.prompted_episodes:
         episodes = {name: min(n, counts.prompted_episodes) for name, n in episodes.items()}
     progress = Progress(report, sum(episodes.values()), client)
-    agent = prompted_agent(unit.method, progress.watched_client, world.task)
-    human = prompted.human_for(config, world, progress)
-    _talk(config, folder, unit, agent, human, episodes, progress)
+    agent = prompted_agent(unit.method, progress.watched_client, scene.task)
+    human = prompted.human_for(config, scene, progress)
+    _talk(config, folder, unit, scene, agent, human, episodes, progress)
     result = {"agent": agent.model_and_version, **prompted.made_with(human)}
     if isinstance(agent, GdpZeroAgent):
         result |= {"setup_calls": agent.setup_calls, "setup_cost": agent.setup_cost}
@@ -197,24 +196,25 @@ def _talk(
     config: ConfigDict,
     folder: RunFolder,
     unit: Unit,
+    scene: Scene,
     agent: Agent,
     human: Human,
     episodes: Mapping[str, int],
     progress: Progress,
 ) -> None:
     """The test conversations of a unit, with both populations."""
-    world, seed = load_world(config.task.world), TEST_SEED + config.seed
     lines = []
     for population, count in episodes.items():
         progress.begin(population)
-        played = play(world, agent, human, population, count, seed, progress.advance)
+        seed = TEST_SEED + config.seed
+        played = play(scene, agent, human, population, count, seed, progress.advance)
         for index, dialogue in enumerate(played):
             lines.append(json_line(_labelled(dialogue, unit, population, index)))
     write_atomically(folder.unit_conversations(unit), "".join(lines))
 
 
 def play(
-    world: World,
+    scene: Scene,
     agent: Agent,
     human: Human,
     population: str,
@@ -223,8 +223,8 @@ def play(
     on_finished: Callable[[int], None] | None = None,
 ) -> list[Dialogue]:
     """Conversations of an agent with fresh humans of a population."""
-    conversations = sample_conversations(world, population, episodes, seed, prefix=population)
-    return converse(agent, human, conversations, world.task, on_finished=on_finished)
+    conversations = scene.humans(population, episodes, seed)
+    return converse(agent, human, conversations, scene.task, on_finished=on_finished)
 
 
 def _labelled(dialogue: Dialogue, unit: Unit, population: str, episode: int) -> Dialogue:

@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 
 from experiments import config as settings
 from experiments.run_folder import RunError, RunFolder, Unit
+from experiments.stages.scene import Scene
 from imagination.dialogue import Dialogue
 from imagination.llm import Answer, Client, Failure, LLMConfig, Request
 from imagination.prompted import SLIPS, PromptedHuman, run_async, spending
-from imagination.simulation import SimulatedHuman, World
+from imagination.simulation import SimulatedHuman
 from imagination.speakers import Human
 
 
@@ -60,11 +61,11 @@ class WatchedClient:
         return answer
 
 
-def human_for(config: ConfigDict, world: World, progress: Progress) -> Human:
+def human_for(config: ConfigDict, scene: Scene, progress: Progress) -> Human:
     """Who the agents talk with."""
     if config.evaluation.human == "prompted":
-        return PromptedHuman(progress.watched_client, world.task)
-    return SimulatedHuman(world)
+        return PromptedHuman(progress.watched_client, scene.task)
+    return SimulatedHuman(scene.world)
 
 
 def made_with(human: Human) -> dict[str, Any]:

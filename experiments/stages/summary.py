@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 
 from experiments.run_folder import RunFolder, Unit
 from experiments.stages import prompted
+from experiments.stages.scene import load_scene
 from experiments.stages.statistics import bootstrap_mean, normalize, pairwise_tests
 from experiments.stages.train import train_seconds
 from imagination.dialogue import Dialogue, read_dialogues
-from imagination.simulation import POPULATIONS, load_world
+from imagination.simulation import POPULATIONS
 
 Played = Mapping[Unit, Sequence[Dialogue]]
 Results = Mapping[Unit, Mapping[str, Any]]
@@ -30,7 +31,7 @@ def summarize(config: ConfigDict, folder: RunFolder, wanted: Sequence[Unit]) -> 
     Raises:
         RunError: They cannot be compared.
     """
-    task = load_world(config.task.world).task
+    task = load_scene(config, folder).task
     found = {unit: json.loads(folder.unit_result(unit).read_text()) for unit in wanted}
     human = prompted.describe_human(config, found)
     played = {unit: read_dialogues(folder.unit_conversations(unit)) for unit in wanted}
