@@ -367,10 +367,10 @@ def test_muon_moves_the_trunks_matrices_along_orthogonal_directions_and_nothing_
     for path, by_adamw in moved["adamw"].items():
         by_muon = moved["muon"][path]
         if path[1].key == "blocks" and path[-1].key == "kernel":
-            # Newton and Schulz's five steps bring singular values near one, times √(rows/columns).
+            # Newton and Schulz's five steps bring singular values near one, times √(out/in).
             spread = np.linalg.svd(by_muon, compute_uv=False)
             shape = by_muon.shape
-            spread /= 0.02 * max(1, shape[0] / shape[1]) ** 0.5
+            spread /= 0.02 * max(1, shape[1] / shape[0]) ** 0.5
             assert spread[len(spread) // 2] > 0.3 and spread[0] < 1.5, path
         else:
             np.testing.assert_array_equal(by_muon, by_adamw, err_msg=str(path))

@@ -225,7 +225,7 @@ def test_behaviours_leave_room_and_the_optimum_is_high(world: World):
 
 def test_difficult_personas_are_rare_but_there(world: World):
     share = sum(p for persona, p in world.prior.items() if world.is_difficult(persona))
-    assert 0.05 < share <= 0.15
+    assert 0.05 < share <= 0.2
 
 
 def test_listening_is_what_is_rewarded(world: World):
