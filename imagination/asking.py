@@ -1,7 +1,5 @@
-"""Prompts from files, requests out of them, and answers back to the dialogue that asked.
+"""The engine's prompts and behaviours, and answers back to the dialogue that asked.
 
-A prompt is a file in `imagination/prompts/`: a line `version: name/1`, then `[system]` (what all
-requests of a step share, so that the server can cache it) and `[user]`, both jinja2 templates.
 Every dialogue is worked on by a coroutine of its own that asks through a `Correspondence`, so a
 slow one holds up nobody.
 """
@@ -13,15 +11,14 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import jinja2
-import pydantic
-
+from imagination import prompting
 from imagination.dialogue import Turn
 from imagination.llm import Answer, Failure, Request
+from imagination.prompting import Prompt
 
 PROMPTS = Path(__file__).parent / "prompts"
 
@@ -45,61 +42,9 @@ class Dropped(Exception):
         self.step, self.reason = step, reason
 
 
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """A prompt file: its version and its two templates (`user` may be absent)."""
-
-    version: str
-    system: jinja2.Template
-    user: jinja2.Template | None
-
-    def request(
-        self,
-        step: str,
-        schema: type[pydantic.BaseModel],
-        values: dict[str, Any],
-        history: Sequence[tuple[str, str]] = (),
-        resample: int = 0,
-        label: str = "",
-    ) -> Request:
-        """The request of this prompt.
-
-        Args:
-            step: What the call is for; the meter counts by it.
-            schema: What the answer must be.
-            values: What the templates need.
-            history: Further messages (role, text), behind the user's one.
-            resample: Another number, another answer to the same question.
-            label: What it is about, for people.
-        """
-        opening = (("user", self.user.render(values).strip()),) if self.user else ()
-        return Request(
-            step=step,
-            system=self.system.render(values).strip(),
-            messages=(*opening, *history),
-            schema=schema,
-            prompt_version=self.version,
-            resample=resample,
-            label=label,
-        )
-
-
-@functools.cache
 def load_prompt(name: str) -> Prompt:
-    """Reads `imagination/prompts/<name>.md`.
-
-    Raises:
-        EngineError: The file is not a prompt; the message names it.
-    """
-    version, body = _versioned(name)
-    parts = re.split(r"^\[(system|user)\]\n", body, flags=re.MULTILINE)
-    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
-    if "system" not in sections:
-        raise EngineError(f"{PROMPTS / name}.md has no line [system]; the prompt goes below it.")
-    jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
-    jinja.filters["traits"] = _traits
-    compiled = {section: jinja.from_string(text) for section, text in sections.items()}
-    return Prompt(version, compiled["system"], compiled.get("user"))
+    """The engine's prompt of this name. Raises `PromptError` for a file that is none."""
+    return prompting.load_prompt(PROMPTS / f"{name}.md")
 
 
 @functools.cache
@@ -116,18 +61,9 @@ def behaviours_version() -> str:
     return _versioned("behaviours")[0]
 
 
-def _traits(persona: Mapping[str, str]) -> str:
-    """A persona in a prompt."""
-    return "; ".join(f"{axis} = {value}" for axis, value in persona.items())
-
-
 def _versioned(name: str) -> tuple[str, str]:
     path = PROMPTS / f"{name}.md"
-    first, _, body = path.read_text(encoding="utf-8").partition("\n")
-    field, _, version = first.partition(": ")
-    if field != "version" or not version.strip():
-        raise EngineError(f"{path} starts with {first[:40]!r}; the first line is 'version: ...'.")
-    return version.strip(), body
+    return prompting.split_version(path.read_text("utf-8"), str(path))
 
 
 def transcript(turns: Sequence[Turn], agent_role: str, human_role: str) -> str:

@@ -27,7 +27,8 @@ from imagination.prompted import (
 from imagination.prompted.agents import DialogueActs
 from imagination.prompted.asking import without_label
 from imagination.prompted.gdp_zero import OpenLoopSearch, SearchConfig
-from imagination.prompted.prompts import FOLDER, PromptError, load_prompt, parse_prompt
+from imagination.prompted.prompts import FOLDER, load_prompt
+from imagination.prompting import PromptError, parse_prompt
 from imagination.simulation import SimulatedHuman, load_world, sample_conversations
 from imagination.speakers import Conversation, converse
 from imagination.task import Task
@@ -532,12 +533,10 @@ def test_every_prompt_file_loads():
 def test_bad_prompts_are_named():
     with pytest.raises(PromptError, match=r"no prompt 'oracle'.*there are clam_answer"):
         load_prompt("oracle")
-    with pytest.raises(
-        PromptError, match=r"x\.md, line 1: expected 'version: <version>', got 'Hi'"
-    ):
+    with pytest.raises(PromptError, match=r"x\.md starts with 'Hi'; the first line is 'version"):
         parse_prompt("x", "Hi\nthere", "x.md")
-    with pytest.raises(PromptError, match=r"x\.md: no line '=== user ==='"):
-        parse_prompt("x", "version: 1\nthere", "x.md")
+    with pytest.raises(PromptError, match=r"x\.md has no line \[system\]"):
+        parse_prompt("x", "version: x/1\nthere", "x.md")
 
 
 def test_empty_line_and_rating_off_the_scale_are_not_answers():

@@ -15,7 +15,7 @@ import pydantic
 
 from imagination.dialogue import Dialogue
 from imagination.llm import Answer, Failure, Request
-from imagination.prompted.prompts import Prompt
+from imagination.prompting import Prompt
 from imagination.speakers import Conversation, Utterance
 
 Result = TypeVar("Result")
@@ -85,7 +85,7 @@ class Asker:
         """The answer, as `schema`. Raises `NoAnswer`."""
         resample = zlib.crc32(f"{self._stream}/{self.calls}".encode())
         self.calls += 1
-        request = prompt.request(schema, resample=resample, label=self._label, **values)
+        request = prompt.request(prompt.name, schema, values, resample=resample, label=self._label)
         answer = await self._client.ask(request)
         if isinstance(answer, Failure):
             raise NoAnswer(f"{prompt.version}: {answer.reason}")
