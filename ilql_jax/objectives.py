@@ -4,8 +4,10 @@
 | --- | --- |
 | `bc` | the policy by cloning all dialogues |
 | `fbc` | the same, on the dialogues of highest return (`select_trajectories` filters) |
-| `mc` | Q by regression on Monte-Carlo returns, beside the cloned policy |
-| `ilql` | Q by bootstrapping from V, V as an upper expectile of Q, beside the cloned policy |
+| `mc` | Q by regression on Monte-Carlo returns, beside the policy |
+| `ilql` | Q by bootstrapping from V, V as an upper expectile of Q, beside the policy |
+
+The policy of the last two is cloned, plainly or with AWAC's weights (`awac_temperature`).
 
 What a *decision* is, and so how far a reward has to travel, is `ObjectiveConfig.credit`: every
 token (the paper), or every utterance, which makes the horizon that of the conversation. How many
