@@ -265,8 +265,15 @@ def _check_imagination(config: ConfigDict) -> None:
 
 
 def _check_llm(config: ConfigDict) -> None:
-    if needs_llm(config):
-        llm_config(config)
+    """Wrong fields are told always, a missing model where one is needed."""
+    untouched = ConfigDict()
+    _add_llm(untouched)
+    if not needs_llm(config):
+        if config.llm == untouched:
+            return
+        config = config.copy_and_resolve_references()
+        config.llm.model = config.llm.model or "none"
+    llm_config(config)
 
 
 def _check_evaluation(config: ConfigDict) -> None:

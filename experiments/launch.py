@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import sys
 import time
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -43,17 +44,17 @@ def main(name: str, config: ConfigDict) -> None:
 
 
 def _run(name: str, config: ConfigDict, arguments: list[str], console: Console) -> None:
-    stage, workdir, dry_run, config, overrides = parse_flags(name, config, arguments)
-    folder = RunFolder(workdir)
+    line = parse_flags(name, config, arguments)
+    folder = RunFolder(line.workdir)
     folder.check_experiment(name)
-    config = with_saved(config, folder, overrides)
+    config = with_saved(line.config, folder, line.overrides)
     settings.check(config)
-    if dry_run:
+    if line.dry_run:
         from experiments.stages import engine
 
         engine.print_plan(config, folder, console)
         return
-    if stage == "chat":
+    if line.stage == "chat":
         from experiments.stages import chat
 
         chat.run(config, folder, console)
@@ -62,7 +63,7 @@ def _run(name: str, config: ConfigDict, arguments: list[str], console: Console) 
         for each in STAGES:
             folder.check_stage(each, config)
         folder.save_config(name, config)
-        for each in STAGES[: STAGES.index(stage) + 1]:
+        for each in STAGES[: STAGES.index(line.stage) + 1]:
             _run_stage(each, config, folder, console)
 
 
@@ -85,10 +86,18 @@ def _run_stage(stage: str, config: ConfigDict, folder: RunFolder, console: Conso
     console.print(f"[dim]{stage}: {time.monotonic() - start:.0f} s[/dim]")
 
 
-def parse_flags(
-    name: str, config: ConfigDict, arguments: list[str]
-) -> tuple[str, str, bool, ConfigDict, dict]:
-    """Stage, run folder, whether only to plan, settings, and which of them were given.
+class CommandLine(NamedTuple):
+    """What was asked for; `overrides` are the settings that were given there."""
+
+    stage: str
+    workdir: str
+    dry_run: bool
+    config: ConfigDict
+    overrides: dict[str, Any]
+
+
+def parse_flags(name: str, config: ConfigDict, arguments: list[str]) -> CommandLine:
+    """Reads the command line; `config` is changed by it.
 
     Raises:
         ConfigError: An unknown flag or key, or a value of the wrong type.
@@ -116,7 +125,7 @@ def parse_flags(
     flag.value.methods = _names(flag.value.methods)
     flag.value.evaluation.prompted = _names(flag.value.evaluation.prompted)
     flag.value.imagination.also_rewards = _names(flag.value.imagination.also_rewards)
-    return values.stage, values.workdir, values.dry_run, flag.value, dict(overrides)
+    return CommandLine(values.stage, values.workdir, values.dry_run, flag.value, dict(overrides))
 
 
 def _names(given: tuple[str, ...]) -> tuple[str, ...]:

@@ -247,7 +247,7 @@ def test_bad_settings_are_told_before_any_work(arguments: list[str], expected: s
 def config_with(*arguments: str) -> ConfigDict:
     config = settings.base_config()
     config.task.world = "teaching"
-    return parse_flags("teaching", config, ["teaching.py", *arguments])[2]
+    return parse_flags("teaching", config, ["teaching.py", *arguments]).config
 
 
 def test_a_run_on_real_dialogues_has_nobody_to_talk_with():
