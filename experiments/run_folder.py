@@ -32,10 +32,6 @@ _OF_PROMPTED = ("evaluation.prompted", "evaluation.prompted_episodes")
 # What makes an LLM's answers what they are; all else in config.llm is about getting them.
 _OF_LLM = ("llm.model", "llm.base_url")
 _ADDED_WITH_PROMPTED = ("evaluation.prompted_episodes", *_OF_LLM)
-# What runs were evaluated with before there was a choice.
-_FORMERLY = {"evaluation.human": "world"}
-
-
 # How an LLM is asked, at which price, changes no answer.
 _NEVER_SHAPING = (
     *("max_in_flight", "max_retries", "timeout", "batch", "batch_poll", "conversations"),
@@ -164,7 +160,7 @@ class RunFolder:
         products = self._existing_products(stage)
         if not stamp.exists() or not products:
             return
-        before, now = _read_stamp(stamp), _shaping(stage, config)
+        before, now = json.loads(stamp.read_text()), _shaping(stage, config)
         added = [key for key in _ADDED_WITH_PROMPTED if key not in before or key not in now]
         before, now = _without(before, added), _without(now, added)
         differing = [
@@ -187,7 +183,7 @@ class RunFolder:
         kept = {}
         if stamp.exists() and self._existing_products(stage):
             # What prompted agents were made from holds while they are there, asked for or not.
-            before = _read_stamp(stamp)
+            before = json.loads(stamp.read_text())
             kept = {key: before[key] for key in _ADDED_WITH_PROMPTED if key in before}
         write_atomically(stamp, json.dumps({**kept, **_shaping(stage, config)}, indent=1))
 
@@ -252,11 +248,6 @@ def _llm_shaping(config: ConfigDict) -> dict[str, Any]:
     if prompted:
         shaping["evaluation.prompted_episodes"] = config.evaluation.prompted_episodes
     return shaping
-
-
-def _read_stamp(path: Path) -> dict[str, Any]:
-    stamp = json.loads(path.read_text())
-    return {**_FORMERLY, **stamp} if path.stem == "evaluate" else stamp
 
 
 def _without(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
