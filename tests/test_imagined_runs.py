@@ -105,6 +105,7 @@ def test_a_paragraph_becomes_a_task_a_dataset_and_an_agent_that_was_judged(finis
     assert json.loads((folder / "evaluation.json").read_text())["population"]["average"]
     assert (folder / "report.html").exists()
     assert "dialogues" in output and "$" in output
+    assert "Judged by the humans of the embedded world 'travel'" in output
 
 
 def test_the_card_tells_what_is_in_the_dataset_and_what_it_took(finished):

@@ -51,6 +51,11 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     if config.data.source != "world":
         heldout.run(config, folder, console)
         return
+    if config.task.description and config.evaluation.human == "world":
+        console.print(
+            f"Judged by the humans of the embedded world {config.task.world!r}, who understand its "
+            "words alone. --config.evaluation.human=prompted has those of task.yaml played."
+        )
     wanted = [*units(config), *prompted.prompted_units(config)]
     todo = [unit for unit in wanted if not folder.unit_result(unit).exists()]
     with_llm = [unit for unit in todo if _talks_with_llm(config, unit)]
