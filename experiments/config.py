@@ -118,8 +118,8 @@ def base_config() -> ConfigDict:
     config.decoding = ConfigDict()
     config.decoding.bc = ("sampled", "sampled at 0.5", "greedy")
     config.decoding.fbc = ("sampled", "sampled at 0.5", "greedy")
-    config.decoding.mc = ("sampled at 0.4, best of 8", "sampled at 0.6, best of 16", "greedy")
-    config.decoding.ilql = ("sampled at 0.4, best of 8", "sampled at 0.6, best of 16", "greedy")
+    config.decoding.mc = ("sampled at 0.4, best of 8", "sampled at 0.6, best of 16")
+    config.decoding.ilql = ("sampled at 0.4, best of 8", "sampled at 0.6, best of 16")
     config.decoding.max_utterance = 24  # tokens
     config.decoding.batch_size = 64  # conversations decoded together
 
