@@ -298,16 +298,6 @@ def test_agents_of_another_model_are_not_taken_for_those_that_were_left_out(tmp_
         folder.check_stage("evaluate", config_with(*AGENTS, "--config.llm.model=n"))
 
 
-def test_runs_from_before_there_was_a_choice_go_on(tmp_path: Path):
-    folder = RunFolder(tmp_path)
-    folder.begin_stage("evaluate", config_with())
-    (tmp_path / "evaluation").mkdir()
-    stamp = tmp_path / "stages" / "evaluate.json"
-    old = {k: v for k, v in json.loads(stamp.read_text()).items() if k != "evaluation.human"}
-    stamp.write_text(json.dumps(old))
-    folder.check_stage("evaluate", config_with(*AGENTS))
-
-
 def test_episodes_without_rating_are_dropped_from_pairs():
     nan = float("nan")
     scores = {
