@@ -66,6 +66,9 @@ def base_config() -> ConfigDict:
     config.imagination.judge_votes = 3
     config.imagination.conversations = 256  # under way at the same time
     _add_llm(config.imagination)
+    config.imagination.batch = False  # Message Batches, at batch price
+    config.imagination.batch_poll = 30.0  # seconds between two looks at an unfinished batch
+    config.imagination.batch_price_factor = 0.5  # what a batch costs as a fraction of the prices
 
     config.tokenizer = ConfigDict()
     config.tokenizer.pretrained = (
@@ -81,7 +84,7 @@ def base_config() -> ConfigDict:
     config.model.mlp_size = 256
     config.model.max_positions = 240  # longest dialogue, in tokens
     config.model.position_encoding = "rotary"  # or learned
-    config.model.rotary_base = 100.0  # wavelengths from 6 to some 350 tokens
+    config.model.rotary_base = 100.0  # wavelengths from 6 to some 470 tokens
     config.model.initializer_range = 0.08  # GPT-2's 0.02 is for a width of 768
     config.model.value_inner_size = 128  # hidden layer of the value heads
     config.model.utterance_q = "sum"  # of its tokens' shares; last: Q of the last token
@@ -149,8 +152,6 @@ def _add_llm(section: ConfigDict) -> None:
     section.max_retries = 6  # of a call that failed on the way (408, 409, 429, 5xx, connection)
     section.max_asks = 3  # how often a question is put again after an unusable answer
     section.timeout = 120.0  # seconds to wait for an answer
-    section.batch = False  # Message Batches at batch price, for what can wait (not in evaluation)
-    section.batch_poll = 30.0  # seconds between two looks at an unfinished batch
     section.cache = True  # keep answers in <run folder>/llm, and take them from there
     section.cache_max_megabytes = 0.0  # oldest answers above this are dropped; 0 = unbounded
     section.max_cost = 0.0  # dollars for one run folder, over all its runs; 0 = unbounded
@@ -158,7 +159,6 @@ def _add_llm(section: ConfigDict) -> None:
     section.price_output = 0.0
     section.price_cache_read = 0.0
     section.price_cache_write = 0.0
-    section.batch_price_factor = 0.5  # what a batch costs as a fraction of these prices
     section.price_date = ""  # when the prices were written down
 
 
@@ -254,6 +254,12 @@ def _check_imagination(config: ConfigDict) -> None:
             f"{', '.join(engines)}."
         )
     if not imagines_with_llm(config):
+        given = [f"task.{name}" for name in TASK_FIELDS if config.task[name]]
+        if given or config.imagination.model:
+            raise ConfigError(
+                f"config.{given[0] if given else 'imagination.model'} is for an LLM that imagines, "
+                "and none does: set config.imagination.engine=anthropic."
+            )
         return
     llm, engine = imagination_llm(config), engine_config(config)
     if engine.dialogues > MOST_UNLIMITED and not llm.max_cost and not llm.base_url:

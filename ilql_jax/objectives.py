@@ -18,7 +18,6 @@ in `losses.py`; which arrays they get is decided here.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -123,12 +122,14 @@ def ilql(
         )
     hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
     decisions = batch.by_utterance if by_utterance else batch.by_token
-    if by_utterance:
-        read_q = functools.partial(q_of_utterances, how=model.config.utterance_q)
-    else:
-        read_q = q_of_tokens
-    q = read_q(model.q, hidden=hidden, batch=batch)
-    target = jax.lax.stop_gradient(read_q(target_q, hidden=hidden, batch=batch))
+
+    def read_q(heads: QHeads) -> Float[Array, "heads batch decisions"]:
+        if by_utterance:
+            return q_of_utterances(heads, model.config.utterance_q, hidden, batch)
+        return q_of_tokens(heads, hidden, batch)
+
+    q = read_q(model.q)
+    target = jax.lax.stop_gradient(read_q(target_q))
     cql = _conservative(model, hidden, batch, config) if config.cql_weight > 0 else None
     v = model.v(gather(hidden, decisions.value_state))
     next_v = jax.lax.stop_gradient(model.v(gather(hidden, decisions.next_state)))
@@ -204,20 +205,20 @@ def gather(
 
 
 def q_of_tokens(
-    heads: QHeads, *, hidden: Float[Array, "batch time width"], batch: Batch
+    heads: QHeads, hidden: Float[Array, "batch time width"], batch: Batch
 ) -> Float[Array, "heads batch tokens"]:
     """Q of each agent token."""
     return heads.taken(gather(hidden, batch.by_token.state), batch.by_token.action)
 
 
 def q_of_utterances(
-    heads: QHeads, *, how: str, hidden: Float[Array, "batch time width"], batch: Batch
+    heads: QHeads, how: str, hidden: Float[Array, "batch time width"], batch: Batch
 ) -> Float[Array, "heads batch utterances"]:
     """Q of each agent utterance, read `how` the network does it (`ModelConfig.utterance_q`)."""
     utterances = batch.by_utterance
     if how == "last":
         return heads.taken(gather(hidden, utterances.state), utterances.action)
-    shares = q_of_tokens(heads, hidden=hidden, batch=batch)
+    shares = q_of_tokens(heads, hidden, batch)
     return _sum_by_utterance(shares * batch.by_token.weight, batch)
 
 

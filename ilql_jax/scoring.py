@@ -70,6 +70,6 @@ def _score_batch(
     model = with_params(config, params)
     hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
     logits = model.trunk.logits(gather(hidden, batch.by_token.state))
-    q = q_of_utterances(model.q, how=config.utterance_q, hidden=hidden, batch=batch)
+    q = q_of_utterances(model.q, config.utterance_q, hidden, batch)
     v = model.v(gather(hidden, batch.by_utterance.value_state))
     return -losses.policy_loss(logits, batch.by_token.action), v, jnp.min(q, axis=0)

@@ -72,12 +72,6 @@ def transcript(turns: Sequence[Turn], agent_role: str, human_role: str) -> str:
     return "\n".join(f"{role[turn.speaker]}: {turn.text}" for turn in turns)
 
 
-def clean_text(text: str, *roles: str) -> str:
-    """An utterance without the label that some models put in front ("Tutor: ...")."""
-    labels = "|".join(re.escape(role) for role in roles)
-    return re.sub(rf"^\s*(?:{labels})\s*:\s*", "", text, flags=re.IGNORECASE).strip()
-
-
 class Post(Protocol):
     """Takes requests and gives their answers, in order. `imagination.llm.Client` is one."""
 

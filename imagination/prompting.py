@@ -114,6 +114,14 @@ def split_version(text: str, where: str) -> tuple[str, str]:
     return version.strip(), body
 
 
+def without_label(text: str, *roles: str) -> str:
+    """An utterance without the speaker's role in front ("Tutor: ..."), as LLMs copy it from
+    transcripts; empty where nothing else was said."""
+    labels = "|".join(re.escape(role) for role in roles)
+    label = rf"^[*\s]*(?:{labels})\s*\**:[*\s]*"
+    return re.sub(label, "", text, flags=re.IGNORECASE).strip()
+
+
 def _traits(persona: Mapping[str, str]) -> str:
     return "; ".join(f"{axis} = {value}" for axis, value in persona.items())
 

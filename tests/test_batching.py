@@ -279,7 +279,7 @@ def test_an_utterances_q_is_the_sum_over_its_own_tokens(packed, params):
     batch, *_ = packed
     model = with_params(MODEL, params)
     hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
-    found = q_of_utterances(model.q, how="sum", hidden=hidden, batch=batch)
+    found = q_of_utterances(model.q, "sum", hidden, batch)
     every = np.asarray(model.q(hidden))
     utterances = batch.by_utterance
     for row, slot in np.argwhere(utterances.weight > 0):

@@ -269,7 +269,7 @@ HUMAN = ("--config.evaluation.human=prompted", "--config.llm.model=m")
         (AGENTS, (*AGENTS, "--config.evaluation.prompted=plain,clam"), ""),
         (AGENTS, (), ""),
         (AGENTS, (*AGENTS, "--config.llm.max_in_flight=1", "--config.llm.price_input=1.0"), ""),
-        (AGENTS, (*AGENTS, "--config.llm.cache=false", "--config.llm.batch=true"), ""),
+        (AGENTS, (*AGENTS, "--config.llm.cache=false"), ""),
         (AGENTS, (*AGENTS, "--config.llm.model=n"), "config.llm.model was 'm', now 'n'"),
         (AGENTS, (*AGENTS, "--config.evaluation.prompted_episodes=2"), "prompted_episodes was 0"),
         ((), HUMAN, "config.evaluation.human was 'world', now 'prompted'"),

@@ -25,7 +25,7 @@ from imagination.prompted import (
     spending,
 )
 from imagination.prompted.agents import DialogueActs
-from imagination.prompted.asking import without_label
+from imagination.prompted.asking import spoken
 from imagination.prompted.gdp_zero import OpenLoopSearch, SearchConfig
 from imagination.prompted.prompts import FOLDER, load_prompt
 from imagination.prompting import PromptError, parse_prompt
@@ -561,7 +561,7 @@ def test_empty_line_and_rating_off_the_scale_are_not_answers():
     ],
 )
 def test_own_label_is_taken_off(text, rest):
-    assert without_label(text, "tutor") == rest
+    assert spoken(text, "tutor") == rest
 
 
 # Slips

@@ -15,7 +15,7 @@ from rich.console import Console
 from experiments import config as settings
 from experiments.run_folder import RunError, RunFolder, write_atomically
 from experiments.terminal import progress_bars
-from imagination.dialogue import write_dialogues
+from imagination.dialogue import Dialogue
 from imagination.engine import Imagined, derive_task, imagine_dialogues, plan
 from imagination.llm import Client
 from imagination.quality import card_sections
@@ -23,12 +23,14 @@ from imagination.simulation import load_world
 from imagination.task import Task
 
 
-def run(config: ConfigDict, folder: RunFolder, console: Console) -> str:
-    """Writes the dialogues; returns the sections of their card that only an LLM's data has."""
+def run(config: ConfigDict, folder: RunFolder, console: Console) -> tuple[list[Dialogue], str]:
+    """The dialogues, and the sections of their card that only an LLM's data has."""
     return asyncio.run(_run(config, folder, console))
 
 
-async def _run(config: ConfigDict, folder: RunFolder, console: Console) -> str:
+async def _run(
+    config: ConfigDict, folder: RunFolder, console: Console
+) -> tuple[list[Dialogue], str]:
     client = Client(settings.imagination_llm(config), folder.llm)
     try:
         task = await _task(config, folder, client)
@@ -37,8 +39,7 @@ async def _run(config: ConfigDict, folder: RunFolder, console: Console) -> str:
     finally:
         await client.close()
     console.print(imagined.line(), client.meter.line())
-    write_dialogues(folder.dialogues, imagined.dialogues)
-    return card_sections(
+    return imagined.dialogues, card_sections(
         imagined.dialogues, task, client.meter.summary(), imagined.dropped, config.seed
     )
 

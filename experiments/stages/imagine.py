@@ -34,7 +34,6 @@ CHUNK = 500  # dialogues played together; a killed run loses at most these
 
 def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     """Writes the dialogues and their card, where they are not there yet."""
-    sections = ""
     if not folder.dialogues.exists():
         if config.data.source != "world":
             write_dialogues(folder.dialogues, _read_corpus(config))
@@ -43,10 +42,12 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         else:
             from experiments.stages import engine  # the LLM client is loaded only where it is used
 
-            sections = "\n" + engine.run(config, folder, console)
+            dialogues, sections = engine.run(config, folder, console)
+            # The card first: what it took cannot be told from the dialogues later.
+            write_atomically(folder.dataset_card, dataset_card(dialogues) + "\n" + sections)
+            write_dialogues(folder.dialogues, dialogues)
     if not folder.dataset_card.exists():
-        card = dataset_card(read_dialogues(folder.dialogues)) + sections
-        write_atomically(folder.dataset_card, card)
+        write_atomically(folder.dataset_card, dataset_card(read_dialogues(folder.dialogues)))
 
 
 def _play(config: ConfigDict, path: Path, console: Console) -> None:

@@ -578,8 +578,8 @@ def _facts(run: Run) -> list[str]:
 def _scale_fact(human: Mapping[str, Any]) -> str:
     if results.is_played(human):
         return (
-            f"The humans have the world's personas, episode for episode, and are played and rated "
-            f"by {human.get('model')}; scores are mean ratings, on the task's scale."
+            f"The humans, with the same personas for every agent, are played and rated by "
+            f"{human.get('model')}; scores are mean ratings, on the task's scale."
         )
     return (
         "Normalized score: 0 is the mean of the behaviours in the data, 1 the exact optimum "

@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Literal
 
 import pydantic
 
-from imagination.asking import Correspondence, Dropped, clean_text, load_prompt
+from imagination.asking import Correspondence, Dropped, load_prompt
 from imagination.dialogue import Turn
 from imagination.engine.reason import Persona, Profile
 from imagination.llm import Request
+from imagination.prompting import without_label
 from imagination.task import Task
 
 TYPICAL_UTTERANCE = "This is what somebody might say here in one or two sentences of ordinary size."
@@ -224,7 +225,7 @@ async def play_rollout(letters: Correspondence, plot: Plot) -> tuple[tuple[Turn,
 def spoken(text: str, speaker: str, task: Task, step: str) -> str:
     """An utterance as it is kept. Raises `Dropped` where only a speaker's name was said."""
     role = {"human": task.human_role, "agent": task.agent_role}[speaker]
-    cleaned = clean_text(text, role, speaker)
+    cleaned = without_label(text, role, speaker)
     if not cleaned:
         raise Dropped(step, f"an utterance without words: {text!r}")
     return cleaned

@@ -23,7 +23,7 @@ from imagination.prompted.asking import (
     gave_up,
     rating_on,
     run_async,
-    without_label,
+    spoken,
 )
 from imagination.prompted.gdp_zero import OpenLoopSearch, SearchConfig
 from imagination.prompted.prompts import load_prompt, transcript
@@ -68,7 +68,7 @@ class PromptedAgent:
         raise NotImplementedError
 
     def _utterance(self, line: Line, asker: Asker, **notes: Any) -> Utterance:
-        text = without_label(line.text, self.task.agent_role)
+        text = spoken(line.text, self.task.agent_role)
         return Utterance(text, line.ends, {**notes, **asker.annotations})
 
     def known(self, turns: Sequence[Turn]) -> dict[str, Any]:
@@ -310,13 +310,13 @@ class _PromptedGame:
     async def step(self, state: Foreseen, act: str) -> Foreseen:
         described = {"act": act, "description": self._agent.acts[act]}
         line = await self._ask("say", Line, state.turns, **described)
-        text = without_label(line.text, self._agent.task.agent_role)
+        text = spoken(line.text, self._agent.task.agent_role)
         line = Line(text=text, ends=line.ends)
         turns = (*state.turns, Turn("agent", text))
         if line.ends:
             return Foreseen(turns, True, line)
         reply = await self._ask("human", Line, turns)
-        text = without_label(reply.text, self._agent.task.human_role)
+        text = spoken(reply.text, self._agent.task.human_role)
         over = reply.ends or self._agent.known(turns)["turns_left"] < 1
         return Foreseen((*turns, Turn("human", text)), over, line)
 

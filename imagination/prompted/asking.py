@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import re
 import threading
 import zlib
 from collections.abc import Coroutine, Sequence
@@ -15,7 +14,7 @@ import pydantic
 
 from imagination.dialogue import Dialogue
 from imagination.llm import Answer, Failure, Request
-from imagination.prompting import Prompt
+from imagination.prompting import Prompt, without_label
 from imagination.speakers import Conversation, Utterance
 
 Result = TypeVar("Result")
@@ -119,10 +118,9 @@ def gave_up(asker: Asker, reason: Exception, line: Line | None = None, **notes: 
     return Utterance(line.text if line else NO_ANSWER, ends=True, annotations=annotations)
 
 
-def without_label(text: str, role: str) -> str:
-    """The line without the speaker's own role in front, which LLMs copy from transcripts."""
-    rest = re.sub(rf"^[*\s]*{re.escape(role)}\s*\**:[*\s]*", "", text, flags=re.IGNORECASE)
-    return rest or text
+def spoken(text: str, role: str) -> str:
+    """The line as it is said: without the speaker's own role in front, unless it is all there is."""
+    return without_label(text, role) or text
 
 
 def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:

@@ -15,7 +15,7 @@ from imagination.prompted.asking import (
     gave_up,
     rating_on,
     run_async,
-    without_label,
+    spoken,
 )
 from imagination.prompted.prompts import load_prompt, transcript
 from imagination.prompted.slips import slips
@@ -64,7 +64,7 @@ class PromptedHuman:
             line = await asker.ask(load_prompt("human"), Line, **self._known(conversation))
         except NoAnswer as reason:
             return gave_up(asker, reason)
-        text = without_label(line.text, self.task.human_role)
+        text = spoken(line.text, self.task.human_role)
         return Utterance(text, line.ends, asker.annotations)
 
     async def _rate(self, conversation: Conversation) -> float | None:
