@@ -119,7 +119,7 @@ def gave_up(asker: Asker, reason: Exception, line: Line | None = None, **notes: 
 
 
 def spoken(text: str, role: str) -> str:
-    """The line as it is said: without the speaker's own role in front, unless it is all there is."""
+    """The line without the speaker's own role in front, unless it is all there is."""
     return without_label(text, role) or text
 
 
