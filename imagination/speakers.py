@@ -75,12 +75,14 @@ def converse(
     source: Mapping[str, Any] | None = None,
     on_finished: Callable[[int], None] | None = None,
 ) -> list[Dialogue]:
-    """Plays all conversations to their end, the human opening each of them.
+    """Plays all conversations to their end.
+
+    The human opens a conversation; one that has begun goes on from where it stands.
 
     Args:
         agent: Who takes the agent's turns.
         human: Who takes the human's turns and rates the finished conversations.
-        conversations: Conversations without turns; they are filled in place.
+        conversations: Begun or not; they are filled in place.
         task: Gives the name and the limit on agent turns.
         source: Becomes the dialogues' `source`.
         on_finished: Called with the number of conversations that ended in a round of turns.
@@ -88,18 +90,14 @@ def converse(
     Returns:
         The finished dialogues, in the order of `conversations`.
     """
-    open_ones = list(conversations)
-    _take_turn(human, "human", open_ones)
-    for _ in range(task.max_turns):
-        open_ones = [c for c in open_ones if not c.finished]
-        if not open_ones:
-            break
+    _take_turn(human, "human", [c for c in conversations if _awaits_human(c)])
+    while open_ones := [c for c in conversations if _awaits_agent(c, task.max_turns)]:
         _take_turn(agent, "agent", open_ones)
         _take_turn(human, "human", [c for c in open_ones if not c.finished])
         if on_finished:
             on_finished(sum(c.finished for c in open_ones))
     if on_finished:
-        on_finished(sum(not c.finished for c in open_ones))
+        on_finished(sum(not c.finished for c in conversations))
     for conversation, reward in zip(conversations, human.rate(conversations), strict=True):
         conversation.finished, conversation.reward = True, reward
     return [
@@ -113,6 +111,16 @@ def converse(
         )
         for c in conversations
     ]
+
+
+def _awaits_human(conversation: Conversation) -> bool:
+    turns = conversation.turns
+    return not conversation.finished and (not turns or turns[-1].speaker == "agent")
+
+
+def _awaits_agent(conversation: Conversation, max_turns: int) -> bool:
+    said = sum(turn.speaker == "agent" for turn in conversation.turns)
+    return not conversation.finished and said < max_turns
 
 
 def _take_turn(speaker: Agent | Human, name: str, conversations: Sequence[Conversation]) -> None:

@@ -10,12 +10,22 @@ reaches training, whoever made it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
 
+import numpy as np
 from scipy import stats
 
 from imagination.dialogue import Dialogue, Turn
+from imagination.task import Task
+
+T = TypeVar("T")
+
+_FEWEST_RATED = 5  # dialogues that a reward model can be compared on
 
 
 class HindsightError(ValueError):
@@ -101,14 +111,226 @@ class Regeneration:
 
 
 def regenerate(
-    dialogues: Sequence[Dialogue], engine: HindsightEngine, *, round_number: int, max_changes: int
+    dialogues: Sequence[Dialogue],
+    engine: HindsightEngine,
+    *,
+    round_number: int,
+    max_changes: int,
+    task: Task | None = None,
 ) -> Regeneration:
     """Looks back on each dialogue and replays it from up to `max_changes` turns.
 
-    A regenerated dialogue has `source` = {kind: "regenerated", parent, turn, reason, round} and
-    all else that the parent's source says about where it belongs (`part`).
+    A regenerated dialogue has the id `<parent>-r<round>t<turn>`, its `persona` is the inferred
+    one, its `reward` the reward model's, and its `source` = {kind: "regenerated", parent, turn,
+    reason, round} and all else that the parent's source says about where it belongs (`part`).
+    Up to the changed turn it has the parent's turns as they are.
+
+    Args:
+        dialogues: Finished dialogues with unique ids, original or regenerated themselves.
+        engine: Plays controller, forward model and reward model.
+        round_number: 1 for the first look back; part of ids and source.
+        max_changes: Turns of a dialogue that may be changed, each in a dialogue of its own.
+        task: What the two sides are called and how ratings are scaled. Without it, only labels
+            such as "User:" and "Assistant:" are known, and any finite rating is let through.
+
+    Returns:
+        What may be learned from, in the order of the dialogues, and everything else by name.
+
+    Raises:
+        HindsightError: A number below 1, two dialogues of one id, or an engine that does not
+            answer once for each dialogue it is asked about.
     """
-    raise NotImplementedError
+    _check_request(dialogues, round_number, max_changes)
+    checks = _Checks(task)
+    sound, rejections = _separate((dialogue, checks.parent(dialogue)) for dialogue in dialogues)
+    proposed = _answers(engine.propose(sound, max_changes), sound, "propose")
+    branches, rejected = _separate(checks.proposals(sound, proposed, max_changes))
+    rejections += rejected
+    played = _answers(engine.play(branches), branches, "play")
+    replays, rejected = _separate(
+        (_Replay(branch, rest), checks.continuation(branch, rest))
+        for branch, rest in zip(branches, played, strict=True)
+    )
+    rejections += rejected
+    finished = [replay.dialogue(round_number) for replay in replays]
+    ratings = _answers(engine.rate(finished), finished, "rate")
+    rated, rejected = _separate(
+        (dataclasses.replace(dialogue, reward=rating), checks.rating(replay.branch.parent, rating))
+        for replay, dialogue, rating in zip(replays, finished, ratings, strict=True)
+    )
+    return Regeneration(tuple(rated), tuple(rejections + rejected))
+
+
+def _check_request(dialogues: Sequence[Dialogue], round_number: int, max_changes: int) -> None:
+    for name, number in (("round_number", round_number), ("max_changes", max_changes)):
+        if number < 1:
+            raise HindsightError(f"{name} must be at least 1, got {number}.")
+    repeated = [id for id, count in Counter(d.id for d in dialogues).items() if count > 1]
+    if repeated:
+        raise HindsightError(
+            f"dialogue id {repeated[0]!r} occurs more than once; what is made of a dialogue is "
+            "named after it, so ids must be unique."
+        )
+
+
+def _answers(answers: Sequence[T], questions: Sequence[object], method: str) -> Sequence[T]:
+    if len(answers) != len(questions):
+        raise HindsightError(
+            f"the engine's {method} gave {len(answers)} answers to {len(questions)} questions; "
+            "it must give one for each, None where it failed."
+        )
+    return answers
+
+
+def _separate(
+    judged: Iterable[tuple[T, Rejection | None]],
+) -> tuple[list[T], list[Rejection]]:
+    """What passed, and why the rest did not."""
+    passed, rejections = [], []
+    for item, rejection in judged:
+        if rejection is None:
+            passed.append(item)
+        else:
+            rejections.append(rejection)
+    return passed, rejections
+
+
+@dataclasses.dataclass(frozen=True)
+class _Replay:
+    """A branch and what followed on it."""
+
+    branch: Branch
+    rest: Continuation
+
+    def dialogue(self, round_number: int) -> Dialogue:
+        """The two as one dialogue, not rated yet."""
+        parent, proposal = self.branch.parent, self.branch.proposal
+        source = {
+            "kind": "regenerated",
+            "parent": parent.id,
+            "turn": proposal.turn,
+            "reason": proposal.reason,
+            "round": round_number,
+        }
+        if "part" in parent.source:
+            source["part"] = parent.source["part"]
+        return Dialogue(
+            id=f"{parent.id}-r{round_number}t{proposal.turn}",
+            task=parent.task,
+            turns=(*self.branch.prefix, *self.rest.turns),
+            persona=dict(self.rest.persona),
+            source=source,
+            system=parent.system,
+            terminal=self.rest.terminal,
+        )
+
+
+class _Checks:
+    """What an engine's answers must be like; each check gives a rejection or None."""
+
+    def __init__(self, task: Task | None):
+        self._range = task.reward_range if task else (-math.inf, math.inf)
+        self._labels = {
+            "agent": {"agent", "assistant"} | ({task.agent_role.lower()} if task else set()),
+            "human": {"human", "user"} | ({task.human_role.lower()} if task else set()),
+        }
+
+    def parent(self, dialogue: Dialogue) -> Rejection | None:
+        silent = {"human", "agent"} - {turn.speaker for turn in dialogue.turns}
+        if not silent:
+            return None
+        who = max(silent)  # of both, the human: without one there is nobody to play again with
+        return Rejection(
+            dialogue.id, f"{who} never speaks", f"{len(dialogue.turns)} turns, none of the {who}'s"
+        )
+
+    def proposals(
+        self,
+        dialogues: Sequence[Dialogue],
+        proposed: Sequence[Sequence[Proposal] | None],
+        max_changes: int,
+    ) -> Iterator[tuple[Branch | None, Rejection | None]]:
+        for dialogue, proposals in zip(dialogues, proposed, strict=True):
+            if proposals is None:
+                yield None, Rejection(dialogue.id, "controller failed", "it gave no answer")
+                continue
+            changed: set[int] = set()
+            for count, proposal in enumerate(proposals, start=1):
+                problem = self._problem_of(dialogue, proposal, changed)
+                if count > max_changes:
+                    problem = "too many changes", f"number {count} of at most {max_changes}"
+                if problem is None:
+                    changed.add(proposal.turn)
+                yield Branch(dialogue, proposal), problem and Rejection(dialogue.id, *problem)
+
+    def _problem_of(
+        self, dialogue: Dialogue, proposal: Proposal, changed: set[int]
+    ) -> tuple[str, str] | None:
+        turn, text = proposal.turn, proposal.utterance
+        if not 0 <= turn < len(dialogue.turns):
+            return "no such turn", f"turn {turn} of {len(dialogue.turns)}, counted from 0"
+        before = dialogue.turns[turn]
+        if before.speaker != "agent":
+            return "the human's turn", f"turn {turn}: {_shown(before.text)}"
+        if turn in changed:
+            return "turn changed twice", f"turn {turn}: {_shown(text)}"
+        if not text.strip():
+            return "empty utterance", f"turn {turn}"
+        if _plain(text) == _plain(before.text):
+            return "same utterance", f"turn {turn}: {_shown(text)}"
+        return self._problem_with_labels("agent", turn, text)
+
+    def _problem_with_labels(self, speaker: str, turn: int, text: str) -> tuple[str, str] | None:
+        other = "human" if speaker == "agent" else "agent"
+        detail = f"turn {turn}, the {speaker}'s: {_shown(text)}"
+        if _has_line_of(self._labels[other] - self._labels[speaker], text):
+            return f"speaks for the {other}", detail
+        if _has_line_of(self._labels[speaker], text):
+            return "label in the words", detail
+        return None
+
+    def continuation(self, branch: Branch, rest: Continuation | None) -> Rejection | None:
+        parent, first = branch.parent.id, branch.proposal.turn + 1
+        if rest is None:
+            return Rejection(parent, "forward model failed", f"from turn {first} on")
+        for number, turn in enumerate(rest.turns):
+            expected = "human" if number % 2 == 0 else "agent"
+            where = f"turn {first + number}"
+            if turn.speaker != expected:
+                problem = "agent goes first" if number == 0 else "sides do not alternate"
+                return Rejection(parent, problem, f"{where}: {_shown(turn.text)}")
+            if not turn.text.strip():
+                return Rejection(parent, "empty turn", f"{where}, the {turn.speaker}'s")
+            problem = self._problem_with_labels(turn.speaker, first + number, turn.text)
+            if problem is not None:
+                return Rejection(parent, *problem)
+        return None
+
+    def rating(self, parent: Dialogue, rating: float | None) -> Rejection | None:
+        if rating is None:
+            return Rejection(parent.id, "reward model failed", "it gave no rating")
+        if not math.isfinite(rating):
+            return Rejection(parent.id, "rating not finite", f"{rating}")
+        low, high = self._range
+        if not low <= rating <= high:
+            return Rejection(parent.id, "rating off the scale", f"{rating:g} on {low:g} to {high:g}")
+        return None
+
+
+def _plain(text: str) -> str:
+    """Words alone: what is left when case, punctuation and spaces are none."""
+    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
+
+
+def _has_line_of(labels: Iterable[str], text: str) -> bool:
+    """Whether a line begins as transcripts do: "Student: ..."."""
+    names = "|".join(map(re.escape, sorted(labels)))
+    pattern = rf"^[\s*_>\[(]*(?:the\s+)?(?:{names})[\s*_\])]*:"
+    return re.search(pattern, text, re.IGNORECASE | re.MULTILINE) is not None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +353,37 @@ class Calibration:
 
 
 def calibrate(dialogues: Sequence[Dialogue], engine: HindsightEngine) -> Calibration:
-    """Compares the engine's ratings with the known rewards of original dialogues."""
-    raise NotImplementedError
+    """Compares the engine's ratings with the known rewards of original dialogues.
 
+    Args:
+        dialogues: Originals; those that nobody rated are passed over.
+        engine: Its reward model is asked.
 
-_ = stats
+    Returns:
+        The agreement, over the dialogues that have both.
+
+    Raises:
+        HindsightError: Fewer than five dialogues have both, so that nothing can be said.
+    """
+    known = [dialogue for dialogue in dialogues if dialogue.reward is not None]
+    ratings = _answers(engine.rate(known), known, "rate")
+    pairs = [
+        (rating, dialogue.reward)
+        for rating, dialogue in zip(ratings, known, strict=True)
+        if rating is not None and math.isfinite(rating)
+    ]
+    if len(pairs) < _FEWEST_RATED:
+        raise HindsightError(
+            f"of {len(dialogues)} dialogues {len(known)} have a reward and {len(pairs)} of these "
+            f"a rating by the reward model; {_FEWEST_RATED} are the least that it can be compared "
+            "on. Give it dialogues with known outcomes."
+        )
+    predicted, actual = np.array(pairs, dtype=np.float64).T
+    differs = np.ptp(predicted) > 0 and np.ptp(actual) > 0
+    return Calibration(
+        spearman=float(stats.spearmanr(predicted, actual).statistic) if differs else math.nan,
+        pearson=float(stats.pearsonr(predicted, actual).statistic) if differs else math.nan,
+        mean_absolute_error=float(np.abs(predicted - actual).mean()),
+        bias=float((predicted - actual).mean()),
+        count=len(pairs),
+    )

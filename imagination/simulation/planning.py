@@ -108,6 +108,24 @@ class Planner:
         """An optimal act; among equals, the one that is worth most if all ended after it."""
         return self._solve(Node(turns_left, self.world.situation(state), belief)).act
 
+    def state_value(self, turns_left: int, state: State, belief: Belief) -> float:
+        """Expected rating of the best continuation; without turns left, of what has been said."""
+        return self._value(Node(turns_left, self.world.situation(state), belief))
+
+    def act_value(self, turns_left: int, state: State, belief: Belief, act: Act | None) -> float:
+        """Expected rating of this act and the best continuation after it."""
+        state = self.world.situation(state)
+        likelihoods = self._likelihoods(belief, state, act)
+        return sum(
+            probability * self._value(Node(turns_left - 1, self._after(state, act, reply), after))
+            for reply, probability, after in _split(belief, likelihoods)
+        )
+
+    def forget(self, more_than: int) -> None:
+        """Drops what was worked out where it has grown beyond this many nodes."""
+        if len(self._solved) > more_than:
+            self._solved.clear()
+
     def opened(self, reply: Reply) -> Belief:
         """The belief after the opening."""
         likelihoods = [self.world.opening(persona) for persona in self.personas]

@@ -112,9 +112,7 @@ class SimulatedHuman:
         state, slots, act, heard = None, {}, None, 0
         for number, turn in enumerate(conversation.turns, start=1):
             if turn.speaker == "agent":
-                (act,) = self.world.understand([turn.text])
-                if self.world.names_other_slots(turn.text, slots):
-                    act = None
+                act = self.world.understand_about(slots, turn.text)
                 continue
             if state is None:
                 slots = self.world.find_slots(turn.text)
@@ -151,6 +149,9 @@ class _WorldAgent:
         for turn in conversation.turns[memory.turns :]:
             if turn.speaker == "human":
                 memory = self._listen(memory, turn)
+            else:  # said in its place, in a conversation that others began
+                act = self.world.understand_about(memory.slots, turn.text)
+                memory = dataclasses.replace(memory, act=act)
         dice = Dice(AGENT, conversation.seed, len(conversation.turns))
         act = dice.choose(self._choose(conversation, memory))
         text = self.world.acts[act].expand(dice, memory.slots)

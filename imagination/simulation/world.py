@@ -195,6 +195,14 @@ class World:
         """The act of each of the agent's utterances; None where it is not understood."""
         return self.agent_understanding.understand(texts)
 
+    def understand_about(self, slots: Mapping[str, str], text: str) -> Act | None:
+        """The act of an utterance in the conversation with these slots.
+
+        None where it is not understood or speaks of another value of a slot.
+        """
+        (act,) = self.understand([text])
+        return None if self.names_other_slots(text, slots) else act
+
     def hear(self, text: str) -> Reply | None:
         """The reply that these words of the simulated human stand for.
 
