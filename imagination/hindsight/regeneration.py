@@ -313,7 +313,9 @@ class _Checks:
             return Rejection(parent.id, "rating not finite", f"{rating}")
         low, high = self._range
         if not low <= rating <= high:
-            return Rejection(parent.id, "rating off the scale", f"{rating:g} on {low:g} to {high:g}")
+            return Rejection(
+                parent.id, "rating off the scale", f"{rating:g} on {low:g} to {high:g}"
+            )
         return None
 
 

@@ -137,15 +137,13 @@ class WorldHindsight:
             if shortfall <= self._tolerance:
                 return
             place = decision.turns_left, decision.state
-            known = hindsight if self.belief == "finished" else decision.belief
+            known = hindsight if self.belief == "finished" else _thinned(decision.belief)
             act = planner.best_act(*place, known)
             promised = planner.act_value(*place, hindsight, act)
             if promised - taken > self._tolerance:
                 yield _Change(decision.turn, act, promised, taken)
 
-    def _misjudged(
-        self, reading: _Reading, changed: Collection[int], dice: Dice
-    ) -> _Change | None:
+    def _misjudged(self, reading: _Reading, changed: Collection[int], dice: Dice) -> _Change | None:
         """Any other act at any turn, mistaken for the best one, and the best one for it."""
         left = [decision for decision in reading.decisions if decision.turn not in changed]
         if not left:
@@ -163,8 +161,7 @@ class WorldHindsight:
             turn=change.turn,
             utterance=self.world.acts[change.act].expand(dice, slots),
             reason=(
-                f"{change.act}: expected rating {change.promised:.2f} "
-                f"instead of {change.taken:.2f}"
+                f"{change.act}: expected rating {change.promised:.2f} instead of {change.taken:.2f}"
             ),
         )
 
