@@ -173,6 +173,17 @@ def test_planning_hints_change_no_value(name: str):
     assert policy_value(plain, None) == pytest.approx(policy_value(small, None), abs=1e-9)
 
 
+@pytest.mark.parametrize("name", WORLDS)
+def test_best_act_is_worth_as_much_as_the_state(name: str):
+    world = reduced(name)
+    planner = Planner(world)
+    opening = next(iter(world.opening(planner.personas[0])))
+    place = world.task.max_turns, world.begin(opening), planner.opened(opening)
+    worth = {act: planner.act_value(*place, act) for act in world.acts}
+    assert max(worth.values()) == pytest.approx(planner.state_value(*place), abs=1e-9)
+    assert worth[planner.best_act(*place)] == pytest.approx(max(worth.values()), abs=1e-9)
+
+
 def test_gibberish_is_never_better_than_an_act(world: World):
     planner = Planner(world, "average", acts=(*world.acts, None))
     assert planner.value() == pytest.approx(optimal_value(world), abs=1e-9)

@@ -261,7 +261,8 @@ class _Checks:
                     problem = "too many changes", f"number {count} of at most {max_changes}"
                 if problem is None:
                     changed.add(proposal.turn)
-                yield Branch(dialogue, proposal), problem and Rejection(dialogue.id, *problem)
+                rejection = Rejection(dialogue.id, *problem) if problem else None
+                yield Branch(dialogue, proposal), rejection
 
     def _problem_of(
         self, dialogue: Dialogue, proposal: Proposal, changed: set[int]

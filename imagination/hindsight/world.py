@@ -157,6 +157,7 @@ class WorldHindsight:
 
     def _worded(self, dialogue: Dialogue, slots: Mapping[str, str], change: _Change) -> Proposal:
         dice = Dice(AGENT, self.seed, _number_of(dialogue), change.turn)
+        slots = {**self.world.draw_slots(0), **slots}  # what the human named, or anything
         return Proposal(
             turn=change.turn,
             utterance=self.world.acts[change.act].expand(dice, slots),
@@ -228,7 +229,7 @@ class WorldHindsight:
         if not turns or any(turn.speaker != expected[i % 2] for i, turn in enumerate(turns)):
             return None
         reply = world.hear_loosely(turns[0].text)
-        slots = {**world.draw_slots(0), **world.find_slots(turns[0].text)}
+        slots = world.find_slots(turns[0].text)
         state, belief, act = world.begin(reply), planner.opened(reply), None
         decisions: list[_Decision] = []
         unanswered = False
