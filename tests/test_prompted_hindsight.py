@@ -242,6 +242,7 @@ def test_a_human_who_leaves_without_a_word_ends_the_dialogue(tmp_path):
     ("way", "bad"),
     [
         ("rollout", {"text": "Yes.\nPersuader: Great, thank you!", "ends": True}),
+        ("rollout", {"text": "Persuadee: ", "ends": True}),
         ("rollout", {"text": "Assistant: Will you give?", "ends": False}),
         ("script", {"turns": [{"speaker": "human", "text": "Yes.\nPersuader: Thanks!"}]}),
         ("script", {"turns": [{"speaker": "agent", "text": "Thanks!"}]}),

@@ -75,10 +75,12 @@ def plan(
     examples: dict[str, Request] = {}
     for request, _ in [*once, *worst]:
         examples.setdefault(request.step, request)
-    steps = [
-        dataclasses.replace(plan_step(step, once, usual, worst, factor, llm), example=example)
-        for step, example in examples.items()
-    ]
+    steps = []
+    for name, example in examples.items():
+        step = plan_step(name, once, usual, worst, factor, llm)
+        # Stand-ins may be shorter than the words of the original that they take the place of.
+        most = max(step.cost, step.cost_at_most)
+        steps.append(dataclasses.replace(step, example=example, cost_at_most=most))
     return Plan(tuple(steps), tuple(notes))
 
 

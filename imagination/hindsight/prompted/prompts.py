@@ -30,12 +30,15 @@ def label_in(text: str, task: Task) -> str:
 
 
 def check_words(text: str, speaker: str, task: Task) -> None:
-    """Raises `ValueError` where a speaker speaks for the other side, too.
+    """Raises `ValueError` where a speaker speaks for the other side, or says but its own name.
 
-    One's own name in front is no harm: it is taken off (`without_label`).
+    One's own name in front is no harm otherwise: it is taken off (`without_label`).
     """
     role = {"human": task.human_role, "agent": task.agent_role}[speaker]
-    if label := label_in(without_label(text, role, speaker), task):
+    words = without_label(text, role, speaker)
+    if text.strip() and not words:
+        raise ValueError(f"{text!r} is a name without words")
+    if label := label_in(words, task):
         raise ValueError(
             f"a line begins with {label + ':'!r}; only the next words of the {role} are wanted, "
             "without names in front"
