@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Prompt:
         history: Sequence[tuple[str, str]] = (),
         resample: int = 0,
         label: str = "",
+        check: Callable[[Any], Any] | None = None,
     ) -> Request:
         """The filled prompt.
 
@@ -63,6 +64,7 @@ class Prompt:
             history: Further messages (role, text), behind the user's one.
             resample: Another number, another answer to the same question.
             label: What it is about, for people.
+            check: What else must hold of the answer (see `Request`).
 
         Raises:
             jinja2.UndefinedError: A value is missing.
@@ -76,6 +78,7 @@ class Prompt:
             prompt_version=self.version,
             resample=resample,
             label=label,
+            check=check,
         )
 
 

@@ -287,6 +287,26 @@ def test_an_unusable_answer_is_asked_again_with_the_reason(tmp_path, fault, reas
     assert found[0].usage.cost == pytest.approx(meter.total_cost)
 
 
+def test_an_answer_that_fails_the_requests_own_check_is_asked_again(tmp_path):
+    def shorter(line):
+        if line.length > 2:
+            raise ValueError(f"{line.length} letters are too many")
+
+    def obeys(body):
+        again = len(body["messages"]) > 1
+        return json.dumps({"text": "ho", "length": 2}) if again else answer(body)
+
+    asked = request("hello", check=shorter)
+    assert asked.key("small") == request("hello").key("small")
+    with MessagesServer(obeys) as server:
+        assert ask(config(server), tmp_path, asked).parsed.text == "ho"
+        again = server.calls[1].body["messages"][2]["content"]
+        assert "5 letters are too many" in again
+        # Judged again when it is read from disk: the same way leads to the same answer.
+        assert ask(config(server), tmp_path, asked).parsed.text == "ho"
+        assert len(server.calls) == 2
+
+
 def test_what_never_becomes_usable_is_set_aside_with_everything(tmp_path):
     settings = {"max_asks": 2, "max_in_flight": 1}
     with MessagesServer(answer, schedule=["refusal", "wrong_schema", "max_tokens"]) as server:

@@ -141,7 +141,7 @@ async def _plan(task: Task | Mapping[str, Any], config: EngineConfig, llm: LLMCo
     factor = config.dialogues / min(SAMPLE, config.dialogues)
     steps = dict.fromkeys(r.step for r, _ in [*usual, *worst])
     return Plan(
-        tuple(_step(step, usual, rehearsed, worst, factor, llm) for step in steps), tuple(notes)
+        tuple(plan_step(step, usual, rehearsed, worst, factor, llm) for step in steps), tuple(notes)
     )
 
 
@@ -183,7 +183,7 @@ async def _rehearse(task: Task, config: EngineConfig, failing: bool) -> list[tup
     return [(request, size) for request, size in stage.asked if request.step != "reason"]
 
 
-def _step(
+def plan_step(
     step: str,
     once: list[tuple[Request, int]],
     rehearsed: list[tuple[Request, int]],

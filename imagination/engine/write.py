@@ -73,9 +73,10 @@ class ScriptTurn(pydantic.BaseModel):
 
 
 class Script(pydantic.BaseModel):
-    """A whole dialogue."""
+    """A dialogue, or the rest of one, in one go."""
 
-    limit: ClassVar[int] = 0  # agent turns
+    least: ClassVar[int] = 1  # agent turns
+    limit: ClassVar[int] = 0
 
     turns: list[ScriptTurn]
 
@@ -89,9 +90,9 @@ class Script(pydantic.BaseModel):
             turn.speaker == "agent" and before.speaker == "human"
             for before, turn in zip(self.turns, self.turns[1:], strict=False)
         )
-        if not 1 <= agent_turns <= self.limit:
+        if not self.least <= agent_turns <= self.limit:
             raise ValueError(
-                f"1 to {self.limit} turns of the agent are asked for, not {agent_turns}"
+                f"{self.least} to {self.limit} turns of the agent are asked for, not {agent_turns}"
             )
         return self
 
@@ -108,14 +109,15 @@ class Script(pydantic.BaseModel):
     @classmethod
     def placeholder(cls) -> Script:
         """An answer of ordinary size, for `plan`."""
-        speakers = ["human", "agent"] * max(1, cls.limit - 2) + ["human"]
+        speakers = ["human", "agent"] * max(cls.least, cls.limit - 2) + ["human"]
         return cls(turns=[ScriptTurn(speaker=s, text=TYPICAL_UTTERANCE) for s in speakers])
 
 
 @functools.cache
-def script_schema(limit: int) -> type[Script]:
-    """`Script` with at most `limit` agent turns."""
-    body = {"limit": limit, "__annotations__": {"limit": ClassVar[int]}, "__module__": __name__}
+def script_schema(limit: int, least: int = 1) -> type[Script]:
+    """`Script` with `least` to `limit` agent turns."""
+    body = {"least": least, "limit": limit, "__module__": __name__}
+    body["__annotations__"] = {"least": ClassVar[int], "limit": ClassVar[int]}
     return type("Script", (Script,), body)
 
 

@@ -46,7 +46,7 @@ class Chain:
     def take(self, reply: Reply, from_cache: bool) -> Answer | Failure | None:
         """Judges the reply to the tip. None: it is unusable, and there is a new tip to send."""
         self._usage += reply.usage
-        parsed, fault = judge(self._request.schema, reply)
+        parsed, fault = judge(self._request, reply)
         if not fault:
             return Answer(reply.text, parsed, reply.model, self._usage, from_cache)
         self._faults.append((self.tip, reply, fault))
@@ -73,27 +73,31 @@ class Chain:
         }
 
 
-def judge(
-    schema: type[pydantic.BaseModel] | None, reply: Reply
-) -> tuple[pydantic.BaseModel | None, str]:
-    """Returns the reply as its schema and what is wrong with it ("" = nothing)."""
+def judge(request: Request, reply: Reply) -> tuple[pydantic.BaseModel | None, str]:
+    """Returns the reply as the request's schema and what is wrong with it ("" = nothing)."""
     if reply.stop_reason in ("max_tokens", "model_context_window_exceeded"):
         return None, "it was cut off before its end because it was too long"
     if reply.stop_reason == "refusal":
         return None, "it was a refusal"
     if not reply.text.strip():
         return None, f"it was empty (stop reason {reply.stop_reason or 'unknown'})"
-    if schema is None:
+    if request.schema is None:
         return None, ""
     block = _CODE_BLOCK.fullmatch(reply.text)
     try:
-        return schema.model_validate_json(block[1] if block else reply.text), ""
+        parsed = request.schema.model_validate_json(block[1] if block else reply.text)
     except pydantic.ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)[:_MOST_ERRORS]
         details = "; ".join(
             f"{'.'.join(map(str, each['loc'])) or 'the whole'}: {each['msg']}" for each in errors
         )
         return None, f"it did not fit the schema ({details})"
+    try:
+        if request.check:
+            request.check(parsed)
+    except ValueError as error:
+        return None, f"it is not what was asked for ({error})"
+    return parsed, ""
 
 
 def _put_again(request: Request, reply: Reply, fault: str) -> Request:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import anthropic
@@ -57,6 +58,9 @@ class Request:
         prompt_version: Version of the prompt.
         resample: Another number asks for another answer to the same question.
         label: What the request is about, for people. Not part of the key.
+        check: What must hold of the parsed answer beside its schema; raises `ValueError` with the
+            reason, which goes back to the model. Not part of the key: the same words, the same
+            check.
 
     Raises:
         ValueError: Messages that no model could answer.
@@ -70,6 +74,7 @@ class Request:
     prompt_version: str = ""
     resample: int = 0
     label: str = ""
+    check: Callable[[Any], Any] | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         where = f"request {self.label!r} of step {self.step!r}"
