@@ -358,9 +358,9 @@ REPLIES = {
     "thanks": Phrasing(
         (f"{WELL}[thank you|thanks] [for listening|too], [bye|goodbye|take care]!",)
     ),
-    "bye": Phrasing(("[Okay|Alright|Well], [bye|goodbye|take care].",)),
+    "bye": Phrasing(("[Okay|Alright|Well|Fine], [bye|goodbye|take care].",)),
     **{
-        f"bye_{reason}": Phrasing((f"[Okay|Alright|Well], [bye|goodbye], but {why}.",))
+        f"bye_{reason}": Phrasing((f"[Okay|Alright|Well|Fine], [bye|goodbye], but {why}.",))
         for reason, why in BYE_REASON.items()
     },
 }
@@ -409,33 +409,31 @@ def begin(reply: str) -> Talk:
 
 def reply(persuadee: Persuadee, talk: Talk, act: str | None) -> dict[str, float]:
     """The answer; whoever has borne enough leaves instead."""
-    answers = _answer(persuadee, talk, act)
-    (first, *_) = answers
-    following = advance(talk, act, first)
-    if following.end is None and following.trouble > TROUBLE_BORNE[persuadee.pressure_borne]:
-        return {"leaves": 1.0}
-    return answers
-
-
-def _answer(persuadee: Persuadee, talk: Talk, act: str | None) -> dict[str, float]:
     if act == CLOSE:
         return _parting(persuadee, talk)
+    answer = _answer(persuadee, talk, act)
+    if advance(talk, act, answer).trouble > TROUBLE_BORNE[persuadee.pressure_borne]:
+        answer = "leaves"
+    return {answer: 1.0}
+
+
+def _answer(persuadee: Persuadee, talk: Talk, act: str | None) -> str:
     if act is None:
-        return {"puzzled": 1.0}
+        return "puzzled"
     if is_needless(talk, act):
-        return {"already_said": 1.0}
+        return "already_said"
     if act == GREET:
-        return {"chats": 1.0}
+        return "chats"
     if act == STORY:
-        return {"warms": 1.0}
+        return "warms"
     if act == ASK_REASON:
-        return {_tells(persuadee, talk): 1.0}
+        return _tells(persuadee, talk)
     if act == DOUBT_YES:
         was_polite = talk.said_yes and _agrees_to_all(persuadee, talk)
-        return {f"told_{persuadee.reason}" if was_polite else "offended": 1.0}
+        return f"told_{persuadee.reason}" if was_polite else "offended"
     if act in ANSWERS:
-        return {_hears(persuadee, talk, ANSWERS[act]): 1.0}
-    return {_considers(persuadee, talk, act): 1.0}
+        return _hears(persuadee, talk, ANSWERS[act])
+    return _considers(persuadee, talk, act)
 
 
 def is_needless(talk: Talk, act: str) -> bool:
@@ -474,7 +472,7 @@ def _hears(persuadee: Persuadee, talk: Talk, answered: str) -> str:
 
 
 # What somebody is ready for: a step each for being met and for having agreed to a little, three
-# for bearing pressure.
+# for bearing pressure. Who has said what holds them back and wasn't answered is ready for nothing.
 STEPS_NEEDED = {"dollar": 2, "all": 5}
 
 
@@ -518,7 +516,7 @@ def advance(talk: Talk, act: str | None, reply: str) -> Talk:
         return talk._replace(rapport=True, asked=False, effort=talk.effort + 1)
     if reply == "moved":
         return talk._replace(met=True)
-    if act in (ASK_REASON, DOUBT_YES):
+    if reply in ("evades", "no_worry") or reply.startswith("told_"):
         return _answered(talk, reply)
     talk = talk._replace(
         said_yes=talk.said_yes or talk.told is None, effort=talk.effort + (not talk.met)
@@ -587,71 +585,74 @@ def ceiling(persuadee: Persuadee, talk: Talk) -> float:
 # they know, and take a yes for a yes. A worry that they happen to hear they mostly answer, each
 # with a weakness for what they always say.
 
-P_ACCIDENT = 0.006
+P_ACCIDENT = 0.007
 ANSWER_TO = {reason: appeal for appeal, reason in ANSWERS.items()}
 
 
-def _mostly(usual: Mapping[str, float]) -> dict[str, float]:
+def _mostly(talk: Talk, usual: Mapping[str, float]) -> dict[str, float]:
     """The habit, but for a rare question."""
-    return mix((1.0 - P_ACCIDENT, usual), (P_ACCIDENT, any_of(ASK_REASON, DOUBT_YES)))
+    question = DOUBT_YES if talk.said_yes else ASK_REASON
+    return mix((1.0 - P_ACCIDENT, usual), (P_ACCIDENT, {question: 1.0}))
 
 
 def _to_worry(talk: Talk, answered: float, habit: Mapping[str, float]) -> dict[str, float]:
-    return _mostly(mix((answered, {ANSWER_TO[talk.told]: 1.0}), (1.0 - answered, habit)))
+    return _mostly(talk, mix((answered, {ANSWER_TO[talk.told]: 1.0}), (1.0 - answered, habit)))
 
 
 def _from_met(talk: Talk, small: float, large: float) -> dict[str, float]:
     """Asks whom it has met: for a small sum first, for a large one, or for a dollar."""
     if talk.coins:
-        return _mostly({ASK_DOLLAR: 0.4, ASK_ALL: 0.4, CLOSE: 0.2})
-    return _mostly({ASK_COINS: small, ASK_ALL: large, ASK_DOLLAR: 1.0 - small - large})
+        return _mostly(talk, {ASK_DOLLAR: 0.4, ASK_ALL: 0.4, CLOSE: 0.2})
+    return _mostly(talk, {ASK_COINS: small, ASK_ALL: large, ASK_DOLLAR: 1.0 - small - large})
 
 
 def pusher(talk: Talk) -> dict[str, float]:
     """Asks for money at once, and again."""
     if talk.agreed:
-        return _mostly({CLOSE: 0.8, ASK_ALL: 0.2})
+        return _mostly(talk, {CLOSE: 0.8, ASK_ALL: 0.2})
     if talk.met:
         return _from_met(talk, small=0.15, large=0.45)
     if talk.coins:
-        return _mostly({CLOSE: 0.5, ASK_DOLLAR: 0.2, ASK_ALL: 0.3})
+        return _mostly(talk, {CLOSE: 0.5, ASK_DOLLAR: 0.2, ASK_ALL: 0.3})
     if talk.told:
         return _to_worry(talk, 0.5, {ASK_DOLLAR: 0.6, ASK_ALL: 0.4})
     if talk.trouble:
-        return _mostly({ASK_ALL: 0.1, ASK_DOLLAR: 0.5, ASK_COINS: 0.2, CLOSE: 0.2})
+        return _mostly(talk, {ASK_ALL: 0.1, ASK_DOLLAR: 0.5, ASK_COINS: 0.2, CLOSE: 0.2})
     if talk.rapport:
-        return _mostly({ASK_DOLLAR: 0.6, ASK_ALL: 0.4})
-    return _mostly({GREET: 0.3, ASK_DOLLAR: 0.4, ASK_ALL: 0.3})
+        return _mostly(talk, {ASK_DOLLAR: 0.6, ASK_ALL: 0.4})
+    return _mostly(talk, {GREET: 0.3, ASK_DOLLAR: 0.4, ASK_ALL: 0.3})
 
 
 def lecturer(talk: Talk) -> dict[str, float]:
     """Facts and facts, and then a sum."""
     facts = {CREDIBILITY: 0.6, LOGIC: 0.4}
     if talk.agreed:
-        return _mostly(mix((0.85, {CLOSE: 1.0}), (0.15, facts)))
+        return _mostly(talk, mix((0.85, {CLOSE: 1.0}), (0.15, facts)))
     if talk.met:
         return _from_met(talk, small=0.2, large=0.25)
     if talk.told:
         return _to_worry(talk, 0.6, facts)
     if talk.trouble or talk.said_yes:
-        return _mostly(mix((0.25, facts), (0.75, {ASK_DOLLAR: 0.75, ASK_ALL: 0.05, CLOSE: 0.2})))
+        return _mostly(
+            talk, mix((0.25, facts), (0.75, {ASK_DOLLAR: 0.75, ASK_ALL: 0.05, CLOSE: 0.2}))
+        )
     greets = 0.0 if talk.rapport else 0.35
-    return _mostly(mix((greets, {GREET: 1.0}), (1.0 - greets, facts)))
+    return _mostly(talk, mix((greets, {GREET: 1.0}), (1.0 - greets, facts)))
 
 
 def storyteller(talk: Talk) -> dict[str, float]:
     """Touches the heart, whatever is said."""
     if talk.agreed:
-        return _mostly({CLOSE: 0.8, EMOTION: 0.2})
+        return _mostly(talk, {CLOSE: 0.8, EMOTION: 0.2})
     if talk.met:
         return _from_met(talk, small=0.25, large=0.1)
     if talk.told:
         return _to_worry(talk, 0.6, {EMOTION: 0.7, STORY: 0.3})
     if talk.trouble or talk.said_yes:
-        return _mostly({EMOTION: 0.15, STORY: 0.15, ASK_DOLLAR: 0.50, CLOSE: 0.20})
+        return _mostly(talk, {EMOTION: 0.15, STORY: 0.15, ASK_DOLLAR: 0.50, CLOSE: 0.20})
     if talk.rapport:
-        return _mostly({EMOTION: 0.5, ASK_DOLLAR: 0.5})
-    return _mostly({STORY: 0.45, GREET: 0.20, EMOTION: 0.35})
+        return _mostly(talk, {EMOTION: 0.5, ASK_DOLLAR: 0.5})
+    return _mostly(talk, {STORY: 0.45, GREET: 0.20, EMOTION: 0.35})
 
 
 def apologetic(talk: Talk) -> dict[str, float]:
@@ -659,12 +660,12 @@ def apologetic(talk: Talk) -> dict[str, float]:
     if talk.met and not talk.agreed:
         return _from_met(talk, small=0.4, large=0.0)
     if talk.agreed or talk.coins:
-        return _mostly({CLOSE: 0.9, STORY: 0.1})
+        return _mostly(talk, {CLOSE: 0.9, STORY: 0.1})
     if talk.told:
         return _to_worry(talk, 0.7, {STORY: 0.5, CLOSE: 0.5})
     if talk.rapport or talk.trouble:
-        return _mostly({ASK_COINS: 0.5, CLOSE: 0.3, ASK_DOLLAR: 0.1, LOGIC: 0.1})
-    return _mostly({GREET: 0.75, STORY: 0.25})
+        return _mostly(talk, {ASK_COINS: 0.5, CLOSE: 0.3, ASK_DOLLAR: 0.1, LOGIC: 0.1})
+    return _mostly(talk, {GREET: 0.75, STORY: 0.25})
 
 
 def confused(talk: Talk) -> dict[str, float]:
