@@ -375,7 +375,7 @@ class Talk(NamedTuple):
     rapport: bool = False
     asked: bool = False  # for the reason, since there was rapport
     told: str | None = None  # the reason
-    met: bool = False
+    met: bool = False  # the reason, by the appeal that answers it
     said_yes: bool = False  # before any reason was told
     coins: str | None = None  # gladly or cautiously
     agreed: str | None = None  # dollar or all
@@ -548,7 +548,7 @@ DOLLARS = {"coins": 0.20, "dollar": 1.00, "all": 2.00}
 KEPT_IF_NOT_MET = 0.7  # of what was agreed to
 KEPT_WITHOUT_THANKS = 0.8
 ADDED_IF_NEVER_PUSHED = 0.4  # who was met adds to a dollar
-COST_PUSH, COST_ANNOYANCE, COST_EFFORT = 0.10, 0.05, 0.03
+COST_PUSH, COST_ANNOYANCE, COST_EFFORT = 0.10, 0.05, 0.03  # in dollars
 
 
 def rating(persuadee: Persuadee, talk: Talk) -> float:
@@ -585,7 +585,7 @@ def ceiling(persuadee: Persuadee, talk: Talk) -> float:
 # they know, and take a yes for a yes. A worry that they happen to hear they mostly answer, each
 # with a weakness for what they always say.
 
-P_ACCIDENT = 0.007
+P_ACCIDENT = 0.007  # of asking for the reason, or of doubting a yes
 ANSWER_TO = {reason: appeal for appeal, reason in ANSWERS.items()}
 
 
@@ -600,7 +600,7 @@ def _to_worry(talk: Talk, answered: float, habit: Mapping[str, float]) -> dict[s
 
 
 def _from_met(talk: Talk, small: float, large: float) -> dict[str, float]:
-    """Asks whom it has met: for a small sum first, for a large one, or for a dollar."""
+    """Asks somebody whose worry was answered for a small sum first, for all, or for a dollar."""
     if talk.coins:
         return _mostly(talk, {ASK_DOLLAR: 0.4, ASK_ALL: 0.4, CLOSE: 0.2})
     return _mostly(talk, {ASK_COINS: small, ASK_ALL: large, ASK_DOLLAR: 1.0 - small - large})
