@@ -33,7 +33,8 @@ from imagination.simulation.planning import blind_value
 from imagination.simulation.world import Behaviour, World
 from imagination.speakers import Conversation, Utterance, converse
 
-WORLDS = ("teaching", "travel")
+WORLDS = ("teaching", "travel", "persuasion")
+FOR_HINDSIGHT = ("persuasion",)  # the data is poor on purpose
 README = Path(printing.__file__).with_name("README.md")
 
 
@@ -109,6 +110,10 @@ REDUCED = {
         "keep": lambda traveller: (
             traveller.interest in ("culture", "beach") and traveller.company != "family"
         ),
+    },
+    "persuasion": {
+        "acts": ["ask_reason", "doubt_yes", "story", "logic", "ask_coins", "ask_all"],
+        "keep": lambda persuadee: persuadee.reason != "relevance",
     },
 }
 
@@ -229,7 +234,7 @@ def test_reference_values_are_consistent(world: World):
 def test_behaviours_leave_room_and_the_optimum_is_high(world: World):
     found = reference_values(world)
     low, high = world.task.reward_range
-    assert found["optimum"] >= 0.8
+    assert found["optimum"] >= low + 0.8 * (high - low)
     assert normalized_score(found["best_behaviour"], found) <= 0.5
     assert found["optimum"] - found["behaviour"] >= 0.45 * (high - low)
 
@@ -241,7 +246,8 @@ def test_difficult_personas_are_rare_but_there(world: World):
 
 def test_listening_is_what_is_rewarded(world: World):
     found = reference_values(world)
-    assert blind_value(world, width=10) < found["behaviour"]
+    limit = 0.15 if world.name in FOR_HINDSIGHT else 0.0
+    assert normalized_score(blind_value(world, width=10), found) < limit
 
 
 def test_every_part_of_an_optimal_conversation_is_in_the_data(world: World):
@@ -252,6 +258,85 @@ def test_every_part_of_an_optimal_conversation_is_in_the_data(world: World):
     needed = acts(play(world, OptimalAgent(world), 200))
     counts = {act: sum(act in acts([dialogue]) for dialogue in data) for act in needed}
     assert min(counts.values()) >= 10, counts
+
+
+@pytest.mark.parametrize("name", FOR_HINDSIGHT)
+def test_knowing_the_persona_is_worth_little_without_finding_out(name: str):
+    world = load_world(name)
+    found = reference_values(world)
+    silent = tuple(act for act in world.acts if act not in ("ask_reason", "doubt_yes"))
+    informed = {
+        acts: sum(
+            probability
+            * Planner(dataclasses.replace(world, prior={persona: 1.0}), acts=acts).value()
+            for persona, probability in world.prior.items()
+        )
+        for acts in (tuple(world.acts), silent)
+    }
+    assert 1.0 <= normalized_score(informed[tuple(world.acts)], found) < 1.02
+    assert normalized_score(informed[silent], found) < 0.15
+
+
+def test_persuasion_data_hardly_contains_what_would_have_helped():
+    world = load_world("persuasion")
+    data = play(world, BehaviourAgent(world), 2000)
+    heard = [[world.hear(t.text) for t in d.turns if t.speaker == "human"] for d in data]
+    acts = [[t.annotations["act"] for t in d.agent_turns] for d in data]
+    shares = {
+        "asked first": np.mean(
+            [bool(a) and next((x for x in a if x != "greet"), "") == "ask_reason" for a in acts]
+        ),
+        "told": np.mean([any(r.startswith("told_") for r in replies) for replies in heard]),
+        "met": np.mean(["moved" in replies for replies in heard]),
+        "small sum first": np.mean(
+            [
+                "moved" in r and "ask_coins" in a[r.index("moved") :]
+                for r, a in zip(heard, acts, strict=True)
+            ]
+        ),
+    }
+    assert all(0.0 < share < 0.04 for share in shares.values()), shares
+
+
+@pytest.mark.parametrize(
+    ("openness", "said", "replies", "reward"),
+    [
+        # The right appeal before anything was told is a sales pitch.
+        ("open", ["credibility", "ask_dollar", "close"], ["pitched", "agrees"], 0.57),
+        (
+            "open",
+            ["ask_reason", "credibility", "ask_coins", "ask_all", "close"],
+            ["told_trust", "moved", "gladly", "agrees", "thanks"],
+            1.97,
+        ),
+        # An easy yes is worth nothing until it is doubted.
+        ("agreeable", ["credibility", "ask_all", "close"], ["promises", "agrees", "bye"], 0.0),
+        (
+            "agreeable",
+            ["ask_reason", "doubt_yes", "credibility", "ask_coins", "ask_all", "close"],
+            ["no_worry", "told_trust", "moved", "gladly", "agrees", "thanks"],
+            1.94,
+        ),
+        (
+            "reserved",
+            ["ask_reason", "story", "ask_reason", "logic", "ask_dollar", "close"],
+            ["evades", "warms", "told_trust", "missed", "declines"],
+            0.0,
+        ),
+    ],
+)
+def test_donation_follows_from_what_was_found_out(
+    openness: str, said: list[str], replies: list[str], reward: float
+):
+    world = load_world("persuasion")
+    persona = {"reason": "trust", "openness": openness, "pressure_borne": "high"}
+    conversation = Conversation("test", persona, seed=0)
+    slots = world.draw_slots(0)
+    lines = [world.acts[act].expand(Dice(0), slots) for act in said]
+    converse(Parrot(*lines), SimulatedHuman(world), [conversation], world.task)
+    heard = [world.hear(t.text) for t in conversation.turns if t.speaker == "human"][1:]
+    assert heard[: len(replies)] == replies
+    assert conversation.reward == pytest.approx(reward)
 
 
 def test_language_has_thousands_of_short_forms_and_few_words(world: World):
@@ -344,6 +429,22 @@ PARAPHRASES = {
         "trust me, it's the best": "insist",
         "enjoy your trip, goodbye": "close",
     },
+    "persuasion": {
+        "how was your day?": "greet",
+        "Do you have kids of your own?": "greet",
+        "what holds you back?": "ask_reason",
+        "Do you have any doubts about giving?": "ask_reason",
+        "are you really sure that you want to?": "doubt_yes",
+        "You can always say no.": "doubt_yes",
+        "Let me tell you my own story": "story",
+        "ninety percent of the donations reaches the children": "credibility",
+        "Every small gift counts.": "logic",
+        "Picture a hungry child.": "emotion",
+        "how about twenty cents?": "ask_coins",
+        "would you donate one dollar?": "ask_dollar",
+        "Can you give two dollars?": "ask_all",
+        "thanks for your help, have a nice day": "close",
+    },
 }
 
 NONSENSE = (
@@ -381,6 +482,8 @@ def test_shuffled_words_are_mostly_not_understood(world: World):
         ("teaching", "Do you prefer test what comes out, take care in your own words"),
         ("travel", "Who travels small, medium or perfect, it is booked wine"),
         ("travel", "I recommend a hike a tasting a picnic a castle"),
+        ("persuasion", "Would you picture ten experts every year, what holds your day"),
+        ("persuasion", "Imagine a small gift audited, goodbye both dollars myself"),
     ],
 )
 def test_garbled_mix_of_acts_is_not_understood(name: str, text: str):

@@ -16,6 +16,7 @@ from imagination.simulation.world import World, WorldError
 WORLDS = {
     "teaching": "imagination.simulation.teaching",
     "travel": "imagination.simulation.travel",
+    "persuasion": "imagination.simulation.persuasion",
 }
 
 
@@ -23,7 +24,7 @@ def load_world(name_or_path: str | os.PathLike[str]) -> World:
     """Loads a world and checks it.
 
     Args:
-        name_or_path: `"teaching"`, `"travel"`, a dotted module, or the path of a Python file.
+        name_or_path: A name in `WORLDS`, a dotted module, or the path of a Python file.
             A module or file has `WORLD`, a `World`, or `make_world()`, which returns one.
 
     Returns:
