@@ -8,12 +8,14 @@ from a config, so that a wrong value is told before any work starts.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from experiments.methods import PAIRS_START_FROM, parse_method, rounds_of
 from ilql_jax.models import DecoderConfig, ModelConfig
-from ilql_jax.objectives import LEARNS_VALUES, ObjectiveConfig
+from ilql_jax.objectives import ObjectiveConfig
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.train import TrainConfig
 
@@ -31,7 +33,7 @@ def base_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of the imagined dialogues; training seed k is seed + k
     config.seeds = 1  # trainings of each method
-    config.methods = ("bc", "fbc", "ilql")  # also: mc
+    config.methods = ("bc", "fbc", "ilql")  # also: mc, ilql_hindsight1, dpo (see methods.py)
     config.workers = 0  # processes side by side; 0 = by the number of cores, 1 = none
 
     # Where dialogues come from.
@@ -66,9 +68,23 @@ def base_config() -> ConfigDict:
     config.imagination.judge_votes = 3
     config.imagination.conversations = 256  # under way at the same time
     _add_llm(config.imagination)
-    config.imagination.batch = False  # Message Batches, at batch price
-    config.imagination.batch_poll = 30.0  # seconds between two looks at an unfinished batch
-    config.imagination.batch_price_factor = 0.5  # what a batch costs as a fraction of the prices
+    _add_batches(config.imagination)
+
+    # How finished dialogues are looked back on; done where a method learns from it.
+    config.hindsight = ConfigDict()
+    config.hindsight.engine = "world"  # who plays its parts: world, or anthropic (an LLM)
+    config.hindsight.max_changes = 1  # turns put better, each in a new dialogue of its own
+    config.hindsight.calibration_dialogues = 300  # that the reward model is first compared on
+    config.hindsight.min_agreement = 0.3  # rank correlation with known rewards; -1 = go on anyway
+    # With a world (see imagination/hindsight/world.py):
+    config.hindsight.belief = "prefix"  # best act by what was known then; finished: by all replies
+    config.hindsight.error_rate = 0.0  # of the controller
+    # With an LLM (see imagination/hindsight/prompted):
+    config.hindsight.way = "rollout"  # the rest is played in turn; script: written in one call
+    config.hindsight.judge_votes = 3  # ratings of which a dialogue's is the mean
+    config.hindsight.conversations = 256  # under way at the same time
+    _add_llm(config.hindsight)
+    _add_batches(config.hindsight)
 
     config.tokenizer = ConfigDict()
     config.tokenizer.pretrained = (
@@ -117,12 +133,13 @@ def base_config() -> ConfigDict:
     config.objective.awac_max_weight = 20.0
     config.objective.fbc_fraction = 0.25  # filtered BC keeps this share of the dialogues
 
-    # Ways of choosing words; each training's is picked on validation episodes.
+    # Ways of choosing words, by what is learned; each training's is picked on validation episodes.
     config.decoding = ConfigDict()
     config.decoding.bc = ("sampled", "sampled at 0.5", "greedy")
     config.decoding.fbc = ("sampled", "sampled at 0.5", "greedy")
     config.decoding.mc = ("sampled at 0.4, best of 8", "sampled at 0.6, best of 16")
     config.decoding.ilql = ("sampled at 0.4, best of 8", "sampled at 0.6, best of 16")
+    config.decoding.dpo = ("sampled", "sampled at 0.5", "greedy")
     config.decoding.max_utterance = 24  # tokens
     config.decoding.batch_size = 64  # conversations decoded together
 
@@ -140,6 +157,7 @@ def base_config() -> ConfigDict:
 
     config.chat = ConfigDict()
     config.chat.method = "ilql"  # who talks in --stage=chat
+    config.chat.notice = ""  # told before it: what these agents are not for
     return config
 
 
@@ -162,9 +180,15 @@ def _add_llm(section: ConfigDict) -> None:
     section.price_date = ""  # when the prices were written down
 
 
+def _add_batches(section: ConfigDict) -> None:
+    section.batch = False  # Message Batches, at batch price
+    section.batch_poll = 30.0  # seconds between two looks at an unfinished batch
+    section.batch_price_factor = 0.5  # what a batch costs as a fraction of the prices
+
+
 def objective_config(config: ConfigDict, method: str) -> ObjectiveConfig:
     """What a method learns."""
-    return ObjectiveConfig(method=method, **config.objective.to_dict())
+    return ObjectiveConfig(method=parse_method(method).objective, **config.objective.to_dict())
 
 
 def train_config(config: ConfigDict) -> TrainConfig:
@@ -182,11 +206,12 @@ def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
 
 def decodings(config: ConfigDict, method: str) -> list[DecodingConfig]:
     """The ways of choosing words that are tried for a method."""
-    if not config.decoding[method]:
+    learned = parse_method(method)
+    if not config.decoding[learned.objective]:
         raise ValueError("name at least one way of choosing words.")
-    found = [DecodingConfig.parse(text) for text in config.decoding[method]]
+    found = [DecodingConfig.parse(text) for text in config.decoding[learned.objective]]
     for each in found:
-        if method not in LEARNS_VALUES and (each.candidates > 1 or each.steering_strength):
+        if not learned.learns_values and (each.candidates > 1 or each.steering_strength):
             raise ValueError(f"{str(each)!r} needs values, and {method} learns none.")
         if each.steering_strength and config.objective.credit != "token":
             raise ValueError(
@@ -210,6 +235,11 @@ def imagines_with_llm(config: ConfigDict) -> bool:
 def imagination_llm(config: ConfigDict) -> LLMConfig:
     """Who imagines, and how it is asked. Raises `ConfigError` for a field that cannot be."""
     return _llm_config(config.imagination, "config.imagination")
+
+
+def hindsight_llm(config: ConfigDict) -> LLMConfig:
+    """Who looks back, and how it is asked. Raises `ConfigError` for a field that cannot be."""
+    return _llm_config(config.hindsight, "config.hindsight")
 
 
 def llm_config(config: ConfigDict) -> LLMConfig:
@@ -247,12 +277,7 @@ def needs_llm(config: ConfigDict) -> bool:
 
 
 def _check_imagination(config: ConfigDict) -> None:
-    engines = ("world", "anthropic")
-    if config.imagination.engine not in engines:
-        raise ConfigError(
-            f"config.imagination.engine is {config.imagination.engine!r}, but must be one of "
-            f"{', '.join(engines)}."
-        )
+    _one_of("imagination.engine", config.imagination.engine, ("world", "anthropic"))
     if not imagines_with_llm(config):
         given = [f"task.{name}" for name in TASK_FIELDS if config.task[name]]
         if given or config.imagination.model:
@@ -268,6 +293,65 @@ def _check_imagination(config: ConfigDict) -> None:
             "with no limit on the cost. Set config.imagination.max_cost (with price_input and "
             f"price_output), or at most {MOST_UNLIMITED:,} dialogues; --dry_run shows the cost."
         )
+
+
+_OF_WORLD_HINDSIGHT = ("belief", "error_rate")
+
+
+def _check_methods(config: ConfigDict) -> None:
+    if not config.methods or len(set(config.methods)) < len(config.methods):
+        raise ConfigError(f"config.methods is {config.methods}; name each method once.")
+    try:
+        methods = [parse_method(name) for name in config.methods]
+    except ValueError as error:
+        raise ConfigError(f"config.methods: {error}") from None
+    if any(each.on_pairs for each in methods) and PAIRS_START_FROM not in config.methods:
+        raise ConfigError(
+            f"config.methods is {config.methods}: dpo goes on from the {PAIRS_START_FROM} of its "
+            f"seed. Name {PAIRS_START_FROM} too."
+        )
+
+
+def _check_hindsight(config: ConfigDict) -> None:
+    """Who looks back, and that there is somebody who can."""
+    section = config.hindsight
+    by_llm = section.engine == "anthropic"
+    _one_of("hindsight.engine", section.engine, ("world", "anthropic"))
+    _one_of("hindsight.belief", section.belief, ("prefix", "finished"))
+    for name, low, high in (("error_rate", 0, 1), ("min_agreement", -1, 1)):
+        if not low <= section[name] <= high:
+            raise ConfigError(
+                f"config.hindsight.{name} is {section[name]}, but must lie in [{low}, {high}]."
+            )
+    shared = ("engine", "max_changes", "calibration_dialogues", "min_agreement")
+    of_world = _OF_WORLD_HINDSIGHT
+    of_llm = [name for name in section if name not in (*shared, *of_world)]
+    untouched = base_config().hindsight
+    given = [n for n in (of_world if by_llm else of_llm) if section[n] != untouched[n]]
+    if given:
+        whose, other = ("a world's controller", "world") if by_llm else ("an LLM", "anthropic")
+        raise ConfigError(
+            f"config.hindsight.{given[0]} is for {whose}, and none looks back: set "
+            f"config.hindsight.engine={other}."
+        )
+    if by_llm:
+        from imagination.engine.config import WAYS
+
+        _one_of("hindsight.way", section.way, WAYS)
+        hindsight_llm(config)
+    elif rounds_of(config.methods) and (config.data.source != "world" or imagines_with_llm(config)):
+        whose = "an LLM" if imagines_with_llm(config) else config.data.source
+        raise ConfigError(
+            f"config.methods is {config.methods}, which asks for hindsight, but the dialogues are "
+            f"those of {whose}, which no embedded world can look back on. Set "
+            "config.hindsight.engine=anthropic and config.hindsight.model, or leave these methods "
+            "out."
+        )
+
+
+def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"config.{key} is {value!r}, but must be one of {', '.join(allowed)}.")
 
 
 def _check_llm(config: ConfigDict) -> None:
@@ -295,10 +379,7 @@ def _check_evaluation(config: ConfigDict) -> None:
             )
     if len(set(prompted)) < len(prompted):
         raise ConfigError(f"config.evaluation.prompted is {prompted}; name each agent once.")
-    if human not in ("world", "prompted"):
-        raise ConfigError(
-            f"config.evaluation.human is {human!r}, but must be one of world, prompted."
-        )
+    _one_of("evaluation.human", human, ("world", "prompted"))
     if config.data.source != "world" and (prompted or human == "prompted"):
         raise ConfigError(
             f"config.evaluation.{'prompted' if prompted else 'human'}: a run on "
@@ -308,7 +389,9 @@ def _check_evaluation(config: ConfigDict) -> None:
 
 def check(config: ConfigDict) -> None:
     """Raises `ConfigError` for the first value that cannot work."""
+    _check_methods(config)
     _check_imagination(config)
+    _check_hindsight(config)
     _check_evaluation(config)
     _check_llm(config)
     builders: dict[str, Any] = {
@@ -317,7 +400,8 @@ def check(config: ConfigDict) -> None:
     }
     for method in config.methods:
         builders[f"objective ({method})"] = lambda method=method: objective_config(config, method)
-        builders[f"decoding.{method}"] = lambda method=method: decodings(config, method)
+        objective = parse_method(method).objective
+        builders[f"decoding.{objective}"] = lambda method=method: decodings(config, method)
     for section, build in builders.items():
         try:
             build()
@@ -330,6 +414,10 @@ def check(config: ConfigDict) -> None:
         "train.batch_rows": 1,
         "tokenizer.vocab_size": 0 if config.tokenizer.pretrained else 260,  # bytes and markers
         "imagination.dialogues": 1,
+        "hindsight.max_changes": 1,
+        "hindsight.calibration_dialogues": 5,  # fewer say nothing
+        "hindsight.judge_votes": 1,
+        "hindsight.conversations": 1,
         "evaluation.validation_episodes": 1,
         "evaluation.average_episodes": 1,
         "evaluation.difficult_episodes": 1,
@@ -348,8 +436,6 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(f"config.{key} is {value}, but must be at least {least}.")
         if name.endswith("discount") and value > 1:
             raise ConfigError(f"config.{key} is {value}, but must not be above 1.")
-    if not config.methods or len(set(config.methods)) < len(config.methods):
-        raise ConfigError(f"config.methods is {config.methods}; name each method once.")
     if config.objective.credit == "token" and config.model.utterance_q != "last":
         raise ConfigError(
             f"config.model.utterance_q is {config.model.utterance_q!r}, but credit by token "
@@ -360,9 +446,4 @@ def check(config: ConfigDict) -> None:
             f"config.decoding.max_utterance {config.decoding.max_utterance} leaves no room for a "
             f"conversation in config.model.max_positions {config.model.max_positions}."
         )
-    sources = ("world", "persuasionforgood")
-    if config.data.source not in sources:
-        raise ConfigError(
-            f"config.data.source is {config.data.source!r}, but must be one of "
-            f"{', '.join(sources)}."
-        )
+    _one_of("data.source", config.data.source, ("world", "persuasionforgood"))

@@ -12,9 +12,11 @@ A stage whose files are there is skipped, so a run that was killed goes on where
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -22,17 +24,34 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
 from experiments import config as settings
+from experiments.methods import rounds_of
 from experiments.parallel import is_ours
 from experiments.run_folder import STAGES, RunError, RunFolder
 from experiments.terminal import make_console, quiet_libraries
 
+# Settings as asked for -> key -> what it is then, unless the command line says otherwise.
+Dependent = Callable[[ConfigDict], dict[str, Any]]
 
-def main(name: str, config: ConfigDict) -> None:
-    """Runs the experiment `name` with the settings of `config`, changed by the command line."""
+
+def main(name: str, config: ConfigDict, dependent: Dependent | None = None) -> None:
+    """Runs the experiment `name` with the settings of `config`, changed by the command line.
+
+    Args:
+        name: Of the experiment.
+        config: Its settings.
+        dependent: Defaults that depend on other settings (on where the dialogues come from).
+    """
+    with told_errors() as console:
+        _run(name, config, dependent, sys.argv, console)
+
+
+@contextlib.contextmanager
+def told_errors() -> Iterator[Console]:
+    """A console; errors that are meant for the user end the program with their message alone."""
     quiet_libraries()
     console = make_console()
     try:
-        _run(name, config, sys.argv, console)
+        yield console
     except KeyboardInterrupt:
         console.print("\nStopped. The same command goes on from here.")
         sys.exit(130)
@@ -43,38 +62,70 @@ def main(name: str, config: ConfigDict) -> None:
         sys.exit(1)
 
 
-def _run(name: str, config: ConfigDict, arguments: list[str], console: Console) -> None:
-    line = parse_flags(name, config, arguments)
+def _run(
+    name: str,
+    config: ConfigDict,
+    dependent: Dependent | None,
+    arguments: list[str],
+    console: Console,
+) -> None:
+    line = parse_flags(name, config, arguments, dependent)
     folder = RunFolder(line.workdir)
     folder.check_experiment(name)
     config = with_saved(line.config, folder, line.overrides)
     settings.check(config)
     if line.dry_run:
-        from experiments.stages import engine
+        from experiments.stages import dry_run
 
-        engine.print_plan(config, folder, console)
+        dry_run.print_plans(config, folder, console)
         return
     if line.stage == "chat":
         from experiments.stages import chat
 
         chat.run(config, folder, console)
         return
+    _check_hindsight_is_used(config, line)
+    run_stages(name, config, folder, line.stage, console)
+
+
+def _check_hindsight_is_used(config: ConfigDict, line: CommandLine) -> None:
+    given = [f"config.{key}" for key in line.overrides if key.startswith("hindsight.")]
+    if line.stage == "regenerate":
+        given.append("--stage=regenerate")
+    if given and not rounds_of(config.methods):
+        raise settings.ConfigError(
+            f"{given[0]} is about hindsight, but no method of config.methods "
+            f"({', '.join(config.methods)}) learns from it; add one such as ilql_hindsight1."
+        )
+
+
+def run_stages(
+    name: str, config: ConfigDict, folder: RunFolder, last: str, console: Console
+) -> None:
+    """Runs the stages up to this one, as far as they are not done.
+
+    Raises:
+        RunError: The folder was made from other settings, or another process works in it.
+    """
     with folder.lock():
         for each in STAGES:
             folder.check_stage(each, config)
         folder.save_config(name, config)
-        for each in STAGES[: STAGES.index(line.stage) + 1]:
-            _run_stage(each, config, folder, console)
+        for each in STAGES[: STAGES.index(last) + 1]:
+            if each != "regenerate" or rounds_of(config.methods):
+                _run_stage(each, config, folder, console)
 
 
 def _run_stage(stage: str, config: ConfigDict, folder: RunFolder, console: Console) -> None:
     # Imported late: an error in the settings is told before the libraries of the stages load.
-    from experiments.stages import evaluate, imagine, report, train
+    from experiments.stages import evaluate, imagine, regenerate, report, train
 
     start = time.monotonic()
     folder.begin_stage(stage, config)
     if stage == "imagine":
         imagine.run(config, folder, console)
+    elif stage == "regenerate":
+        regenerate.run(config, folder, console)
     elif stage == "train":
         train.run(config, folder, console)
     elif stage == "evaluate":
@@ -96,7 +147,9 @@ class CommandLine(NamedTuple):
     overrides: dict[str, Any]
 
 
-def parse_flags(name: str, config: ConfigDict, arguments: list[str]) -> CommandLine:
+def parse_flags(
+    name: str, config: ConfigDict, arguments: list[str], dependent: Dependent | None = None
+) -> CommandLine:
     """Reads the command line; `config` is changed by it.
 
     Raises:
@@ -121,6 +174,10 @@ def parse_flags(name: str, config: ConfigDict, arguments: list[str]) -> CommandL
     if rest[1:]:
         raise settings.ConfigError(f"unexpected argument {rest[1]!r}; see --help.")
     overrides = config_flags.get_override_values(values["config"])
+    following = dependent(flag.value) if dependent else {}
+    flag.value.update_from_flattened_dict(
+        {key: value for key, value in following.items() if key not in overrides}
+    )
     # --config.methods=bc,ilql reads better than a Python tuple in quotes.
     flag.value.methods = _names(flag.value.methods)
     flag.value.evaluation.prompted = _names(flag.value.evaluation.prompted)

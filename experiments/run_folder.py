@@ -18,12 +18,15 @@ from typing import Any
 import yaml
 from ml_collections import ConfigDict
 
-STAGES = ("imagine", "train", "evaluate", "report")
+from experiments.methods import rounds_of
+
+STAGES = ("imagine", "regenerate", "train", "evaluate", "report")
 
 # Settings that shape a stage's files; a stage depends on those of the stages before it too.
 # `methods` and `seeds` only say how many units there are: more can be added to a finished run.
 _SHAPED_BY = {
     "imagine": ("seed", "data", "task", "imagination"),
+    "regenerate": ("hindsight",),
     "train": ("tokenizer", "model", "train", "objective"),
     "evaluate": ("decoding", "evaluation"),
 }
@@ -32,11 +35,14 @@ _OF_PROMPTED = ("evaluation.prompted", "evaluation.prompted_episodes")
 # What makes an LLM's answers what they are; all else in config.llm is about getting them.
 _OF_LLM = ("llm.model", "llm.base_url")
 _ADDED_WITH_PROMPTED = ("evaluation.prompted_episodes", *_OF_LLM)
+# And hindsight, by a method that learns from it.
+_OF_HINDSIGHT = "hindsight."
 # How an LLM is asked, at which price, changes no answer.
 _NEVER_SHAPING = (
     *("max_in_flight", "max_retries", "timeout", "batch", "batch_poll", "conversations"),
     *("cache", "cache_max_megabytes", "max_cost", "batch_price_factor", "price_date"),
     *("price_input", "price_output", "price_cache_read", "price_cache_write"),
+    "min_agreement",  # says whether to go on, not with what
 )
 
 
@@ -79,6 +85,28 @@ class RunFolder:
     @property
     def dataset_card(self) -> Path:
         return self.path / "dataset_card.md"
+
+    @property
+    def hindsight(self) -> Path:
+        return self.path / "hindsight"
+
+    def hindsight_round(self, number: int) -> Path:
+        """Dialogues that were made in a round, counted from 1."""
+        return self.hindsight / f"round{number}.jsonl"
+
+    @property
+    def rejected(self) -> Path:
+        """What hindsight came to that is not learned from, and why."""
+        return self.hindsight / "rejected.jsonl"
+
+    @property
+    def calibration(self) -> Path:
+        """How well the reward model foretells known outcomes."""
+        return self.hindsight / "calibration.json"
+
+    @property
+    def hindsight_card(self) -> Path:
+        return self.hindsight / "card.md"
 
     @property
     def tokenizer(self) -> Path:
@@ -161,7 +189,7 @@ class RunFolder:
         if not stamp.exists() or not products:
             return
         before, now = json.loads(stamp.read_text()), _shaping(stage, config)
-        added = [key for key in _ADDED_WITH_PROMPTED if key not in before or key not in now]
+        added = [key for key in {*before} ^ {*now} if _may_be_added(key)]
         before, now = _without(before, added), _without(now, added)
         differing = [
             f"config.{key} was {before.get(key)!r}, now {now.get(key)!r}"
@@ -182,9 +210,9 @@ class RunFolder:
         stamp.parent.mkdir(parents=True, exist_ok=True)
         kept = {}
         if stamp.exists() and self._existing_products(stage):
-            # What prompted agents were made from holds while they are there, asked for or not.
+            # What such additions were made from holds while they are there, asked for or not.
             before = json.loads(stamp.read_text())
-            kept = {key: before[key] for key in _ADDED_WITH_PROMPTED if key in before}
+            kept = {key: value for key, value in before.items() if _may_be_added(key)}
         write_atomically(stamp, json.dumps({**kept, **_shaping(stage, config)}, indent=1))
 
     def _existing_products(self, stage: str) -> list[str]:
@@ -194,6 +222,7 @@ class RunFolder:
         partial = self.dialogues.with_name(self.dialogues.name + ".partial")
         return {
             "imagine": [self.dialogues, partial],
+            "regenerate": [self.hindsight],
             "train": [self.tokenizer, self.path / "checkpoints", self.path / "metrics"],
             "evaluate": [self.path / "evaluation", self.evaluation, self.heldout],
         }.get(stage, [])
@@ -229,6 +258,8 @@ def _shaping(stage: str, config: ConfigDict) -> dict[str, Any]:
     sections = [s for each in STAGES[: STAGES.index(stage) + 1] for s in _SHAPED_BY.get(each, ())]
     flat: dict[str, Any] = {}
     for section in sections:
+        if section == "hindsight" and not rounds_of(config.methods):
+            continue
         value = config[section]
         if isinstance(value, ConfigDict):
             values = _lists(value.to_dict())
@@ -237,6 +268,10 @@ def _shaping(stage: str, config: ConfigDict) -> dict[str, Any]:
             flat[section] = value
     flat = _without(flat, _OF_PROMPTED)
     return flat | _llm_shaping(config) if "evaluation" in sections else flat
+
+
+def _may_be_added(key: str) -> bool:
+    return key in _ADDED_WITH_PROMPTED or key.startswith(_OF_HINDSIGHT)
 
 
 def _llm_shaping(config: ConfigDict) -> dict[str, Any]:

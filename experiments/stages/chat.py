@@ -34,6 +34,8 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
             "--stage=chat first, or choose with --config.chat.method=... and --workdir=..."
         )
     agent = load_agent(config, folder, unit, _decoding(config, folder, unit), batch_size=1)
+    if config.chat.notice:
+        console.print(config.chat.notice, style="bold", markup=False, highlight=False)
     agent_opens = next(iterate_dialogues(folder.dialogues)).turns[0].speaker == "agent"
     console.print(f"You are talking with {unit.method} ({agent.policy.decoding}). {HELP}")
     show_values = False

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import config as settings
+from experiments.methods import parse_method
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunFolder, Unit, write_atomically
 from experiments.stages import heldout, prompted, tables
@@ -28,7 +29,6 @@ from experiments.stages.scene import Scene, load_scene
 from experiments.stages.summary import summarize
 from experiments.stages.train import units
 from ilql_jax.checkpoint import read_metadata, restore_params
-from ilql_jax.objectives import LEARNS_VALUES
 from ilql_jax.policy import DecodingConfig, Policy
 from imagination.dialogue import Dialogue, json_line
 from imagination.llm import Client
@@ -142,7 +142,7 @@ def load_agent(
         batch_size=batch_size or config.decoding.batch_size,
     )
     scale = None
-    if unit.method in LEARNS_VALUES:
+    if parse_method(unit.method).learns_values:
         scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
     return PolicyAgent(policy, tokenizer, scale, keep_candidates=4)
 

@@ -34,9 +34,12 @@ PALETTE = {
     "grid": ("#e5e8ed", "#2d333d"),
     "paper": ("#fffffe", "#171a20"),
     "ilql": ("#0072b2", "#56b4f0"),
+    "ilql_hindsight1": ("#4aa3df", "#a9d8fb"),
+    "ilql_hindsight2": ("#003c63", "#2f86c4"),
     "fbc": ("#d98b00", "#f0b13c"),
     "bc": ("#c2669a", "#e19cc4"),
     "mc": ("#009e73", "#3ccfa2"),
+    "dpo": ("#8c8700", "#cfc93a"),
     "plain": ("#d55e00", "#ff8b40"),
     "reasoning": ("#8a5a2b", "#c99a6b"),
     "clam": ("#6a4fb3", "#a893ec"),
@@ -46,13 +49,15 @@ PALETTE = {
     "failure": ("#b8442a", "#ff8e72"),
 }
 MARKERS = {
-    **{"ilql": "o", "fbc": "s", "bc": "D", "mc": "^"},
+    **{"ilql": "o", "fbc": "s", "bc": "D", "mc": "^", "dpo": "p"},
+    **{"ilql_hindsight1": "<", "ilql_hindsight2": ">"},
     **{"plain": "P", "reasoning": "X", "clam": "v", "gdp_zero": "*"},
 }
 WIDTH = 9.0
 FEWEST = 5  # conversations behind a mean that is worth drawing
 MOST_PANELS = 12
 LONGEST_LINE = 240  # points
+LEGEND_LINE = 112  # characters beside each other
 
 _STYLE = {
     "font.family": "DejaVu Sans",
@@ -325,11 +330,12 @@ def _limit_to_most(axis: Axes, values: np.ndarray) -> None:
 
 def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
     methods = results.ordered_methods(handles)
+    names = [plain(results.method_name(m)) for m in methods]
     figure.legend(
         [handles[m] for m in methods],
-        [plain(results.method_name(m)) for m in methods],
+        names,
         loc="outside upper left",
-        ncols=len(methods),
+        ncols=max(1, min(len(names), LEGEND_LINE // max(map(len, names), default=1))),
         handlelength=1.4,
     )
 

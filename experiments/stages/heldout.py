@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import config as settings
+from experiments.methods import parse_method
 from experiments.run_folder import RunFolder, Unit, write_atomically
 from experiments.stages.statistics import bootstrap_auroc, calibration_bins
 from experiments.stages.train import units
 from ilql_jax.batching import packing_for
 from ilql_jax.checkpoint import read_metadata, restore_params
-from ilql_jax.objectives import LEARNS_VALUES
 from ilql_jax.scoring import Scores, score
 from imagination.dialogue import Dialogue, read_dialogues
 from imagination.tokenization import DialogueTokenizer
@@ -49,7 +49,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         "value_prediction": {
             m: _value_prediction(scores, m, parts["test"], config.seed)
             for m in config.methods
-            if m in LEARNS_VALUES
+            if parse_method(m).learns_values
         },
     }
     write_atomically(folder.heldout, json.dumps(_without_nan(result), indent=1))

@@ -103,6 +103,11 @@ def _read_corpus(config: ConfigDict) -> list[Dialogue]:
     return [dataclasses.replace(d, source={**d.source, "part": part_of[d.id]}) for d in dialogues]
 
 
+def is_for_training(dialogue: Dialogue) -> bool:
+    """Whether a dialogue is to be learned from: it is, unless it was set apart."""
+    return dialogue.source.get("part", "train") == "train"
+
+
 def dataset_card(dialogues: list[Dialogue]) -> str:
     """What is in the dataset, as Markdown."""
     rewards = np.array([d.total_reward for d in dialogues])

@@ -293,8 +293,9 @@ def pick_examples(
     methods = results.ordered_methods({m for group in episodes.values() for m in group})
     if not episodes:
         return "", []
-    focus = "ilql" if "ilql" in methods else methods[0]
-    rival = next((m for m in ("fbc", "bc", *methods) if m in methods and m != focus), None)
+    focus = results.main_method(methods) or methods[0]
+    rivals = ("fbc", "bc", *methods) if focus == "ilql" else ("ilql", "fbc", "bc", *methods)
+    rival = next((m for m in rivals if m in methods and m != focus), None)
     gap, what = _gap(focus, rival)
     rule = (
         "Each row is one simulated human, the same for every method. Picked by rule, not by eye: "

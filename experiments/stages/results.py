@@ -17,6 +17,7 @@ METHOD_NAMES = {
     "mc": "MC",
     "fbc": "filtered BC",
     "bc": "BC",
+    "dpo": "DPO",
     "plain": "plain prompt",
     "reasoning": "reasoning prompt",
     "clam": "CLAM",
@@ -34,6 +35,7 @@ REFERENCE_NAMES = {
     "behaviour": "behaviour",
     "uniform": "uniform",
 }
+FOCUS = ("ilql_hindsight1", "ilql")
 SIGNIFICANT = 0.05
 _TEST_NUMBERS = ("difference", "p", "p_holm", "p_training_holm")
 _CLAUSES = {
@@ -46,13 +48,26 @@ _CLAUSES = {
 
 def method_name(key: str) -> str:
     """How a method is called in tables and figures."""
-    return METHOD_NAMES.get(key, str(key).replace("_", " "))
+    base, rounds = _without_hindsight(key)
+    name = METHOD_NAMES.get(base, str(base).replace("_", " "))
+    return f"{name} + {rounds} round{'s' * (rounds > 1)} of hindsight" if rounds else name
+
+
+def _without_hindsight(key: Any) -> tuple[str, int]:
+    """`ilql_hindsight2` as `ilql`, 2."""
+    base, _, rounds = str(key).partition("_hindsight")
+    return (base, int(rounds)) if base in METHOD_NAMES and rounds.isdecimal() else (str(key), 0)
 
 
 def ordered_methods(keys: Any) -> list[str]:
     """Known methods in their fixed order, then the others by name."""
     known = list(METHOD_NAMES)
-    return sorted(keys, key=lambda key: (known.index(key) if key in known else len(known), key))
+
+    def place(key: str) -> tuple[int, int, str]:
+        base, rounds = _without_hindsight(key)
+        return (known.index(base) if base in known else len(known), rounds, key)
+
+    return sorted(keys, key=place)
 
 
 def populations(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -118,8 +133,13 @@ def best_method(population: Mapping[str, Any]) -> str | None:
 
 
 def focus_method(population: Mapping[str, Any]) -> str | None:
-    """The method that statements are about: ILQL where it took part, else the best one."""
-    return "ilql" if "ilql" in population["methods"] else best_method(population)
+    """The method that statements are about: the first of `FOCUS` that took part, else the best."""
+    return main_method(population["methods"]) or best_method(population)
+
+
+def main_method(methods: Collection[str]) -> str | None:
+    """The first of `FOCUS` that is among these; fixed beforehand, not by who won."""
+    return next((method for method in FOCUS if method in methods), None)
 
 
 def per_seed_scores(method: Mapping[str, Any], references: Mapping[str, Any]) -> list[float]:

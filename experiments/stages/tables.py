@@ -261,7 +261,7 @@ def _print(console: Console, table: ResultTable) -> None:
         grid.add_column(
             Text(header if index == 0 else TERMINAL_HEADERS.get(header, header.replace(" ", "\n"))),
             justify="left" if index == 0 else "right",
-            no_wrap=True,
+            no_wrap=index > 0,  # names may be long
         )
     for row, following in zip(table.rows, (*table.rows[1:], None), strict=True):
         cells = [_rich_cell(row.cells[index], row) for index in shown]

@@ -1,4 +1,7 @@
-"""Stage train: every method and seed from scratch, on the same dialogues with the same compute.
+"""Stage train: every method and seed, with the same compute; from scratch, but for dpo.
+
+All learn from the same original dialogues; with rounds of hindsight, from their dialogues too; dpo
+from the pairs of the first round, starting from what bc of its seed has learned.
 
 Leaves `tokenizer/`, `checkpoints/<method>-seed<k>/` and `metrics/` (JSON Lines, and the same for
 TensorBoard).
@@ -19,13 +22,15 @@ from rich.console import Console
 from tensorboardX import SummaryWriter
 
 from experiments import config as settings
+from experiments.methods import parse_method, rounds_of
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunFolder, Unit, write_atomically
+from experiments.stages.imagine import is_for_training
 from ilql_jax import Trajectory
 from ilql_jax.batching import PackingConfig, packing_for
 from ilql_jax.objectives import select_trajectories
 from ilql_jax.train import train
-from imagination.dialogue import Dialogue, read_dialogues
+from imagination.dialogue import Dialogue, iterate_dialogues, read_dialogues
 from imagination.tokenization import DialogueTokenizer, save_once
 
 
@@ -44,24 +49,44 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     packing(config, tokenizer.trajectories(dialogues))
     if not folder.tokenizer.exists():
         save_once(tokenizer, folder.tokenizer)
-    console.print(f"Training {len(todo)} networks on {len(to_learn_from):,} dialogues.")
-    run_units(
-        train_unit,
-        [(config, folder.path, unit) for unit in todo],
-        [unit.name for unit in todo],
-        workers_for(config.workers, len(todo)),
-        console,
-    )
+    made = _regenerated(folder, tokenizer, rounds_of(unit.method for unit in todo))
+    _tell(config, len(todo), len(to_learn_from), made, console)
+    for wave in _waves(todo):
+        run_units(
+            train_unit,
+            [(config, folder.path, unit) for unit in wave],
+            [unit.name for unit in wave],
+            workers_for(config.workers, len(wave)),
+            console,
+        )
+
+
+def _tell(
+    config: ConfigDict, networks: int, originals: int, made: list[Trajectory], console: Console
+) -> None:
+    told = f"Training {networks} networks on {originals:,} dialogues"
+    if made:
+        too_long = sum(not _fits(config, each) for each in made)
+        told += f" and {len(made) - too_long:,} regenerated ones"
+        if too_long:
+            told += (
+                f" ({too_long:,} more are longer than config.model.max_positions, "
+                f"{config.model.max_positions} tokens, and are left out)"
+            )
+    console.print(f"{told}.")
+
+
+def _waves(todo: list[Unit]) -> list[list[Unit]]:
+    """First what starts from nothing, then what goes on from it."""
+    waves = ([], [])
+    for unit in todo:
+        waves[parse_method(unit.method).on_pairs].append(unit)
+    return [wave for wave in waves if wave]
 
 
 def units(config: ConfigDict) -> list[Unit]:
     """All trainings that the settings ask for."""
     return [Unit(method, seed) for seed in range(config.seeds) for method in config.methods]
-
-
-def is_for_training(dialogue: Dialogue) -> bool:
-    """Whether a dialogue is to be learned from: it is, unless it was set apart."""
-    return dialogue.source.get("part", "train") == "train"
 
 
 def _tokenizer(config: ConfigDict, dialogues: list[Dialogue]) -> DialogueTokenizer:
@@ -72,18 +97,39 @@ def _tokenizer(config: ConfigDict, dialogues: list[Dialogue]) -> DialogueTokeniz
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """The run's dialogues as trajectories, with rewards of unit spread."""
+    """What a method learns from as trajectories, with rewards of unit spread.
+
+    The spread is that of the original dialogues, whatever is learned from beside them: so all
+    methods of a run have the same settings.
+    """
 
     trajectories: list[Trajectory]
     tokenizer: DialogueTokenizer
     reward_scale: float
 
     @classmethod
-    def load(cls, config: ConfigDict, folder: RunFolder) -> TrainingData:
-        dialogues = [d for d in read_dialogues(folder.dialogues) if is_for_training(d)]
+    def load(cls, config: ConfigDict, folder: RunFolder, rounds: int = 0) -> TrainingData:
+        originals = [d for d in read_dialogues(folder.dialogues) if is_for_training(d)]
         tokenizer = DialogueTokenizer.load(folder.tokenizer)
-        scale = reward_scale(dialogues)
-        return cls(tokenizer.trajectories(dialogues, scale), tokenizer, scale)
+        scale = reward_scale(originals)
+        made = _regenerated(folder, tokenizer, rounds, scale)
+        trajectories = tokenizer.trajectories(originals, scale)
+        trajectories += [each for each in made if _fits(config, each)]
+        return cls(trajectories, tokenizer, scale)
+
+
+def _regenerated(
+    folder: RunFolder, tokenizer: DialogueTokenizer, rounds: int, scale: float = 1.0
+) -> list[Trajectory]:
+    """The dialogues of the first rounds of hindsight."""
+    files = (folder.hindsight_round(number) for number in range(1, rounds + 1))
+    dialogues = [d for file in files for d in iterate_dialogues(file) if is_for_training(d)]
+    return tokenizer.trajectories(dialogues, scale)
+
+
+def _fits(config: ConfigDict, trajectory: Trajectory) -> bool:
+    """An original that is too long is an error; one that was played on may well become so."""
+    return len(trajectory.tokens) <= config.model.max_positions
 
 
 def reward_scale(dialogues: list[Dialogue]) -> float:
@@ -105,7 +151,7 @@ def packing(config: ConfigDict, trajectories: list[Trajectory]) -> PackingConfig
 def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> None:
     """Trains one network; runs in a process of its own."""
     folder = RunFolder(path)
-    data = TrainingData.load(config, folder)
+    data = TrainingData.load(config, folder, parse_method(unit.method).rounds)
     objective = settings.objective_config(config, unit.method)
     chosen = select_trajectories(data.trajectories, objective)
     metrics = MetricsLog(folder.metrics(unit), config.train.log_every)

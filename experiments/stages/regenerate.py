@@ -1,0 +1,256 @@
+"""Stage regenerate: finished dialogues looked back on, put better and replayed, round by round.
+
+Only where a method learns from it. First the reward model is compared with the known outcomes of
+the originals (`hindsight/calibration.json`): one that does not foretell them stops the run. Round
+1 looks back on the originals that may be learned from, round n on the dialogues of round n - 1.
+What came of each is in `hindsight/round<n>.jsonl`, what cannot be learned from in
+`hindsight/rejected.jsonl`, the counts in `hindsight/card.md`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments import config as settings
+from experiments.methods import rounds_of
+from experiments.run_folder import RunError, RunFolder, write_atomically
+from experiments.stages import hindsight
+from experiments.stages.imagine import is_for_training
+from experiments.terminal import progress_bars
+from imagination.dialogue import Dialogue, iterate_dialogues, read_dialogues
+from imagination.hindsight import HindsightEngine, calibrate, regenerate
+from imagination.simulation import load_world
+from imagination.task import Task
+
+CHUNK = 50  # dialogues that a world looks back on together; a killed run loses at most these
+_ALL = 2**31
+
+
+def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    """Does the rounds that are not done yet.
+
+    Raises:
+        RunError: The reward model does not foretell the known outcomes, or nothing came of it.
+    """
+    rounds = range(1, rounds_of(config.methods) + 1)
+    if folder.calibration.exists():
+        _check_agreement(config, folder)
+    if all(folder.hindsight_round(number).exists() for number in rounds):
+        return
+    dialogues = read_dialogues(folder.dialogues)
+    originals = [dialogue for dialogue in dialogues if is_for_training(dialogue)]
+    task = load_task(config, folder)
+    with open_engine(config, folder, task) as engine:
+        if not folder.calibration.exists():
+            _compare_with_outcomes(config, folder, originals, engine, console)
+            _check_agreement(config, folder)
+        parents = originals
+        for number in rounds:
+            if not folder.hindsight_round(number).exists():
+                _do_round(config, folder, number, parents, task, engine, console)
+            _journal(folder, number).unlink(missing_ok=True)
+            parents = list(iterate_dialogues(folder.hindsight_round(number)))
+    found = hindsight.read_hindsight(folder.path, dialogues)
+    for each in found.rounds:
+        console.print(hindsight.describe_round(each))
+    write_atomically(folder.hindsight_card, hindsight.card(found))
+
+
+def load_task(config: ConfigDict, folder: RunFolder) -> Task:
+    """What the dialogues are about: `task.yaml` where the run has one, else the world's task."""
+    if folder.task.exists():
+        return Task.from_yaml(folder.task.read_text("utf-8"), str(folder.task))
+    return load_world(config.task.world).task
+
+
+# --- who looks back -----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenEngine:
+    """Who looks back, on how many dialogues at once, and what is shown beside the bar meanwhile."""
+
+    parts: HindsightEngine
+    chunk: int
+    note: object = ""
+
+
+@contextlib.contextmanager
+def open_engine(config: ConfigDict, folder: RunFolder, task: Task) -> Iterator[OpenEngine]:
+    """The engine that the settings name. However it ends, an LLM's answers are stored."""
+    section = config.hindsight
+    if section.engine == "world":
+        from imagination.hindsight.world import WorldHindsight
+
+        world = load_world(config.task.world)
+        how = {"error_rate": section.error_rate, "belief": section.belief}
+        yield OpenEngine(WorldHindsight(world, **how, seed=config.seed), CHUNK)
+        return
+    # The LLM client is loaded only where it is used.
+    from imagination.hindsight.prompted import PromptedHindsight
+    from imagination.llm import Client
+    from imagination.prompted import run_async
+
+    client = Client(settings.hindsight_llm(config), folder.llm)
+    how = {name: section[name] for name in ("way", "judge_votes", "conversations")}
+    # A batch takes its time however small it is; every answer is kept anyway.
+    chunk = _ALL if section.batch else section.conversations
+    try:
+        engine = PromptedHindsight(task, client, config.seed, **how)
+        yield OpenEngine(engine, chunk, _Live(client.meter.line))
+    finally:
+        run_async(client.close())
+
+
+class _Live:
+    """A text that is made anew each time it is shown."""
+
+    def __init__(self, text: Callable[[], str]):
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text()
+
+
+# --- the reward model against what is known -----------------------------------------------------
+
+
+def _compare_with_outcomes(
+    config: ConfigDict,
+    folder: RunFolder,
+    originals: Sequence[Dialogue],
+    engine: OpenEngine,
+    console: Console,
+) -> None:
+    count = min(config.hindsight.calibration_dialogues, len(originals))
+    chosen = random.Random(f"{config.seed}/calibration").sample(range(len(originals)), count)
+    sample = [originals[index] for index in sorted(chosen)]
+    console.print(f"Rating {count:,} original dialogues, to compare with their known rewards.")
+    remembering = _Remembering(engine.parts)
+    found = dataclasses.asdict(calibrate(sample, remembering))
+    record = {
+        **{name: None if value != value else value for name, value in found.items()},  # no NaN
+        "ratings": [
+            {"id": dialogue.id, "known": dialogue.reward, "rated": rating}
+            for dialogue, rating in remembering.ratings
+        ],
+    }
+    write_atomically(folder.calibration, json.dumps(record, indent=1))
+    console.print(hindsight.describe_calibration(record))
+
+
+class _Remembering:
+    """A reward model whose ratings can be looked at afterwards."""
+
+    def __init__(self, model: HindsightEngine):
+        self._model = model
+        self.ratings: list[tuple[Dialogue, float | None]] = []
+
+    def rate(self, dialogues: Sequence[Dialogue]) -> list[float | None]:
+        ratings = self._model.rate(dialogues)
+        self.ratings = list(zip(dialogues, ratings, strict=True))
+        return ratings
+
+
+def _check_agreement(config: ConfigDict, folder: RunFolder) -> None:
+    found = json.loads(folder.calibration.read_text())
+    agreement, least = found["spearman"], config.hindsight.min_agreement
+    if least == -1 or (agreement is not None and agreement >= least):
+        return
+    told = "no rank correlation" if agreement is None else f"a rank correlation of {agreement:.2f}"
+    raise RunError(
+        f"the reward model does not foretell the outcomes of the original dialogues: {told} over "
+        f"{found['count']} of them, where config.hindsight.min_agreement asks for {least:g} "
+        f"({folder.calibration}). What it says of regenerated dialogues would not be worth "
+        "learning from. To go on nevertheless, set config.hindsight.min_agreement lower (-1 asks "
+        "for nothing); for another reward model (config.hindsight.model), delete "
+        f"{folder.hindsight}; or leave out the methods that learn from hindsight."
+    )
+
+
+# --- a round ------------------------------------------------------------------------------------
+
+
+def _do_round(
+    config: ConfigDict,
+    folder: RunFolder,
+    number: int,
+    parents: Sequence[Dialogue],
+    task: Task,
+    engine: OpenEngine,
+    console: Console,
+) -> None:
+    """Looks back chunk by chunk; what comes of a dialogue depends on no other."""
+    journal = _journal(folder, number)
+    done = sum(chunk["looked_back_on"] for chunk in _read_journal(journal))
+    with progress_bars(console) as bars, journal.open("a", encoding="utf-8") as file:
+        bar = bars.add_task(
+            f"hindsight, round {number}", total=len(parents), completed=done, note=engine.note
+        )
+        for start in range(done, len(parents), engine.chunk):
+            chunk = parents[start : start + engine.chunk]
+            made = regenerate(
+                chunk,
+                engine.parts,
+                round_number=number,
+                max_changes=config.hindsight.max_changes,
+                task=task,
+            )
+            record = {
+                "looked_back_on": len(chunk),
+                "dialogues": [dialogue.to_json() for dialogue in made.dialogues],
+                "rejections": [
+                    {"round": number, **dataclasses.asdict(each)} for each in made.rejections
+                ],
+            }
+            file.write(_line(record))
+            file.flush()
+            bars.advance(bar, len(chunk))
+    _finish_round(folder, number, len(parents))
+
+
+def _finish_round(folder: RunFolder, number: int, parents: int) -> None:
+    """From the journal to the files that stay; the dialogues last, which mark the round as done."""
+    chunks = _read_journal(_journal(folder, number))
+    rejections = [each for chunk in chunks for each in chunk["rejections"]]
+    dialogues = [each for chunk in chunks for each in chunk["dialogues"]]
+    if not dialogues and number == 1:
+        problems = hindsight.count_problems(rejections) or "nothing was found to put better"
+        raise RunError(
+            f"of {parents:,} dialogues that were looked back on, none led to another one to learn "
+            f"from ({problems}). Change config.hindsight and delete {folder.hindsight}, or leave "
+            "out the methods that learn from hindsight."
+        )
+    before = [each for each in hindsight.read_rejections(folder) if each["round"] < number]
+    write_atomically(folder.rejected, "".join(map(_line, [*before, *rejections])))
+    write_atomically(folder.hindsight_round(number), "".join(map(_line, dialogues)))
+
+
+def _journal(folder: RunFolder, number: int) -> Path:
+    """What the chunks of an unfinished round came to, a line each."""
+    return folder.hindsight / f"round{number}.chunks.jsonl"
+
+
+def _read_journal(path: Path) -> list[Mapping[str, Any]]:
+    """The whole chunks of an unfinished round; a line that was cut off is removed from it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    os.truncate(path, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
