@@ -186,6 +186,45 @@ def _add_batches(section: ConfigDict) -> None:
     section.batch_price_factor = 0.5  # what a batch costs as a fraction of the prices
 
 
+def look_back(config: ConfigDict) -> None:
+    """For tasks with few dialogues: methods that learn from hindsight, beside those that do not."""
+    config.imagination.dialogues = 3000
+    config.methods = _WITH_HINDSIGHT
+    config.chat.method = "ilql_hindsight1"
+
+
+_WITHOUT_HINDSIGHT = ("bc", "fbc", "ilql")
+_WITH_HINDSIGHT = (*_WITHOUT_HINDSIGHT, "ilql_hindsight1", "ilql_hindsight2")
+
+
+def on_real_dialogues(config: ConfigDict) -> dict[str, Any]:
+    """Key -> value where the dialogues are those of real people, who say more, in more words.
+
+    There are few of them, so the network is wider and the training shorter. Only an LLM can look
+    back on them: without one, no method learns from hindsight.
+    """
+    by_llm = config.hindsight.engine != "world"
+    return {
+        "methods": _WITH_HINDSIGHT if by_llm else _WITHOUT_HINDSIGHT,
+        "chat.method": "ilql_hindsight1" if by_llm else "ilql",
+        "tokenizer.vocab_size": 4096,
+        "model.max_positions": 1536,
+        "model.hidden_size": 96,
+        "model.mlp_size": 384,
+        "model.num_heads": 4,
+        "model.rotary_base": 1000.0,
+        "model.initializer_range": 0.06,
+        "decoding.max_utterance": 64,
+        "train.batch_rows": 2,
+        "train.steps": 300,
+        "train.warmup_steps": 30,
+        "train.weight_decay": 0.1,
+        "train.checkpoint_every": 100,
+        "train.log_every": 10,
+        "objective.trace_fade": (0.3, 0.8),
+    }
+
+
 def objective_config(config: ConfigDict, method: str) -> ObjectiveConfig:
     """What a method learns."""
     return ObjectiveConfig(method=parse_method(method).objective, **config.objective.to_dict())

@@ -75,9 +75,7 @@ def _run(
     config = with_saved(line.config, folder, line.overrides)
     settings.check(config)
     if line.dry_run:
-        from experiments.stages import dry_run
-
-        dry_run.print_plans(config, folder, console)
+        _print_plans(config, folder, console)
         return
     if line.stage == "chat":
         from experiments.stages import chat
@@ -86,6 +84,23 @@ def _run(
         return
     _check_hindsight_is_used(config, line)
     run_stages(name, config, folder, line.stage, console)
+
+
+def _print_plans(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    """What the stages would ask of an LLM, and what it would cost."""
+    from experiments.stages import engine, regenerate
+
+    imagines = settings.imagines_with_llm(config)
+    looks_back = config.hindsight.engine != "world" and rounds_of(config.methods) > 0
+    if not imagines and not looks_back:
+        raise RunError(
+            "--dry_run shows what an LLM would be asked; set config.imagination.engine=anthropic, "
+            "or config.hindsight.engine=anthropic with a method that learns from hindsight."
+        )
+    if imagines:
+        engine.print_plan(config, folder, console)
+    if looks_back:
+        regenerate.print_plan(config, folder, console)
 
 
 def _check_hindsight_is_used(config: ConfigDict, line: CommandLine) -> None:

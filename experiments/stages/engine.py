@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import config as settings
-from experiments.run_folder import RunError, RunFolder, write_atomically
+from experiments.run_folder import RunFolder, write_atomically
 from experiments.terminal import progress_bars
 from imagination.dialogue import Dialogue
 from imagination.engine import Imagined, derive_task, imagine_dialogues, plan
@@ -82,10 +82,6 @@ def given_task(config: ConfigDict) -> tuple[str, dict[str, Any]]:
 
 def print_plan(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     """Shows the prompts, how many calls and tokens, and what they would cost, without a call."""
-    if config.imagination.engine == "world" or config.data.source != "world":
-        raise RunError(
-            "--dry_run shows what an LLM would be asked; set config.imagination.engine=anthropic."
-        )
     if folder.task.exists():
         task = Task.from_yaml(folder.task.read_text("utf-8"), str(folder.task))
     else:

@@ -170,5 +170,5 @@ def round_cells(each: Round) -> tuple[str, ...]:
         f"{len(each.rejections):,}",
         number(before),
         number(after),
-        "–" if share is None else f"{share:.0%}",
+        "–" if share is None else f"{100 * share:.0f} %",
     )

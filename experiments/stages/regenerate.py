@@ -47,8 +47,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         _check_agreement(config, folder)
     if all(folder.hindsight_round(number).exists() for number in rounds):
         return
-    dialogues = read_dialogues(folder.dialogues)
-    originals = [dialogue for dialogue in dialogues if is_for_training(dialogue)]
+    originals = _to_look_back_on(folder)
     task = load_task(config, folder)
     with open_engine(config, folder, task) as engine:
         if not folder.calibration.exists():
@@ -60,10 +59,14 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
                 _do_round(config, folder, number, parents, task, engine, console)
             _journal(folder, number).unlink(missing_ok=True)
             parents = list(iterate_dialogues(folder.hindsight_round(number)))
-    found = hindsight.read_hindsight(folder.path, dialogues)
+    found = hindsight.read_hindsight(folder.path, originals)
     for each in found.rounds:
         console.print(hindsight.describe_round(each))
     write_atomically(folder.hindsight_card, hindsight.card(found))
+
+
+def _to_look_back_on(folder: RunFolder) -> list[Dialogue]:
+    return [dialogue for dialogue in read_dialogues(folder.dialogues) if is_for_training(dialogue)]
 
 
 def load_task(config: ConfigDict, folder: RunFolder) -> Task:
@@ -71,6 +74,28 @@ def load_task(config: ConfigDict, folder: RunFolder) -> Task:
     if folder.task.exists():
         return Task.from_yaml(folder.task.read_text("utf-8"), str(folder.task))
     return load_world(config.task.world).task
+
+
+def print_plan(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    """Shows the prompts, how many calls and tokens, and what they would cost, without a call."""
+    from imagination.hindsight.prompted import plan
+
+    if not folder.dialogues.exists():
+        console.print(
+            "What hindsight would take depends on the dialogues, which are not there yet: "
+            f"--stage=imagine --workdir={folder.path} makes them; then ask again."
+        )
+        return
+    planned = plan(
+        load_task(config, folder),
+        _to_look_back_on(folder),
+        settings.hindsight_llm(config),
+        max_changes=config.hindsight.max_changes,
+        rounds=rounds_of(config.methods),
+        way=config.hindsight.way,
+        judge_votes=config.hindsight.judge_votes,
+    )
+    console.print(planned.to_markdown(), markup=False, highlight=False)
 
 
 # --- who looks back -----------------------------------------------------------------------------
