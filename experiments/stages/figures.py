@@ -95,12 +95,14 @@ def color(method: str) -> str:
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def styled() -> Iterator[None]:
+    """The style of all figures, and matplotlib as it was afterwards."""
     with matplotlib.rc_context(_STYLE):
         yield
 
 
-def _figure(height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, Any]:
+def new_figure(height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, Any]:
+    """A figure of this height (inches) on the page's width, and its axes [rows, columns]."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **layout)
@@ -109,7 +111,7 @@ def _figure(height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tu
 def to_png(figure: Figure) -> bytes:
     """The figure in light colours, at twice the resolution of the page."""
     buffer = io.BytesIO()
-    with _styled():
+    with styled():
         figure.savefig(buffer, format="png", dpi=200)
     return buffer.getvalue()
 
@@ -121,7 +123,7 @@ def to_svg(figure: Figure) -> str:
     get into the markup.
     """
     buffer = io.StringIO()
-    with _styled():
+    with styled():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -149,9 +151,11 @@ def scores(evaluation: Mapping[str, Any]) -> Figure | None:
     if not found:
         return None
     methods = results.ordered_methods({m for p in found.values() for m in p["methods"]})
-    with _styled():
+    with styled():
         two_rows = False
-        figure, axes = _figure(1.3 + 0.36 * len(methods), 1, len(found), sharex=True, sharey=True)
+        figure, axes = new_figure(
+            1.3 + 0.36 * len(methods), 1, len(found), sharex=True, sharey=True
+        )
         for axis, (name, population) in zip(axes[0], found.items(), strict=True):
             two_rows |= _draw_scores(axis, population, methods)
             axis.set_title(plain(f"{name} population"))
@@ -244,8 +248,8 @@ def learning_curves(metrics: Metrics) -> Figure | None:
         return None
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
-    with _styled():
-        figure, axes = _figure(0.5 + 2.05 * rows, rows, columns)
+    with styled():
+        figure, axes = new_figure(0.5 + 2.05 * rows, rows, columns)
         handles: dict[str, Any] = {}
         for axis, name in zip(axes.flat, names, strict=False):
             handles |= _draw_curves(axis, metrics, name)
@@ -376,8 +380,10 @@ def reward_distributions(
         key: np.histogram(rewards, edges)[0] / len(rewards) for key, rewards in groups.items()
     }
     highest = max(share.max() for share in shares.values())
-    with _styled():
-        figure, axes = _figure(0.5 + 0.72 * len(groups), len(groups), 1, sharex=True, sharey=True)
+    with styled():
+        figure, axes = new_figure(
+            0.5 + 0.72 * len(groups), len(groups), 1, sharex=True, sharey=True
+        )
         for axis, (key, rewards) in zip(axes[:, 0], groups.items(), strict=True):
             axis.bar(edges[:-1], shares[key], np.diff(edges) * 0.92, align="edge", color=color(key))
             axis.axvline(rewards.mean(), color=PALETTE["ink"][0], linewidth=1.4)
@@ -413,8 +419,8 @@ def persona_scores(
     names = list(axes_values)
     rows = [names[i : i + columns] for i in range(0, len(names), columns)]
     heights = [max(len(axes_values[name]) for name in row) + 0.9 for row in rows]
-    with _styled():
-        figure, axes = _figure(
+    with styled():
+        figure, axes = new_figure(
             0.6 + 0.42 * sum(heights), len(rows), columns, sharex=True, height_ratios=heights
         )
         handles: dict[str, Any] = {}
@@ -501,8 +507,10 @@ def values_along(
     if not groups:
         return None
     succeeded, yes, no = split_at(conversations, success_reward)
-    with _styled():
-        figure, axes = _figure(0.6 + 2.3 * len(groups), len(groups), 2, sharey="row", sharex=True)
+    with styled():
+        figure, axes = new_figure(
+            0.6 + 2.3 * len(groups), len(groups), 2, sharey="row", sharex=True
+        )
         for row, (method, group) in zip(axes, groups.items(), strict=True):
             for axis, name in zip(row, ("v", "q"), strict=True):
                 for style, label, wanted in (("success", yes, True), ("failure", no, False)):
@@ -559,8 +567,8 @@ def q_calibration(
         panels.append((title, {m: p for m, p in pairs.items() if len(p) >= 2 * FEWEST}))
     if not any(pairs for _, pairs in panels):
         return None
-    with _styled():
-        figure, axes = _figure(3.9, 1, 2, sharey=True)
+    with styled():
+        figure, axes = new_figure(3.9, 1, 2, sharey=True)
         handles: dict[str, Any] = {}
         for axis, (title, pairs) in zip(axes[0], panels, strict=True):
             handles |= _draw_calibration(axis, pairs)
@@ -591,11 +599,12 @@ def _draw_calibration(axis: Axes, pairs: Mapping[str, np.ndarray]) -> dict[str, 
         )
         ends += [x.min(), x.max()]
     if ends:
-        _diagonal(axis, min(ends), max(ends))
+        diagonal(axis, min(ends), max(ends))
     return handles
 
 
-def _diagonal(axis: Axes, low: float, high: float) -> None:
+def diagonal(axis: Axes, low: float, high: float) -> None:
+    """A dashed line where both coordinates are the same."""
     axis.plot(
         [low, high], [low, high], color=PALETTE["muted"][0], lw=1, linestyle=(0, (3, 3)), zorder=1
     )
@@ -609,8 +618,8 @@ def heldout_auroc(heldout: Mapping[str, Any]) -> Figure | None:
     found = tables.predictions(heldout)
     if not found:
         return None
-    with _styled():
-        figure, axes = _figure(3.2, 1, 2, sharey=True)
+    with styled():
+        figure, axes = new_figure(3.2, 1, 2, sharey=True)
         handles: dict[str, Any] = {}
         for axis, name in zip(axes[0], ("v", "q"), strict=True):
             for method, points in reversed(found.items()):
@@ -650,15 +659,15 @@ def heldout_calibration(heldout: Mapping[str, Any]) -> Figure | None:
         return None
     columns = min(4, len(points))
     rows = math.ceil(len(points) / columns)
-    with _styled():
-        figure, axes = _figure(0.6 + 2.5 * rows, rows, columns, sharex=True, sharey=True)
+    with styled():
+        figure, axes = new_figure(0.6 + 2.5 * rows, rows, columns, sharex=True, sharey=True)
         handles: dict[str, Any] = {}
         for axis, point in zip(axes.flat, points, strict=False):
             for method, bins in found.items():
                 if point in bins:
                     handles[method] = _draw_bins(axis, method, bins[point])
             everything = [b["predicted"] for bins in found.values() for b in bins.get(point, [])]
-            _diagonal(axis, min(everything), max(everything))
+            diagonal(axis, min(everything), max(everything))
             axis.set_title(f"{tables.percent(point)} seen")
         for axis in axes.flat[len(points) :]:
             axis.set_visible(False)

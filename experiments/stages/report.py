@@ -21,7 +21,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from experiments.run_folder import RunError
-from experiments.stages import figures, results, tables
+from experiments.stages import figures, hindsight_report, results, tables
+from experiments.stages.hindsight import Hindsight, read_hindsight
 from imagination.dialogue import Dialogue, read_dialogues
 
 MOST_BEHAVIOURS = 8
@@ -44,6 +45,7 @@ class Run:
     dialogues: Sequence[Dialogue]
     metrics: figures.Metrics
     config: str
+    hindsight: Hindsight | None = None
 
     @property
     def success_reward(self) -> float | None:
@@ -96,13 +98,15 @@ def read_run(run_folder: Path) -> Run:
             f"Run the evaluation first: --stage=evaluate --workdir={run_folder}"
         )
     config = run_folder / "config.yaml"
+    dialogues = _read_optional(run_folder / "dialogues.jsonl")
     return Run(
         evaluation=evaluation,
         heldout=heldout,
         conversations=_read_optional(run_folder / "conversations.jsonl"),
-        dialogues=_read_optional(run_folder / "dialogues.jsonl"),
+        dialogues=dialogues,
         metrics=read_metrics(run_folder / "metrics"),
         config=config.read_text(encoding="utf-8") if config.exists() else "",
+        hindsight=read_hindsight(run_folder, dialogues),
     )
 
 
@@ -221,6 +225,13 @@ CAPTIONS = {
         "Dialogues grouped by predicted outcome, against the observed one; larger marks hold more "
         "dialogues, lines are 95 % intervals. On the diagonal a prediction means what it says.",
     ),
+    "hindsight": (
+        "Hindsight",
+        "Left: what the reward model says of original dialogues from their words, against the "
+        "reward that is known; larger marks are more dialogues, on the dashed diagonal the two "
+        "agree. Right: the share of dialogues that have at most a reward; the lower a line lies, "
+        "the better its dialogues ended.",
+    ),
     "learning_curves": (
         "Learning curves",
         "Thick lines are means over seeds, thin ones single seeds; the scale leaves out the "
@@ -248,6 +259,7 @@ def draw(run: Run) -> Iterator[Drawn]:
         "q_calibration": figures.q_calibration(conversations, population),
         "heldout_auroc": figures.heldout_auroc(run.heldout),
         "heldout_calibration": figures.heldout_calibration(run.heldout),
+        "hindsight": hindsight_report.draw(run.hindsight),
         "learning_curves": figures.learning_curves(run.metrics),
     }
     for name, figure in drawn.items():
@@ -472,6 +484,7 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
         figures=[(item, Markup(figures.to_svg(item.figure))) for item in drawn],
         rule=rule,
         examples=examples,
+        hindsight=hindsight_report.section(run.hindsight),
         behaviours=behaviours(run.dialogues),
         dialogue_count=len(run.dialogues),
         tests=[
