@@ -269,7 +269,7 @@ def test_report_has_every_section_and_figure(run_folder):
     for section in ("results", "figures", "conversations", "data", "method", "config"):
         assert f'id="{section}"' in page
     drawn = {path.stem for path in (run_folder / "figures").glob("*.png")}
-    assert drawn == set(report.CAPTIONS) - {"heldout_auroc", "heldout_calibration"}
+    assert drawn == set(report.CAPTIONS) - {"heldout_auroc", "heldout_calibration", "hindsight"}
     assert page.count("<svg") == len(drawn)
     assert not list(run_folder.rglob("*.partial"))
     assert "could not follow" in page and "success (≥ 4)" not in page  # outlines, not text

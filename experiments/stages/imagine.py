@@ -28,6 +28,7 @@ from imagination.simulation import (
     sample_conversations,
 )
 from imagination.speakers import Conversation, converse
+from imagination.task import Task
 
 CHUNK = 500  # dialogues played together; a killed run loses at most these
 
@@ -36,6 +37,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     """Writes the dialogues and their card, where they are not there yet."""
     if not folder.dialogues.exists():
         if config.data.source != "world":
+            write_atomically(folder.task, corpus_task(config).to_yaml())
             write_dialogues(folder.dialogues, _read_corpus(config))
         elif config.imagination.engine == "world":
             _play(config, folder.dialogues, console)
@@ -101,6 +103,25 @@ def _read_corpus(config: ConfigDict) -> list[Dialogue]:
     parts = corpora.split_dialogues(dialogues, {"train": 0.8, "test": 0.2}, config.seed)
     part_of = {dialogue.id: part for part, group in parts.items() for dialogue in group}
     return [dataclasses.replace(d, source={**d.source, "part": part_of[d.id]}) for d in dialogues]
+
+
+def corpus_task(config: ConfigDict) -> Task:
+    """What the dialogues of the corpus are about."""
+    return Task(
+        name="persuasion",
+        description=(
+            "One person (the persuader) talks with another (the persuadee), who was paid for the "
+            "talk, about the charity Save the Children, and tries to persuade them to give a part "
+            "of their payment to it. Afterwards the persuadee decides in private how much to give."
+        ),
+        agent_role="persuader",
+        human_role="persuadee",
+        persona_axes={},
+        reward_range=(0.0, config.data.max_reward),
+        success_reward=config.data.max_reward / 4,
+        max_turns=20,
+        success="The persuadee gives a part of the payment.",
+    )
 
 
 def is_for_training(dialogue: Dialogue) -> bool:
