@@ -336,6 +336,7 @@ def test_persuasion_trains_on_real_dialogues_and_judges_on_held_out_ones(tmp_pat
     result = launch(
         f"--workdir={folder}",
         *tiny,
+        "--config.data.source=persuasionforgood",
         f"--config.data.path={corpus}",
         "--config.model.max_positions=128",
         "--config.tokenizer.vocab_size=400",
@@ -353,8 +354,9 @@ def test_persuasion_trains_on_real_dialogues_and_judges_on_held_out_ones(tmp_pat
 
 
 def test_persuasion_without_its_data_says_where_to_get_it(tmp_path: Path):
+    source = "--config.data.source=persuasionforgood"
     result = launch(
-        f"--workdir={tmp_path / 'run'}", "--config.data.path=nowhere", task="persuasion"
+        f"--workdir={tmp_path / 'run'}", source, "--config.data.path=nowhere", task="persuasion"
     )
     output = flattened(result.stdout)
     assert result.returncode == 1

@@ -15,8 +15,10 @@ import time
 from pathlib import Path
 
 import pytest
+from hindsight_llm import BETTER, HindsightLLM
+from messages_server import MessagesServer
 from rich.console import Console
-from test_experiments import ROOT, TINY, command, flattened, launch
+from test_experiments import ROOT, TINY, command, flattened, launch, write_corpus
 
 from experiments import config as settings
 from experiments import counseling, hindsight_errors, persuasion
@@ -170,6 +172,58 @@ def test_chat_says_at_its_start_what_the_agent_is_not_for(finished: Path):
 )
 def test_counseling_and_persuasion_have_such_a_notice(experiment, words: str):
     assert words in experiment.get_config().chat.notice
+
+
+# --- real dialogues, and an LLM that looks back -------------------------------------------------
+
+KEY = "sk-this-must-never-be-written-down"
+
+
+def test_an_llm_looks_back_on_real_dialogues(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    corpus = write_corpus(tmp_path / "corpus")
+    folder = tmp_path / "run"
+    # The reward model reads what the persuadee said; what was put better ends well.
+    llm = HindsightLLM(rate=lambda said: 0.9 if "Yes!" in said or BETTER in said else 0.1)
+    with MessagesServer(llm, faults={"529": 0.02, "wrong_schema": 0.02}, seed=1) as server:
+        asked = (
+            f"--workdir={folder}",
+            *(a for a in SMALL if "decoding" not in a),
+            "--config.data.source=persuasionforgood",
+            f"--config.data.path={corpus}",
+            "--config.methods=bc,ilql,ilql_hindsight1",
+            "--config.model.max_positions=256",
+            "--config.tokenizer.vocab_size=400",
+            "--config.hindsight.engine=anthropic",
+            "--config.hindsight.model=small",
+            f"--config.hindsight.base_url={server.url}",
+            "--config.hindsight.judge_votes=1",
+            "--config.hindsight.price_input=3",
+            "--config.hindsight.price_output=15",
+        )
+        assert launch(*asked, "--stage=imagine", task="persuasion").returncode == 0
+        plan = launch(*asked, "--dry_run", task="persuasion")
+        assert plan.returncode == 0 and "32 dialogues are rated" in flattened(plan.stdout)
+        assert not server.answered
+        result = launch(*asked, task="persuasion")
+        assert result.returncode == 0, result.stdout + result.stderr
+        paid = sum(server.answered.values())
+        made = (folder / "hindsight" / "round1.jsonl").read_bytes()
+        shutil.rmtree(folder / "hindsight")
+        assert launch(*asked, "--stage=regenerate", task="persuasion").returncode == 0
+        assert (folder / "hindsight" / "round1.jsonl").read_bytes() == made
+        assert sum(server.answered.values()) == paid  # all of it was in the cache
+    parts = {d.id: d.source["part"] for d in read_dialogues(folder / "dialogues.jsonl")}
+    regenerated = read_dialogues(folder / "hindsight" / "round1.jsonl")
+    assert len(regenerated) > 25
+    assert {parts[d.source["parent"]] for d in regenerated} == {"train"}
+    heldout = json.loads((folder / "heldout.json").read_text())
+    assert set(heldout["methods"]) == {"bc", "ilql", "ilql_hindsight1"}
+    assert set(heldout["value_prediction"]) == {"ilql", "ilql_hindsight1"}
+    assert heldout["sizes"] == {"train": 32, "test": 8}
+    assert BETTER in html.unescape((folder / "report.html").read_text())
+    for path in folder.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 
 
 # --- the stage with an engine made up here ------------------------------------------------------

@@ -25,7 +25,7 @@ from experiments import config as settings
 from experiments.methods import rounds_of
 from experiments.run_folder import RunError, RunFolder, write_atomically
 from experiments.stages import hindsight
-from experiments.stages.imagine import is_for_training
+from experiments.stages.imagine import corpus_task, is_for_training
 from experiments.terminal import progress_bars
 from imagination.dialogue import Dialogue, iterate_dialogues, read_dialogues
 from imagination.hindsight import HindsightEngine, calibrate, regenerate
@@ -70,9 +70,11 @@ def _to_look_back_on(folder: RunFolder) -> list[Dialogue]:
 
 
 def load_task(config: ConfigDict, folder: RunFolder) -> Task:
-    """What the dialogues are about: `task.yaml` where the run has one, else the world's task."""
+    """What the dialogues are about: `task.yaml` where the run has one."""
     if folder.task.exists():
         return Task.from_yaml(folder.task.read_text("utf-8"), str(folder.task))
+    if config.data.source != "world":
+        return corpus_task(config)
     return load_world(config.task.world).task
 
 
