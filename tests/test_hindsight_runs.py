@@ -25,7 +25,7 @@ from experiments import counseling, hindsight_errors, persuasion
 from experiments.launch import parse_flags
 from experiments.methods import Method, parse_method, rounds_of
 from experiments.run_folder import RunError, RunFolder
-from experiments.stages import figures, regenerate, results, train
+from experiments.stages import figures, hindsight_report, regenerate, report, results, train
 from experiments.stages.hindsight import read_hindsight
 from imagination.dialogue import Dialogue, Turn, read_dialogues, write_dialogues
 from imagination.hindsight import Continuation, Proposal
@@ -368,6 +368,31 @@ def test_a_replay_longer_than_the_context_is_left_out_an_original_is_an_error(
     config = config_with("--config.model.max_positions=60", "--config.decoding.max_utterance=8")
     names = [t.name for t in train.TrainingData.load(config, run_folder, 1).trajectories]
     assert len(names) == 31 and "dialogue d7-r1t1" not in names and "dialogue d7" in names
+
+
+def test_the_page_shows_pairs_escaped_by_a_rule_that_flatters_nobody(monkeypatch, run_folder):
+    script = "<script>alert(1)</script>"
+    gains = {"d3": 0.5, "d6": -0.2}
+
+    def rate(dialogue: Dialogue) -> float:
+        parent = dialogue.source.get("parent")
+        return known(dialogue) if parent is None else gains.get(parent, 0.01) + int(parent[1:]) / 20
+
+    engine = MadeUp(rate, lambda d: [Proposal(1, f"{script} {d.id}", script)])
+    look_back(monkeypatch, run_folder, engine)
+    found = read_hindsight(run_folder.path, read_dialogues(run_folder.dialogues))
+    pairs = hindsight_report.section(found)["pairs"]
+    assert [pair["why"] for pair in pairs] == [
+        "round 1: first",
+        "round 1: largest difference",
+        "round 1: smallest difference",
+        "round 1: median difference",
+    ]
+    said = [pair["after"]["turns"][1]["text"].split()[-1] for pair in pairs[:3]]
+    assert said == ["d1", "d3", "d6"]
+    run_folder.heldout.write_text('{"task": "t", "methods": {"bc": {"perplexity": 2.0}}}')
+    page = report.write_report(run_folder.path).read_text()
+    assert "<script" not in page and html.escape(f"{script} d6") in page
 
 
 # --- names and settings -------------------------------------------------------------------------
