@@ -45,24 +45,31 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     rounds = range(1, rounds_of(config.methods) + 1)
     if folder.calibration.exists():
         _check_agreement(config, folder)
-    if all(folder.hindsight_round(number).exists() for number in rounds):
-        return
-    originals = _to_look_back_on(folder)
+    if not all(folder.hindsight_round(number).exists() for number in rounds):
+        folder.hindsight_card.unlink(missing_ok=True)  # it tells of all rounds
+        _do_rounds(config, folder, rounds, console)
+    if not folder.hindsight_card.exists():
+        found = hindsight.read_hindsight(folder.path, _to_look_back_on(folder))
+        for each in found.rounds:
+            console.print(hindsight.describe_round(each))
+        write_atomically(folder.hindsight_card, hindsight.card(found))
+
+
+def _do_rounds(
+    config: ConfigDict, folder: RunFolder, rounds: Sequence[int], console: Console
+) -> None:
+    """What is not there yet: the comparison with known outcomes, then each round."""
+    parents = _to_look_back_on(folder)
     task = load_task(config, folder)
     with open_engine(config, folder, task) as engine:
         if not folder.calibration.exists():
-            _compare_with_outcomes(config, folder, originals, engine, console)
+            _compare_with_outcomes(config, folder, parents, engine, console)
             _check_agreement(config, folder)
-        parents = originals
         for number in rounds:
             if not folder.hindsight_round(number).exists():
                 _do_round(config, folder, number, parents, task, engine, console)
             _journal(folder, number).unlink(missing_ok=True)
             parents = list(iterate_dialogues(folder.hindsight_round(number)))
-    found = hindsight.read_hindsight(folder.path, originals)
-    for each in found.rounds:
-        console.print(hindsight.describe_round(each))
-    write_atomically(folder.hindsight_card, hindsight.card(found))
 
 
 def _to_look_back_on(folder: RunFolder) -> list[Dialogue]:
