@@ -1,7 +1,8 @@
 """Travel: an agent finds out what a traveller wants, and recommends an activity.
 
 python experiments/travel.py
-python experiments/travel.py --config.seeds=3 --config.methods=bc,fbc,mc,ilql --config.train.steps=12000
+python experiments/travel.py --config.seeds=3 --config.methods=bc,fbc,mc,ilql \
+    --config.train.steps=12000
 """
 
 from experiments import launch
