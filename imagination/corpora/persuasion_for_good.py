@@ -1,24 +1,18 @@
-"""Readers of published human dialogue data, and how to split a corpus.
-
-A corpus is read from the files exactly as its authors published them; the data is not part of this
-repository. What comes out are ordinary dialogues (`dialogue.py`) of kind "human", which go on to
-`tokenization.py` like any others. `experiments/persuasion.py` trains on them.
-"""
+"""PersuasionForGood: one person asks another to give a part of their pay to a charity."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import io
-import itertools
 import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from imagination.corpora.corpus import CorpusError, decode, join_utterances
 from imagination.dialogue import Dialogue, Speaker, Turn
 
 PERSUASION_FOR_GOOD_HELP = """\
@@ -43,10 +37,6 @@ _PERSONA_COLUMNS = {
     "neuroticism": "neurotic.x",
     "openness": "open.x",
 }
-
-
-class CorpusError(ValueError):
-    """A corpus that cannot be read. The message names file, line and value, and the way out."""
 
 
 def read_persuasion_for_good(
@@ -113,50 +103,6 @@ def read_persuasion_for_good(
     return dialogues
 
 
-def split_dialogues(
-    dialogues: Sequence[Dialogue], fractions: Mapping[str, float], seed: int
-) -> dict[str, list[Dialogue]]:
-    """Splits a corpus into named parts, whole dialogues at a time.
-
-    Which part a dialogue falls into depends on the ids and the seed, not on the order in which the
-    dialogues come. Dialogues with and without a reward above zero are split apart, so that every
-    part has its share of both.
-
-    Args:
-        dialogues: With unique ids.
-        fractions: Part -> share, e.g. `{"train": 0.8, "validation": 0.1, "test": 0.1}`.
-        seed: Another seed gives another split.
-
-    Returns:
-        Part -> its dialogues, ordered by id. A size differs from its share by at most two.
-
-    Raises:
-        ValueError: Shares that are negative or don't sum to 1, or an id that occurs twice.
-    """
-    shares = list(fractions.values())
-    if not all(share >= 0 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        raise ValueError(
-            f"fractions must be shares from 0 up that sum to 1, got {dict(fractions)} "
-            f"(sum {sum(shares):g})."
-        )
-    by_id = {dialogue.id: dialogue for dialogue in dialogues}
-    if len(by_id) < len(dialogues):
-        ids = sorted(dialogue.id for dialogue in dialogues)
-        repeated = next(a for a, b in itertools.pairwise(ids) if a == b)
-        raise ValueError(f"Dialogue id {repeated!r} occurs more than once; ids must be unique.")
-    parts: dict[str, list[Dialogue]] = {name: [] for name in fractions}
-    for rewarded in (False, True):
-        stratum = [name for name in by_id if (by_id[name].total_reward > 0) == rewarded]
-        stratum.sort(key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-        start, cumulated = 0, 0.0
-        for name, share in fractions.items():
-            cumulated += share
-            stop = round(cumulated * len(stratum))
-            parts[name].extend(by_id[key] for key in stratum[start:stop])
-            start = stop
-    return {name: sorted(part, key=lambda dialogue: dialogue.id) for name, part in parts.items()}
-
-
 @dataclasses.dataclass(frozen=True)
 class _Participant:
     user: str
@@ -169,23 +115,19 @@ class _Transcript:
     """What was said in one dialogue, as it stands in the file from `line` on."""
 
     line: int
-    utterances: list[tuple[Speaker, str]] = dataclasses.field(default_factory=list)
+    utterances: list[Turn] = dataclasses.field(default_factory=list)
     last_turn: float = -math.inf
 
     def turns(self, path: Path) -> tuple[Turn, ...]:
-        said: list[tuple[Speaker, list[str]]] = []
-        for speaker, text in self.utterances:
-            if not said or said[-1][0] != speaker:
-                said.append((speaker, []))
-            said[-1][1].append(text)
-        silent = {"agent", "human"} - {speaker for speaker, _ in said}
+        turns = join_utterances(self.utterances)
+        silent = {"agent", "human"} - {turn.speaker for turn in turns}
         if silent:
             who = {"agent": "persuader (B4 = 0)", "human": "persuadee (B4 = 1)"}[min(silent)]
             raise CorpusError(
                 f"{path}: in the dialogue that begins at line {self.line} the {who} never "
                 "speaks. Complete or delete it."
             )
-        return tuple(Turn(speaker, " ".join(texts)) for speaker, texts in said)
+        return turns
 
 
 def _read_transcripts(path: Path) -> dict[str, _Transcript]:
@@ -208,7 +150,7 @@ def _read_transcripts(path: Path) -> dict[str, _Transcript]:
         transcript.last_turn = turn
         text = _clean(row["Unit"])
         if text:
-            transcript.utterances.append((_SPEAKER_OF_ROLE[role], text))
+            transcript.utterances.append(Turn(_SPEAKER_OF_ROLE[role], text))
     if not transcripts:
         raise CorpusError(f"{path}: no dialogue below the header.\n{PERSUASION_FOR_GOOD_HELP}")
     return transcripts
@@ -248,7 +190,7 @@ def _read_participants(path: Path) -> dict[tuple[str, str], _Participant]:
 
 def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yields each row of a CSV file with the line it begins at; `columns` must all be there."""
-    rows = csv.reader(io.StringIO(_decode(path.read_bytes()), newline=""), strict=True)
+    rows = csv.reader(io.StringIO(decode(path.read_bytes()), newline=""), strict=True)
     line = 1
     try:
         header = [name.strip() for name in next(rows, [])]
@@ -273,14 +215,6 @@ def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
             f"{path}: not valid CSV ({error}) in what begins at line {line}. A quotation mark "
             "that is not closed?"
         ) from None
-
-
-def _decode(content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        # What spreadsheet programs save on Windows.
-        return content.decode("cp1252", errors="replace")
 
 
 def _clean(text: str) -> str:
