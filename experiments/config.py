@@ -18,6 +18,7 @@ from ilql_jax.models import DecoderConfig, ModelConfig
 from ilql_jax.objectives import ObjectiveConfig
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.train import TrainConfig
+from imagination.corpora import CORPORA, ReadOptions
 
 if TYPE_CHECKING:  # the SDK behind these takes a second to load, and most runs need no LLM
     from imagination.engine import EngineConfig
@@ -38,9 +39,10 @@ def base_config() -> ConfigDict:
 
     # Where dialogues come from.
     config.data = ConfigDict()
-    config.data.source = "world"  # world, persuasionforgood
-    config.data.path = ""  # folder of a corpus's files as published
+    config.data.source = "world"  # world, persuasionforgood, esconv
+    config.data.path = ""  # of a corpus's files as published: their folder (esconv: or a file)
     config.data.max_reward = 2.0  # donations above are capped (persuasionforgood)
+    config.data.missing_outcome = "drop"  # surveys without outcome: drop, unchanged (esconv)
 
     config.task = ConfigDict()
     config.task.world = ""  # an embedded world by name, or a .py file that defines WORLD
@@ -223,6 +225,11 @@ def on_real_dialogues(config: ConfigDict) -> dict[str, Any]:
         "train.log_every": 10,
         "objective.trace_fade": (0.3, 0.8),
     }
+
+
+def read_options(config: ConfigDict) -> ReadOptions:
+    """What the readers of corpora are told."""
+    return ReadOptions(config.data.max_reward, config.data.missing_outcome)
 
 
 def objective_config(config: ConfigDict, method: str) -> ObjectiveConfig:
@@ -436,6 +443,7 @@ def check(config: ConfigDict) -> None:
     builders: dict[str, Any] = {
         "train": lambda: train_config(config),
         "model": lambda: model_config(config, config.tokenizer.vocab_size),
+        "data": lambda: read_options(config),
     }
     for method in config.methods:
         builders[f"objective ({method})"] = lambda method=method: objective_config(config, method)
@@ -463,7 +471,6 @@ def check(config: ConfigDict) -> None:
         "evaluation.prompted_episodes": 0,
         "decoding.max_utterance": 1,
         "decoding.batch_size": 1,
-        "data.max_reward": 0,
         "train.token_discount": 0,
         "train.utterance_discount": 0,
     }
@@ -485,4 +492,4 @@ def check(config: ConfigDict) -> None:
             f"config.decoding.max_utterance {config.decoding.max_utterance} leaves no room for a "
             f"conversation in config.model.max_positions {config.model.max_positions}."
         )
-    _one_of("data.source", config.data.source, ("world", "persuasionforgood"))
+    _one_of("data.source", config.data.source, ("world", *CORPORA))

@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagination.corpora import CorpusError, read_persuasion_for_good, split_dialogues
+from imagination.corpora import (
+    PERSUASION_FOR_GOOD,
+    CorpusError,
+    ReadOptions,
+    read_persuasion_for_good,
+    split_dialogues,
+)
 from imagination.dialogue import Dialogue, Turn, read_dialogues, write_dialogues
 
 DIALOG = """\
@@ -71,7 +77,16 @@ class TestReading:
         assert first.persona == {"age": "28", "extroversion": "3.4"}
         assert second.persona == {}
 
-    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252"])
+    def test_capped_donations_are_counted(self, read, tmp_path):
+        read()
+        reading = PERSUASION_FOR_GOOD.read(tmp_path, ReadOptions())
+        assert [dialogue.reward for dialogue in reading.dialogues] == [2.0, 0.0]
+        assert reading.notes == (
+            "1 of 2 persuadees gave more than 2 dollars (up to 100); their reward is 2.",
+        )
+        assert PERSUASION_FOR_GOOD.read(tmp_path, ReadOptions(max_reward=150.0)).notes == ()
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
     def test_encodings_that_spreadsheets_save(self, read, encoding):
         first = read(DIALOG.replace("Maybe.", "Café – “maybe”."), encoding=encoding)[0]
         assert first.turns[-1].text == "Café – “maybe”."
@@ -111,6 +126,10 @@ class TestBrokenFiles:
             (DIALOG.replace("Maybe.,1", "Maybe.,x"), "line 7, column Turn: .*, got 'x'"),
             (DIALOG + DIALOG.split("\n", 1)[1], "line 10, column Turn: .* 'd1', got '0'"),
             (DIALOG.replace("Hi!,0,0", "Hi!,0,1"), r"line 8 the persuader \(B4 = 0\) never speaks"),
+            (
+                DIALOG.replace("d2\n7", "d2\n8,Hm.,0,0,d2\n7").replace("Hi!,0,0", "Hi!,0,1"),
+                "swapped",
+            ),
             (DIALOG.replace("Yes.", ""), r"line 8 the persuadee \(B4 = 1\) never speaks"),
             (DIALOG.replace("Maybe.", "Well, no."), "line 7: 6 fields where the header has 5"),
             (DIALOG.replace("Maybe.", '"Maybe.'), "not valid CSV .* line 7"),

@@ -1,7 +1,8 @@
 """Judging on real dialogues that were set apart, where there is no simulated human to talk to.
 
 Two questions: how likely are the words of real agents under the policy (perplexity), and do the
-values foretell what the human really did, at several points of a dialogue (AUROC, calibration)?
+values foretell how it really ended, at several points of a dialogue (AUROC of success,
+calibration)?
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from rich.console import Console
 from experiments import config as settings
 from experiments.methods import parse_method
 from experiments.run_folder import RunFolder, Unit, write_atomically
+from experiments.stages.regenerate import load_task
 from experiments.stages.statistics import bootstrap_auroc, calibration_bins
 from experiments.stages.train import units
 from ilql_jax.batching import packing_for
 from ilql_jax.checkpoint import read_metadata, restore_params
 from ilql_jax.scoring import Scores, score
 from imagination.dialogue import Dialogue, read_dialogues
+from imagination.task import Task
 from imagination.tokenization import DialogueTokenizer
 
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the agent's utterances in a dialogue
@@ -41,13 +44,15 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         part: [d for d in dialogues if d.source.get("part") == part] for part in ("train", "test")
     }
     console.print(f"Judging on {len(parts['test'])} dialogues that were set apart.")
+    task = load_task(config, folder)
     scores = {u: _score(config, folder, u, parts["test"]) for u in units(config)}
     result = {
         "task": dialogues[0].task,
         "sizes": {part: len(group) for part, group in parts.items()},
+        "success": _success(task, parts["test"]),
         "methods": {m: _policy_quality(scores, m) for m in config.methods},
         "value_prediction": {
-            m: _value_prediction(scores, m, parts["test"], config.seed)
+            m: _value_prediction(scores, m, parts["test"], task.success_reward, config.seed)
             for m in config.methods
             if parse_method(m).learns_values
         },
@@ -85,18 +90,29 @@ def _policy_quality(scores: dict[Unit, list[Scores]], method: str) -> dict[str, 
     }
 
 
+def _success(task: Task, dialogues: list[Dialogue]) -> dict[str, Any]:
+    """What counts as success, and how often there is one."""
+    share = np.mean([d.total_reward >= task.success_reward for d in dialogues])
+    return {"words": task.success, "reward": task.success_reward, "share": float(share)}
+
+
 def _value_prediction(
-    scores: dict[Unit, list[Scores]], method: str, dialogues: list[Dialogue], seed: int
+    scores: dict[Unit, list[Scores]],
+    method: str,
+    dialogues: list[Dialogue],
+    success_reward: float,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """How V and Q at each point of a dialogue foretell its reward; values are means over seeds."""
     of_method = [group for unit, group in scores.items() if unit.method == method]
     rewards = np.array([d.total_reward for d in dialogues])
+    succeeded = rewards >= success_reward
     rows = []
     for point in POINTS:
         v = np.mean([[_at(s.v, point) for s in group] for group in of_method], axis=0)
         q = np.mean([[_at(s.q, point) for s in group] for group in of_method], axis=0)
-        auroc_v = bootstrap_auroc(rewards > 0, v, seed=seed)
-        auroc_q = bootstrap_auroc(rewards > 0, q, seed=seed)
+        auroc_v = bootstrap_auroc(succeeded, v, seed=seed)
+        auroc_q = bootstrap_auroc(succeeded, q, seed=seed)
         rows.append(
             {
                 "point": point,
@@ -115,7 +131,7 @@ def _at(values: np.ndarray, fraction: float) -> float:
 
 
 def _without_nan(value: Any) -> Any:
-    """What cannot be computed (AUROC where all gave, or none) is null in JSON."""
+    """What cannot be computed (AUROC where all succeed, or none) is null in JSON."""
     if isinstance(value, dict):
         return {key: _without_nan(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from experiments import config as settings
 from experiments.run_folder import RunFolder, write_atomically
 from experiments.terminal import progress_bars
 from imagination import corpora
@@ -37,8 +38,12 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     """Writes the dialogues and their card, where they are not there yet."""
     if not folder.dialogues.exists():
         if config.data.source != "world":
+            dialogues, facts = _read_corpus(config)
+            console.print("\n".join(facts), markup=False, highlight=False)
+            origin = "".join(["\n## Where it comes from\n\n", *(f"- {each}\n" for each in facts)])
             write_atomically(folder.task, corpus_task(config).to_yaml())
-            write_dialogues(folder.dialogues, _read_corpus(config))
+            write_atomically(folder.dataset_card, dataset_card(dialogues) + origin)
+            write_dialogues(folder.dialogues, dialogues)
         elif config.imagination.engine == "world":
             _play(config, folder.dialogues, console)
         else:
@@ -94,34 +99,21 @@ def _keep_whole_chunks(partial: Path) -> int:
     return keep
 
 
-def _read_corpus(config: ConfigDict) -> list[Dialogue]:
-    """The corpus, each dialogue marked with the part (train or test) it belongs to."""
-    home = Path(config.data.path)
-    dialogues = corpora.read_persuasion_for_good(
-        home / "full_dialog.csv", home / "full_info.csv", config.data.max_reward
-    )
+def _read_corpus(config: ConfigDict) -> tuple[list[Dialogue], list[str]]:
+    """The corpus, each dialogue marked with its part (train or test), and what to know of it."""
+    corpus = corpora.CORPORA[config.data.source]
+    reading = corpus.read(Path(config.data.path), settings.read_options(config))
+    dialogues = reading.dialogues
     parts = corpora.split_dialogues(dialogues, {"train": 0.8, "test": 0.2}, config.seed)
     part_of = {dialogue.id: part for part, group in parts.items() for dialogue in group}
-    return [dataclasses.replace(d, source={**d.source, "part": part_of[d.id]}) for d in dialogues]
+    marked = [dataclasses.replace(d, source={**d.source, "part": part_of[d.id]}) for d in dialogues]
+    origin = f"{corpus.title} ({corpus.homepage}). Licence: {corpus.licence}."
+    return marked, [origin, *reading.notes]
 
 
 def corpus_task(config: ConfigDict) -> Task:
     """What the dialogues of the corpus are about."""
-    return Task(
-        name="persuasion",
-        description=(
-            "One person (the persuader) talks with another (the persuadee), who was paid for the "
-            "talk, about the charity Save the Children, and tries to persuade them to give a part "
-            "of their payment to it. Afterwards the persuadee decides in private how much to give."
-        ),
-        agent_role="persuader",
-        human_role="persuadee",
-        persona_axes={},
-        reward_range=(0.0, config.data.max_reward),
-        success_reward=config.data.max_reward / 4,
-        max_turns=20,
-        success="The persuadee gives a part of the payment.",
-    )
+    return corpora.CORPORA[config.data.source].task(settings.read_options(config))
 
 
 def is_for_training(dialogue: Dialogue) -> bool:

@@ -218,7 +218,8 @@ CAPTIONS = {
     "heldout_auroc": (
         "How early the values foretell the outcome",
         "AUROC on held-out dialogues after a share of the dialogue was seen, with 95 % bands. "
-        "0.5 (dashed) is guessing; a band that touches it is no evidence that the values help.",
+        "0.5 (dashed) is guessing; a band that touches it is no evidence that the values help. "
+        "{success}",
     ),
     "heldout_calibration": (
         "Calibration on held-out dialogues",
@@ -248,6 +249,7 @@ def draw(run: Run) -> Iterator[Drawn]:
     split = "at the task's bar for success"
     if run.success_reward is None:
         split = "at the median reward, since the run does not tell the task's bar for success"
+    success = tables.success_note(run.heldout)
     conversations = run.conversations
     drawn = {
         "scores": figures.scores(run.evaluation),
@@ -267,7 +269,8 @@ def draw(run: Run) -> Iterator[Drawn]:
             title, caption = CAPTIONS[name]
             if name == "scores" and not _has_references(run.evaluation):
                 caption = caption.partition(" Dashed lines")[0]
-            yield Drawn(name, title, caption.format(place=place, split=split), figure)
+            caption = caption.format(place=place, split=split, success=success)
+            yield Drawn(name, title, caption.strip(), figure)
 
 
 def _has_references(evaluation: Mapping[str, Any]) -> bool:

@@ -203,8 +203,9 @@ def _prediction_table(heldout: Mapping[str, Any]) -> ResultTable:
     ]
     title = f"{heldout.get('task') or 'task'}, held-out dialogues: values against the outcome"
     note = "AUROC 0.5 is guessing, 1 is a perfect ranking of the dialogues by outcome."
+    notes = tuple(filter(None, [note, success_note(heldout)]))
     return ResultTable(
-        title, ("method", "dialogue seen", *HELDOUT_NAMES.values()), tuple(rows), (note,)
+        title, ("method", "dialogue seen", *HELDOUT_NAMES.values()), tuple(rows), notes
     )
 
 
@@ -231,6 +232,16 @@ def sizes_note(heldout: Mapping[str, Any]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sizes.items()) + (
         " dialogues" if sizes else ""
     )
+
+
+def success_note(heldout: Mapping[str, Any]) -> str:
+    """Which outcomes are told from the others."""
+    success = heldout.get("success") or {}
+    if not results.is_number(success.get("reward")):
+        return ""
+    words = f": {success['words'].rstrip('.')}" if success.get("words") else ""
+    share = f"{percent(success.get('share'))} of the test dialogues"
+    return f"Success{words} (a reward of {success['reward']:g} or more; {share})."
 
 
 def print_results(console: Console, evaluation: Mapping[str, Any]) -> None:

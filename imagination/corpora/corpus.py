@@ -2,16 +2,86 @@
 
 from __future__ import annotations
 
+import codecs
+import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from imagination.dialogue import Dialogue, Turn
+from imagination.task import Task
+
+MISSING_OUTCOME = ("drop", "unchanged")
 
 
 class CorpusError(ValueError):
-    """A corpus that cannot be read. The message names file, line and value, and the way out."""
+    """A corpus that cannot be read. The message names file, place and value, and the way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """What the readers leave to whoever reads; each takes what concerns its corpus.
+
+    Attributes:
+        max_reward: PersuasionForGood: the reward of whoever gave more than this, in dollars.
+        missing_outcome: ESConv: what becomes of dialogues whose seeker did not say how strong the
+            feeling was before or after. `drop` leaves them out; `unchanged` takes the feeling as
+            not weaker, reward 0. In FailedESConv.json their dialogues are half as long as others:
+            many left early, and leaving them out leaves out the least helpful.
+
+    Raises:
+        CorpusError: A value that cannot be.
+    """
+
+    max_reward: float = 2.0
+    missing_outcome: str = "drop"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.max_reward) and self.max_reward > 0):
+            raise CorpusError(
+                f"max_reward is {self.max_reward}, but must be a positive number of dollars."
+            )
+        if self.missing_outcome not in MISSING_OUTCOME:
+            raise CorpusError(
+                f"missing_outcome is {self.missing_outcome!r}, but must be one of "
+                f"{', '.join(MISSING_OUTCOME)}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A corpus as read.
+
+    Attributes:
+        dialogues: All of them rated.
+        notes: What was done to it that one must know, a sentence each, with counts.
+    """
+
+    dialogues: list[Dialogue]
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A published corpus.
+
+    Attributes:
+        name: As settings call it.
+        title: As its authors call it.
+        licence: And what it does not allow.
+        homepage: Where its authors publish it.
+        task: What its dialogues are about, who takes part, and how they are rated.
+        read: Its dialogues, from a path. Raises `CorpusError`.
+    """
+
+    name: str
+    title: str
+    licence: str
+    homepage: str
+    task: Callable[[ReadOptions], Task]
+    read: Callable[[Path, ReadOptions], Reading]
 
 
 def join_utterances(utterances: Iterable[Turn]) -> tuple[Turn, ...]:
@@ -31,11 +101,12 @@ def join_utterances(utterances: Iterable[Turn]) -> tuple[Turn, ...]:
 
 
 def decode(content: bytes) -> str:
-    """Text of a file in whatever encoding it was saved."""
+    """The text of a file: UTF-8, UTF-16 with its mark, or what Windows programs save."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        # What spreadsheet programs save on Windows.
         return content.decode("cp1252", errors="replace")
 
 

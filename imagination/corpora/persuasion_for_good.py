@@ -12,12 +12,22 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from imagination.corpora.corpus import CorpusError, decode, join_utterances
+from imagination.corpora.corpus import (
+    Corpus,
+    CorpusError,
+    Reading,
+    ReadOptions,
+    decode,
+    join_utterances,
+)
 from imagination.dialogue import Dialogue, Speaker, Turn
+from imagination.task import Task
 
-PERSUASION_FOR_GOOD_HELP = """\
-PersuasionForGood (Wang et al., ACL 2019, arXiv 1906.06725; Apache License 2.0) is published at
-https://gitlab.com/ucdavisnlp/persuasionforgood. Two of its files are needed, both in the folder
+LICENCE = "Apache License 2.0"
+HOMEPAGE = "https://gitlab.com/ucdavisnlp/persuasionforgood"
+PERSUASION_FOR_GOOD_HELP = f"""\
+PersuasionForGood (Wang et al., ACL 2019, arXiv 1906.06725; {LICENCE}) is published at
+{HOMEPAGE}. Two of its files are needed, both in the folder
 data/FullData: full_dialog.csv (what was said) and full_info.csv (who gave how much).
 Download them into one folder and name it: --config.data.path=FOLDER"""
 
@@ -63,8 +73,8 @@ def read_persuasion_for_good(
 
     Raises:
         CorpusError: A file that is missing or has other columns, a donation that is not a finite
-            number from 0 up, an unknown role, a dialogue in which one side never speaks or whose
-            persuadee has no line in `info_csv`.
+            number from 0 up, an unknown role, a dialogue in which one side never speaks, that the
+            persuadee opens, or whose persuadee has no line in `info_csv`.
     """
     if not (math.isfinite(max_donation) and max_donation > 0):
         raise CorpusError(f"max_donation must be a positive number of dollars, got {max_donation}.")
@@ -103,6 +113,50 @@ def read_persuasion_for_good(
     return dialogues
 
 
+def _task(options: ReadOptions) -> Task:
+    return Task(
+        name="persuasion",
+        description=(
+            "One person (the persuader) talks with another (the persuadee), who was paid for the "
+            "talk, about the charity Save the Children, and tries to persuade them to give a part "
+            "of their payment to it. Afterwards the persuadee decides in private how much to give."
+        ),
+        agent_role="persuader",
+        human_role="persuadee",
+        persona_axes={},
+        reward_range=(0.0, options.max_reward),
+        success_reward=min(0.01, options.max_reward),  # a cent
+        max_turns=20,
+        success="The persuadee gives a part of the payment.",
+    )
+
+
+def _read(path: Path, options: ReadOptions) -> Reading:
+    cap = options.max_reward
+    dialogues = read_persuasion_for_good(
+        path / "full_dialog.csv", path / "full_info.csv", max_donation=cap
+    )
+    donations = [dialogue.source["donation"] for dialogue in dialogues]
+    capped = [donation for donation in donations if donation > cap]
+    notes = []
+    if capped:
+        notes.append(
+            f"{len(capped)} of {len(dialogues):,} persuadees gave more than {cap:g} dollars (up to "
+            f"{max(capped):g}); their reward is {cap:g}."
+        )
+    return Reading(dialogues, tuple(notes))
+
+
+PERSUASION_FOR_GOOD = Corpus(
+    name="persuasionforgood",
+    title="PersuasionForGood",
+    licence=LICENCE,
+    homepage=HOMEPAGE,
+    task=_task,
+    read=_read,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Participant:
     user: str
@@ -126,6 +180,12 @@ class _Transcript:
             raise CorpusError(
                 f"{path}: in the dialogue that begins at line {self.line} the {who} never "
                 "speaks. Complete or delete it."
+            )
+        if turns[0].speaker == "human":
+            raise CorpusError(
+                f"{path}: the dialogue that begins at line {self.line} is opened by the persuadee "
+                "(B4 = 1); as published, the persuader opens all of them. Are the roles swapped? "
+                "Correct B4 or delete it."
             )
         return turns
 
