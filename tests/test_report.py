@@ -85,6 +85,7 @@ HELDOUT = {
         ]
     },
     "sizes": {"train": 813, "validation": 101, "test": 103},
+    "success": {"words": "The <persuadee> gives.", "reward": 0.01, "share": 0.54},
 }
 
 
@@ -370,7 +371,12 @@ def test_heldout_alone_is_a_report(run_folder):
     page = page_of(run_folder)
     assert "With 50 % of a held-out dialogue seen, ILQL&#39;s V foretells the outcome" in page
     assert 'id="heldout_auroc"' in page and 'id="heldout_calibration"' in page
+    success = (
+        "Success: The <persuadee> gives (a reward of 0.01 or more; 54 % of the test dialogues)."
+    )
+    assert page.count(html.escape(success)) == 2  # under the table and under the figure
     text = printed(tables.print_heldout, HELDOUT)
+    assert success in " ".join(text.split())
     for number in ("21.37", "23.91", "0.61 [0.52, 0.69]", "0.58 [0.47, 0.68]", "25 %", "813"):
         assert number in text
 
