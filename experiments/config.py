@@ -17,7 +17,7 @@ from ilql_jax.objectives import LEARNS_VALUES, ObjectiveConfig
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.train import TrainConfig
 
-if TYPE_CHECKING:  # the SDK behind these takes a second to load, and most runs need no LLM
+if TYPE_CHECKING:  # loaded where an LLM is used
     from imagination.engine import EngineConfig
     from imagination.llm import LLMConfig
 

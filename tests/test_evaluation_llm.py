@@ -124,6 +124,19 @@ def conversations_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "conversations.jsonl").open()]
 
 
+def test_a_run_without_llm_never_loads_the_sdk():
+    script = """
+import sys
+from experiments import config, launch, teaching
+from experiments.stages import chat, evaluate, imagine, report, train
+config.check(teaching.get_config())
+import imagination.engine, imagination.llm, imagination.prompted
+sys.exit("anthropic" in sys.modules)
+"""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment).returncode == 0
+
+
 def test_prompted_agents_are_rows_with_calls_and_cost(with_agents: Path):
     for population, part in evaluation_of(with_agents)["population"].items():
         for name, calls_a_turn in (("plain", 1), ("clam", 2)):
