@@ -133,6 +133,16 @@ def base_config() -> ConfigDict:
     config.evaluation.prompted = ()  # LLM baselines: plain, reasoning, clam, gdp_zero
     config.evaluation.prompted_episodes = 0  # of each population, for these; 0 = all
     config.evaluation.human = "world"  # who agents talk with; prompted: played by config.llm
+    config.evaluation.human_guidance = ""  # what else a prompted human is told of such people
+
+    # The tree search with a prompted model (see imagination/prompted/gdp_zero.py).
+    config.evaluation.gdp_zero = ConfigDict()
+    config.evaluation.gdp_zero.simulations = 10  # walks down the tree per turn
+    config.evaluation.gdp_zero.max_realizations = 3  # ways in words of a sequence of acts
+    config.evaluation.gdp_zero.value_samples = 1  # estimates averaged for the value of a state
+    config.evaluation.gdp_zero.c_puct = 1.0  # weight of the prior against the values
+    config.evaluation.gdp_zero.q_0 = 0.0  # value of an act never tried, from -1 to 1
+    config.evaluation.gdp_zero.acts = ConfigDict()  # act -> what is done; empty: the model lists
 
     # Who is asked where an LLM takes part in the evaluation.
     config.llm = ConfigDict()
@@ -241,6 +251,14 @@ def engine_config(config: ConfigDict) -> EngineConfig:
         raise ConfigError(str(error).replace("EngineConfig", "config.imagination", 1)) from None
 
 
+def agent_settings(config: ConfigDict, agent: str) -> dict[str, Any]:
+    """What a prompted agent is built with, beside client and task."""
+    if agent != "gdp_zero":
+        return {}
+    search = config.evaluation.gdp_zero.to_dict()
+    return {**search, "acts": search["acts"] or None}
+
+
 def needs_llm(config: ConfigDict) -> bool:
     """Whether the evaluation talks to an LLM."""
     return bool(config.evaluation.prompted) or config.evaluation.human == "prompted"
@@ -293,6 +311,7 @@ def _check_evaluation(config: ConfigDict) -> None:
                 f"config.evaluation.prompted: there is no prompted agent {unknown[0]!r}; there "
                 f"are {', '.join(AGENTS)}."
             )
+    _check_gdp_zero(config)
     if len(set(prompted)) < len(prompted):
         raise ConfigError(f"config.evaluation.prompted is {prompted}; name each agent once.")
     if human not in ("world", "prompted"):
@@ -304,6 +323,21 @@ def _check_evaluation(config: ConfigDict) -> None:
             f"config.evaluation.{'prompted' if prompted else 'human'}: a run on "
             f"{config.data.source} is judged on dialogues that were set apart, where nobody talks."
         )
+
+
+def _check_gdp_zero(config: ConfigDict) -> None:
+    from imagination.prompted.agents import check_acts
+    from imagination.prompted.gdp_zero import SearchConfig
+
+    search = agent_settings(config, "gdp_zero")
+    try:
+        if (acts := search.pop("acts")) is not None:
+            check_acts(acts)
+        SearchConfig(**search)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"config.evaluation.{str(error).replace('gdp_zero, ', 'gdp_zero.', 1)}."
+        ) from None
 
 
 def check(config: ConfigDict) -> None:

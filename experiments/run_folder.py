@@ -28,7 +28,10 @@ _SHAPED_BY = {
     "evaluate": ("decoding", "evaluation"),
 }
 # So does `evaluation.prompted`: agents that can be added later, with the settings they alone have.
-_OF_PROMPTED = ("evaluation.prompted", "evaluation.prompted_episodes")
+_OF_PROMPTED = (
+    *("evaluation.prompted", "evaluation.prompted_episodes"),
+    *("evaluation.gdp_zero", "evaluation.human_guidance"),
+)
 # What makes an LLM's answers what they are; all else in config.llm is about getting them.
 _OF_LLM = ("llm.model", "llm.base_url")
 _ADDED_WITH_PROMPTED = ("evaluation.prompted_episodes", *_OF_LLM)
@@ -161,7 +164,7 @@ class RunFolder:
         if not stamp.exists() or not products:
             return
         before, now = json.loads(stamp.read_text()), _shaping(stage, config)
-        added = [key for key in _ADDED_WITH_PROMPTED if key not in before or key not in now]
+        added = [key for key in {*before} ^ {*now} if _may_be_added(key)]
         before, now = _without(before, added), _without(now, added)
         differing = [
             f"config.{key} was {before.get(key)!r}, now {now.get(key)!r}"
@@ -184,7 +187,7 @@ class RunFolder:
         if stamp.exists() and self._existing_products(stage):
             # What prompted agents were made from holds while they are there, asked for or not.
             before = json.loads(stamp.read_text())
-            kept = {key: before[key] for key in _ADDED_WITH_PROMPTED if key in before}
+            kept = {key: value for key, value in before.items() if _may_be_added(key)}
         write_atomically(stamp, json.dumps({**kept, **_shaping(stage, config)}, indent=1))
 
     def _existing_products(self, stage: str) -> list[str]:
@@ -239,6 +242,10 @@ def _shaping(stage: str, config: ConfigDict) -> dict[str, Any]:
     return flat | _llm_shaping(config) if "evaluation" in sections else flat
 
 
+def _may_be_added(key: str) -> bool:
+    return key in _ADDED_WITH_PROMPTED or key.startswith("evaluation.gdp_zero.")
+
+
 def _llm_shaping(config: ConfigDict) -> dict[str, Any]:
     """What the evaluation depends on where an LLM takes part in it, else nothing."""
     prompted, human = config.evaluation.prompted, config.evaluation.human
@@ -247,6 +254,11 @@ def _llm_shaping(config: ConfigDict) -> dict[str, Any]:
     shaping = {key: config.llm[key.partition(".")[2]] for key in _OF_LLM}
     if prompted:
         shaping["evaluation.prompted_episodes"] = config.evaluation.prompted_episodes
+    if "gdp_zero" in prompted:
+        search = _lists(config.evaluation.gdp_zero.to_dict())
+        shaping |= {f"evaluation.gdp_zero.{key}": value for key, value in search.items()}
+    if human == "prompted" and config.evaluation.human_guidance:
+        shaping["evaluation.human_guidance"] = config.evaluation.human_guidance
     return shaping
 
 

@@ -188,7 +188,8 @@ def evaluate_prompted_agent(
     if counts.prompted_episodes:
         episodes = {name: min(n, counts.prompted_episodes) for name, n in episodes.items()}
     progress = Progress(report, sum(episodes.values()), client)
-    agent = prompted_agent(unit.method, progress.watched_client, scene.task)
+    how = settings.agent_settings(config, unit.method)
+    agent = prompted_agent(unit.method, progress.watched_client, scene.task, **how)
     human = prompted.human_for(config, scene, progress)
     _talk(config, folder, unit, scene, agent, human, episodes, progress)
     result = {"agent": agent.model_and_version, **prompted.made_with(human)}

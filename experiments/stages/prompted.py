@@ -64,7 +64,8 @@ class WatchedClient:
 def human_for(config: ConfigDict, scene: Scene, progress: Progress) -> Human:
     """Who the agents talk with."""
     if config.evaluation.human == "prompted":
-        return PromptedHuman(progress.watched_client, scene.task)
+        guidance = config.evaluation.human_guidance
+        return PromptedHuman(progress.watched_client, scene.task, guidance)
     return SimulatedHuman(scene.world)
 
 
