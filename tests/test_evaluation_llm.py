@@ -156,6 +156,17 @@ def test_prompted_agents_are_rows_with_calls_and_cost(with_agents: Path):
         assert pairs["ilql", "plain"]["episodes"] == 3
 
 
+def test_the_tree_search_walks_as_often_as_asked(with_agents: Path):
+    turns = [
+        message["annotations"]
+        for dialogue in conversations_of(with_agents)
+        if dialogue["source"]["method"] == "gdp_zero"
+        for message in dialogue["messages"]
+        if message["role"] == "assistant"
+    ]
+    assert turns and {sum(notes["visits"].values()) for notes in turns} == {4}
+
+
 def test_prompted_agents_are_in_table_and_report(with_agents: Path):
     output = (with_agents / "output.txt").read_text()
     assert "plain prompt" in output and "CLAM" in output

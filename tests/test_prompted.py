@@ -502,7 +502,7 @@ def test_unknown_agent_names_those_there_are():
         (
             "gdp_zero",
             {"simulations": 0},
-            "simulations: expected a whole number of at least 1, got 0",
+            "simulations: expected .* at least 1, got 0",
         ),
         ("gdp_zero", {"value_samples": 0}, "value_samples: expected .* at least 1, got 0"),
         ("gdp_zero", {"c_puct": float("nan")}, "c_puct: expected .* at least 0, got nan"),

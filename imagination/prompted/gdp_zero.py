@@ -38,7 +38,7 @@ class Game(Protocol[State]):
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """How long and how boldly to search; cheaper than the published code in the first and the last.
+    """How long and how boldly to search; fewer walks and estimates than in the published code.
 
     Attributes:
         simulations: Walks down the tree per turn (published code: 20).
