@@ -41,7 +41,7 @@ def base_config() -> ConfigDict:
     config.data.max_reward = 2.0  # donations above are capped (persuasionforgood)
 
     config.task = ConfigDict()
-    config.task.world = ""  # an embedded world by name, or a .py file that defines WORLD
+    config.task.world = ""  # an embedded world by name, or a .py file that defines WORLD; "" = none
 
     # Of the embedded world by default; what is given here changes its task for an LLM that
     # imagines. With a description, all that is left empty is derived from it (see task.yaml).
@@ -340,9 +340,33 @@ def _check_gdp_zero(config: ConfigDict) -> None:
         ) from None
 
 
-def check(config: ConfigDict) -> None:
-    """Raises `ConfigError` for the first value that cannot work."""
+def _check_world(config: ConfigDict, judged: bool) -> None:
+    """Without a world, dialogues and humans come from an LLM."""
+    if config.task.world or config.data.source != "world":
+        return
+    if not imagines_with_llm(config) or not config.task.description:
+        raise ConfigError(
+            'config.task.world is "". Name a world (teaching, travel, or a .py file of your own); '
+            "or have an LLM imagine the dialogues, with config.imagination.engine=anthropic and "
+            "the task in a paragraph, config.task.description."
+        )
+    if judged and config.evaluation.human == "world":
+        raise ConfigError(
+            'config.task.world is "", so there are no humans of a world to judge by. Have an LLM '
+            "play them, with config.evaluation.human=prompted and config.llm.model; or stop before "
+            "that, with --stage=train."
+        )
+
+
+def check(config: ConfigDict, judged: bool = True) -> None:
+    """Raises `ConfigError` for the first value that cannot work.
+
+    Args:
+        config: The settings.
+        judged: Whether agents are to be judged with them.
+    """
     _check_imagination(config)
+    _check_world(config, judged)
     _check_evaluation(config)
     _check_llm(config)
     builders: dict[str, Any] = {

@@ -18,6 +18,9 @@ from typing import Any
 import yaml
 from ml_collections import ConfigDict
 
+from experiments.config import imagines_with_llm
+from imagination.task import Task
+
 STAGES = ("imagine", "train", "evaluate", "report")
 
 # Settings that shape a stage's files; a stage depends on those of the stages before it too.
@@ -35,6 +38,10 @@ _OF_PROMPTED = (
 # What makes an LLM's answers what they are; all else in config.llm is about getting them.
 _OF_LLM = ("llm.model", "llm.base_url")
 _ADDED_WITH_PROMPTED = ("evaluation.prompted_episodes", *_OF_LLM)
+# Keys of task.yaml among the settings. Where success begins may be set anew when there are
+# dialogues: results are counted by it.
+_TASK = "task.yaml:"
+_MAY_BE_SET_ANEW = "success_reward"
 # How an LLM is asked, at which price, changes no answer.
 _NEVER_SHAPING = (
     *("max_in_flight", "max_retries", "timeout", "batch", "batch_poll", "conversations"),
@@ -132,6 +139,11 @@ class RunFolder:
         loaded.pop("experiment", None)
         return ConfigDict(_tuples(loaded)) if loaded else None
 
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment that was run here, "" for a new folder."""
+        return self._read_config().get("experiment", "")
+
     def _read_config(self) -> dict[str, Any]:
         if not self.config_file.exists():
             return {}
@@ -163,11 +175,16 @@ class RunFolder:
         products = self._existing_products(stage)
         if not stamp.exists() or not products:
             return
-        before, now = json.loads(stamp.read_text()), _shaping(stage, config)
+        before, now = json.loads(stamp.read_text()), self._shaping(stage, config)
         added = [key for key in {*before} ^ {*now} if _may_be_added(key)]
         before, now = _without(before, added), _without(now, added)
+        if any(key.startswith(_TASK) for key in before) and not self.task.exists():
+            raise RunError(
+                f"{self.task} is gone, which {', '.join(products)} was made from. Put it back "
+                f"({stamp} tells what it said), or give a new folder (--workdir=...)."
+            )
         differing = [
-            f"config.{key} was {before.get(key)!r}, now {now.get(key)!r}"
+            f"{_named(key)} was {before.get(key)!r}, now {now.get(key)!r}"
             for key in sorted({*before, *now})
             if before.get(key) != now.get(key)
         ]
@@ -188,7 +205,24 @@ class RunFolder:
             # What prompted agents were made from holds while they are there, asked for or not.
             before = json.loads(stamp.read_text())
             kept = {key: value for key, value in before.items() if _may_be_added(key)}
-        write_atomically(stamp, json.dumps({**kept, **_shaping(stage, config)}, indent=1))
+        write_atomically(stamp, json.dumps({**kept, **self._shaping(stage, config)}, indent=1))
+
+    def _shaping(self, stage: str, config: ConfigDict) -> dict[str, Any]:
+        """Settings and, where it counts, fields of task.yaml that shape a stage's files."""
+        return _shaping(stage, config) | self._task_shaping(stage, config)
+
+    def _task_shaping(self, stage: str, config: ConfigDict) -> dict[str, Any]:
+        counts = {
+            "imagine": imagines_with_llm(config),
+            "evaluate": config.evaluation.human == "prompted",
+        }
+        if not counts.get(stage) or not self.task.exists():
+            return {}
+        task = Task.from_yaml(self.task.read_text("utf-8"), str(self.task))
+        fields = _lists(dataclasses.asdict(task))
+        if stage == "imagine":
+            del fields[_MAY_BE_SET_ANEW]
+        return {f"{_TASK}{name}": value for name, value in fields.items()}
 
     def _existing_products(self, stage: str) -> list[str]:
         return [str(path) for path in self._products(stage) if path.exists()]
@@ -240,6 +274,10 @@ def _shaping(stage: str, config: ConfigDict) -> dict[str, Any]:
             flat[section] = value
     flat = _without(flat, _OF_PROMPTED)
     return flat | _llm_shaping(config) if "evaluation" in sections else flat
+
+
+def _named(key: str) -> str:
+    return key if key.startswith(_TASK) else f"config.{key}"
 
 
 def _may_be_added(key: str) -> bool:
