@@ -162,9 +162,10 @@ def _add_llm(section: ConfigDict) -> None:
     section.max_retries = 6  # of a call that failed on the way (408, 409, 429, 5xx, connection)
     section.max_asks = 3  # how often a question is put again after an unusable answer
     section.timeout = 120.0  # seconds to wait for an answer
-    section.cache = True  # keep answers in <run folder>/llm, and take them from there
+    section.cache = True  # keep answers on disk, and take them from there
+    section.cache_folder = ""  # where; runs may share one. "" = llm/ in the run's folder
     section.cache_max_megabytes = 0.0  # oldest answers above this are dropped; 0 = unbounded
-    section.max_cost = 0.0  # dollars for one run folder, over all its runs; 0 = unbounded
+    section.max_cost = 0.0  # dollars for one folder of answers, over all runs; 0 = unbounded
     section.price_input = 0.0  # dollars per million tokens, like the next three
     section.price_output = 0.0
     section.price_cache_read = 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -45,7 +46,8 @@ _MAY_BE_SET_ANEW = "success_reward"
 # How an LLM is asked, at which price, changes no answer.
 _NEVER_SHAPING = (
     *("max_in_flight", "max_retries", "timeout", "batch", "batch_poll", "conversations"),
-    *("cache", "cache_max_megabytes", "max_cost", "batch_price_factor", "price_date"),
+    *("cache", "cache_folder", "cache_max_megabytes"),
+    *("max_cost", "batch_price_factor", "price_date"),
     *("price_input", "price_output", "price_cache_read", "price_cache_write"),
 )
 
@@ -126,6 +128,10 @@ class RunFolder:
     def llm(self) -> Path:
         """Folder of the LLM client: answers, failures, batches."""
         return self.path / "llm"
+
+    def answers(self, llm: ConfigDict) -> Path:
+        """Where the LLM client of a section of the settings keeps them: as set, else here."""
+        return Path(llm.cache_folder or self.llm)
 
     @property
     def references(self) -> Path:
@@ -250,7 +256,15 @@ class RunFolder:
                     f"another process is working in {self.path}. Wait for it, or give another "
                     "folder (--workdir=...)."
                 ) from None
-            yield
+            try:
+                yield
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise RunError(
+                    f"the disk is full: {self.path} could not be written. What it holds is safe. "
+                    "Free some space and run again; the run goes on where it was."
+                ) from None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from world_llm import WorldLLM
 
 from experiments import config as settings
 from experiments.run_folder import RunError, RunFolder
+from experiments.stages import engine
 from experiments.stages.train import _check_lengths
 from experiments.terminal import make_console
 from ilql_jax import Trajectory
@@ -195,3 +196,38 @@ def test_agents_that_will_be_cut_off_are_told(capsys):
     _check_lengths(config, [trajectory("a", 24, 60, 30, 3)], make_console())
     told = " ".join(capsys.readouterr().out.split())
     assert told.startswith("50% of what agents say") and "the longest takes 60." in told
+
+
+def test_a_full_disk_is_told_and_what_was_paid_for_is_kept(tmp_path: Path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    full = folder / "dataset_card.md.partial"
+    full.symlink_to("/dev/full")
+    with MessagesServer(WorldLLM("travel")) as server:
+        arguments = (f"--config.imagination.base_url={server.url}", "--stage=imagine")
+        result = launch(folder, *arguments)
+        assert result.returncode == 1
+        assert "the disk is full" in result.stdout and "Traceback" not in result.stderr
+        full.unlink()
+        calls = len(server.calls)
+        result = launch(folder, *arguments)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert len(server.calls) == calls
+    assert len((folder / "dialogues.jsonl").read_text().splitlines()) == 24
+
+
+def test_runs_that_share_a_cache_pay_once_for_what_they_have_in_common(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "none")
+    shared = {"imagination.cache_folder": str(tmp_path / "shared"), "imagination.way": "script"}
+    calls, made = [], []
+    with MessagesServer(WorldLLM("travel")) as server:
+        shared |= {"imagination.base_url": server.url, "imagination.rewards": "outcome"}
+        for rounds in (0, 1):
+            config = own(**shared, **{"imagination.critique_rounds": rounds})
+            folder = RunFolder(tmp_path / f"critique{rounds}")
+            made.append(engine.run(config, folder, make_console())[0])
+            calls.append(len(server.calls))
+            assert not folder.llm.exists()
+    # 1 for the task, some for the personas, and 24 scripts; then 24 verdicts and nothing else.
+    assert calls[1] - calls[0] == 24 < calls[0]
+    assert [d.turns for d in made[0]] == [d.turns for d in made[1]]  # this critic is content

@@ -1,7 +1,7 @@
 """The imagine stage with an LLM: from a description to `task.yaml`, dialogues and their card.
 
-Every answer is on disk (`llm/` in the run's folder) before it is used, so a run that was stopped
-goes on with the same command and asks nothing twice.
+Every answer is on disk (`llm/` in the run's folder, if not elsewhere) before it is used, so a run
+that was stopped goes on with the same command and asks nothing twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> tuple[list[D
 async def _run(
     config: ConfigDict, folder: RunFolder, console: Console
 ) -> tuple[list[Dialogue], str]:
-    client = Client(settings.imagination_llm(config), folder.llm)
+    client = _open_client(config, folder)
     try:
         task = await _task(config, folder, client)
         folder.begin_stage("imagine", config)  # stamped with the task, now that it is known
@@ -43,6 +43,10 @@ async def _run(
     return imagined.dialogues, card_sections(
         imagined.dialogues, task, client.meter.summary(), imagined.dropped, config.seed
     )
+
+
+def _open_client(config: ConfigDict, folder: RunFolder) -> Client:
+    return Client(settings.imagination_llm(config), folder.answers(config.imagination))
 
 
 async def _task(config: ConfigDict, folder: RunFolder, client: Client) -> Task:
@@ -59,7 +63,7 @@ def derive(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     """Stage derive: `task.yaml` and nothing else, to be read and edited before it costs more."""
 
     async def run() -> None:
-        client = Client(settings.imagination_llm(config), folder.llm)
+        client = _open_client(config, folder)
         try:
             await _task(config, folder, client)
         finally:

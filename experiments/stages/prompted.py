@@ -40,7 +40,7 @@ def is_prompted(config: ConfigDict, unit: Unit) -> bool:
 @contextlib.contextmanager
 def open_client(config: ConfigDict, folder: RunFolder) -> Iterator[Client]:
     """The run's client. However it ends, calls in flight are awaited and stored."""
-    client = Client(settings.llm_config(config), folder.llm)
+    client = Client(settings.llm_config(config), folder.answers(config.llm))
     try:
         yield client
     finally:
