@@ -150,6 +150,7 @@ def test_prompted_agents_are_rows_with_calls_and_cost(with_agents: Path):
             for empty in ("seeds", "train_seconds", "decoding"):
                 assert row[empty] is None
         tree = part["methods"]["gdp_zero"]
+        assert tree["search"]["simulations"] == 4
         assert tree["calls"] > 10 and tree["setup_calls"] == 1 and tree["setup_cost"] > 0
         pairs = {(t["a"], t["b"]): t for t in part["tests"]}
         assert pairs["ilql", "plain"]["p_holm"] > 0

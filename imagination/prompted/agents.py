@@ -46,7 +46,7 @@ class PromptedAgent:
         self.task = task
 
     @property
-    def model_and_version(self) -> dict[str, str]:
+    def model_and_version(self) -> dict[str, Any]:
         """Model and prompts, for the results."""
         versions = ", ".join(load_prompt(name).version for name in self.prompts)
         return {"model": self.client.config.model, "prompt": versions}
@@ -227,6 +227,11 @@ class GdpZeroAgent(PromptedAgent):
         self.search = SearchConfig(**search)
         self.acts = dict(acts) if acts is not None else None
         self.setup_calls, self.setup_cost = 0, 0.0
+
+    @property
+    def model_and_version(self) -> dict[str, Any]:
+        """Model and prompts, and how it searched."""
+        return {**super().model_and_version, "search": dataclasses.asdict(self.search)}
 
     async def _respond_to_all(self, conversations: Sequence[Conversation]) -> list[Utterance]:
         if self.acts is None and conversations:
