@@ -20,7 +20,7 @@ from ilql_jax.policy import DecodingConfig
 from ilql_jax.train import TrainConfig
 from imagination.corpora import CORPORA, ReadOptions
 
-if TYPE_CHECKING:  # the SDK behind these takes a second to load, and most runs need no LLM
+if TYPE_CHECKING:  # loaded where an LLM is used
     from imagination.engine import EngineConfig
     from imagination.llm import LLMConfig
 
@@ -45,7 +45,7 @@ def base_config() -> ConfigDict:
     config.data.missing_outcome = "drop"  # surveys without outcome: drop, unchanged (esconv)
 
     config.task = ConfigDict()
-    config.task.world = ""  # an embedded world by name, or a .py file that defines WORLD
+    config.task.world = ""  # an embedded world by name, or a .py file that defines WORLD; "" = none
 
     # Of the embedded world by default; what is given here changes its task for an LLM that
     # imagines. With a description, all that is left empty is derived from it (see task.yaml).
@@ -152,6 +152,16 @@ def base_config() -> ConfigDict:
     config.evaluation.prompted = ()  # LLM baselines: plain, reasoning, clam, gdp_zero
     config.evaluation.prompted_episodes = 0  # of each population, for these; 0 = all
     config.evaluation.human = "world"  # who agents talk with; prompted: played by config.llm
+    config.evaluation.human_guidance = ""  # what else a prompted human is told of such people
+
+    # The tree search with a prompted model (see imagination/prompted/gdp_zero.py).
+    config.evaluation.gdp_zero = ConfigDict()
+    config.evaluation.gdp_zero.simulations = 10  # walks down the tree per turn
+    config.evaluation.gdp_zero.max_realizations = 3  # ways in words of a sequence of acts
+    config.evaluation.gdp_zero.value_samples = 1  # estimates averaged for the value of a state
+    config.evaluation.gdp_zero.c_puct = 1.0  # weight of the prior against the values
+    config.evaluation.gdp_zero.q_0 = 0.0  # value of an act never tried, from -1 to 1
+    config.evaluation.gdp_zero.acts = ConfigDict()  # act -> what is done; empty: the model lists
 
     # Who is asked where an LLM takes part in the evaluation.
     config.llm = ConfigDict()
@@ -172,9 +182,10 @@ def _add_llm(section: ConfigDict) -> None:
     section.max_retries = 6  # of a call that failed on the way (408, 409, 429, 5xx, connection)
     section.max_asks = 3  # how often a question is put again after an unusable answer
     section.timeout = 120.0  # seconds to wait for an answer
-    section.cache = True  # keep answers in <run folder>/llm, and take them from there
+    section.cache = True  # keep answers on disk, and take them from there
+    section.cache_folder = ""  # where; runs may share one. "" = llm/ in the run's folder
     section.cache_max_megabytes = 0.0  # oldest answers above this are dropped; 0 = unbounded
-    section.max_cost = 0.0  # dollars for one run folder, over all its runs; 0 = unbounded
+    section.max_cost = 0.0  # dollars for one folder of answers, over all runs; 0 = unbounded
     section.price_input = 0.0  # dollars per million tokens, like the next three
     section.price_output = 0.0
     section.price_cache_read = 0.0
@@ -317,6 +328,14 @@ def engine_config(config: ConfigDict) -> EngineConfig:
         raise ConfigError(str(error).replace("EngineConfig", "config.imagination", 1)) from None
 
 
+def agent_settings(config: ConfigDict, agent: str) -> dict[str, Any]:
+    """What a prompted agent is built with, beside client and task."""
+    if agent != "gdp_zero":
+        return {}
+    search = config.evaluation.gdp_zero.to_dict()
+    return {**search, "acts": search["acts"] or None}
+
+
 def needs_llm(config: ConfigDict) -> bool:
     """Whether the evaluation talks to an LLM."""
     return bool(config.evaluation.prompted) or config.evaluation.human == "prompted"
@@ -423,6 +442,7 @@ def _check_evaluation(config: ConfigDict) -> None:
                 f"config.evaluation.prompted: there is no prompted agent {unknown[0]!r}; there "
                 f"are {', '.join(AGENTS)}."
             )
+    _check_gdp_zero(config)
     if len(set(prompted)) < len(prompted):
         raise ConfigError(f"config.evaluation.prompted is {prompted}; name each agent once.")
     _one_of("evaluation.human", human, ("world", "prompted"))
@@ -433,10 +453,49 @@ def _check_evaluation(config: ConfigDict) -> None:
         )
 
 
-def check(config: ConfigDict) -> None:
-    """Raises `ConfigError` for the first value that cannot work."""
+def _check_gdp_zero(config: ConfigDict) -> None:
+    from imagination.prompted.agents import check_acts
+    from imagination.prompted.gdp_zero import SearchConfig
+
+    search = agent_settings(config, "gdp_zero")
+    try:
+        if (acts := search.pop("acts")) is not None:
+            check_acts(acts)
+        SearchConfig(**search)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"config.evaluation.{str(error).replace('gdp_zero, ', 'gdp_zero.', 1)}."
+        ) from None
+
+
+def _check_world(config: ConfigDict, judged: bool) -> None:
+    """Without a world, dialogues and humans come from an LLM."""
+    if config.task.world or config.data.source != "world":
+        return
+    if not imagines_with_llm(config) or not config.task.description:
+        raise ConfigError(
+            'config.task.world is "". Name a world (teaching, travel, or a .py file of your own); '
+            "or have an LLM imagine the dialogues, with config.imagination.engine=anthropic and "
+            "the task in a paragraph, config.task.description."
+        )
+    if judged and config.evaluation.human == "world":
+        raise ConfigError(
+            'config.task.world is "", so there are no humans of a world to judge by. Have an LLM '
+            "play them, with config.evaluation.human=prompted and config.llm.model; or stop before "
+            "that, with --stage=train."
+        )
+
+
+def check(config: ConfigDict, judged: bool = True) -> None:
+    """Raises `ConfigError` for the first value that cannot work.
+
+    Args:
+        config: The settings.
+        judged: Whether agents are to be judged with them.
+    """
     _check_methods(config)
     _check_imagination(config)
+    _check_world(config, judged)
     _check_hindsight(config)
     _check_evaluation(config)
     _check_llm(config)

@@ -4,6 +4,8 @@
     python experiments/teaching.py --workdir=runs/t1 --config.train.steps=500
     python experiments/teaching.py --workdir=runs/t1 --stage=evaluate   up to this stage
     python experiments/teaching.py --stage=chat                     talk with the trained agent
+    python experiments/teaching.py --stage=derive --config.imagination.engine=anthropic ...
+                                                                    task.yaml only, to be edited
     python experiments/teaching.py --dry_run --config.imagination.engine=anthropic ...
                                                                     calls, cost and prompts only
 
@@ -73,7 +75,8 @@ def _run(
     folder = RunFolder(line.workdir)
     folder.check_experiment(name)
     config = with_saved(line.config, folder, line.overrides)
-    settings.check(config)
+    is_judged = not line.dry_run and line.stage in STAGES[STAGES.index("evaluate") :]
+    settings.check(config, is_judged)
     if line.dry_run:
         _print_plans(config, folder, console)
         return
@@ -126,9 +129,23 @@ def run_stages(
         for each in STAGES:
             folder.check_stage(each, config)
         folder.save_config(name, config)
+        if last == "derive":
+            _derive(config, folder, console)
+            return
         for each in STAGES[: STAGES.index(last) + 1]:
             if each != "regenerate" or rounds_of(config.methods):
                 _run_stage(each, config, folder, console)
+
+
+def _derive(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    from experiments.stages import engine
+
+    if not settings.imagines_with_llm(config):
+        raise RunError(
+            "--stage=derive writes the task that an LLM is to imagine; set "
+            "config.imagination.engine=anthropic."
+        )
+    engine.derive(config, folder, console)
 
 
 def _run_stage(stage: str, config: ConfigDict, folder: RunFolder, console: Console) -> None:
@@ -171,8 +188,8 @@ def parse_flags(
         ConfigError: An unknown flag or key, or a value of the wrong type.
     """
     values = flags.FlagValues()
-    known = [*STAGES, "chat"]
-    flags.DEFINE_enum("stage", STAGES[-1], known, "Run up to this stage; or chat.", values)
+    known = [*STAGES, "derive", "chat"]
+    flags.DEFINE_enum("stage", STAGES[-1], known, "Run up to this; or derive, chat.", values)
     flags.DEFINE_string("workdir", f"runs/{name}", "The run's folder.", values)
     flags.DEFINE_bool("dry_run", False, "Show what an LLM would be asked, and the cost.", values)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)

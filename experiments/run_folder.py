@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -18,7 +19,9 @@ from typing import Any
 import yaml
 from ml_collections import ConfigDict
 
+from experiments.config import imagines_with_llm
 from experiments.methods import rounds_of
+from imagination.task import Task
 
 STAGES = ("imagine", "regenerate", "train", "evaluate", "report")
 
@@ -31,16 +34,24 @@ _SHAPED_BY = {
     "evaluate": ("decoding", "evaluation"),
 }
 # So does `evaluation.prompted`: agents that can be added later, with the settings they alone have.
-_OF_PROMPTED = ("evaluation.prompted", "evaluation.prompted_episodes")
+_OF_PROMPTED = (
+    *("evaluation.prompted", "evaluation.prompted_episodes"),
+    *("evaluation.gdp_zero", "evaluation.human_guidance"),
+)
 # What makes an LLM's answers what they are; all else in config.llm is about getting them.
 _OF_LLM = ("llm.model", "llm.base_url")
 _ADDED_WITH_PROMPTED = ("evaluation.prompted_episodes", *_OF_LLM)
 # And hindsight, by a method that learns from it.
 _OF_HINDSIGHT = "hindsight."
+# Keys of task.yaml among the settings. Where success begins may be set anew when there are
+# dialogues: results are counted by it.
+_TASK = "task.yaml:"
+_MAY_BE_SET_ANEW = "success_reward"
 # How an LLM is asked, at which price, changes no answer.
 _NEVER_SHAPING = (
     *("max_in_flight", "max_retries", "timeout", "batch", "batch_poll", "conversations"),
-    *("cache", "cache_max_megabytes", "max_cost", "batch_price_factor", "price_date"),
+    *("cache", "cache_folder", "cache_max_megabytes"),
+    *("max_cost", "batch_price_factor", "price_date"),
     *("price_input", "price_output", "price_cache_read", "price_cache_write"),
     "min_agreement",  # says whether to go on, not with what
 )
@@ -145,6 +156,10 @@ class RunFolder:
         """Folder of the LLM client: answers, failures, batches."""
         return self.path / "llm"
 
+    def answers(self, llm: ConfigDict) -> Path:
+        """Where the LLM client of a section of the settings keeps them: as set, else here."""
+        return Path(llm.cache_folder or self.llm)
+
     @property
     def references(self) -> Path:
         return self.path / "evaluation" / "references.json"
@@ -156,6 +171,11 @@ class RunFolder:
         loaded = self._read_config()
         loaded.pop("experiment", None)
         return ConfigDict(_tuples(loaded)) if loaded else None
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment that was run here, "" for a new folder."""
+        return self._read_config().get("experiment", "")
 
     def _read_config(self) -> dict[str, Any]:
         if not self.config_file.exists():
@@ -188,11 +208,16 @@ class RunFolder:
         products = self._existing_products(stage)
         if not stamp.exists() or not products:
             return
-        before, now = json.loads(stamp.read_text()), _shaping(stage, config)
+        before, now = json.loads(stamp.read_text()), self._shaping(stage, config)
         added = [key for key in {*before} ^ {*now} if _may_be_added(key)]
         before, now = _without(before, added), _without(now, added)
+        if any(key.startswith(_TASK) for key in before) and not self.task.exists():
+            raise RunError(
+                f"{self.task} is gone, which {', '.join(products)} was made from. Put it back "
+                f"({stamp} tells what it said), or give a new folder (--workdir=...)."
+            )
         differing = [
-            f"config.{key} was {before.get(key)!r}, now {now.get(key)!r}"
+            f"{_named(key)} was {before.get(key)!r}, now {now.get(key)!r}"
             for key in sorted({*before, *now})
             if before.get(key) != now.get(key)
         ]
@@ -213,7 +238,24 @@ class RunFolder:
             # What such additions were made from holds while they are there, asked for or not.
             before = json.loads(stamp.read_text())
             kept = {key: value for key, value in before.items() if _may_be_added(key)}
-        write_atomically(stamp, json.dumps({**kept, **_shaping(stage, config)}, indent=1))
+        write_atomically(stamp, json.dumps({**kept, **self._shaping(stage, config)}, indent=1))
+
+    def _shaping(self, stage: str, config: ConfigDict) -> dict[str, Any]:
+        """Settings and, where it counts, fields of task.yaml that shape a stage's files."""
+        return _shaping(stage, config) | self._task_shaping(stage, config)
+
+    def _task_shaping(self, stage: str, config: ConfigDict) -> dict[str, Any]:
+        counts = {
+            "imagine": imagines_with_llm(config),
+            "evaluate": config.evaluation.human == "prompted",
+        }
+        if not counts.get(stage) or not self.task.exists():
+            return {}
+        task = Task.from_yaml(self.task.read_text("utf-8"), str(self.task))
+        fields = _lists(dataclasses.asdict(task))
+        if stage == "imagine":
+            del fields[_MAY_BE_SET_ANEW]
+        return {f"{_TASK}{name}": value for name, value in fields.items()}
 
     def _existing_products(self, stage: str) -> list[str]:
         return [str(path) for path in self._products(stage) if path.exists()]
@@ -242,7 +284,15 @@ class RunFolder:
                     f"another process is working in {self.path}. Wait for it, or give another "
                     "folder (--workdir=...)."
                 ) from None
-            yield
+            try:
+                yield
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise RunError(
+                    f"the disk is full: {self.path} could not be written. What it holds is safe. "
+                    "Free some space and run again; the run goes on where it was."
+                ) from None
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -270,8 +320,12 @@ def _shaping(stage: str, config: ConfigDict) -> dict[str, Any]:
     return flat | _llm_shaping(config) if "evaluation" in sections else flat
 
 
+def _named(key: str) -> str:
+    return key if key.startswith(_TASK) else f"config.{key}"
+
+
 def _may_be_added(key: str) -> bool:
-    return key in _ADDED_WITH_PROMPTED or key.startswith(_OF_HINDSIGHT)
+    return key in _ADDED_WITH_PROMPTED or key.startswith((_OF_HINDSIGHT, "evaluation.gdp_zero."))
 
 
 def _llm_shaping(config: ConfigDict) -> dict[str, Any]:
@@ -282,6 +336,11 @@ def _llm_shaping(config: ConfigDict) -> dict[str, Any]:
     shaping = {key: config.llm[key.partition(".")[2]] for key in _OF_LLM}
     if prompted:
         shaping["evaluation.prompted_episodes"] = config.evaluation.prompted_episodes
+    if "gdp_zero" in prompted:
+        search = _lists(config.evaluation.gdp_zero.to_dict())
+        shaping |= {f"evaluation.gdp_zero.{key}": value for key, value in search.items()}
+    if human == "prompted" and config.evaluation.human_guidance:
+        shaping["evaluation.human_guidance"] = config.evaluation.human_guidance
     return shaping
 
 

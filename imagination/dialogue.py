@@ -160,14 +160,47 @@ class Dialogue:
 
 
 def write_dialogues(path: str | os.PathLike[str], dialogues: Iterable[Dialogue]) -> None:
-    """Writes JSON Lines, whole or not at all: a killed writer leaves the old file in place."""
+    """Writes JSON Lines, whole or not at all: a killed writer leaves the old file in place.
+
+    In the order given, but for a dialogue that comes late and is the first with some field
+    (regenerated ones behind their originals): that one goes to the front, since `datasets` learns
+    the fields of a file from its beginning and fails on one that turns up later.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for dialogue in dialogues:
-            file.write(json_line(dialogue))
+    with partial.open("wb") as file:
+        file.writelines(_fields_first(dialogues))
     partial.replace(path)
+
+
+# `datasets` reads 10 MiB at first; what moves to the front needs some of it.
+_READ_AT_FIRST = 8_000_000
+
+
+def _fields_first(dialogues: Iterable[Dialogue]) -> list[bytes]:
+    """The lines of a file, those that show a field for the first time among the first ones."""
+    moved, rest, known, size = [], [], set(), 0
+    for dialogue in dialogues:
+        line, fields = json_line(dialogue).encode(), set(_typed_fields(dialogue.to_json()))
+        is_late = size > _READ_AT_FIRST and not fields <= known
+        (moved if is_late else rest).append(line)
+        known |= fields
+        size += len(line)
+    return moved + rest
+
+
+def _typed_fields(value: Any, place: str = "") -> Iterator[tuple[str, type]]:
+    """(place, type) of everything in a record; null has no type."""
+    if value is None:
+        return
+    yield place, type(value)
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from _typed_fields(each, f"{place}.{key}")
+    elif isinstance(value, list):
+        for each in value:
+            yield from _typed_fields(each, f"{place}[]")
 
 
 def json_line(dialogue: Dialogue) -> str:

@@ -86,6 +86,7 @@ def with_agents(server: MessagesServer, trained: Path) -> Path:
         server,
         f"--workdir={folder}",
         "--config.evaluation.prompted=plain,clam,gdp_zero",
+        "--config.evaluation.gdp_zero.simulations=4",
         "--config.evaluation.prompted_episodes=3",
         *llm(server),
     )
@@ -124,6 +125,19 @@ def conversations_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "conversations.jsonl").open()]
 
 
+def test_a_run_without_llm_never_loads_the_sdk():
+    script = """
+import sys
+from experiments import config, launch, teaching
+from experiments.stages import chat, evaluate, imagine, report, train
+config.check(teaching.get_config())
+import imagination.engine, imagination.llm, imagination.prompted
+sys.exit("anthropic" in sys.modules)
+"""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment).returncode == 0
+
+
 def test_prompted_agents_are_rows_with_calls_and_cost(with_agents: Path):
     for population, part in evaluation_of(with_agents)["population"].items():
         for name, calls_a_turn in (("plain", 1), ("clam", 2)):
@@ -136,10 +150,22 @@ def test_prompted_agents_are_rows_with_calls_and_cost(with_agents: Path):
             for empty in ("seeds", "train_seconds", "decoding"):
                 assert row[empty] is None
         tree = part["methods"]["gdp_zero"]
+        assert tree["search"]["simulations"] == 4
         assert tree["calls"] > 10 and tree["setup_calls"] == 1 and tree["setup_cost"] > 0
         pairs = {(t["a"], t["b"]): t for t in part["tests"]}
         assert pairs["ilql", "plain"]["p_holm"] > 0
         assert pairs["ilql", "plain"]["episodes"] == 3
+
+
+def test_the_tree_search_walks_as_often_as_asked(with_agents: Path):
+    turns = [
+        message["annotations"]
+        for dialogue in conversations_of(with_agents)
+        if dialogue["source"]["method"] == "gdp_zero"
+        for message in dialogue["messages"]
+        if message["role"] == "assistant"
+    ]
+    assert turns and {sum(notes["visits"].values()) for notes in turns} == {4}
 
 
 def test_prompted_agents_are_in_table_and_report(with_agents: Path):
@@ -234,6 +260,11 @@ def test_the_key_is_in_no_file(with_agents: Path, with_human: Path, server: Mess
         (["--config.evaluation.human=prompted"], "config.llm.model must be the name of a model"),
         (["--config.evaluation.human=robot"], "must be one of world, prompted"),
         (["--config.evaluation.prompted_episodes=-1"], "prompted_episodes is -1"),
+        (
+            ["--config.evaluation.gdp_zero.simulations=0"],
+            "config.evaluation.gdp_zero.simulations: ",
+        ),
+        (["--config.evaluation.gdp_zero.q_0=2.0"], "config.evaluation.gdp_zero.q_0: expected"),
         (["--config.llm.max_in_flight=0"], "config.llm.max_in_flight must be a whole number"),
         (["--config.llm.model=m", "--config.llm.base_url=here"], "config.llm.base_url must be"),
     ],
@@ -257,7 +288,21 @@ def test_a_run_on_real_dialogues_has_nobody_to_talk_with():
         settings.check(config)
 
 
+def test_acts_of_the_tree_search_are_given_in_the_experiments_file():
+    config = config_with()
+    config.evaluation.gdp_zero.acts = {"ask": "Asks what is known."}
+    with pytest.raises(settings.ConfigError, match=r"config\.evaluation\.gdp_zero\.acts: expected"):
+        settings.check(config)
+    config.evaluation.gdp_zero.acts = {"ask": "Asks what is known.", "explain": "Explains."}
+    settings.check(config)
+    assert settings.agent_settings(config, "gdp_zero")["acts"]["explain"] == "Explains."
+    assert settings.agent_settings(config_with(), "gdp_zero")["acts"] is None
+
+
 AGENTS = ("--config.evaluation.prompted=plain", "--config.llm.model=m")
+TREE = ("--config.evaluation.prompted=plain,gdp_zero", "--config.llm.model=m")
+DEEPER = "--config.evaluation.gdp_zero.simulations=20"
+GUIDED = "--config.evaluation.human_guidance=They are shy."
 HUMAN = ("--config.evaluation.human=prompted", "--config.llm.model=m")
 
 
@@ -272,6 +317,11 @@ HUMAN = ("--config.evaluation.human=prompted", "--config.llm.model=m")
         (AGENTS, (*AGENTS, "--config.llm.cache=false"), ""),
         (AGENTS, (*AGENTS, "--config.llm.model=n"), "config.llm.model was 'm', now 'n'"),
         (AGENTS, (*AGENTS, "--config.evaluation.prompted_episodes=2"), "prompted_episodes was 0"),
+        (AGENTS, (*AGENTS, DEEPER), ""),  # plain has nothing of it
+        (AGENTS, (*TREE, DEEPER), ""),
+        (TREE, (*TREE, DEEPER), "gdp_zero.simulations was 10, now 20"),
+        (AGENTS, (*AGENTS, GUIDED), ""),  # for a human whom nobody plays
+        (HUMAN, (*HUMAN, GUIDED), "human_guidance was None, now 'They are shy.'"),
         ((), HUMAN, "config.evaluation.human was 'world', now 'prompted'"),
         (HUMAN, (), "config.evaluation.human was 'prompted', now 'world'"),
         (HUMAN, (*HUMAN, "--config.llm.base_url=http://b"), "config.llm.base_url was ''"),

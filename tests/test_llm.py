@@ -535,6 +535,28 @@ def test_a_line_cut_in_half_is_cut_off_and_only_it_is_asked_again(tmp_path):
         assert len(server.calls) == 7
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": ["a"]},
+        {"answer": "Hello."},
+        {"answer": {"text": "Hello."}},
+        {"usage": None},
+        {"usage": {"cost": "much"}},
+        {"dropped_cost": None},
+    ],
+)
+def test_a_line_that_was_edited_into_something_else_is_ignored(tmp_path, change, caplog):
+    path = tmp_path / "cache.jsonl"
+    with MessagesServer(answer) as server:
+        ask_all(config(server), tmp_path, requests(3))
+        first, *rest = lines(path)
+        path.write_text("".join(json.dumps(line) + "\n" for line in [first | change, *rest]))
+        found, _ = ask_all(config(server), tmp_path, requests(3))
+    assert [each.parsed.text for each in found] == [each.label for each in requests(3)]
+    assert len(server.calls) == 4
+
+
 def test_a_bounded_cache_drops_the_oldest_and_remembers_their_cost(tmp_path):
     path = tmp_path / "cache.jsonl"
     with MessagesServer(answer) as server:

@@ -1,7 +1,7 @@
 """The imagine stage with an LLM: from a description to `task.yaml`, dialogues and their card.
 
-Every answer is on disk (`llm/` in the run's folder) before it is used, so a run that was stopped
-goes on with the same command and asks nothing twice.
+Every answer is on disk (`llm/` in the run's folder, if not elsewhere) before it is used, so a run
+that was stopped goes on with the same command and asks nothing twice.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> tuple[list[D
 async def _run(
     config: ConfigDict, folder: RunFolder, console: Console
 ) -> tuple[list[Dialogue], str]:
-    client = Client(settings.imagination_llm(config), folder.llm)
+    client = _open_client(config, folder)
     try:
         task = await _task(config, folder, client)
-        console.print(f"Task: {folder.task} [dim](read it; edit it before --stage=imagine)[/dim]")
+        folder.begin_stage("imagine", config)  # stamped with the task, now that it is known
+        console.print(f"Task: {folder.task} [dim](--stage=derive ends here)[/dim]")
         imagined = await _imagine(config, task, client, console)
     finally:
         await client.close()
@@ -44,14 +45,33 @@ async def _run(
     )
 
 
+def _open_client(config: ConfigDict, folder: RunFolder) -> Client:
+    return Client(settings.imagination_llm(config), folder.answers(config.imagination))
+
+
 async def _task(config: ConfigDict, folder: RunFolder, client: Client) -> Task:
     """The task as it stands in `task.yaml`; derived and written there the first time."""
     if folder.task.exists():
         return Task.from_yaml(folder.task.read_text("utf-8"), str(folder.task))
-    name, given = given_task(config)
+    name, given = given_task(config, folder)
     task = await derive_task(client, name, given)
     write_atomically(folder.task, task.to_yaml())
     return task
+
+
+def derive(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    """Stage derive: `task.yaml` and nothing else, to be read and edited before it costs more."""
+
+    async def run() -> None:
+        client = _open_client(config, folder)
+        try:
+            await _task(config, folder, client)
+        finally:
+            await client.close()
+
+    asyncio.run(run())
+    console.print(folder.task.read_text("utf-8"), markup=False, highlight=False)
+    console.print(f"The task is in {folder.task}; what it says when the dialogues are made counts.")
 
 
 async def _imagine(config: ConfigDict, task: Task, client: Client, console: Console) -> Imagined:
@@ -65,14 +85,17 @@ async def _imagine(config: ConfigDict, task: Task, client: Client, console: Cons
         return await imagine_dialogues(client, task, engine, advance)
 
 
-def given_task(config: ConfigDict) -> tuple[str, dict[str, Any]]:
+def given_task(config: ConfigDict, folder: RunFolder) -> tuple[str, dict[str, Any]]:
     """The task's name, and what the settings say of it; what is missing is derived.
 
-    Without a description it is the task of the embedded world.
+    Without a description it is the task of the embedded world; without a world it is named after
+    the experiment.
     """
-    task = load_world(config.task.world).task
     given = {name: config.task[name] for name in settings.TASK_FIELDS}
     given["persona_axes"] = given["persona_axes"].to_dict()
+    if not config.task.world:
+        return folder.experiment or "task", given
+    task = load_world(config.task.world).task
     if not given["description"]:
         world = {name: getattr(task, name) for name in settings.TASK_FIELDS}
         given = world | {name: value for name, value in given.items() if value}
@@ -85,7 +108,7 @@ def print_plan(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     if folder.task.exists():
         task = Task.from_yaml(folder.task.read_text("utf-8"), str(folder.task))
     else:
-        name, given = given_task(config)
+        name, given = given_task(config, folder)
         task = {"name": name, **given}
     planned = plan(task, settings.engine_config(config), settings.imagination_llm(config))
     console.print(planned.to_markdown(), markup=False, highlight=False)

@@ -88,7 +88,13 @@ def _evaluate_without_llm(
 def _evaluate_with_llm(
     config: ConfigDict, folder: RunFolder, todo: list[Unit], console: Console
 ) -> None:
-    """One after the other in this process: the conversations of each are held at once."""
+    """One after the other in this process: the conversations of each are held at once.
+
+    That leaves some of `config.llm.max_in_flight` unused while a network finds its words and when
+    few conversations of a unit are left (with 200 and 100 conversations, 64 in flight and answers
+    after a second, 44 % on two busy cores). More at once would hold several networks in memory,
+    and most services limit the calls a minute before that.
+    """
     console.print(f"Evaluating {len(todo)} agents in conversation, with {config.llm.model}.")
     with prompted.open_client(config, folder) as client:
         jobs = []
@@ -188,7 +194,8 @@ def evaluate_prompted_agent(
     if counts.prompted_episodes:
         episodes = {name: min(n, counts.prompted_episodes) for name, n in episodes.items()}
     progress = Progress(report, sum(episodes.values()), client)
-    agent = prompted_agent(unit.method, progress.watched_client, scene.task)
+    how = settings.agent_settings(config, unit.method)
+    agent = prompted_agent(unit.method, progress.watched_client, scene.task, **how)
     human = prompted.human_for(config, scene, progress)
     _talk(config, folder, unit, scene, agent, human, episodes, progress)
     result = {"agent": agent.model_and_version, **prompted.made_with(human)}

@@ -40,7 +40,7 @@ def is_prompted(config: ConfigDict, unit: Unit) -> bool:
 @contextlib.contextmanager
 def open_client(config: ConfigDict, folder: RunFolder) -> Iterator[Client]:
     """The run's client. However it ends, calls in flight are awaited and stored."""
-    client = Client(settings.llm_config(config), folder.llm)
+    client = Client(settings.llm_config(config), folder.answers(config.llm))
     try:
         yield client
     finally:
@@ -64,7 +64,8 @@ class WatchedClient:
 def human_for(config: ConfigDict, scene: Scene, progress: Progress) -> Human:
     """Who the agents talk with."""
     if config.evaluation.human == "prompted":
-        return PromptedHuman(progress.watched_client, scene.task)
+        guidance = config.evaluation.human_guidance
+        return PromptedHuman(progress.watched_client, scene.task, guidance)
     return SimulatedHuman(scene.world)
 
 

@@ -135,7 +135,7 @@ def open_engine(config: ConfigDict, folder: RunFolder, task: Task) -> Iterator[O
     from imagination.llm import Client
     from imagination.prompted import run_async
 
-    client = Client(settings.hindsight_llm(config), folder.llm)
+    client = Client(settings.hindsight_llm(config), folder.answers(config.hindsight))
     how = {name: section[name] for name in ("way", "judge_votes", "conversations")}
     # A batch takes its time however small it is; every answer is kept anyway.
     chunk = _ALL if section.batch else section.conversations

@@ -24,7 +24,7 @@ from tensorboardX import SummaryWriter
 from experiments import config as settings
 from experiments.methods import parse_method, rounds_of
 from experiments.parallel import Report, run_units, workers_for
-from experiments.run_folder import RunFolder, Unit, write_atomically
+from experiments.run_folder import RunError, RunFolder, Unit, write_atomically
 from experiments.stages.imagine import is_for_training
 from ilql_jax import Trajectory
 from ilql_jax.batching import PackingConfig, packing_for
@@ -46,7 +46,9 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         tokenizer = DialogueTokenizer.load(folder.tokenizer)
     else:
         tokenizer = _tokenizer(config, to_learn_from)
-    packing(config, tokenizer.trajectories(dialogues))
+    trajectories = tokenizer.trajectories(dialogues)
+    _check_lengths(config, trajectories, console)
+    packing(config, trajectories)
     if not folder.tokenizer.exists():
         save_once(tokenizer, folder.tokenizer)
     made = _regenerated(folder, tokenizer, rounds_of(unit.method for unit in todo))
@@ -82,6 +84,40 @@ def _waves(todo: list[Unit]) -> list[list[Unit]]:
     for unit in todo:
         waves[parse_method(unit.method).on_pairs].append(unit)
     return [wave for wave in waves if wave]
+
+
+CUT_OFF = 0.01  # share of utterances longer than an agent may speak that is worth telling
+
+
+def _check_lengths(config: ConfigDict, trajectories: list[Trajectory], console: Console) -> None:
+    """Dialogues have to fit in the context, and their utterances should fit in an agent's turn.
+
+    Raises:
+        RunError: A dialogue that is too long; the message says how much room they all need.
+    """
+    longest = max(trajectories, key=lambda trajectory: len(trajectory.tokens))
+    needed, context = len(longest.tokens), config.model.max_positions
+    if needed > context:
+        count = sum(len(trajectory.tokens) > context for trajectory in trajectories)
+        raise RunError(
+            f"{longest.name}: {needed} tokens do not fit in the context of {context}, nor do "
+            f"{count - 1:,} shorter ones of {len(trajectories):,} dialogues. Set "
+            f"config.model.max_positions to {needed} or more; or shorten or drop them."
+        )
+    utterances = np.concatenate([_utterance_lengths(trajectory) for trajectory in trajectories])
+    cut_off = np.mean(utterances > config.decoding.max_utterance)
+    if cut_off > CUT_OFF:
+        console.print(
+            f"{cut_off:.0%} of what agents say in the dialogues is longer than "
+            f"config.decoding.max_utterance, {config.decoding.max_utterance} tokens, at which "
+            f"agents will be cut off in conversation; the longest takes {utterances.max()}."
+        )
+
+
+def _utterance_lengths(trajectory: Trajectory) -> np.ndarray:
+    """Tokens of each of the agent's utterances, with the one that ends it."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], trajectory.is_action, [False]])))
+    return edges[1::2] - edges[::2]
 
 
 def units(config: ConfigDict) -> list[Unit]:

@@ -25,8 +25,8 @@ import anthropic
 
 from imagination.llm.config import LLMConfig
 from imagination.llm.journal import Journal
-from imagination.llm.requests import LLMError
-from imagination.llm.transport import NotDelivered, Transport
+from imagination.llm.requests import LLMError, NotDelivered
+from imagination.llm.transport import Transport
 
 # Limits of one batch; the API's own are 100,000 requests and 256 MB.
 MOST_REQUESTS = 10_000

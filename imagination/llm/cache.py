@@ -86,13 +86,14 @@ class Cache:
         sizes: dict[str, int] = {}
         dropped_cost = 0.0
         for size, record in journal.read():
-            if "dropped_cost" in record:
-                dropped_cost = float(record["dropped_cost"])
-                continue
             try:
-                key, reply = record["key"], _reply(record)
-            except (KeyError, TypeError) as error:
-                logger.warning("%s: a line without %s is ignored", journal.path, error)
+                if "dropped_cost" in record:
+                    dropped_cost = float(record["dropped_cost"])
+                    continue
+                key, reply = str(record["key"]), _reply(record)
+            except (KeyError, TypeError, ValueError) as error:
+                # As somebody may leave it who edits the file by hand.
+                logger.warning("%s: a line that is no answer is ignored (%s)", journal.path, error)
                 continue
             sizes[key] = sizes.get(key, 0) + size
             self._replies[key] = reply
@@ -124,4 +125,5 @@ class Cache:
 
 
 def _reply(record: dict[str, Any]) -> Reply:
-    return Reply(**record["answer"], usage=Usage(**record["usage"]))
+    usage = {**record["usage"], "cost": float(record["usage"]["cost"])}
+    return Reply(**record["answer"], usage=Usage(**usage))

@@ -11,16 +11,18 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from imagination.llm.batches import Batches
 from imagination.llm.cache import Cache, Reply
 from imagination.llm.config import LLMConfig
 from imagination.llm.journal import Journal
 from imagination.llm.metering import Budget, Meter
 from imagination.llm.reasking import Chain
-from imagination.llm.requests import Answer, Failure, LLMError, Request
-from imagination.llm.transport import NotDelivered, Transport
+from imagination.llm.requests import Answer, Failure, LLMError, NotDelivered, Request
+
+if TYPE_CHECKING:  # the SDK behind these is loaded with the first call
+    from imagination.llm.batches import Batches
+    from imagination.llm.transport import Transport
 
 # A long list of cached answers lets others have a turn after this many.
 _HELD_IN_ONE_GO = 200
@@ -239,6 +241,8 @@ class Client:
         body = chain.tip.body(self.config.model, self.config.max_tokens)
         transport = self._service()
         if self._batches is None:
+            from imagination.llm.batches import Batches
+
             self._batches = Batches(self.config, self.folder, transport)
         tip_key = chain.tip.key(self.config.model)
         worst = self.config.worst_cost(body, batch=True)
@@ -261,6 +265,8 @@ class Client:
     def _service(self) -> Transport:
         # Not before the first call: a run whose answers are all on disk needs no key.
         if self._transport is None:
+            from imagination.llm.transport import Transport
+
             self._transport = Transport(self.config)
         return self._transport
 

@@ -1,4 +1,8 @@
-"""What goes to an LLM and what comes back: `Request`, `Answer`, `Failure`, and the errors."""
+"""What goes to an LLM and what comes back: `Request`, `Answer`, `Failure`, and the errors.
+
+The SDK takes a second to load, so it is imported where the first call is made, here and in
+`client.py`: a run that needs no call, as all answers are on disk, goes without.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import anthropic
 import pydantic
 
 
@@ -19,6 +22,10 @@ class LLMError(RuntimeError):
 
 class CostLimitError(LLMError):
     """The next call could have passed `max_cost`."""
+
+
+class NotDelivered(Exception):
+    """A call that failed on the way, after all retries. Says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +182,8 @@ def _sent_schema(schema: type[pydantic.BaseModel]) -> dict[str, Any]:
     What the dialect lacks (lengths, bounds) becomes part of a description, and is checked when
     the answer is validated here.
     """
+    import anthropic
+
     try:
         return anthropic.transform_schema(schema)
     except (ValueError, TypeError, AssertionError) as error:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import anthropic
 
 from imagination.llm.config import LLMConfig
-from imagination.llm.requests import LLMError
+from imagination.llm.requests import LLMError, NotDelivered
 
 KEY_VARIABLE = "ANTHROPIC_API_KEY"
 PLACEHOLDER_KEY = "no-key-is-set"
@@ -29,10 +29,6 @@ _GIVEN_UP_IN_A_ROW = 8
 
 # Shorter keys, as local servers take them ("ollama"), are ordinary words in an answer.
 _SHORTEST_SECRET = 16
-
-
-class NotDelivered(Exception):
-    """A call that failed on the way, after all retries. Says why."""
 
 
 class Transport:

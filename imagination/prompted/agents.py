@@ -46,7 +46,7 @@ class PromptedAgent:
         self.task = task
 
     @property
-    def model_and_version(self) -> dict[str, str]:
+    def model_and_version(self) -> dict[str, Any]:
         """Model and prompts, for the results."""
         versions = ", ".join(load_prompt(name).version for name in self.prompts)
         return {"model": self.client.config.model, "prompt": versions}
@@ -182,6 +182,12 @@ class ActWeights(pydantic.BaseModel):
     weights: list[ActWeight]
 
 
+def check_acts(acts: Mapping[str, str]) -> None:
+    """Raises `ValueError` unless there is a choice, each act with its description."""
+    if len(acts) < 2 or not all(isinstance(text, str) and text.strip() for text in acts.values()):
+        raise ValueError(f"gdp_zero, acts: expected two or more, each described, got {acts!r}")
+
+
 class GdpZeroAgent(PromptedAgent):
     """Looks ahead with a prompted model: GDP-ZERO (Yu et al. 2023, arXiv 2305.13660).
 
@@ -200,7 +206,6 @@ class GdpZeroAgent(PromptedAgent):
         client: Asks the model.
         task: Gives the description, the roles, the scale and the turn limit.
         acts: Name -> what is done; None lets the model list them.
-        value_samples: Estimates averaged for the value of a leaf (published code: 10).
         **search: Fields of `SearchConfig`.
 
     Raises:
@@ -214,18 +219,19 @@ class GdpZeroAgent(PromptedAgent):
         client: Client,
         task: Task,
         acts: Mapping[str, str] | None = None,
-        value_samples: int = 1,
         **search: Any,
     ):
         super().__init__(client, task)
-        if acts is not None and len(acts) < 2:
-            raise ValueError(f"gdp_zero, acts: expected two or more to choose from, got {acts!r}")
-        if value_samples < 1:
-            raise ValueError(f"gdp_zero, value_samples: expected 1 or more, got {value_samples!r}")
+        if acts is not None:
+            check_acts(acts)
         self.search = SearchConfig(**search)
         self.acts = dict(acts) if acts is not None else None
-        self.value_samples = value_samples
         self.setup_calls, self.setup_cost = 0, 0.0
+
+    @property
+    def model_and_version(self) -> dict[str, Any]:
+        """Model and prompts, and how it searched."""
+        return {**super().model_and_version, "search": dataclasses.asdict(self.search)}
 
     async def _respond_to_all(self, conversations: Sequence[Conversation]) -> list[Utterance]:
         if self.acts is None and conversations:
@@ -326,7 +332,7 @@ class _PromptedGame:
         estimates = await all_of(
             [
                 self._ask("value", rating_on(worst, best), state.turns, over=state.over, **scale)
-                for _ in range(self._agent.value_samples)
+                for _ in range(self._agent.search.value_samples)
             ]
         )
         mean = sum(estimate.rating for estimate in estimates) / len(estimates)
@@ -360,7 +366,7 @@ def prompted_agent(name: str, client: Client, task: Task, **settings: Any) -> Pr
     if name not in AGENTS:
         raise ValueError(f"there is no prompted agent {name!r}; there are {', '.join(AGENTS)}")
     known = [field.name for field in dataclasses.fields(SearchConfig)]
-    known = ["acts", "value_samples", *known] if name == "gdp_zero" else []
+    known = ["acts", *known] if name == "gdp_zero" else []
     for setting in settings:
         if setting not in known:
             there_are = f"it has {', '.join(known)}" if known else "it has none"

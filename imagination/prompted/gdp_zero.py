@@ -38,25 +38,37 @@ class Game(Protocol[State]):
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """How long and how boldly to search: the settings of the published code, with half the walks.
+    """How long and how boldly to search; fewer walks and estimates than in the published code.
 
     Attributes:
-        simulations: Walks down the tree per turn.
+        simulations: Walks down the tree per turn (published code: 20).
         c_puct: Weight of the prior against the values.
         q_0: Value of an act that was never tried; 0 is neither good nor bad.
         max_realizations: Ways in words kept for a sequence of acts, then drawn from again.
+        value_samples: Estimates that a game averages for the value of a state (published code: 10).
+
+    Raises:
+        ValueError: A value that cannot be; the message names the field and what it may be.
     """
 
     simulations: int = 10
     c_puct: float = 1.0
     q_0: float = 0.0
     max_realizations: int = 3
+    value_samples: int = 1
 
     def __post_init__(self) -> None:
-        for field, least in (("simulations", 1), ("max_realizations", 1), ("c_puct", 0.0)):
+        for field in ("simulations", "max_realizations", "value_samples"):
             value = getattr(self, field)
-            if value < least:
-                raise ValueError(f"gdp_zero, {field}: expected at least {least}, got {value!r}")
+            if not isinstance(value, int) or value < 1:
+                self._refuse(field, "a whole number of at least 1")
+        if not 0 <= self.c_puct < math.inf:
+            self._refuse("c_puct", "a number of at least 0")
+        if not -1 <= self.q_0 <= 1:
+            self._refuse("q_0", "a value from -1 to 1")
+
+    def _refuse(self, field: str, expected: str) -> None:
+        raise ValueError(f"gdp_zero, {field}: expected {expected}, got {getattr(self, field)!r}")
 
 
 @dataclasses.dataclass
