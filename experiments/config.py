@@ -75,7 +75,7 @@ def base_config() -> ConfigDict:
     # How finished dialogues are looked back on; done where a method learns from it.
     config.hindsight = ConfigDict()
     config.hindsight.engine = "world"  # who plays its parts: world, or anthropic (an LLM)
-    config.hindsight.max_changes = 1  # turns put better, each in a new dialogue of its own
+    config.hindsight.max_changes = 2  # turns put better, each in a new dialogue of its own
     config.hindsight.calibration_dialogues = 300  # that the reward model is first compared on
     config.hindsight.min_agreement = 0.3  # rank correlation with known rewards; -1 = go on anyway
     # With a world (see imagination/hindsight/world.py):
@@ -203,6 +203,7 @@ def look_back(config: ConfigDict) -> None:
     """For tasks with few dialogues: methods that learn from hindsight, beside those that do not."""
     config.imagination.dialogues = 3000
     config.methods = _WITH_HINDSIGHT
+    config.train.steps = 3000
     config.chat.method = "ilql_hindsight1"
 
 
