@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from ml_collections import ConfigDict
 
-from experiments.methods import rounds_of
+from experiments.methods import parse_method, rounds_of
 
 STAGES = ("imagine", "regenerate", "train", "evaluate", "report")
 
@@ -27,7 +27,7 @@ STAGES = ("imagine", "regenerate", "train", "evaluate", "report")
 _SHAPED_BY = {
     "imagine": ("seed", "data", "task", "imagination"),
     "regenerate": ("hindsight",),
-    "train": ("tokenizer", "model", "train", "objective"),
+    "train": ("tokenizer", "model", "train", "objective", "dpo"),
     "evaluate": ("decoding", "evaluation"),
 }
 # So does `evaluation.prompted`: agents that can be added later, with the settings they alone have.
@@ -35,8 +35,8 @@ _OF_PROMPTED = ("evaluation.prompted", "evaluation.prompted_episodes")
 # What makes an LLM's answers what they are; all else in config.llm is about getting them.
 _OF_LLM = ("llm.model", "llm.base_url")
 _ADDED_WITH_PROMPTED = ("evaluation.prompted_episodes", *_OF_LLM)
-# And hindsight, by a method that learns from it.
-_OF_HINDSIGHT = "hindsight."
+# And hindsight and dpo, by a method that needs them.
+_ADDED_WITH_METHODS = ("hindsight.", "dpo.")
 # How an LLM is asked, at which price, changes no answer.
 _NEVER_SHAPING = (
     *("max_in_flight", "max_retries", "timeout", "batch", "batch_poll", "conversations"),
@@ -260,6 +260,8 @@ def _shaping(stage: str, config: ConfigDict) -> dict[str, Any]:
     for section in sections:
         if section == "hindsight" and not rounds_of(config.methods):
             continue
+        if section == "dpo" and not any(parse_method(name).on_pairs for name in config.methods):
+            continue
         value = config[section]
         if isinstance(value, ConfigDict):
             values = _lists(value.to_dict())
@@ -271,7 +273,7 @@ def _shaping(stage: str, config: ConfigDict) -> dict[str, Any]:
 
 
 def _may_be_added(key: str) -> bool:
-    return key in _ADDED_WITH_PROMPTED or key.startswith(_OF_HINDSIGHT)
+    return key in _ADDED_WITH_PROMPTED or key.startswith(_ADDED_WITH_METHODS)
 
 
 def _llm_shaping(config: ConfigDict) -> dict[str, Any]:
