@@ -135,6 +135,12 @@ def base_config() -> ConfigDict:
     config.objective.awac_max_weight = 20.0
     config.objective.fbc_fraction = 0.25  # filtered BC keeps this share of the dialogues
 
+    # How dpo goes on from what bc has learned. Short and slow: pairs are soon learned by heart.
+    config.dpo = ConfigDict()
+    config.dpo.kl_weight = 0.1  # β: the larger, the closer it stays to bc
+    config.dpo.steps = 500
+    config.dpo.learning_rate_factor = 0.1  # of the peaks in config.train
+
     # Ways of choosing words, by what is learned; each training's is picked on validation episodes.
     config.decoding = ConfigDict()
     config.decoding.bc = ("sampled", "sampled at 0.5", "greedy")
@@ -208,7 +214,7 @@ def look_back(config: ConfigDict) -> None:
 
 
 _WITHOUT_HINDSIGHT = ("bc", "fbc", "ilql")
-_WITH_HINDSIGHT = (*_WITHOUT_HINDSIGHT, "ilql_hindsight1", "ilql_hindsight2")
+_WITH_HINDSIGHT = (*_WITHOUT_HINDSIGHT, "ilql_hindsight1", "ilql_hindsight2", "dpo")
 
 
 def on_real_dialogues(config: ConfigDict) -> dict[str, Any]:
@@ -235,6 +241,7 @@ def on_real_dialogues(config: ConfigDict) -> dict[str, Any]:
         "train.weight_decay": 0.1,
         "train.checkpoint_every": 100,
         "train.log_every": 10,
+        "dpo.steps": 60,
         "objective.trace_fade": (0.3, 0.8),
     }
 
@@ -246,13 +253,24 @@ def read_options(config: ConfigDict) -> ReadOptions:
 
 def objective_config(config: ConfigDict, method: str) -> ObjectiveConfig:
     """What a method learns."""
-    return ObjectiveConfig(method=parse_method(method).objective, **config.objective.to_dict())
+    settings = config.objective.to_dict()
+    if parse_method(method).on_pairs:
+        settings["kl_weight"] = config.dpo.kl_weight
+    return ObjectiveConfig(method=parse_method(method).objective, **settings)
 
 
-def train_config(config: ConfigDict) -> TrainConfig:
+def train_config(config: ConfigDict, method: str) -> TrainConfig:
     """How long and how fast."""
-    fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    return TrainConfig(**{k: v for k, v in config.train.to_dict().items() if k in fields})
+    found = TrainConfig(**_of_section(config.train, TrainConfig))
+    if not parse_method(method).on_pairs:
+        return found
+    factor = config.dpo.learning_rate_factor
+    return dataclasses.replace(
+        found,
+        steps=config.dpo.steps,
+        learning_rate=factor * found.learning_rate,
+        muon_learning_rate=factor * found.muon_learning_rate,
+    )
 
 
 def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
@@ -501,11 +519,12 @@ def check(config: ConfigDict, judged: bool = True) -> None:
     _check_evaluation(config)
     _check_llm(config)
     builders: dict[str, Any] = {
-        "train": lambda: train_config(config),
         "model": lambda: model_config(config, config.tokenizer.vocab_size),
         "data": lambda: read_options(config),
     }
     for method in config.methods:
+        section = "dpo" if parse_method(method).on_pairs else "train"
+        builders[section] = lambda method=method: train_config(config, method)
         builders[f"objective ({method})"] = lambda method=method: objective_config(config, method)
         objective = parse_method(method).objective
         builders[f"decoding.{objective}"] = lambda method=method: decodings(config, method)

@@ -20,7 +20,7 @@ import yaml
 from ml_collections import ConfigDict
 
 from experiments.config import imagines_with_llm
-from experiments.methods import rounds_of
+from experiments.methods import parse_method, rounds_of
 from imagination.task import Task
 
 STAGES = ("imagine", "regenerate", "train", "evaluate", "report")
@@ -30,7 +30,7 @@ STAGES = ("imagine", "regenerate", "train", "evaluate", "report")
 _SHAPED_BY = {
     "imagine": ("seed", "data", "task", "imagination"),
     "regenerate": ("hindsight",),
-    "train": ("tokenizer", "model", "train", "objective"),
+    "train": ("tokenizer", "model", "train", "objective", "dpo"),
     "evaluate": ("decoding", "evaluation"),
 }
 # So does `evaluation.prompted`: agents that can be added later, with the settings they alone have.
@@ -41,8 +41,8 @@ _OF_PROMPTED = (
 # What makes an LLM's answers what they are; all else in config.llm is about getting them.
 _OF_LLM = ("llm.model", "llm.base_url")
 _ADDED_WITH_PROMPTED = ("evaluation.prompted_episodes", *_OF_LLM)
-# And hindsight, by a method that learns from it.
-_OF_HINDSIGHT = "hindsight."
+# And hindsight, dpo and the tree search, by a method or an agent that needs them.
+_ADDED_WITH_METHODS = ("hindsight.", "dpo.", "evaluation.gdp_zero.")
 # Keys of task.yaml among the settings. Where success begins may be set anew when there are
 # dialogues: results are counted by it.
 _TASK = "task.yaml:"
@@ -310,6 +310,8 @@ def _shaping(stage: str, config: ConfigDict) -> dict[str, Any]:
     for section in sections:
         if section == "hindsight" and not rounds_of(config.methods):
             continue
+        if section == "dpo" and not any(parse_method(name).on_pairs for name in config.methods):
+            continue
         value = config[section]
         if isinstance(value, ConfigDict):
             values = _lists(value.to_dict())
@@ -325,7 +327,7 @@ def _named(key: str) -> str:
 
 
 def _may_be_added(key: str) -> bool:
-    return key in _ADDED_WITH_PROMPTED or key.startswith((_OF_HINDSIGHT, "evaluation.gdp_zero."))
+    return key in _ADDED_WITH_PROMPTED or key.startswith(_ADDED_WITH_METHODS)
 
 
 def _llm_shaping(config: ConfigDict) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def check_trajectories(trajectories: Sequence[Trajectory], row_length: int) -> N
             )
 
 
-def _check_fit(trajectories: Sequence[Trajectory], packing: PackingConfig) -> None:
+def check_fit(trajectories: Sequence[Trajectory], packing: PackingConfig) -> None:
     """`check_trajectories`, and that each one's decisions fit in a row's slots."""
     check_trajectories(trajectories, packing.row_length)
     for trajectory in trajectories:
@@ -125,25 +125,40 @@ def make_batches(
     The iterator's `get_state()` and `set_state()` hold its position, so that a resumed run sees
     the batches that an uninterrupted one would have seen.
     """
-    _check_fit(trajectories, packing)
-    elements = [_element(t, packing) for t in trajectories]
+    check_fit(trajectories, packing)
+    elements = [to_element(t, packing) for t in trajectories]
+    rows = pack_rows(elements, element_lengths(packing), packing.batch_rows, seed)
+    return iter(rows.map(assemble_row).batch(packing.batch_rows).map(assemble_batch))
+
+
+def pack_rows(
+    elements: Sequence[dict[str, np.ndarray]],
+    lengths: dict[str, int],
+    batch_rows: int,
+    seed: int,
+) -> grain.IterDataset:
+    """An endless stream of rows, each filled with whole elements; reshuffled every epoch.
+
+    Args:
+        elements: Name -> array, whose first axis is what fills up.
+        lengths: Name -> room for it in a row.
+        batch_rows: Rows that go into a batch afterwards.
+        seed: Of the order.
+    """
     rows = grain.MapDataset.source(elements).seed(seed).shuffle().repeat(None)
-    rows = rows.to_iter_dataset(_IN_MEMORY)
-    rows = grain.experimental.FirstFitPackIterDataset(
-        rows,
-        length_struct=_lengths(packing),
+    return grain.experimental.FirstFitPackIterDataset(
+        rows.to_iter_dataset(_IN_MEMORY),
+        length_struct=lengths,
         # More bins than a batch needs pack tighter; few enough that an epoch hardly leaks.
-        num_packing_bins=2 * packing.batch_rows,
+        num_packing_bins=2 * batch_rows,
         seed=seed,
     )
-    rows = rows.map(_assemble_row).batch(packing.batch_rows)
-    return iter(rows.map(_assemble_batch))
 
 
 def one_per_row(trajectories: Sequence[Trajectory], packing: PackingConfig) -> Iterator[Batch]:
     """Every trajectory once, in order, each in a row of its own; empty rows fill the last batch."""
-    _check_fit(trajectories, packing)
-    lengths = _lengths(packing)
+    check_fit(trajectories, packing)
+    lengths = element_lengths(packing)
     for start in range(0, len(trajectories), packing.batch_rows):
         rows = {
             name: np.zeros((packing.batch_rows, length, *_EXTRA_AXES[name]), np.float64)
@@ -152,10 +167,10 @@ def one_per_row(trajectories: Sequence[Trajectory], packing: PackingConfig) -> I
         segments = np.zeros((packing.batch_rows, packing.row_length), np.int32)
         for row, trajectory in enumerate(trajectories[start : start + packing.batch_rows]):
             segments[row, : len(trajectory.tokens)] = 1
-            for name, array in _element(trajectory, packing).items():
+            for name, array in to_element(trajectory, packing).items():
                 rows[name][row, : len(array)] = array
         positions = np.arange(packing.row_length) * segments
-        yield _assemble_batch({**rows, "segment_ids": segments, "positions": positions})
+        yield assemble_batch({**rows, "segment_ids": segments, "positions": positions})
 
 
 # The elements are already in memory: reading them ahead in threads only costs time.
@@ -174,7 +189,8 @@ _EXTRA_AXES = {
 }
 
 
-def _element(trajectory: Trajectory, packing: PackingConfig) -> dict[str, np.ndarray]:
+def to_element(trajectory: Trajectory, packing: PackingConfig) -> dict[str, np.ndarray]:
+    """A trajectory as the packer takes it: named arrays, indices counted from its start."""
     element = {"tokens": np.asarray(trajectory.tokens, np.int32)}
     by_token = token_transitions(trajectory, packing.token_discount)
     by_utterance = utterance_transitions(trajectory, packing.utterance_discount)
@@ -185,7 +201,8 @@ def _element(trajectory: Trajectory, packing: PackingConfig) -> dict[str, np.nda
     return element
 
 
-def _lengths(packing: PackingConfig) -> dict[str, int]:
+def element_lengths(packing: PackingConfig) -> dict[str, int]:
+    """Room in a row for each array of an element."""
     return {
         "tokens": packing.row_length,
         "token_integers": packing.actions_per_row,
@@ -259,7 +276,7 @@ def _count_utterances(trajectory: Trajectory) -> int:
     return len(_utterance_bounds(trajectory)[0])
 
 
-def _assemble_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def assemble_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Drops the packer's bookkeeping and moves indices from the dialogue's start to the row's."""
     segments, positions = packed["tokens_segment_ids"], packed["tokens_positions"]
     starts = np.concatenate([[0], np.flatnonzero((positions == 0) & (segments > 0))])
@@ -274,7 +291,9 @@ def _assemble_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in row.items()}
 
 
-def _assemble_batch(rows: dict[str, np.ndarray]) -> Batch:
+def assemble_batch(rows: dict[str, np.ndarray]) -> Batch:
+    """Stacked rows to a batch."""
+
     def transitions(level: str) -> Transitions:
         integers, reals = rows[f"{level}_integers"], rows[f"{level}_reals"]
         columns = {n: integers[..., i].astype(np.int32) for i, n in enumerate(_INTEGERS)}

@@ -6,7 +6,7 @@ function is used with what, method by method, is in `objectives.py`.
 
 Sources: ILQL is Snell et al. 2022 (arXiv 2206.11871), the expectile is IQL, Kostrikov et al. 2021
 (arXiv 2110.06169), the CQL term is Kumar et al. 2020 (arXiv 2006.04779), AWAC weights are Nair et
-al. 2020 (arXiv 2006.09359).
+al. 2020 (arXiv 2006.09359), DPO is Rafailov et al. 2023 (arXiv 2305.18290).
 """
 
 from __future__ import annotations
@@ -142,6 +142,56 @@ def awac_weights(
     # The cap is applied to the exponent too, so that exp never overflows.
     exponent = jnp.minimum(beta * lax.stop_gradient(advantage), jnp.log(max_weight))
     return jnp.exp(exponent)
+
+
+def implied_reward(
+    log_prob: Float[Array, "..."], reference_log_prob: Float[Array, "..."], kl_weight: float
+) -> Float[Array, "..."]:
+    """`β (log π(y | x) − log π_ref(y | x))`, elementwise over utterances (DPO, sec. 4).
+
+    The reward for which π would be the best policy, up to a term of x that all utterances share.
+    No gradient flows into the reference.
+
+    Args:
+        log_prob: Of whole utterances under the policy, any shape.
+        reference_log_prob: Same shape; under the frozen reference policy.
+        kl_weight: β > 0, weight of the KL to the reference in what the policy is best at: the
+            larger, the less it has to move to prefer one utterance to another.
+
+    Raises:
+        ValueError: Shapes differ, or the weight is not above 0.
+    """
+    _same_shape(log_prob=log_prob, reference_log_prob=reference_log_prob)
+    if not kl_weight > 0:
+        raise ValueError(f"kl_weight must be above 0, got {kl_weight}.")
+    return kl_weight * (log_prob - lax.stop_gradient(reference_log_prob))
+
+
+def dpo_loss(
+    chosen: Float[Array, "..."],
+    rejected: Float[Array, "..."],
+    reference_chosen: Float[Array, "..."],
+    reference_rejected: Float[Array, "..."],
+    kl_weight: float,
+) -> Float[Array, "..."]:
+    """`−log σ(r̂(x, y_w) − r̂(x, y_l))` with r̂ the implied reward, elementwise (DPO, eq. 7).
+
+    log 2 where the policy is the reference; no gradient flows into the reference.
+
+    Args:
+        chosen: log π of the better utterance (y_w), summed over its tokens; any shape.
+        rejected: log π of the worse utterance (y_l) in the same state.
+        reference_chosen: log π_ref of the better.
+        reference_rejected: log π_ref of the worse.
+        kl_weight: β of `implied_reward`.
+
+    Raises:
+        ValueError: Shapes differ, or the weight is not above 0.
+    """
+    _same_shape(chosen=chosen, rejected=rejected)
+    better = implied_reward(chosen, reference_chosen, kl_weight)
+    worse = implied_reward(rejected, reference_rejected, kl_weight)
+    return jax.nn.softplus(worse - better)
 
 
 def monte_carlo_returns(

@@ -6,8 +6,9 @@
 | `fbc` | the same, on the dialogues of highest return (`select_trajectories` filters) |
 | `mc` | Q by regression on Monte-Carlo returns, beside the policy |
 | `ilql` | Q by bootstrapping from V, V as an upper expectile of Q, beside the policy |
+| `dpo` | the policy from pairs of utterances, one better than the other (`preferences.py`) |
 
-The policy of the last two is cloned, plainly or with AWAC's weights (`awac_temperature`).
+The policy of mc and ilql is cloned, plainly or with AWAC's weights (`awac_temperature`).
 
 What a *decision* is, and so how far a reward has to travel, is `ObjectiveConfig.credit`: every
 token (the paper), or every utterance, which makes the horizon that of the conversation. How many
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,7 @@ from ilql_jax import losses
 from ilql_jax.batching import Batch
 from ilql_jax.losses import NEXT_UTTERANCE, SAME_UTTERANCE, Transitions
 from ilql_jax.models import ActorCritic, QHeads
+from ilql_jax.preferences import PreferenceBatch, split_pairs
 from ilql_jax.trajectory import Trajectory, TrajectoryError
 
 Metrics = dict[str, Array]
@@ -39,7 +42,7 @@ class ObjectiveConfig:
     """What is learned and how (defaults: values over utterances, settings of this project).
 
     Attributes:
-        method: bc, fbc, mc or ilql.
+        method: bc, fbc, mc, ilql or dpo.
         credit: "utterance": one Q for an utterance (read as `ModelConfig.utterance_q` says), V at
             its start. "token": both at every token.
         expectile: τ of V's loss; 0.5 = mean, towards 1 = best of the data.
@@ -54,6 +57,8 @@ class ObjectiveConfig:
             cloning.
         awac_max_weight: Cap of that weight.
         fbc_fraction: Share of the dialogues that filtered BC keeps.
+        kl_weight: β of DPO, the weight of the KL to the reference policy: the larger, the closer
+            the policy stays to it.
     """
 
     method: str = "ilql"
@@ -67,6 +72,7 @@ class ObjectiveConfig:
     awac_temperature: float = 0.0
     awac_max_weight: float = 20.0
     fbc_fraction: float = 0.25
+    kl_weight: float = 0.1
 
     def __post_init__(self):
         _one_of("method", self.method, tuple(OBJECTIVES))
@@ -76,7 +82,8 @@ class ObjectiveConfig:
             raise ValueError(f"expectile is {self.expectile}, but must lie in (0, 1).")
         for name in ("token_trace", "utterance_trace"):
             _within(name, getattr(self, name), 0, 1)
-        _within("awac_max_weight", self.awac_max_weight, 0, float("inf"), open_at_zero=True)
+        for name in ("awac_max_weight", "kl_weight"):
+            _within(name, getattr(self, name), 0, float("inf"), open_at_zero=True)
         for name in ("cql_weight", "value_loss_weight", "awac_temperature"):
             _within(name, getattr(self, name), 0, float("inf"))
         if len(self.trace_fade) != 2 or not 0 <= self.trace_fade[0] <= self.trace_fade[1] <= 1:
@@ -166,12 +173,47 @@ def mc(
     return ilql(model, target_q, batch, monte_carlo, progress)
 
 
+def dpo(
+    model: ActorCritic,
+    target_q: QHeads,
+    batch: PreferenceBatch,
+    config: ObjectiveConfig,
+    progress: Float[Array, ""],
+) -> tuple[Float[Array, ""], Metrics]:
+    """Direct preference optimization: the better of two utterances made likelier than the worse.
+
+    Metrics beside the loss, of the implied rewards: `accuracy`, the share of the pairs where that
+    of the better is higher; `margin`, by how much on average; and both means.
+    """
+    del target_q, progress
+    rows = batch.dialogues
+    hidden = model.trunk(rows.tokens, rows.segment_ids, rows.positions)
+    token_log_prob = -_policy_loss(model, hidden, rows.by_token) * rows.by_token.weight
+    log_prob = _sum_by_utterance(token_log_prob, rows)
+    (chosen, rejected), (reference_chosen, reference_rejected), (weight, _) = map(
+        split_pairs, (log_prob, batch.reference_log_prob, rows.by_utterance.weight)
+    )
+    each = losses.dpo_loss(chosen, rejected, reference_chosen, reference_rejected, config.kl_weight)
+    loss = losses.weighted_mean(each, weight)
+    better = losses.implied_reward(chosen, reference_chosen, config.kl_weight)
+    worse = losses.implied_reward(rejected, reference_rejected, config.kl_weight)
+    metrics = {
+        "accuracy": (better > worse).astype(jnp.float32),
+        "margin": better - worse,
+        "chosen_reward": better,
+        "rejected_reward": worse,
+    }
+    means = {name: losses.weighted_mean(values, weight) for name, values in metrics.items()}
+    return loss, {"loss": loss, **means}
+
+
 Objective = Callable[
-    [ActorCritic, QHeads, Batch, ObjectiveConfig, Float[Array, ""]],
+    [ActorCritic, QHeads, Any, ObjectiveConfig, Float[Array, ""]],
     tuple[Float[Array, ""], Metrics],
 ]
-OBJECTIVES: dict[str, Objective] = {"bc": bc, "fbc": bc, "mc": mc, "ilql": ilql}
+OBJECTIVES: dict[str, Objective] = {"bc": bc, "fbc": bc, "mc": mc, "ilql": ilql, "dpo": dpo}
 LEARNS_VALUES = ("mc", "ilql")  # the others leave the value heads as they were made
+LEARNS_FROM_PAIRS = ("dpo",)  # and from `PreferenceBatch`es, the others from `Batch`es
 
 
 def select_trajectories(

@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ilql_jax import losses
-from ilql_jax.batching import Batch, PackingConfig, one_per_row
+from ilql_jax.batching import Batch, PackingConfig, one_per_row, packing_for
 from ilql_jax.models import ModelConfig, Params, with_params
 from ilql_jax.objectives import gather, q_of_utterances
+from ilql_jax.preferences import PreferencePair
 from ilql_jax.trajectory import Trajectory
 
 
@@ -61,6 +62,16 @@ def score(
                     Scores(log_prob[row, tokens], v[row, utterances], q[row, utterances])
                 )
     return results
+
+
+def pair_log_probs(
+    pairs: Sequence[PreferencePair], config: ModelConfig, params: Params, batch_rows: int
+) -> Float[np.ndarray, "pairs 2"]:
+    """log π of the better and of the worse utterance of each pair, summed over its tokens."""
+    halves = [half for pair in pairs for half in (pair.chosen, pair.rejected)]
+    packing = packing_for(halves, batch_rows, max(len(half.tokens) for half in halves))
+    sums = [scores.log_prob.sum() for scores in score(halves, config, params, packing)]
+    return np.asarray(sums, np.float32).reshape(len(pairs), 2)
 
 
 @functools.partial(jax.jit, static_argnames="config")

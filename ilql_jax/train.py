@@ -29,8 +29,17 @@ from ilql_jax.models import (
     q_heads_with_params,
     with_params,
 )
-from ilql_jax.objectives import OBJECTIVES, ObjectiveConfig
+from ilql_jax.objectives import LEARNS_FROM_PAIRS, OBJECTIVES, ObjectiveConfig
+from ilql_jax.preferences import (
+    PreferenceBatch,
+    Preferences,
+    check_pairs,
+    make_preference_batches,
+)
+from ilql_jax.scoring import pair_log_probs
 from ilql_jax.trajectory import Trajectory
+
+AnyBatch = Batch | PreferenceBatch
 
 
 class NotFiniteError(FloatingPointError):
@@ -117,12 +126,15 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), update)
 
 
-def init_state(model_config: ModelConfig, train_config: TrainConfig, seed: int) -> TrainState:
-    """A fresh network; its target Q heads start as a copy."""
+def init_state(
+    model_config: ModelConfig, train_config: TrainConfig, seed: int, start: Params | None = None
+) -> TrainState:
+    """A fresh network, or a copy of the parameters `start`; its target Q heads start as a copy."""
 
     @jax.jit
-    def create():
-        params = init_params(model_config, seed)
+    def create(start: Params | None) -> TrainState:
+        # A copy, since steps give up the state that they are given.
+        params = init_params(model_config, seed) if start is None else jax.tree.map(jnp.copy, start)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -130,17 +142,17 @@ def init_state(model_config: ModelConfig, train_config: TrainConfig, seed: int) 
             optimizer=make_optimizer(train_config).init(params),
         )
 
-    return create()
+    return create(start)
 
 
 def make_train_step(
     model_config: ModelConfig, objective: ObjectiveConfig, config: TrainConfig
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+) -> Callable[[TrainState, AnyBatch], tuple[TrainState, dict[str, Array]]]:
     """One step of a method, compiled; the state passed in is given up (donated)."""
     optimizer = make_optimizer(config)
     compute_loss = OBJECTIVES[objective.method]
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, batch: AnyBatch) -> tuple[TrainState, dict[str, Array]]:
         target_q = q_heads_with_params(model_config, state.target_q)
         progress = state.step / config.steps
 
@@ -169,7 +181,7 @@ def make_train_step(
 
 
 def train(
-    trajectories: Sequence[Trajectory],
+    data: Sequence[Trajectory] | Preferences,
     model_config: ModelConfig,
     objective: ObjectiveConfig,
     config: TrainConfig,
@@ -180,14 +192,17 @@ def train(
     on_start: Callable[[int], None] | None = None,
     on_metrics: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Params:
-    """Trains one method from scratch, or on from the folder's last checkpoint.
+    """Trains one method from its start, or on from the folder's last checkpoint.
+
+    The start is a fresh network; for a method that learns from pairs, the reference.
 
     Args:
-        trajectories: The data the method sees (see `objectives.select_trajectories`).
+        data: What the method sees: trajectories (see `objectives.select_trajectories`), or
+            preferences for one that learns from pairs.
         model_config: Shape of the network.
         objective: Method and its settings.
         config: Length, learning rate.
-        packing: Shape of the batches.
+        packing: Shape of the batches (see `packing_for`, and for pairs `packing_for_pairs`).
         seed: Of the initial weights and of the order of the data.
         folder: Where checkpoints go.
         metadata: Plain JSON kept with every checkpoint, beside the configs.
@@ -202,15 +217,19 @@ def train(
             before anything is compiled.
         CheckpointError: The folder holds a checkpoint of another run.
         NotFiniteError: The loss became NaN or infinite.
+        ValueError: The data is not what the method learns from.
     """
-    # Positions are counted in each trajectory, so rows may be longer than the network's context.
-    check_trajectories(trajectories, min(packing.row_length, model_config.decoder.max_positions))
-    batches = make_batches(trajectories, packing, seed)
+    batches = _make_batches(data, model_config, objective, packing, seed)
+    reference = data.reference if isinstance(data, Preferences) else None
+
+    def new_state() -> TrainState:
+        return init_state(model_config, config, seed, start=reference)
+
     checkpoints = Checkpoints(
         folder, run_metadata(model_config, objective, config, packing, seed) | (metadata or {})
     )
     with contextlib.closing(checkpoints):
-        state = _restored_or_new(checkpoints, batches, model_config, config, seed)
+        state = _restored_or_new(checkpoints, batches, new_state)
         step_function = make_train_step(model_config, objective, config)
         start = int(state.step)
         if on_start:
@@ -240,17 +259,37 @@ def train(
     return state.params
 
 
-def _restored_or_new(
-    checkpoints: Checkpoints,
-    batches: grain.DatasetIterator,
+def _make_batches(
+    data: Sequence[Trajectory] | Preferences,
     model_config: ModelConfig,
-    config: TrainConfig,
+    objective: ObjectiveConfig,
+    packing: PackingConfig,
     seed: int,
+) -> grain.DatasetIterator:
+    """Checks the data, then lays it out for the method."""
+    on_pairs = isinstance(data, Preferences)
+    if on_pairs != (objective.method in LEARNS_FROM_PAIRS):
+        raise ValueError(
+            f"method {objective.method!r} learns from {'trajectories' if on_pairs else 'pairs'}, "
+            f"but got {'`Preferences`' if on_pairs else 'no `Preferences`'}."
+        )
+    # Positions are counted in each trajectory, so rows may be longer than the network's context.
+    longest = min(packing.row_length, model_config.decoder.max_positions)
+    if not on_pairs:
+        check_trajectories(data, longest)
+        return make_batches(data, packing, seed)
+    check_pairs(data.pairs, longest)
+    log_prob = pair_log_probs(data.pairs, model_config, data.reference, 4 * packing.batch_rows)
+    return make_preference_batches(data.pairs, log_prob, packing, seed)
+
+
+def _restored_or_new(
+    checkpoints: Checkpoints, batches: grain.DatasetIterator, new_state: Callable[[], TrainState]
 ) -> TrainState:
-    """The last saved state, with the batches moved to where they were; or a fresh one."""
-    restored = checkpoints.restore(jax.eval_shape(lambda: init_state(model_config, config, seed)))
+    """The last saved state, with the batches moved to where they were; or a new one."""
+    restored = checkpoints.restore(jax.eval_shape(new_state))
     if restored is None:
-        return init_state(model_config, config, seed)
+        return new_state()
     state, position = restored
     batches.set_state(position)
     return state

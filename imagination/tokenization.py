@@ -155,6 +155,27 @@ class DialogueTokenizer:
         encoded = iter(self.encode_texts([t.text for d in dialogues for t in d.turns]))
         return [self._trajectory(dialogue, encoded, reward_scale) for dialogue in dialogues]
 
+    def utterances(self, turns: Sequence[tuple[Dialogue, int]]) -> list[Trajectory]:
+        """Single utterances of the agent, each with all that was said before it; without rewards.
+
+        Args:
+            turns: Dialogue and index of the turn in it, counted from 0; the turn is the agent's.
+        """
+        contexts = self.contexts([dialogue.turns[:turn] for dialogue, turn in turns])
+        said = self.encode_texts([dialogue.turns[turn].text for dialogue, turn in turns])
+        result = []
+        for (dialogue, turn), context, words in zip(turns, contexts, said, strict=True):
+            tokens = np.asarray([*context, *words, self.end], np.int32)
+            result.append(
+                Trajectory(
+                    tokens=tokens,
+                    is_action=np.arange(len(tokens)) >= len(context),
+                    rewards=np.zeros(len(tokens), np.float32),
+                    name=f"turn {turn} of dialogue {dialogue.id}",
+                )
+            )
+        return result
+
     def _trajectory(self, dialogue: Dialogue, encoded, reward_scale: float) -> Trajectory:
         tokens: list[int] = []
         is_action: list[bool] = []

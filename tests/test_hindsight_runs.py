@@ -93,6 +93,47 @@ def test_methods_that_look_back_stand_in_tables_and_report(finished: Path):
     assert html.escape(first.source["reason"]) in page
 
 
+def test_dpo_goes_on_from_bc_in_a_finished_run(finished: Path, tmp_path: Path):
+    folder = tmp_path / "dpo"
+    shutil.copytree(finished, folder)
+    asked = (f"--workdir={folder}", "--config.methods=bc,dpo", "--config.dpo.steps=12")
+    result = launch(*asked)
+    assert result.returncode == 0, result.stdout + result.stderr
+    made = read_dialogues(folder / "hindsight" / "round1.jsonl")
+    output = flattened(result.stdout)
+    assert "Training 1 networks" in output and "regenerated ones" not in output
+    assert f"dpo goes on from bc, on {len(made)} pairs of utterances" in output
+    lines = (folder / "metrics" / "dpo-seed0.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    assert len(metrics) == 12
+    # It starts as bc of its seed, which is its reference: neither half is preferred yet.
+    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert metrics[-1]["margin"] > 0
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert set(evaluation["population"]["average"]["methods"]) == {"bc", "dpo"}
+    result = launch(*asked[:2], "--config.dpo.kl_weight=0.5")
+    assert result.returncode == 1
+    assert "config.dpo.kl_weight was 0.1, now 0.5" in flattened(result.stdout)
+
+
+def test_a_pair_is_what_was_said_and_what_was_put_better(monkeypatch, run_folder):
+    words = "word " * 60
+    engine = MadeUp(known, lambda d: [Proposal(1, words if d.id == "d7" else "Yes?", "")])
+    look_back(monkeypatch, run_folder, engine)
+    tokenizer = DialogueTokenizer.train(read_dialogues(run_folder.dialogues), 300)
+    config = config_with("--config.model.max_positions=60", "--config.decoding.max_utterance=8")
+    pairs = train.preference_pairs(config, run_folder, tokenizer)
+    assert len(pairs) == 15  # of sixteen; one is longer than the context
+    for pair in pairs:
+        pair.validate()
+        for half, said in ((pair.chosen, "Yes?"), (pair.rejected, "Well.")):
+            assert tokenizer.decode(half.tokens[half.is_action]) == said
+            before = half.tokens[~half.is_action]
+            assert before.tolist() == tokenizer.context([Turn("human", "Hi.")]).tolist()
+    packing = train.packing_of_pairs(config, pairs)
+    assert (packing.batch_rows, packing.row_length) == (2, 120)
+
+
 def test_a_killed_round_goes_on_to_the_same_bytes(finished: Path, tmp_path: Path):
     folder = _with_dialogues_of(finished, tmp_path / "killed")
     asked = (f"--workdir={folder}", *LOOKING_BACK, "--config.hindsight.error_rate=0.2")

@@ -109,6 +109,54 @@ def test_td_loss_gives_no_gradient_to_next_v():
     close(to_next_v, [0.0], 0)
 
 
+# --- DPO ----------------------------------------------------------------------------------------
+
+
+def test_dpo_loss_by_hand():
+    # Implied rewards 0.5 (−2 + 4) = 1 and 0.5 (−7 + 3) = −2, a margin of 3; and none at all.
+    chosen, rejected = jnp.array([-2.0, -4.0]), jnp.array([-7.0, -3.0])
+    reference = jnp.array([-4.0, -4.0]), jnp.array([-3.0, -3.0])
+    close(losses.implied_reward(chosen, reference[0], 0.5), [1.0, 0.0])
+    loss = losses.dpo_loss(chosen, rejected, *reference, 0.5)
+    close(loss, [np.log(1 + np.exp(-3)), np.log(2)])
+
+
+@SEEDS
+@pytest.mark.parametrize("kl_weight", [0.05, 1.0])
+def test_dpo_loss_agrees_with_numpy(seed, kl_weight):
+    arrays = [10 * normal(seed + i, 3, 4) for i in range(4)]
+    chosen, rejected, reference_chosen, reference_rejected = arrays
+    # Bradley and Terry's probability of the order, from the ratios of the paper's eq. 7.
+    ratio = np.exp(np.float64(chosen) - reference_chosen) ** kl_weight
+    other = np.exp(np.float64(rejected) - reference_rejected) ** kl_weight
+    close(losses.dpo_loss(*arrays, kl_weight), -np.log(ratio / (ratio + other)))
+
+
+def test_dpo_raises_the_chosen_lowers_the_rejected_and_leaves_the_reference():
+    gradients = jax.grad(lambda *x: losses.dpo_loss(*x, 0.5).sum(), (0, 1, 2, 3))(
+        jnp.array([-2.0]), jnp.array([-7.0]), jnp.array([-4.0]), jnp.array([-3.0])
+    )
+    # −β σ(−margin): the more certain the order is already, the less is done.
+    slope = 0.5 / (1 + np.exp(3))
+    close(gradients, [[-slope], [slope], [0.0], [0.0]])
+
+
+def test_dpo_stays_finite_however_wrong_the_order():
+    loss = losses.dpo_loss(jnp.array([-1e4]), jnp.zeros(1), jnp.zeros(1), jnp.zeros(1), 1.0)
+    close(loss, [1e4])
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, -1.0, float("nan")])
+def test_a_kl_weight_that_makes_no_sense_is_named(kl_weight):
+    with pytest.raises(ValueError, match=f"above 0, got {kl_weight}"):
+        losses.dpo_loss(*[jnp.zeros(2)] * 4, kl_weight)
+
+
+def test_dpo_names_shapes_that_differ():
+    with pytest.raises(ValueError, match=r"chosen \(2,\), rejected \(3,\)"):
+        losses.dpo_loss(jnp.zeros(2), jnp.zeros(3), jnp.zeros(2), jnp.zeros(3), 1.0)
+
+
 # --- CQL, policy, picking -----------------------------------------------------------------------
 
 

@@ -306,8 +306,9 @@ def test_broken_data_is_refused_before_anything_is_compiled(tmp_path, steps):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "dpo"}, "method is 'dpo', but must be one of bc, fbc, mc, ilql"),
+        ({"method": "ppo"}, "method is 'ppo', but must be one of bc, fbc, mc, ilql, dpo"),
         ({"credit": "word"}, "credit is 'word', but must be one of utterance, token"),
+        ({"kl_weight": 0.0}, "kl_weight is 0.0"),
         ({"expectile": 1.0}, "expectile is 1.0"),
         ({"expectile": 0.0}, "expectile is 0.0"),
         ({"fbc_fraction": 0.0}, "fbc_fraction is 0.0"),

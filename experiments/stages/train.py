@@ -1,7 +1,8 @@
 """Stage train: every method and seed, with the same compute; from scratch, but for dpo.
 
 All learn from the same original dialogues; with rounds of hindsight, from their dialogues too; dpo
-from the pairs of the first round, starting from what bc of its seed has learned.
+from the pairs of the first round, starting from what bc of its seed has learned, with the steps of
+`config.dpo` on top.
 
 Leaves `tokenizer/`, `checkpoints/<method>-seed<k>/` and `metrics/` (JSON Lines, and the same for
 TensorBoard).
@@ -22,13 +23,16 @@ from rich.console import Console
 from tensorboardX import SummaryWriter
 
 from experiments import config as settings
-from experiments.methods import parse_method, rounds_of
+from experiments.methods import PAIRS_START_FROM, parse_method
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunError, RunFolder, Unit, write_atomically
+from experiments.stages.hindsight import read_hindsight
 from experiments.stages.imagine import is_for_training
-from ilql_jax import Trajectory
+from ilql_jax import PreferencePair, Trajectory
 from ilql_jax.batching import PackingConfig, packing_for
+from ilql_jax.checkpoint import restore_params
 from ilql_jax.objectives import select_trajectories
+from ilql_jax.preferences import Preferences, packing_for_pairs
 from ilql_jax.train import train
 from imagination.dialogue import Dialogue, iterate_dialogues, read_dialogues
 from imagination.tokenization import DialogueTokenizer, save_once
@@ -51,8 +55,14 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     packing(config, trajectories)
     if not folder.tokenizer.exists():
         save_once(tokenizer, folder.tokenizer)
-    made = _regenerated(folder, tokenizer, rounds_of(unit.method for unit in todo))
+    learned = {parse_method(unit.method) for unit in todo}
+    rounds = max((method.rounds for method in learned if not method.on_pairs), default=0)
+    made = _regenerated(folder, tokenizer, rounds)
     _tell(config, len(todo), len(to_learn_from), made, console)
+    if any(method.on_pairs for method in learned):
+        pairs = preference_pairs(config, folder, tokenizer)
+        packing_of_pairs(config, pairs)
+        console.print(f"dpo goes on from bc, on {len(pairs):,} pairs of utterances.")
     for wave in _waves(todo):
         run_units(
             train_unit,
@@ -184,25 +194,64 @@ def packing(config: ConfigDict, trajectories: list[Trajectory]) -> PackingConfig
     )
 
 
+def preference_pairs(
+    config: ConfigDict, folder: RunFolder, tokenizer: DialogueTokenizer
+) -> list[PreferencePair]:
+    """What was put better in the first round, against what was said there.
+
+    Which is better is the controller's word; how the dialogues ended is not asked. Pairs that are
+    too long are left out, and those whose difference the tokenizer does not see.
+    """
+    originals = read_dialogues(folder.dialogues)
+    found = read_hindsight(folder.path, originals).rounds[0].pairs
+    turns = [made.source["turn"] for _, made in found]
+    rejected, chosen = (
+        tokenizer.utterances(list(zip(dialogues, turns, strict=True)))
+        for dialogues in zip(*found, strict=True)
+    )
+    pairs = map(PreferencePair, chosen, rejected)
+    return [
+        pair
+        for pair in pairs
+        if not pair.says_the_same and _fits(config, pair.chosen) and _fits(config, pair.rejected)
+    ]
+
+
+def packing_of_pairs(config: ConfigDict, pairs: list[PreferencePair]) -> PackingConfig:
+    """Half as many rows of twice the length: both halves of any pair fit."""
+    rows = max(1, config.train.batch_rows // 2)
+    return packing_for_pairs(pairs, rows, 2 * config.model.max_positions)
+
+
 def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> None:
     """Trains one network; runs in a process of its own."""
     folder = RunFolder(path)
-    data = TrainingData.load(config, folder, parse_method(unit.method).rounds)
+    method = parse_method(unit.method)
     objective = settings.objective_config(config, unit.method)
-    chosen = select_trajectories(data.trajectories, objective)
+    train_config = settings.train_config(config, unit.method)
+    data = TrainingData.load(config, folder, 0 if method.on_pairs else method.rounds)
+    shape = settings.model_config(config, data.tokenizer.vocab_size)
+    if method.on_pairs:
+        before = folder.checkpoints(Unit(PAIRS_START_FROM, unit.seed))
+        pairs = preference_pairs(config, folder, data.tokenizer)
+        chosen = Preferences(pairs, restore_params(before, shape))
+        shapes = packing_of_pairs(config, pairs)
+    else:
+        chosen = select_trajectories(data.trajectories, objective)
+        shapes = packing(config, chosen)
     metrics = MetricsLog(folder.metrics(unit), config.train.log_every)
-    report(0, config.train.steps, "compiling")
+    report(0, train_config.steps, "compiling")
 
     def on_metrics(step: int, values: dict[str, float]) -> None:
         metrics.write(step, values)
-        report(step, config.train.steps, f"loss {values['loss']:.3f}")
+        report(step, train_config.steps, f"loss {values['loss']:.3f}")
 
     train(
         chosen,
-        settings.model_config(config, data.tokenizer.vocab_size),
+        shape,
         objective,
-        settings.train_config(config),
-        packing(config, chosen),
+        train_config,
+        shapes,
         seed=config.seed + unit.seed,
         folder=folder.checkpoints(unit),
         metadata={"method": unit.method, "reward_scale": data.reward_scale},

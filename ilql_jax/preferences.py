@@ -1,0 +1,197 @@
+"""Pairs of utterances, one better than the other in the same state -> packed batches.
+
+The halves of a pair are packed as one unit, so they always stand in the same row, each a segment
+of its own. What is learned from them is `objectives.dpo`; `train.train_on_pairs` runs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Array, Float
+
+from ilql_jax import batching
+from ilql_jax.batching import Batch, PackingConfig, packing_for
+from ilql_jax.models import Params
+from ilql_jax.trajectory import Trajectory, TrajectoryError
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferencePair:
+    """Two utterances of the agent after the same words; rewards play no part.
+
+    Attributes:
+        chosen: Up to the better utterance, the only one that its `is_action` marks.
+        rejected: The same before it, then the worse one.
+    """
+
+    chosen: Trajectory
+    rejected: Trajectory
+
+    def validate(self) -> PreferencePair:
+        """Returns itself, or raises `TrajectoryError` if the two do not make a pair."""
+        before = []
+        for half in (self.chosen, self.rejected):
+            at = np.flatnonzero(half.validate().is_action)
+            if at[-1] - at[0] >= len(at):
+                raise TrajectoryError(
+                    f"{half.name}: is_action marks more than one utterance (tokens {at[0]} to "
+                    f"{at[-1]}, with gaps), but a pair contests one; mark that alone."
+                )
+            before.append(half.tokens[: at[0]])
+        names = f"{self.chosen.name} and {self.rejected.name}"
+        if not np.array_equal(*before):
+            raise TrajectoryError(
+                f"{names}: the tokens before the utterances differ ({len(before[0])} and "
+                f"{len(before[1])} of them), but a pair shares them."
+            )
+        if self.says_the_same:
+            raise TrajectoryError(
+                f"{names}: both utterances have the same tokens, so neither can be preferred; "
+                "drop the pair."
+            )
+        return self
+
+    @property
+    def says_the_same(self) -> bool:
+        """Whether the utterances do not differ in their tokens."""
+        chosen, rejected = (t.tokens[t.is_action] for t in (self.chosen, self.rejected))
+        return np.array_equal(chosen, rejected)
+
+    def joined(self) -> Trajectory:
+        """The better half and then the worse, to be packed as a unit."""
+        tokens, is_action = (
+            np.concatenate([getattr(self.chosen, name), getattr(self.rejected, name)])
+            for name in ("tokens", "is_action")
+        )
+        name = f"{self.chosen.name} with {self.rejected.name}"
+        return Trajectory(tokens, is_action, np.zeros(len(tokens), np.float32), name=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preferences:
+    """What a method that learns from pairs is given.
+
+    The reference's log-probabilities of the utterances are computed once, before the first step,
+    and travel in the batches: a step reads every token once, and the training state holds no
+    second network. A resumed run computes them again.
+
+    Attributes:
+        pairs: What is learned from.
+        reference: Parameters of the frozen reference policy, from which the training starts too
+            (see `checkpoint.restore_params`). They are left as they are.
+    """
+
+    pairs: Sequence[PreferencePair]
+    reference: Params
+
+
+def check_pairs(pairs: Sequence[PreferencePair], context: int) -> None:
+    """Raises `TrajectoryError` on the first that is no pair or whose half is too long."""
+    batching.check_trajectories([half for p in pairs for half in (p.chosen, p.rejected)], context)
+    for pair in pairs:
+        pair.validate()
+
+
+class PreferenceBatch(NamedTuple):
+    """What a jitted step gets; every shape is fixed over a run.
+
+    Attributes:
+        dialogues: The halves of pairs as dialogues. Slots 2i and 2i + 1 of `by_utterance` are the
+            better and the worse utterance of a row's pair i.
+        reference_log_prob: float32 [B, U], of each utterance under the reference policy.
+    """
+
+    dialogues: Batch
+    reference_log_prob: Float[Array, "batch utterances"]
+
+
+def split_pairs(
+    of_utterances: Float[Array, "batch utterances"],
+) -> tuple[Float[Array, "batch pairs"], Float[Array, "batch pairs"]]:
+    """What belongs to the better and to the worse utterances of a batch."""
+    return of_utterances[:, 0::2], of_utterances[:, 1::2]
+
+
+def packing_for_pairs(
+    pairs: Sequence[PreferencePair], batch_rows: int, row_length: int
+) -> PackingConfig:
+    """`packing_for`, where both halves of a pair have to fit in a row."""
+    packing = packing_for([pair.joined() for pair in pairs], batch_rows, row_length)
+    even = packing.utterances_per_row + packing.utterances_per_row % 2
+    return dataclasses.replace(packing, utterances_per_row=even)
+
+
+def make_preference_batches(
+    pairs: Sequence[PreferencePair],
+    reference_log_prob: Float[np.ndarray, "pairs 2"],
+    packing: PackingConfig,
+    seed: int,
+) -> grain.DatasetIterator:
+    """An endless iterator of `PreferenceBatch`es (numpy), reshuffled every epoch.
+
+    Its position can be saved and set, as that of `batching.make_batches`.
+
+    Args:
+        pairs: What is learned from.
+        reference_log_prob: Of the better and the worse utterance of each pair, whole.
+        packing: Shape of the batches (see `packing_for_pairs`).
+        seed: Of the order.
+
+    Raises:
+        TrajectoryError: Two trajectories that do not make a pair or do not fit in a row.
+        ValueError: An odd number of slots for utterances, or reference log-probabilities that do
+            not belong to the pairs.
+    """
+    joined = [pair.validate().joined() for pair in pairs]
+    batching.check_fit(joined, packing)
+    if packing.utterances_per_row % 2:
+        raise ValueError(
+            f"utterances_per_row is {packing.utterances_per_row}, but must be even for pairs; "
+            "use `packing_for_pairs`."
+        )
+    if np.shape(reference_log_prob) != (len(pairs), 2):
+        raise ValueError(
+            f"reference_log_prob has shape {np.shape(reference_log_prob)}, but must be "
+            f"({len(pairs)}, 2): two utterances a pair."
+        )
+    elements = [
+        {
+            **batching.to_element(both, packing),
+            "is_rejected": np.arange(len(both.tokens)) >= len(pair.chosen.tokens),
+            "reference_log_prob": np.asarray(log_prob, np.float32),
+        }
+        for pair, both, log_prob in zip(pairs, joined, reference_log_prob, strict=True)
+    ]
+    lengths = {
+        **batching.element_lengths(packing),
+        "is_rejected": packing.row_length,
+        "reference_log_prob": packing.utterances_per_row,
+    }
+    rows = batching.pack_rows(elements, lengths, packing.batch_rows, seed).map(_assemble_row)
+    return iter(rows.batch(packing.batch_rows).map(_assemble_batch))
+
+
+def _assemble_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`batching.assemble_row`, with each half a segment of its own."""
+    row: dict[str, Any] = batching.assemble_row(packed)
+    units, is_rejected = row["segment_ids"], np.asarray(packed["is_rejected"], bool)
+    segments = np.where(units > 0, 2 * units - 1 + is_rejected, 0)
+    columns = np.arange(len(segments))
+    is_first = np.diff(segments, prepend=0) != 0
+    starts = np.maximum.accumulate(np.where(is_first, columns, 0))
+    return {
+        **row,
+        "segment_ids": segments,
+        "positions": np.where(units > 0, columns - starts, 0),
+        "reference_log_prob": np.asarray(packed["reference_log_prob"]),
+    }
+
+
+def _assemble_batch(rows: dict[str, np.ndarray]) -> PreferenceBatch:
+    reference = rows["reference_log_prob"].astype(np.float32)
+    return PreferenceBatch(batching.assemble_batch(rows), reference)
