@@ -81,8 +81,7 @@ PRIOR = {
 }
 
 TROUBLES = (
-    "poor sleep", "headaches", "exam stress", "back pain", "bad dreams", "stomach aches",
-    "mood swings", "racing thoughts",
+    "poor sleep", "headaches", "exam stress", "back pain", "bad dreams", "mood swings",
 )  # fmt: skip
 
 # What the supporter says
@@ -111,7 +110,7 @@ ACTS = {
         (
             f"{START}what [lies|might lie|is] behind [{{trouble}}|all this]?",
             f"{START}is there [something else|something more|more] [behind it|on your mind]?",
-            f"{START}what [really|truly] [weighs on|troubles|hurts] you [most|inside|]?",
+            f"{START}what [really|truly] [troubles|hurts] you [most|inside|]?",
         ),
         also=(
             "What is [really|actually] [behind it|going on|on your mind]?",
@@ -121,21 +120,21 @@ ACTS = {
     ),
     RESTATE: Phrasing(
         (
-            f"{START}[if I understand|as I understand] you [right|correctly], that is [it|all]?",
+            f"{START}[if I understand|as I understand] you right, that is [it|all]?",
             f"{START}let me [repeat|sum up] what [you told me|you said|I heard].",
             f"{START}[in other words|so you say], it is [all about|mainly] that, [right|yes]?",
         ),
         also=(
             "[So you are|You are] [telling me|saying] that [this|it] is what it is about?",
             "Let me repeat [that|it] in my own words.",
-            "I want to understand you correctly.",
+            "I want to understand you right.",
         ),
     ),
     REFLECT: Phrasing(
         (
-            f"{START}you [sound|seem] [so|very|really] [sad|tired|hurt|afraid|alone].",
-            f"{START}[that|this] must [feel|be] [so|very|really] [heavy|hard|painful] for you.",
-            f"{START}I [sense|can feel] how [sad|hurt|afraid|alone] you [are|must be].",
+            f"{START}you [sound|seem] [so|really] [sad|tired|hurt|alone].",
+            f"{START}[that|this] must [feel|be] [so|really] [heavy|hard] for you.",
+            f"{START}I [sense|can feel] how [sad|hurt|alone] you [are|must be].",
         ),
         also=(
             "You must [feel|be] [sad|tired|hurt|afraid|alone].",
@@ -145,9 +144,9 @@ ACTS = {
     ),
     DISCLOSE: Phrasing(
         (
-            f"{START}I [once|also] had a [dark|bad|hard] [year|time|winter] [myself|too].",
+            f"{START}I [once|also] had a [dark|hard] [year|time] [myself|too].",
             f"{START}[years ago|last year], I [cried|was low] [every day|for weeks] myself.",
-            f"{START}I [know|remember] that from my own [life|past|youth].",
+            f"{START}I [know|remember] that from my own [life|past].",
         ),
         also=(
             "[The same|Something like that] happened to me [once|too].",
@@ -158,7 +157,7 @@ ACTS = {
     REASSURE: Phrasing(
         (
             f"{START}it will [all|soon] [be fine|be good again|pass], [trust me|cheer up]!",
-            f"{START}you are [strong|great|a fighter], you [will|can] [make it|get there]!",
+            f"{START}you are [strong|great], you [will|can] [make it|get there]!",
             f"{START}do not [worry|be sad], [tomorrow|soon] the sun [shines|is back]!",
         ),
         also=(
@@ -169,9 +168,9 @@ ACTS = {
     ),
     INFORM: Phrasing(
         (
-            f"{START}[studies|experts] say that [many|most] people [have|know] {{trouble}}.",
-            f"{START}[studies|experts] show that [walks|tea|sport|sunlight] [calms|helps] people.",
-            f"{START}[on average|in general], {{trouble}} [lasts|goes on for] [weeks|months].",
+            f"{START}experts say that [many|most] people [have|know] {{trouble}}.",
+            f"{START}experts show that [walks|sport] [calms|helps] people.",
+            f"{START}[on average|often], {{trouble}} [lasts|goes on for] [weeks|months].",
         ),
         also=(
             "[Studies|Experts] [show|say] that [walks|sport|sunlight] helps [most people|].",
@@ -181,19 +180,19 @@ ACTS = {
     ),
     "suggest_loneliness": Phrasing(
         (
-            f"{START}{TRY} [join|find] a [club|choir|team] [nearby|to meet people]?",
-            f"{START}{TRY} [call|invite|meet] [an old friend|a neighbour] [this week|]?",
+            f"{START}{TRY} [join|find] a [club|choir] [nearby|to meet people]?",
+            f"{START}{TRY} [call|invite] an old friend [this week|for dinner|]?",
         ),
         also=(
-            "[Join|Try] a [club|choir|team] [nearby|].",
-            "[Call|Invite|Meet] an old friend.",
+            "[Join|Try] a [club|choir] [nearby|].",
+            "[Call|Invite] an old friend.",
             "Would you [join a choir|call an old friend]?",
         ),
     ),
     "suggest_grief": Phrasing(
         (
             f"{START}{TRY} [write|read] her a [farewell|last] letter [to mourn|]?",
-            f"{START}{TRY} [light a candle|visit the grave|look at photos] [for her|to mourn]?",
+            f"{START}{TRY} [light a candle|visit the grave] [for her|to mourn|]?",
         ),
         also=(
             "[Write|Read] her a [last|farewell] letter.",
@@ -203,7 +202,7 @@ ACTS = {
     ),
     "suggest_job": Phrasing(
         (
-            f"{START}{TRY} [apply|look] for [new work|a course] [today|on Monday|]?",
+            f"{START}{TRY} [apply|look] for [new work|a course] [today|]?",
             f"{START}{TRY} [ask|see] the [job center|agency] for [new work|a course]?",
         ),
         also=(
@@ -214,7 +213,7 @@ ACTS = {
     ),
     "suggest_conflict": Phrasing(
         (
-            f"{START}{TRY} [tell|show] him [calmly|openly] [what you need|where it ends]?",
+            f"{START}{TRY} [tell|show] him [calmly|openly] what you need?",
             f"{START}{TRY} [go to|book] a couples [talk|evening] [with him|together]?",
         ),
         also=(
@@ -244,7 +243,7 @@ SIGH = "[honestly, |to be honest, |you know, |]"
 CAUSE_TOLD = {
     "loneliness": (
         f"{SIGH}I have [nobody|no friends] [here|at all|to talk to].",
-        f"{SIGH}I moved [here|away] and [sit alone|eat alone] [every evening|all weekend].",
+        f"{SIGH}I moved [here|away] and sit alone [every evening|all weekend].",
     ),
     "grief": (
         f"{SIGH}my [mother|sister] died [in May|in spring], I miss her [so much|every day].",
@@ -252,15 +251,15 @@ CAUSE_TOLD = {
     ),
     "job": (
         f"{SIGH}they fired me [in May|weeks ago] and [nobody knows|I told nobody].",
-        f"{SIGH}I lost my job and [pretend|act] as if I [still go|went] to work.",
+        f"{SIGH}I lost my job and [tell nobody|have no plan].",
     ),
     "conflict": (
-        f"{SIGH}my husband [shouts|yells] at me [every evening|all the time].",
-        f"{SIGH}my husband and I [fight|argue] [every evening|about everything].",
+        f"{SIGH}my husband shouts at me [every evening|all the time].",
+        f"{SIGH}my husband and I fight [every evening|about everything].",
     ),
 }
 BYE_CAUSE = {
-    "loneliness": "[back to my empty flat|nobody waits for me]",
+    "loneliness": "[nobody waits for me|I am still alone]",
     "grief": "[my mother is still dead|I still miss my mother]",
     "job": "[I am still without a job|my job is still gone]",
     "conflict": "[my husband will shout again|we will fight again]",
@@ -269,14 +268,14 @@ BYE_CAUSE = {
 REPLIES = {
     "opens": Phrasing(
         (
-            f"{HELLO}, I [struggle with|suffer from] {{trouble}} [lately|these days].",
+            f"{HELLO}, I have {{trouble}} [lately|now].",
             f"{HELLO}, [can we talk|I want to talk] about {{trouble}}?",
         )
     ),
     "opens_upset": Phrasing(
         (
             f"{HELLO}, I cannot [go on|take it], {{trouble}} [all day|every night]!",
-            f"{HELLO}, [help me|please help], {{trouble}}, I [break down|fall apart]!",
+            f"{HELLO}, [help me|please help], {{trouble}}, I break down!",
         )
     ),
     "opens_lightly": Phrasing(
@@ -285,7 +284,7 @@ REPLIES = {
     "describes": Phrasing(
         (
             f"{WELL}[for weeks|for months] now, and [mostly|always] at night.",
-            f"{WELL}it [comes and goes|got worse|is there every day], that is all.",
+            f"{WELL}it [comes and goes|got worse], that is all.",
         )
     ),
     "describes_seeking": Phrasing(
@@ -294,17 +293,17 @@ REPLIES = {
             f"{WELL}it [comes and goes|got worse], and I [want|need] to change something.",
         )
     ),
-    "confirms": Phrasing((f"{WELL}[yes|right], {{trouble}}, [as I said|that is what I said].",)),
+    "confirms": Phrasing((f"{WELL}[yes|right], {{trouble}}, [as|that is what] I said.",)),
     "eased": Phrasing(
         (
             "[Yes|Oh yes], that is [how|just how] it feels, and there is more to it.",
-            "[Yes|Oh yes], [you see me|finally somebody sees it], it is not only {trouble}.",
+            "[Yes|Oh yes], [you see me|somebody sees it], it is not only {trouble}.",
         )
     ),
     "warms": Phrasing(
         (
             f"{WELL}[thanks for telling me|I did not know that about you].",
-            f"{WELL}[good to hear|so I am not the only one].",
+            f"{WELL}[good to hear|so I am not alone].",
         )
     ),
     "deflects": Phrasing(
@@ -323,33 +322,33 @@ REPLIES = {
     "comforted": Phrasing((f"{WELL}[that is kind of you|thanks], that [helps|is nice] a bit.",)),
     "belittled": Phrasing(
         (
-            f"{WELL}you [do not know|have no idea] how bad it is.",
-            f"{WELL}[easy to say|that is easy to say], it is [horrible|unbearable].",
+            f"{WELL}you do not know how bad it is.",
+            f"{WELL}[easy to say|that is easy to say], it is horrible.",
         )
     ),
     "brushed_off": Phrasing(
         (
             f"{WELL}that [is not the point|does not help me], you [do not know|hardly know] me.",
-            f"{WELL}[you too|everybody] with [such|these] tips, [I tried that|no].",
+            f"{WELL}[you too|everybody] with tips, [I tried that|no].",
         )
     ),
     "resists": Phrasing(
         (
-            "[Stop|Please], [not so fast|no tips now], I [am not there yet|cannot yet].",
+            "[Stop|Please], not so fast, I [am not there yet|cannot yet].",
             "[Stop|Please], I [do not want|cannot hear] advice [now|yet].",
         )
     ),
     "missed": Phrasing(
         (
             "That is not what I [said|told you], [did you hear me|please listen].",
-            "[But|No,] that [has nothing to do|does not fit] with what I [said|told you].",
+            "[But|No,] that does not fit with what I [said|told you].",
         )
     ),
     "informed": Phrasing((f"{WELL}[good to know|I did not know that], that [helps|is something].",)),
     "hopeful": Phrasing(
         (
-            "[Oh|Yes], [I will try that|I can do that], [I feel lighter|that gives me hope].",
-            "[Oh|Yes], that [fits|could work], [I feel lighter|thank you so much].",
+            "[Oh|Yes], [I will try that|I can do that], I feel lighter.",
+            "[Oh|Yes], that [fits|could help], [I feel lighter|thank you so much].",
         )
     ),
     "already_said": Phrasing(
@@ -359,11 +358,11 @@ REPLIES = {
         )
     ),
     "puzzled": Phrasing(
-        (f"{WELL}[sorry|pardon], [what do you mean|I do not understand|I cannot follow]?",)
+        (f"{WELL}sorry, [what do you mean|I do not understand|I cannot follow]?",)
     ),
     "leaves": Phrasing(
         (
-            "[Enough|That is enough], [this is worse than before|leave me alone], [bye|I am gone].",
+            "[Enough|That is enough], [this is worse|leave me alone], [bye|I am gone].",
             "You [make it worse|do not listen], [bye|I am gone].",
         )
     ),
@@ -396,7 +395,7 @@ class Talk(NamedTuple):
     helped: bool = False  # by the suggestion that fits
     worse: int = 0
     annoyances: int = 0
-    effort: int = 0  # of questions and of being told what was known
+    effort: int = 0  # of all but the advice that fits
     end: str | None = None  # closed or left
 
     @property
@@ -546,31 +545,35 @@ def situation(talk: Talk) -> Talk:
         talk = talk._replace(described=0, confirmed=False, asked=0)
     if talk.end is None:
         return talk
-    return talk._replace(described=0, confirmed=False, disclosed=False, asked=0, told=None)
+    return talk._replace(described=0, confirmed=False, asked=0, told=None)
 
 
 # What counts: the fall of the intensity, as a share of the fall to no distress at all
 
-FALL_HELPED, FALL_INFORMED = 0.85, 0.10
-FALL_REFLECTED, FALL_HEARD, FALL_COMFORTED = 0.10, 0.06, 0.06
+FALL_HELPED = 0.90
+FALL_REFLECTED, FALL_HEARD = 0.04, 0.06
+# What is good for the moment, and adds nothing where the cause was dealt with.
+FALL_COMFORTED, FALL_INFORMED, FALL_DISCLOSED = 0.12, 0.08, 0.03
 KEPT_WITHOUT_GOODBYE = 0.85
-COST_WORSE, COST_ANNOYANCE, COST_EFFORT = 0.06, 0.03, 0.02
+COST_WORSE, COST_ANNOYANCE, COST_EFFORT = 0.06, 0.03, 0.015
 
 
 def rating(seeker: Seeker, talk: Talk) -> float:
     """The fall of the intensity from its start, 0 to 1."""
     if talk.end == "left":
         return 0.0
-    fall = min(1.0, _fall(talk)) - _costs(talk)
+    fall = _fall(talk) - _costs(talk)
     if talk.end != "closed":
         fall *= KEPT_WITHOUT_GOODBYE
     return max(0.0, fall)
 
 
 def _fall(talk: Talk) -> float:
-    advised = FALL_HELPED if talk.helped else FALL_INFORMED * talk.informed
     felt = FALL_REFLECTED * talk.reflected + FALL_HEARD * talk.heard
-    return advised + felt + FALL_COMFORTED * talk.comforted
+    if talk.helped:
+        return FALL_HELPED + felt
+    eased = FALL_COMFORTED * talk.comforted + FALL_DISCLOSED * talk.disclosed
+    return felt + eased + FALL_INFORMED * talk.informed
 
 
 def _costs(talk: Talk) -> float:
@@ -583,9 +586,8 @@ def ceiling(seeker: Seeker, talk: Talk) -> float:
         helped=True,
         reflected=talk.reflected or talk.told is None,
         heard=talk.heard or not talk.helped,
-        comforted=True,
     )
-    return max(0.0, min(1.0, _fall(best)) - _costs(talk))
+    return max(0.0, _fall(best) - _costs(talk))
 
 
 # The behaviours that write the data: what untrained people do. They advise, cheer up, ask around
