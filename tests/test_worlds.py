@@ -33,8 +33,9 @@ from imagination.simulation.planning import blind_value
 from imagination.simulation.world import Behaviour, World
 from imagination.speakers import Conversation, Utterance, converse
 
-WORLDS = ("teaching", "travel", "persuasion")
-FOR_HINDSIGHT = ("persuasion",)  # the data is poor on purpose
+WORLDS = ("teaching", "travel", "persuasion", "counseling")
+FOR_HINDSIGHT = ("persuasion", "counseling")  # the data is poor on purpose
+FIND_OUT = {"persuasion": ("ask_reason", "doubt_yes"), "counseling": ("ask_behind",)}
 README = Path(printing.__file__).with_name("README.md")
 
 
@@ -114,6 +115,10 @@ REDUCED = {
     "persuasion": {
         "acts": ["ask_reason", "doubt_yes", "story", "logic", "ask_coins", "ask_all"],
         "keep": lambda persuadee: persuadee.reason != "relevance",
+    },
+    "counseling": {
+        "acts": ["ask_behind", "reflect", "reassure", "suggest_job", "suggest_grief", "close"],
+        "keep": lambda seeker: seeker.cause in ("job", "grief"),
     },
 }
 
@@ -264,7 +269,7 @@ def test_every_part_of_an_optimal_conversation_is_in_the_data(world: World):
 def test_knowing_the_persona_is_worth_little_without_finding_out(name: str):
     world = load_world(name)
     found = reference_values(world)
-    silent = tuple(act for act in world.acts if act not in ("ask_reason", "doubt_yes"))
+    silent = tuple(act for act in world.acts if act not in FIND_OUT[name])
     informed = {
         acts: sum(
             probability
@@ -296,6 +301,86 @@ def test_persuasion_data_hardly_contains_what_would_have_helped():
         ),
     }
     assert all(0.0 < share < 0.04 for share in shares.values()), shares
+
+
+def test_counseling_data_hardly_contains_what_would_have_helped():
+    world = load_world("counseling")
+    data = play(world, BehaviourAgent(world), 2000)
+    heard = [[world.hear(t.text) for t in d.turns if t.speaker == "human"] for d in data]
+    acts = [[t.annotations["act"] for t in d.agent_turns] for d in data]
+
+    def asked_again(said: list[str], replies: list[str]) -> bool:
+        return "deflects" in replies and "ask_behind" in said[replies.index("deflects") :]
+
+    shares = {
+        "felt with": np.mean(["eased" in replies for replies in heard]),
+        "asked again": np.mean(
+            [asked_again(a, replies) for a, replies in zip(acts, heard, strict=True)]
+        ),
+        "told": np.mean([any(r.startswith("told_") for r in replies) for replies in heard]),
+        "helped": np.mean(["hopeful" in replies for replies in heard]),
+    }
+    assert all(0.0 < share < 0.04 for share in shares.values()), shares
+    # Too late for the agent, there for hindsight.
+    assert np.mean([replies[-1].startswith("bye_") for replies in heard]) > 0.25
+
+
+@pytest.mark.parametrize(
+    ("openness", "readiness", "said", "replies", "reward"),
+    [
+        # The right advice before anything was told makes it worse, whoever hears it.
+        ("open", "ready", ["suggest_grief", "close"], ["brushed_off"], 0.0),
+        (
+            "open",
+            "ready",
+            ["reflect", "ask_behind", "suggest_grief", "close"],
+            ["eased", "told_grief", "hopeful", "thanks"],
+            0.91,
+        ),
+        (
+            "open",
+            "not_yet",
+            ["ask_behind", "suggest_grief", "restate", "suggest_grief", "close"],
+            ["told_grief", "resists", "feels_heard", "hopeful", "thanks"],
+            0.87,
+        ),
+        # Asked again, who evades tells it; who hides it does so only where there is trust.
+        (
+            "evasive",
+            "ready",
+            ["ask_behind", "ask_behind", "suggest_job"],
+            ["deflects", "told_grief", "missed"],
+            0.0,
+        ),
+        (
+            "hiding",
+            "not_yet",
+            ["ask_behind", "ask_behind", "disclose", "ask_behind", "reflect", "suggest_grief"],
+            ["deflects", "deflects", "warms", "told_grief", "feels_heard", "hopeful"],
+            0.75225,
+        ),
+    ],
+)
+def test_relief_follows_from_what_was_found_out(
+    openness: str, readiness: str, said: list[str], replies: list[str], reward: float
+):
+    world = load_world("counseling")
+    persona = {"cause": "grief", "intensity": "moderate"}
+    persona |= {"readiness": readiness, "openness": openness}
+    heard, rating = say(world, persona, said)
+    assert heard[: len(replies)] == replies
+    assert rating == pytest.approx(reward)
+
+
+def say(world: World, persona: dict[str, str], said: list[str]) -> tuple[list[str], float]:
+    """The replies after the opening, and the rating, where the agent's acts are given."""
+    conversation = Conversation("test", persona, seed=0)
+    slots = world.draw_slots(0)
+    lines = [world.acts[act].expand(Dice(0), slots) for act in said]
+    task = dataclasses.replace(world.task, max_turns=len(said))
+    converse(Parrot(*lines), SimulatedHuman(world), [conversation], task)
+    heard = [world.hear(t.text) for t in conversation.turns if t.speaker == "human"][1:]
+    return heard, conversation.reward
 
 
 @pytest.mark.parametrize(
@@ -330,13 +415,9 @@ def test_donation_follows_from_what_was_found_out(
 ):
     world = load_world("persuasion")
     persona = {"reason": "trust", "openness": openness, "pressure_borne": "high"}
-    conversation = Conversation("test", persona, seed=0)
-    slots = world.draw_slots(0)
-    lines = [world.acts[act].expand(Dice(0), slots) for act in said]
-    converse(Parrot(*lines), SimulatedHuman(world), [conversation], world.task)
-    heard = [world.hear(t.text) for t in conversation.turns if t.speaker == "human"][1:]
+    heard, donation = say(world, persona, said)
     assert heard[: len(replies)] == replies
-    assert conversation.reward == pytest.approx(reward)
+    assert donation == pytest.approx(reward)
 
 
 def test_language_has_thousands_of_short_forms_and_few_words(world: World):
@@ -445,6 +526,23 @@ PARAPHRASES = {
         "Can you give two dollars?": "ask_all",
         "thanks for your help, have a nice day": "close",
     },
+    "counseling": {
+        "how long have you had this?": "ask_more",
+        "Did you see a doctor?": "ask_more",
+        "What is really behind it?": "ask_behind",
+        "is there something else on your mind?": "ask_behind",
+        "let me repeat what you said": "restate",
+        "That sounds so painful": "reflect",
+        "you seem very sad and hurt": "reflect",
+        "The same happened to me once.": "disclose",
+        "everything will be fine": "reassure",
+        "most people have it, experts say": "inform",
+        "you could join a choir": "suggest_loneliness",
+        "Visit the grave and light a candle": "suggest_grief",
+        "apply for a new job": "suggest_job",
+        "tell him openly what you need": "suggest_conflict",
+        "take care, goodbye": "close",
+    },
 }
 
 NONSENSE = (
@@ -484,6 +582,8 @@ def test_shuffled_words_are_mostly_not_understood(world: World):
         ("travel", "I recommend a hike a tasting a picnic a castle"),
         ("persuasion", "Would you picture ten experts every year, what holds your day"),
         ("persuasion", "Imagine a small gift audited, goodbye both dollars myself"),
+        ("counseling", "You sound a choir experts behind the grave, goodbye agency"),
+        ("counseling", "How long did him calmly last winter, candle trust me in other words"),
     ],
 )
 def test_garbled_mix_of_acts_is_not_understood(name: str, text: str):

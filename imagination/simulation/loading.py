@@ -17,6 +17,7 @@ WORLDS = {
     "teaching": "imagination.simulation.teaching",
     "travel": "imagination.simulation.travel",
     "persuasion": "imagination.simulation.persuasion",
+    "counseling": "imagination.simulation.counseling",
 }
 
 
