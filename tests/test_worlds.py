@@ -335,14 +335,14 @@ def test_counseling_data_hardly_contains_what_would_have_helped():
             "ready",
             ["reflect", "ask_behind", "suggest_grief", "close"],
             ["eased", "told_grief", "hopeful", "thanks"],
-            0.91,
+            0.93,
         ),
         (
             "open",
             "not_yet",
             ["ask_behind", "suggest_grief", "restate", "suggest_grief", "close"],
             ["told_grief", "resists", "feels_heard", "hopeful", "thanks"],
-            0.87,
+            0.83,
         ),
         # Asked again, who evades tells it; who hides it does so only where there is trust.
         (
@@ -357,7 +357,7 @@ def test_counseling_data_hardly_contains_what_would_have_helped():
             "not_yet",
             ["ask_behind", "ask_behind", "disclose", "ask_behind", "reflect", "suggest_grief"],
             ["deflects", "deflects", "warms", "told_grief", "feels_heard", "hopeful"],
-            0.75225,
+            0.71825,
         ),
     ],
 )
@@ -533,11 +533,10 @@ PARAPHRASES = {
         "is there something else on your mind?": "ask_behind",
         "let me repeat what you said": "restate",
         "That sounds so painful": "reflect",
-        "you seem very sad and hurt": "reflect",
+        "you seem so sad": "reflect",
         "The same happened to me once.": "disclose",
         "everything will be fine": "reassure",
         "most people have it, experts say": "inform",
-        "you could join a choir": "suggest_loneliness",
         "Visit the grave and light a candle": "suggest_grief",
         "apply for a new job": "suggest_job",
         "tell him openly what you need": "suggest_conflict",
@@ -582,7 +581,7 @@ def test_shuffled_words_are_mostly_not_understood(world: World):
         ("travel", "I recommend a hike a tasting a picnic a castle"),
         ("persuasion", "Would you picture ten experts every year, what holds your day"),
         ("persuasion", "Imagine a small gift audited, goodbye both dollars myself"),
-        ("counseling", "You sound a choir experts behind the grave, goodbye agency"),
+        ("counseling", "You sound a candle experts behind the grave, goodbye agency"),
         ("counseling", "How long did him calmly last winter, candle trust me in other words"),
     ],
 )

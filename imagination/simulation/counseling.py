@@ -28,7 +28,7 @@ from imagination.simulation.world import Behaviour, World
 from imagination.task import Task
 
 AXES = {
-    "cause": ("loneliness", "grief", "job", "conflict"),
+    "cause": ("grief", "job", "conflict"),
     "intensity": ("high", "moderate"),
     "readiness": ("ready", "not_yet"),
     "openness": ("open", "evasive", "hiding"),
@@ -65,17 +65,14 @@ class Seeker(NamedTuple):
     openness: str
 
 
-P_CAUSE = dict.fromkeys(CAUSES, 0.25)
+P_CAUSE = {"grief": 0.34, "job": 0.33, "conflict": 0.33}
 P_INTENSITY = {"high": 0.40, "moderate": 0.60}
 P_READINESS = {"ready": 0.55, "not_yet": 0.45}
 P_OPENNESS = {"open": 0.47, "evasive": 0.35, "hiding": 0.18}
 
 PRIOR = {
     Seeker(*values): (
-        P_CAUSE[values[0]]
-        * P_INTENSITY[values[1]]
-        * P_READINESS[values[2]]
-        * P_OPENNESS[values[3]]
+        P_CAUSE[values[0]] * P_INTENSITY[values[1]] * P_READINESS[values[2]] * P_OPENNESS[values[3]]
     )
     for values in itertools.product(*AXES.values())
 }
@@ -178,47 +175,36 @@ ACTS = {
             "{trouble} [lasts|goes on for] weeks on average.",
         ),
     ),
-    "suggest_loneliness": Phrasing(
-        (
-            f"{START}{TRY} [join|find] a [club|choir] [nearby|to meet people]?",
-            f"{START}{TRY} [call|invite] an old friend [this week|for dinner|]?",
-        ),
-        also=(
-            "[Join|Try] a [club|choir] [nearby|].",
-            "[Call|Invite] an old friend.",
-            "Would you [join a choir|call an old friend]?",
-        ),
-    ),
     "suggest_grief": Phrasing(
         (
-            f"{START}{TRY} [write|read] her a [farewell|last] letter [to mourn|]?",
-            f"{START}{TRY} [light a candle|visit the grave] [for her|to mourn|]?",
+            f"{START}{TRY} [write|read] your mother a [farewell|last] letter [today|]?",
+            f"{START}{TRY} [light a candle for|visit the grave of] your mother [today|]?",
         ),
         also=(
             "[Write|Read] her a [last|farewell] letter.",
             "[Light a candle|Visit the grave].",
-            "Would it help to [mourn|visit the grave|light a candle]?",
+            "Would it help to [visit the grave|light a candle]?",
         ),
     ),
     "suggest_job": Phrasing(
         (
-            f"{START}{TRY} [apply|look] for [new work|a course] [today|]?",
-            f"{START}{TRY} [ask|see] the [job center|agency] for [new work|a course]?",
+            f"{START}{TRY} [apply|look] for a [new|better] job [today|on Monday|]?",
+            f"{START}{TRY} [ask|see|visit] the job [center|agency] [today|on Monday|]?",
         ),
         also=(
             "[Apply|Look] for [new work|a new job].",
             "[Ask|Visit] the [job center|agency].",
-            "Would you [apply for new work|take a course]?",
+            "Would you apply for [new work|a new job]?",
         ),
     ),
     "suggest_conflict": Phrasing(
         (
-            f"{START}{TRY} [tell|show] him [calmly|openly] what you need?",
-            f"{START}{TRY} [go to|book] a couples [talk|evening] [with him|together]?",
+            f"{START}{TRY} [tell|show] your husband [calmly|openly] what you need [today|]?",
+            f"{START}{TRY} [go to|book] couples [talks|lessons] with your husband [today|]?",
         ),
         also=(
             "[Tell|Show] him [calmly|openly] what you need.",
-            "[Book|Go to] a couples [talk|evening] [together|].",
+            "[Book|Go to] couples [talks|lessons] [together|].",
             "Would you [speak to him|tell him] [calmly|openly]?",
         ),
     ),
@@ -241,16 +227,12 @@ HELLO = "[Hi|Hello|Hey]"
 WELL = "[hm, |well, |oh, |]"
 SIGH = "[honestly, |to be honest, |you know, |]"
 CAUSE_TOLD = {
-    "loneliness": (
-        f"{SIGH}I have [nobody|no friends] [here|at all|to talk to].",
-        f"{SIGH}I moved [here|away] and sit alone [every evening|all weekend].",
-    ),
     "grief": (
-        f"{SIGH}my [mother|sister] died [in May|in spring], I miss her [so much|every day].",
-        f"{SIGH}I lost my [mother|sister] and [cannot cry|never said farewell].",
+        f"{SIGH}my mother [died|is dead], I [miss her|cry] [so much|every day].",
+        f"{SIGH}I lost my mother and [cannot cry|never said farewell].",
     ),
     "job": (
-        f"{SIGH}they fired me [in May|weeks ago] and [nobody knows|I told nobody].",
+        f"{SIGH}my job ended [weeks ago|in May], and [nobody knows|I told nobody].",
         f"{SIGH}I lost my job and [tell nobody|have no plan].",
     ),
     "conflict": (
@@ -259,7 +241,6 @@ CAUSE_TOLD = {
     ),
 }
 BYE_CAUSE = {
-    "loneliness": "[nobody waits for me|I am still alone]",
     "grief": "[my mother is still dead|I still miss my mother]",
     "job": "[I am still without a job|my job is still gone]",
     "conflict": "[my husband will shout again|we will fight again]",
@@ -344,7 +325,9 @@ REPLIES = {
             "[But|No,] that does not fit with what I [said|told you].",
         )
     ),
-    "informed": Phrasing((f"{WELL}[good to know|I did not know that], that [helps|is something].",)),
+    "informed": Phrasing(
+        (f"{WELL}[good to know|I did not know that], that [helps|is something].",)
+    ),
     "hopeful": Phrasing(
         (
             "[Oh|Yes], [I will try that|I can do that], I feel lighter.",
@@ -357,9 +340,7 @@ REPLIES = {
             "[Again|Why that again]? [We had that|You said that].",
         )
     ),
-    "puzzled": Phrasing(
-        (f"{WELL}sorry, [what do you mean|I do not understand|I cannot follow]?",)
-    ),
+    "puzzled": Phrasing((f"{WELL}sorry, [what do you mean|I do not understand|I cannot follow]?",)),
     "leaves": Phrasing(
         (
             "[Enough|That is enough], [this is worse|leave me alone], [bye|I am gone].",
@@ -380,8 +361,6 @@ REPLIES = {
 class Talk(NamedTuple):
     """What was said so far, as far as it matters."""
 
-    manner: str | None = None  # upset or lightly, where the opening showed it
-    seeks: bool = False  # has asked for advice
     described: int = 0  # the stated trouble, as often as asked
     confirmed: bool = False
     reflected: bool = False  # the feeling, before the cause was told
@@ -424,8 +403,8 @@ def opening(seeker: Seeker) -> dict[str, float]:
 
 
 def begin(reply: str) -> Talk:
-    """The state after the first words."""
-    return Talk(manner={"opens_upset": "upset", "opens_lightly": "lightly"}.get(reply))
+    """The state after the first words; what they hint at is for the listener's belief."""
+    return Talk()
 
 
 def reply(seeker: Seeker, talk: Talk, act: str | None) -> dict[str, float]:
@@ -529,8 +508,7 @@ def advance(talk: Talk, act: str | None, reply: str) -> Talk:
     if reply == "deflects":
         return talk._replace(asked=talk.asked + 1)
     if reply.startswith("describes"):
-        seeks = talk.seeks or reply == "describes_seeking"
-        return talk._replace(described=talk.described + 1, seeks=seeks)
+        return talk._replace(described=talk.described + 1)
     if reply in ("eased", "warms"):
         talk = talk._replace(asked=min(talk.asked, 1))
     return talk._replace(**{DONE[reply]: True})
@@ -538,9 +516,7 @@ def advance(talk: Talk, act: str | None, reply: str) -> Talk:
 
 def situation(talk: Talk) -> Talk:
     """What replies and rating depend on: that something was said, not what."""
-    talk = talk._replace(
-        manner=None, seeks=False, resisted=False, told="said" if talk.told else None
-    )
+    talk = talk._replace(resisted=False, told=talk.told and "said")
     if talk.told:  # how it was found out doesn't matter any more
         talk = talk._replace(described=0, confirmed=False, asked=0)
     if talk.end is None:
@@ -550,10 +526,9 @@ def situation(talk: Talk) -> Talk:
 
 # What counts: the fall of the intensity, as a share of the fall to no distress at all
 
-FALL_HELPED = 0.90
-FALL_REFLECTED, FALL_HEARD = 0.04, 0.06
+FALL_HELPED, FALL_REFLECTED = 0.92, 0.04
 # What is good for the moment, and adds nothing where the cause was dealt with.
-FALL_COMFORTED, FALL_INFORMED, FALL_DISCLOSED = 0.12, 0.08, 0.03
+FALL_COMFORTED, FALL_INFORMED, FALL_HEARD, FALL_DISCLOSED = 0.12, 0.08, 0.06, 0.03
 KEPT_WITHOUT_GOODBYE = 0.85
 COST_WORSE, COST_ANNOYANCE, COST_EFFORT = 0.06, 0.03, 0.015
 
@@ -569,11 +544,11 @@ def rating(seeker: Seeker, talk: Talk) -> float:
 
 
 def _fall(talk: Talk) -> float:
-    felt = FALL_REFLECTED * talk.reflected + FALL_HEARD * talk.heard
+    reflected = FALL_REFLECTED * talk.reflected
     if talk.helped:
-        return FALL_HELPED + felt
+        return FALL_HELPED + reflected
     eased = FALL_COMFORTED * talk.comforted + FALL_DISCLOSED * talk.disclosed
-    return felt + eased + FALL_INFORMED * talk.informed
+    return reflected + eased + FALL_INFORMED * talk.informed + FALL_HEARD * talk.heard
 
 
 def _costs(talk: Talk) -> float:
@@ -582,11 +557,7 @@ def _costs(talk: Talk) -> float:
 
 def ceiling(seeker: Seeker, talk: Talk) -> float:
     """The most that can still be reached."""
-    best = talk._replace(
-        helped=True,
-        reflected=talk.reflected or talk.told is None,
-        heard=talk.heard or not talk.helped,
-    )
+    best = talk._replace(helped=True, reflected=talk.reflected or talk.told is None)
     return max(0.0, _fall(best) - _costs(talk))
 
 
@@ -596,7 +567,7 @@ def ceiling(seeker: Seeker, talk: Talk) -> float:
 
 P_ACCIDENT = 0.006  # of saying how somebody feels, and of asking what lies behind
 P_ASK_WHEN_EASED = 0.6
-P_ASK_AGAIN = 0.4
+P_ASK_AGAIN = 0.5
 FITTING = {cause: act for act, cause in ADVICE.items()}
 ANY_ADVICE = any_of(*ADVICE)
 
@@ -617,20 +588,22 @@ def _to_cause(talk: Talk, understands: float, habit: Mapping[str, float]) -> dic
     if talk.helped:
         return mix((0.85, {CLOSE: 1.0}), (0.15, habit))
     if talk.heard:
-        return mix((0.65, {FITTING[talk.told]: 1.0}), (0.35, habit))
+        return mix((0.7, {FITTING[talk.told]: 1.0}), (0.3, habit))
     if talk.resisted:
         return mix((0.6, any_of(REFLECT, RESTATE)), (0.4, habit))
     return mix(
         (understands, any_of(REFLECT, RESTATE)),
-        (0.65 - understands, {FITTING[talk.told]: 1.0}),
-        (0.35, habit),
+        (0.7 - understands, {FITTING[talk.told]: 1.0}),
+        (0.3, habit),
     )
 
 
 def fixer(talk: Talk) -> dict[str, float]:
     """Advises at once, and again."""
     if talk.told:
-        return _to_cause(talk, 0.15, mix((0.5, ANY_ADVICE), (0.3, {INFORM: 1.0}), (0.2, {CLOSE: 1.0})))
+        return _to_cause(
+            talk, 0.15, mix((0.5, ANY_ADVICE), (0.3, {INFORM: 1.0}), (0.2, {CLOSE: 1.0}))
+        )
     if talk.trouble:
         return _mostly(talk, mix((0.25, ANY_ADVICE), (0.75, {REASSURE: 0.4, CLOSE: 0.6})))
     if talk.described:
