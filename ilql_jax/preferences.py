@@ -1,7 +1,7 @@
 """Pairs of utterances, one better than the other in the same state -> packed batches.
 
 The halves of a pair are packed as one unit, so they always stand in the same row, each a segment
-of its own. What is learned from them is `objectives.dpo`; `train.train_on_pairs` runs it.
+of its own. What is learned from them is `objectives.dpo`, by `train.train`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Preferences:
 
     The reference's log-probabilities of the utterances are computed once, before the first step,
     and travel in the batches: a step reads every token once, and the training state holds no
-    second network. A resumed run computes them again.
+    second network. A resumed run computes them again, so it has to be given the same reference.
 
     Attributes:
         pairs: What is learned from.
@@ -121,7 +121,7 @@ def packing_for_pairs(
     pairs: Sequence[PreferencePair], batch_rows: int, row_length: int
 ) -> PackingConfig:
     """`packing_for`, where both halves of a pair have to fit in a row."""
-    packing = packing_for([pair.joined() for pair in pairs], batch_rows, row_length)
+    packing = packing_for(_joined(pairs, row_length), batch_rows, row_length)
     even = packing.utterances_per_row + packing.utterances_per_row % 2
     return dataclasses.replace(packing, utterances_per_row=even)
 
@@ -147,7 +147,7 @@ def make_preference_batches(
         ValueError: An odd number of slots for utterances, or reference log-probabilities that do
             not belong to the pairs.
     """
-    joined = [pair.validate().joined() for pair in pairs]
+    joined = _joined(pairs, packing.row_length)
     batching.check_fit(joined, packing)
     if packing.utterances_per_row % 2:
         raise ValueError(
@@ -174,6 +174,18 @@ def make_preference_batches(
     }
     rows = batching.pack_rows(elements, lengths, packing.batch_rows, seed).map(_assemble_row)
     return iter(rows.batch(packing.batch_rows).map(_assemble_batch))
+
+
+def _joined(pairs: Sequence[PreferencePair], row_length: int) -> list[Trajectory]:
+    """Each pair as a unit that fits in a row."""
+    joined = [pair.validate().joined() for pair in pairs]
+    for both in joined:
+        if len(both.tokens) > row_length:
+            raise TrajectoryError(
+                f"{both.name}: {len(both.tokens)} tokens together do not fit in a row of "
+                f"{row_length}. Rows of twice the network's context hold any pair."
+            )
+    return joined
 
 
 def _assemble_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -25,6 +25,7 @@ from ilql_jax.checkpoint import Checkpoints
 from ilql_jax.models import (
     ModelConfig,
     Params,
+    abstract_params,
     init_params,
     q_heads_with_params,
     with_params,
@@ -217,7 +218,8 @@ def train(
             before anything is compiled.
         CheckpointError: The folder holds a checkpoint of another run.
         NotFiniteError: The loss became NaN or infinite.
-        ValueError: The data is not what the method learns from.
+        ValueError: The data is not what the method learns from, or the reference is a network of
+            another shape.
     """
     batches = _make_batches(data, model_config, objective, packing, seed)
     reference = data.reference if isinstance(data, Preferences) else None
@@ -279,8 +281,24 @@ def _make_batches(
         check_trajectories(data, longest)
         return make_batches(data, packing, seed)
     check_pairs(data.pairs, longest)
+    _check_shapes(data.reference, model_config)
     log_prob = pair_log_probs(data.pairs, model_config, data.reference, 4 * packing.batch_rows)
     return make_preference_batches(data.pairs, log_prob, packing, seed)
+
+
+def _check_shapes(reference: Params, model_config: ModelConfig) -> None:
+    found, wanted = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+        for leaves in map(
+            jax.tree_util.tree_leaves_with_path, (reference, abstract_params(model_config))
+        )
+    )
+    for name in sorted({*found, *wanted}):
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"reference{name} has shape {found.get(name)}, but the network's has "
+                f"{wanted.get(name)}. Give the parameters of a network of the same `ModelConfig`."
+            )
 
 
 def _restored_or_new(

@@ -298,6 +298,17 @@ def test_packing_that_tears_a_pair_apart_is_refused():
         make_preference_batches([GOOD], LOG_PROBS, PackingConfig(1, 8, 8, 2), 0)
 
 
+def test_a_row_too_short_for_both_halves_is_told_what_would_do():
+    with pytest.raises(TrajectoryError, match=r"8: 7 tokens together .* row of 6. Rows of twice"):
+        packing_for_pairs([GOOD], batch_rows=1, row_length=6)
+
+
+def test_a_reference_of_another_shape_is_refused(tmp_path):
+    wider = init_params(dataclasses.replace(MODEL, value_inner_size=16), 0)
+    with pytest.raises(ValueError, match=r"reference\['q'\].* has shape .*16.* has .*8"):
+        run(tmp_path, wider)
+
+
 def test_pairs_are_for_methods_on_pairs_alone(tmp_path):
     with pytest.raises(ValueError, match="'dpo' learns from pairs, but got no `Preferences`"):
         train([GOOD.chosen], MODEL, DPO, SHORT, PACKING, 0, tmp_path)
