@@ -6,8 +6,8 @@ asked what lies behind, some name the stated trouble once more and want to be as
 difficult ones hide it until somebody has said how they must feel, or something about themselves.
 Advice for a cause that hasn't been spoken of makes it worse, whichever it is, so that guessing
 right gains nothing. The data hardly contains what would have helped, at the moment when it would
-have: a world for hindsight (METHODS.md, section 4), with acts after the support strategies of
-ESConv (arXiv 2106.01144).
+have: a world for hindsight regeneration (arXiv 2411.05194), with acts after the support strategies
+of ESConv (arXiv 2106.01144).
 
 The figures are those of a toy world, not of people. No medical device: an agent trained here must
 not be used in place of a counsellor.
