@@ -5,7 +5,7 @@ openly it is told, and how much pressure is borne. An appeal counts once the hum
 it has to answer; before, it is heard as a sales pitch, so that guessing right gains nothing. The
 difficult ones say yes to everything and give nothing, until a yes that came too easily is asked
 about. The data hardly contains what would have helped, at the moment when it would have: a world
-for hindsight (METHODS.md, section 4), with acts after the strategies of PersuasionForGood
+for hindsight (arXiv 2411.05194), with acts after the strategies of PersuasionForGood
 (arXiv 1906.06725).
 
 The figures are those of a toy world, not of people. No use for undisclosed persuasion: whoever
