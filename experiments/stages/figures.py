@@ -152,15 +152,18 @@ def scores(evaluation: Mapping[str, Any]) -> Figure | None:
         return None
     methods = results.ordered_methods({m for p in found.values() for m in p["methods"]})
     with styled():
-        two_rows = False
         figure, axes = new_figure(
             1.3 + 0.36 * len(methods), 1, len(found), sharex=True, sharey=True
         )
-        for axis, (name, population) in zip(axes[0], found.items(), strict=True):
-            two_rows |= _draw_scores(axis, population, methods)
-            axis.set_title(plain(f"{name} population"))
-        for axis in axes[0]:
-            axis.set_title(axis.get_title(loc="left"), pad=44 if two_rows else 22)
+        for axis, population in zip(axes[0], found.values(), strict=True):
+            _draw_scores(axis, population, methods)
+        # After all scores: the axes share their limits, which say whose labels are too near.
+        space = max(
+            _draw_references(axis, population, methods)
+            for axis, population in zip(axes[0], found.values(), strict=True)
+        )
+        for axis, name in zip(axes[0], found, strict=True):
+            axis.set_title(plain(f"{name} population"), pad=space)
         axes[0, 0].set_yticks(
             range(len(methods)), [plain(results.method_name(method)) for method in methods]
         )
@@ -169,16 +172,15 @@ def scores(evaluation: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def _draw_scores(axis: Axes, population: Mapping[str, Any], methods: Sequence[str]) -> bool:
-    """Draws one population; True if labels of references had to be put in two rows."""
+def _draw_scores(axis: Axes, population: Mapping[str, Any], methods: Sequence[str]) -> None:
+    """Draws one population."""
     references = population.get("references") or {}
-    unit = "mean reward"
+    unit = _score_unit(population, methods)
     for row, key in enumerate(methods):
         method = population["methods"].get(key) or {}
-        value, bounds, name = results.score(method)
+        value, bounds, _ = results.score(method)
         if value is None:
             continue
-        unit = name
         if results.interval(bounds):
             axis.plot(bounds, [row, row], color=color(key), linewidth=2.4, zorder=3)
         axis.plot(value, row, MARKERS.get(key, "o"), color=color(key), markersize=7, zorder=4)
@@ -188,32 +190,53 @@ def _draw_scores(axis: Axes, population: Mapping[str, Any], methods: Sequence[st
                 seeds, [row + 0.26] * len(seeds), "|", color=color(key), markersize=6, alpha=0.8
             )
     axis.grid(axis="y", visible=False)
-    normalized = unit == "normalized score"
-    axis.set_xlabel(unit + (" (0 = mean behaviour, 1 = optimum)" if normalized else ""))
-    return _draw_references(axis, references, normalized)
+    explained = " (0 = mean behaviour, 1 = optimum)" if unit == NORMALIZED else ""
+    axis.set_xlabel(unit + explained)
+    for x, key in _reference_places(population, methods):
+        style = "-" if key == "optimum" else (0, (3, 3))
+        axis.axvline(x, color=PALETTE["muted"][0], linewidth=1, linestyle=style)
 
 
-def _draw_references(axis: Axes, references: Mapping[str, Any], normalized: bool) -> bool:
-    """Labelled lines; a label too near to its neighbour's is raised. True if one was."""
+NORMALIZED = "normalized score"
+_LINE = 10  # points that a line of a label takes
+
+
+def _score_unit(population: Mapping[str, Any], methods: Sequence[str]) -> str:
+    scored = [results.score(population["methods"].get(key) or {}) for key in methods]
+    return next((unit for value, _, unit in scored if value is not None), "mean reward")
+
+
+def _reference_places(
+    population: Mapping[str, Any], methods: Sequence[str]
+) -> list[tuple[float, str]]:
+    """Where the lines of the references stand, from the left, and which they are."""
+    references = population.get("references") or {}
+    normalized = _score_unit(population, methods) == NORMALIZED
     places = []
-    for key, name in results.REFERENCE_NAMES.items():
+    for key in results.REFERENCE_NAMES:
         x = references.get(key)
         x = results.normalize(x, references) if normalized else x
         if results.is_number(x):
-            axis.axvline(
-                x,
-                color=PALETTE["muted"][0],
-                linewidth=1,
-                linestyle="-" if key == "optimum" else (0, (3, 3)),
-            )
-            places.append((x, name.replace(" ", "\n")))
+            places.append((x, key))
+    return sorted(places)
+
+
+def _draw_references(axis: Axes, population: Mapping[str, Any], methods: Sequence[str]) -> float:
+    """Labels of the references; one too near to its neighbour's stands above it.
+
+    Returns:
+        The space that they take above the axes, in points.
+    """
     low, high = axis.get_xlim()
-    raised, last = False, -math.inf
-    for x, name in sorted(places):
-        raised = not raised and x - last < 0.17 * (high - low)
-        last = x
-        _label_reference(axis, x, name, 24 if raised else 3)
-    return any(text.xyann[1] > 3 for text in axis.texts)
+    height, last, space = 3.0, -math.inf, 0.0
+    for x, key in _reference_places(population, methods):
+        label = results.REFERENCE_NAMES[key].replace(" ", "\n")
+        if x - last >= 0.17 * (high - low):
+            height = 3.0
+        _label_reference(axis, x, label, height)
+        height += _LINE * (1 + label.count("\n"))
+        last, space = x, max(space, height)
+    return space + 4
 
 
 def _label_reference(axis: Axes, x: float, name: str, height: float) -> None:
