@@ -224,18 +224,20 @@ def on_real_dialogues(config: ConfigDict) -> dict[str, Any]:
     back on them: without one, no method learns from hindsight.
     """
     by_llm = config.hindsight.engine != "world"
+    # People who look for support talk on for up to a hundred turns and more.
+    longest, rows = (3072, 1) if config.data.source == "esconv" else (1536, 2)
     return {
         "methods": _WITH_HINDSIGHT if by_llm else _WITHOUT_HINDSIGHT,
         "chat.method": "ilql_hindsight1" if by_llm else "ilql",
         "tokenizer.vocab_size": 4096,
-        "model.max_positions": 1536,
+        "model.max_positions": longest,
         "model.hidden_size": 96,
         "model.mlp_size": 384,
         "model.num_heads": 4,
         "model.rotary_base": 1000.0,
         "model.initializer_range": 0.06,
         "decoding.max_utterance": 64,
-        "train.batch_rows": 2,
+        "train.batch_rows": rows,
         "train.steps": 300,
         "train.warmup_steps": 30,
         "train.weight_decay": 0.1,

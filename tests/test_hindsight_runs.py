@@ -122,8 +122,9 @@ def test_a_pair_is_what_was_said_and_what_was_put_better(monkeypatch, run_folder
     look_back(monkeypatch, run_folder, engine)
     tokenizer = DialogueTokenizer.train(read_dialogues(run_folder.dialogues), 300)
     config = config_with("--config.model.max_positions=60", "--config.decoding.max_utterance=8")
-    pairs = train.preference_pairs(config, run_folder, tokenizer)
-    assert len(pairs) == 15  # of sixteen; one is longer than the context
+    pairs, left_out = train.preference_pairs(config, run_folder, tokenizer)
+    assert len(pairs) == 15  # of sixteen
+    assert left_out == "left out: 1 longer than config.model.max_positions"
     for pair in pairs:
         pair.validate()
         for half, said in ((pair.chosen, "Yes?"), (pair.rejected, "Well.")):
@@ -132,6 +133,15 @@ def test_a_pair_is_what_was_said_and_what_was_put_better(monkeypatch, run_folder
             assert before.tolist() == tokenizer.context([Turn("human", "Hi.")]).tolist()
     packing = train.packing_of_pairs(config, pairs)
     assert (packing.batch_rows, packing.row_length) == (2, 120)
+
+
+def test_pairs_of_which_none_fits_are_told(monkeypatch, run_folder):
+    engine = MadeUp(known, lambda d: [Proposal(1, "word " * 60, "")])
+    look_back(monkeypatch, run_folder, engine)
+    tokenizer = DialogueTokenizer.train(read_dialogues(run_folder.dialogues), 300)
+    config = config_with("--config.model.max_positions=60", "--config.decoding.max_utterance=8")
+    with pytest.raises(RunError, match=r"none of the 16 pairs .* 16 longer than config\.model"):
+        train.preference_pairs(config, run_folder, tokenizer)
 
 
 def test_a_killed_round_goes_on_to_the_same_bytes(finished: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +34,7 @@ class Round:
     dialogues: Sequence[Dialogue]
     rejections: Sequence[Mapping[str, Any]]
 
-    @property
+    @functools.cached_property
     def pairs(self) -> list[tuple[Dialogue, Dialogue]]:
         """Each regenerated dialogue behind the one that it was made from."""
         return [(self.parents[d.source["parent"]], d) for d in self.dialogues]

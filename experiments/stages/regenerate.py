@@ -24,7 +24,7 @@ from rich.console import Console
 from experiments import config as settings
 from experiments.methods import rounds_of
 from experiments.run_folder import RunError, RunFolder, write_atomically
-from experiments.stages import hindsight
+from experiments.stages import hindsight, train
 from experiments.stages.imagine import corpus_task, is_for_training
 from experiments.terminal import progress_bars
 from imagination.dialogue import Dialogue, iterate_dialogues, read_dialogues
@@ -59,6 +59,9 @@ def _do_rounds(
     config: ConfigDict, folder: RunFolder, rounds: Sequence[int], console: Console
 ) -> None:
     """What is not there yet: the comparison with known outcomes, then each round."""
+    if config.hindsight.engine != "world":
+        # What could not be learned from should be told before its hindsight is paid for.
+        train.check_dialogues(config, folder, read_dialogues(folder.dialogues), console)
     parents = _to_look_back_on(folder)
     task = load_task(config, folder)
     with open_engine(config, folder, task) as engine:

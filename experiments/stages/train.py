@@ -45,24 +45,18 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         return
     # Everything that can be wrong with the data is told before anything is written or started.
     dialogues = read_dialogues(folder.dialogues)
-    to_learn_from = [d for d in dialogues if is_for_training(d)]
-    if folder.tokenizer.exists():
-        tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    else:
-        tokenizer = _tokenizer(config, to_learn_from)
-    trajectories = tokenizer.trajectories(dialogues)
-    _check_lengths(config, trajectories, console)
-    packing(config, trajectories)
+    tokenizer = check_dialogues(config, folder, dialogues, console)
     if not folder.tokenizer.exists():
         save_once(tokenizer, folder.tokenizer)
     learned = {parse_method(unit.method) for unit in todo}
     rounds = max((method.rounds for method in learned if not method.on_pairs), default=0)
     made = _regenerated(folder, tokenizer, rounds)
-    _tell(config, len(todo), len(to_learn_from), made, console)
+    _tell(config, len(todo), sum(map(is_for_training, dialogues)), made, console)
     if any(method.on_pairs for method in learned):
-        pairs = preference_pairs(config, folder, tokenizer)
+        pairs, left_out = preference_pairs(config, folder, tokenizer)
         packing_of_pairs(config, pairs)
-        console.print(f"dpo goes on from bc, on {len(pairs):,} pairs of utterances.")
+        told = f"dpo goes on from bc, on {len(pairs):,} pairs of utterances"
+        console.print(f"{told} ({left_out})." if left_out else f"{told}.")
     for wave in _waves(todo):
         run_units(
             train_unit,
@@ -71,6 +65,24 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
             workers_for(config.workers, len(wave)),
             console,
         )
+
+
+def check_dialogues(
+    config: ConfigDict, folder: RunFolder, dialogues: list[Dialogue], console: Console
+) -> DialogueTokenizer:
+    """The run's tokenizer, where all dialogues can be learned from as they are.
+
+    Raises:
+        RunError: A dialogue is too long. TrajectoryError: it breaks another rule.
+    """
+    if folder.tokenizer.exists():
+        tokenizer = DialogueTokenizer.load(folder.tokenizer)
+    else:
+        tokenizer = _tokenizer(config, [d for d in dialogues if is_for_training(d)])
+    trajectories = tokenizer.trajectories(dialogues)
+    _check_lengths(config, trajectories, console)
+    packing(config, trajectories)
+    return tokenizer
 
 
 def _tell(
@@ -196,11 +208,17 @@ def packing(config: ConfigDict, trajectories: list[Trajectory]) -> PackingConfig
 
 def preference_pairs(
     config: ConfigDict, folder: RunFolder, tokenizer: DialogueTokenizer
-) -> list[PreferencePair]:
+) -> tuple[list[PreferencePair], str]:
     """What was put better in the first round, against what was said there.
 
     Which is better is the controller's word; how the dialogues ended is not asked. Pairs that are
     too long are left out, and those whose difference the tokenizer does not see.
+
+    Returns:
+        The pairs, and in words what was left out, or nothing.
+
+    Raises:
+        RunError: No pair is left.
     """
     originals = read_dialogues(folder.dialogues)
     found = read_hindsight(folder.path, originals).rounds[0].pairs
@@ -209,12 +227,21 @@ def preference_pairs(
         tokenizer.utterances(list(zip(dialogues, turns, strict=True)))
         for dialogues in zip(*found, strict=True)
     )
-    pairs = map(PreferencePair, chosen, rejected)
-    return [
-        pair
-        for pair in pairs
-        if not pair.says_the_same and _fits(config, pair.chosen) and _fits(config, pair.rejected)
-    ]
+    pairs = [PreferencePair(*halves) for halves in zip(chosen, rejected, strict=True)]
+    differing = [pair for pair in pairs if not pair.says_the_same]
+    fitting = [p for p in differing if _fits(config, p.chosen) and _fits(config, p.rejected)]
+    counts = {
+        "longer than config.model.max_positions": len(differing) - len(fitting),
+        "the same to the tokenizer": len(pairs) - len(differing),
+    }
+    left_out = ", ".join(f"{count:,} {why}" for why, count in counts.items() if count)
+    left_out = left_out and f"left out: {left_out}"
+    if not fitting:
+        raise RunError(
+            f"none of the {len(pairs):,} pairs of utterances of {folder.hindsight_round(1)} can be "
+            f"learned from ({left_out}). Raise config.model.max_positions, or leave out dpo."
+        )
+    return fitting, left_out
 
 
 def packing_of_pairs(config: ConfigDict, pairs: list[PreferencePair]) -> PackingConfig:
@@ -233,7 +260,7 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
     shape = settings.model_config(config, data.tokenizer.vocab_size)
     if method.on_pairs:
         before = folder.checkpoints(Unit(PAIRS_START_FROM, unit.seed))
-        pairs = preference_pairs(config, folder, data.tokenizer)
+        pairs, _ = preference_pairs(config, folder, data.tokenizer)
         chosen = Preferences(pairs, restore_params(before, shape))
         shapes = packing_of_pairs(config, pairs)
     else:
