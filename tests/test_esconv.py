@@ -1,6 +1,7 @@
 """Reading ESConv: small excerpts written by hand, and the real file where present."""
 
 import copy
+import dataclasses
 import io
 import itertools
 import json
@@ -8,6 +9,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -132,6 +134,19 @@ class TestReading:
             },
             "feedback": [{"turn": 2, "score": 4}],
         }
+
+    def test_only_words_and_the_reward_reach_the_learner(self, write):
+        (dialogue,) = read_esconv(write(RECORD))
+        turns = tuple(dataclasses.replace(turn, annotations={}) for turn in dialogue.turns)
+        bare = dataclasses.replace(dialogue, turns=turns, persona={}, source={})
+        tokenizer, other = (DialogueTokenizer.train([d], 300, 1) for d in (dialogue, bare))
+        # Nor the vocabulary: the name of a strategy must not have become a token.
+        assert tokenizer.encode_texts(["Reflection"]) == other.encode_texts(["Reflection"])
+        all_known, words_alone = tokenizer.trajectories([dialogue, bare])
+        for name in ("tokens", "is_action", "rewards"):
+            assert np.array_equal(getattr(all_known, name), getattr(words_alone, name)), name
+        said = all_known.tokens[all_known.is_action]
+        assert tokenizer.decode(said) == "Hi. What is it? That is hard."
 
     @pytest.mark.parametrize(
         "final, reward", [("1", 1.0), (2, 0.75), ("3.0", 0.5), ("4", 0.25), ("5", 0.0)]

@@ -4,7 +4,7 @@
     conversations = sample_conversations(world, "average", 1000, seed=0, prefix="train")
     dialogues = converse(BehaviourAgent(world), SimulatedHuman(world), conversations, world.task)
 
-`world.py` is the engine, `teaching.py` and `travel.py` are worlds, `planning.py` computes their
+`world.py` is the engine, each task of `WORLDS` a file beside it, `planning.py` computes their
 exact values, `README.md` shows how to write one. `python -m imagination.simulation` prints the
 figures of the worlds.
 """
