@@ -138,8 +138,8 @@ def base_config() -> ConfigDict:
     # How dpo goes on from what bc has learned. Short and slow: pairs are soon learned by heart.
     config.dpo = ConfigDict()
     config.dpo.kl_weight = 0.1  # β: the larger, the closer it stays to bc
-    config.dpo.steps = 500
-    config.dpo.learning_rate_factor = 0.1  # of the peaks in config.train
+    config.dpo.steps = 200
+    config.dpo.learning_rate_factor = 0.01  # of the peaks in config.train
 
     # Ways of choosing words, by what is learned; each training's is picked on validation episodes.
     config.decoding = ConfigDict()
