@@ -26,7 +26,7 @@ _TOLERANCE = 0.01
 # Planning over all the personas of a wide posterior takes seconds; it is thinned to this many.
 _PARTICLES = 8
 # Nodes that the planner may remember, at about a kilobyte each.
-_MOST_NODES = 200_000
+_MOST_NODES = 1_000_000
 
 
 class WorldHindsight:
