@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ilql_jax import losses
-from ilql_jax.models import ActorCritic, ModelConfig, Params, with_params
+from ilql_jax.models import ModelConfig, Params, with_params
 from ilql_jax.models.cached import KeyValues, extend, write_step
 
 
@@ -52,11 +52,11 @@ class Lanes(NamedTuple):
     Attributes:
         clock: Tokens written since the lanes were made.
         born: Clock at which the lane was admitted, [B].
-        context: Keys and values of the conversations, [layers, B, heads, columns, head_size].
+        context: Keys and values of the conversations, [B, heads, columns, head_size] each.
         context_length: Columns of them that are real, [B].
         keys: A random key an utterance, [B, N].
         hidden: State before the next token, [B, N, width].
-        written: Keys and values of the utterances, [layers, B, N, heads, S, head_size].
+        written: Keys and values of the utterances, [B, N, heads, S, head_size] each.
         tokens: [B, N, S], a lane's first at column `born` modulo S.
         length: Tokens of each utterance so far, [B, N].
         log_prob: log π_β of each, [B, N].
@@ -128,7 +128,7 @@ def read(
     Args:
         config: Shape of the network.
         params: Its parameters.
-        store: Of all conversations, [layers, slots, heads, columns, head_size]; given up.
+        store: Of all conversations, [slots, heads, columns, head_size] each; given up.
         slots: Which of them; one past the last stands for none.
         tokens: What is new, padded on the right.
         start: How many tokens are known already.
@@ -137,10 +137,10 @@ def read(
     Returns:
         Hidden states of the new tokens; keys and values of the rows; and the store with them.
     """
-    rows = jax.tree.map(lambda x: x[:, slots, :, :columns], store)
+    rows = jax.tree.map(lambda x: x[slots, :, :columns], store)
     hidden, rows = extend(with_params(config, params).trunk, rows, tokens, start)
     store = jax.tree.map(
-        lambda kept, new: kept.at[:, slots, :, :columns].set(new, mode="drop"), store, rows
+        lambda kept, new: kept.at[slots, :, :columns].set(new, mode="drop"), store, rows
     )
     return hidden, rows, store
 
@@ -153,7 +153,8 @@ def admit(
     into: Int[Array, "rows"],
     context: KeyValues,
     context_length: Int[Array, "rows"],
-    hidden: Float[Array, "rows width"],
+    hidden: Float[Array, "rows new width"],
+    last: Int[Array, "rows"],
     keys: Key[Array, "rows"],
 ) -> Lanes:
     """Puts conversations into free lanes.
@@ -163,12 +164,16 @@ def admit(
         params: Its parameters.
         lanes: Given up.
         into: Which lane each takes; one past the last stands for none.
-        context: Keys and values of the conversations, from `read`.
+        context: Keys and values of the conversations, from `read`; as many columns as the lanes
+            have are enough for them.
         context_length: Tokens of each.
-        hidden: State after the last of them.
+        hidden: States of the tokens read last, from `read`.
+        last: Which of them is that of the conversation's last token.
         keys: One random key a conversation: what is written depends on it alone.
     """
-    num_samples = lanes.done.shape[1]
+    num_samples, columns = lanes.done.shape[1], lanes.context.columns
+    context = jax.tree.map(lambda x: x[..., :columns, :], context)
+    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
     def put(old: Array, new: Array, axis: int = 0) -> Array:
         at = (slice(None),) * axis + (into,)
@@ -177,7 +182,7 @@ def admit(
     sample_keys = jax.vmap(lambda key: jax.random.split(key, num_samples))(keys)
     return lanes._replace(
         born=put(lanes.born, lanes.clock),
-        context=jax.tree.map(functools.partial(put, axis=1), lanes.context, context),
+        context=jax.tree.map(put, lanes.context, context),
         context_length=put(lanes.context_length, context_length),
         keys=put(lanes.keys, sample_keys),
         hidden=put(lanes.hidden, hidden[:, None]),
@@ -302,9 +307,8 @@ def generate(
     hidden, read_rows, _ = read(
         config, params, store, rows, context, jnp.zeros(batch, jnp.int32), columns=columns
     )
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     lanes = empty_lanes(config, batch, num_samples, max_length, columns)
-    lanes = admit(config, params, lanes, rows, read_rows, lengths, last, keys)
+    lanes = admit(config, params, lanes, rows, read_rows, lengths, hidden, lengths - 1, keys)
     lanes = write(
         config,
         params,

@@ -19,19 +19,25 @@ from ilql_jax.models.decoder import Decoder, DecoderConfig
 
 
 class KeyValues(NamedTuple):
-    """Keys and values of every layer, [layers, ..., heads, columns, head_size].
+    """Keys and values, an array [..., heads, columns, head_size] for each layer.
 
-    Heads stand before columns, so that the products of attention read them in order.
+    Arrays of their own, since taking a layer out of a larger one copies it, in every step. Heads
+    stand before columns, so that the products of attention read them in order.
     """
 
-    keys: Float[Array, "layers ... heads columns head_size"]
-    values: Float[Array, "layers ... heads columns head_size"]
+    keys: tuple[Float[Array, "... heads columns head_size"], ...]
+    values: tuple[Float[Array, "... heads columns head_size"], ...]
+
+    @property
+    def columns(self) -> int:
+        return self.keys[0].shape[-2]
 
     @classmethod
     def zeros(cls, config: DecoderConfig, rows: tuple[int, ...], columns: int) -> KeyValues:
         """Empty, for `rows` conversations or continuations of up to `columns` tokens."""
-        shape = (config.num_layers, *rows, config.num_heads, columns, config.head_size)
-        return cls(jnp.zeros(shape), jnp.zeros(shape))
+        shape = (*rows, config.num_heads, columns, config.head_size)
+        layers = range(config.num_layers)
+        return cls(*(tuple(jnp.zeros(shape) for _ in layers) for _ in cls._fields))
 
 
 def extend(
@@ -44,8 +50,8 @@ def extend(
 
     Args:
         decoder: The network.
-        cache: [layers, rows, heads, columns, head_size]; columns from `start` on are overwritten,
-            and must be enough for all new tokens.
+        cache: [rows, heads, columns, head_size] each; columns from `start` on are overwritten, and
+            must be enough for all new tokens.
         tokens: To be read; padded on the right as needed, since nothing looks ahead.
         start: How many tokens of each row are in the cache.
 
@@ -54,7 +60,7 @@ def extend(
     """
     positions = start[:, None] + jnp.arange(tokens.shape[1])
     # [rows, 1, new, columns]: itself and what is before it.
-    visible = (jnp.arange(cache.keys.shape[-2]) <= positions[..., None])[:, None]
+    visible = (jnp.arange(cache.columns) <= positions[..., None])[:, None]
     insert = jax.vmap(lambda row, new, at: lax.dynamic_update_slice(row, new, (0, at, 0)))
     x = decoder.embed(tokens, positions)
     keys, values = [], []
@@ -70,7 +76,7 @@ def extend(
         heads = jnp.einsum("rhnc,rhcd->rhnd", weights, values[-1])
         x = x + block.attention.merge(jnp.swapaxes(heads, 1, 2))
         x = x + block.mlp(x)
-    return decoder.final_norm(x), KeyValues(jnp.stack(keys), jnp.stack(values))
+    return decoder.final_norm(x), KeyValues(tuple(keys), tuple(values))
 
 
 def write_step(
@@ -89,33 +95,36 @@ def write_step(
         decoder: The network.
         tokens: The token of each continuation.
         positions: Its position in the conversation.
-        context: Of the conversations, [layers, rows, heads, columns, head_size].
+        context: Of the conversations, [rows, heads, columns, head_size] each.
         context_length: How many of those columns are real.
-        written: Of the continuations, [layers, rows, samples, heads, written, head_size].
+        written: Of the continuations, [rows, samples, heads, written, head_size] each.
         column: Where the token goes in `written`.
         visible: Which columns of `written` belong to the row's continuations, `column` included.
 
     Returns:
         Hidden states, and `written` with the token in it.
     """
-    in_context = jnp.arange(context.keys.shape[-2]) < context_length[:, None]
+    columns = context.columns
+    in_context = jnp.arange(columns) < context_length[:, None]
     # [rows, samples, heads, columns]: what is far comes before what is near.
     mask = jnp.concatenate([in_context, visible], axis=-1)[:, None, None]
-    columns = context.keys.shape[-2]
+
+    def insert(old: Array, new: Array) -> Array:
+        return lax.dynamic_update_slice(old, new[..., None, :], (0, 0, 0, column, 0))
+
     x = decoder.embed(tokens, positions)
-    keys, values = written
+    keys, values = [], []
     for layer, block in enumerate(decoder.blocks):
         q, k, v = block.attention.project(block.attention_norm(x), positions)
-        at = (layer, 0, 0, 0, column, 0)
-        keys = lax.dynamic_update_slice(keys, k[None, :, :, :, None], at)
-        values = lax.dynamic_update_slice(values, v[None, :, :, :, None], at)
+        keys.append(insert(written.keys[layer], k))
+        values.append(insert(written.values[layer], v))
         q = q * decoder.config.head_size**-0.5
         far = jnp.einsum("rshd,rhcd->rshc", q, context.keys[layer])
-        near = jnp.einsum("rshd,rshcd->rshc", q, keys[layer])
+        near = jnp.einsum("rshd,rshcd->rshc", q, keys[-1])
         scores = jnp.where(mask, jnp.concatenate([far, near], axis=-1), NEGATIVE)
         weights = jax.nn.softmax(scores, axis=-1)
         heads = jnp.einsum("rshc,rhcd->rshd", weights[..., :columns], context.values[layer])
-        heads += jnp.einsum("rshc,rshcd->rshd", weights[..., columns:], values[layer])
+        heads += jnp.einsum("rshc,rshcd->rshd", weights[..., columns:], values[-1])
         x = x + block.attention.merge(heads)
         x = x + block.mlp(x)
-    return decoder.final_norm(x), KeyValues(keys, values)
+    return decoder.final_norm(x), KeyValues(tuple(keys), tuple(values))
