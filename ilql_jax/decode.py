@@ -120,9 +120,10 @@ def read(
     slots: Int[Array, "rows"],
     tokens: Int[Array, "rows new"],
     start: Int[Array, "rows"],
+    last: Int[Array, "rows"],
     *,
     columns: int,
-) -> tuple[Float[Array, "rows new width"], KeyValues, KeyValues]:
+) -> tuple[Float[Array, "rows width"], KeyValues, KeyValues]:
     """Reads on in conversations of the store.
 
     Args:
@@ -132,17 +133,18 @@ def read(
         slots: Which of them; one past the last stands for none.
         tokens: What is new, padded on the right.
         start: How many tokens are known already.
+        last: Which of the new tokens' states is wanted.
         columns: How many of the store's columns are enough for all rows, the new ones included.
 
     Returns:
-        Hidden states of the new tokens; keys and values of the rows; and the store with them.
+        The states asked for; keys and values of the rows; and the store with them.
     """
     rows = jax.tree.map(lambda x: x[slots, :, :columns], store)
     hidden, rows = extend(with_params(config, params).trunk, rows, tokens, start)
     store = jax.tree.map(
         lambda kept, new: kept.at[slots, :, :columns].set(new, mode="drop"), store, rows
     )
-    return hidden, rows, store
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], rows, store
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="lanes")
@@ -153,8 +155,7 @@ def admit(
     into: Int[Array, "rows"],
     context: KeyValues,
     context_length: Int[Array, "rows"],
-    hidden: Float[Array, "rows new width"],
-    last: Int[Array, "rows"],
+    hidden: Float[Array, "rows width"],
     keys: Key[Array, "rows"],
 ) -> Lanes:
     """Puts conversations into free lanes.
@@ -167,13 +168,11 @@ def admit(
         context: Keys and values of the conversations, from `read`; as many columns as the lanes
             have are enough for them.
         context_length: Tokens of each.
-        hidden: States of the tokens read last, from `read`.
-        last: Which of them is that of the conversation's last token.
+        hidden: State after the last of them.
         keys: One random key a conversation: what is written depends on it alone.
     """
     num_samples, columns = lanes.done.shape[1], lanes.context.columns
     context = jax.tree.map(lambda x: x[..., :columns, :], context)
-    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
     def put(old: Array, new: Array, axis: int = 0) -> Array:
         at = (slice(None),) * axis + (into,)
@@ -305,10 +304,10 @@ def generate(
     rows, lengths = jnp.arange(batch), jnp.asarray(context_length)
     store = KeyValues.zeros(config.decoder, (batch,), columns)
     hidden, read_rows, _ = read(
-        config, params, store, rows, context, jnp.zeros(batch, jnp.int32), columns=columns
+        config, params, store, rows, context, 0 * rows, lengths - 1, columns=columns
     )
     lanes = empty_lanes(config, batch, num_samples, max_length, columns)
-    lanes = admit(config, params, lanes, rows, read_rows, lengths, hidden, lengths - 1, keys)
+    lanes = admit(config, params, lanes, rows, read_rows, lengths, hidden, keys)
     lanes = write(
         config,
         params,

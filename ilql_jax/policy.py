@@ -159,7 +159,7 @@ class Policy:
         # What is read last may be padded to the next width.
         columns = _round_up(self.max_context + max(self.WIDTHS), self.BUCKET)
         shape = jax.eval_shape(lambda: KeyValues.zeros(model_config.decoder, (1,), columns))
-        each = sum(x.size * x.dtype.itemsize for x in shape)
+        each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shape))
         slots = max(batch_size, int(store_megabytes * 2**20 // each))
         self._columns = columns
         self._memory = _Memory(slots)
@@ -263,6 +263,7 @@ class Policy:
                 slots,
                 tokens,
                 start,
+                np.minimum(end - start, width) - 1,
                 columns=min(_round_up(columns + width, self.BUCKET), self._columns),
             )
             if left <= width:
@@ -277,7 +278,6 @@ class Policy:
             rows,
             end,
             hidden,
-            end - 1 - start,
             jax.vmap(jax.random.key)(own),
         )
 

@@ -59,15 +59,18 @@ def extend(
         Hidden states of the new tokens, and the longer cache.
     """
     positions = start[:, None] + jnp.arange(tokens.shape[1])
+    # Padding may stand past the longest context; a position that does not exist would give NaN,
+    # which no mask keeps out.
+    known_positions = jnp.minimum(positions, decoder.config.max_positions - 1)
     # [rows, 1, new, columns]: itself and what is before it.
     visible = (jnp.arange(cache.columns) <= positions[..., None])[:, None]
     insert = jax.vmap(lambda row, new, at: lax.dynamic_update_slice(row, new, (0, at, 0)))
-    x = decoder.embed(tokens, positions)
+    x = decoder.embed(tokens, known_positions)
     keys, values = [], []
     for layer, block in enumerate(decoder.blocks):
         q, k, v = (
             jnp.swapaxes(each, 1, 2)
-            for each in block.attention.project(block.attention_norm(x), positions)
+            for each in block.attention.project(block.attention_norm(x), known_positions)
         )
         keys.append(insert(cache.keys[layer], k, start))
         values.append(insert(cache.values[layer], v, start))
@@ -112,6 +115,8 @@ def write_step(
     def insert(old: Array, new: Array) -> Array:
         return lax.dynamic_update_slice(old, new[..., None, :], (0, 0, 0, column, 0))
 
+    # What goes on past the longest context is finished and waits to be replaced.
+    positions = jnp.minimum(positions, decoder.config.max_positions - 1)
     x = decoder.embed(tokens, positions)
     keys, values = [], []
     for layer, block in enumerate(decoder.blocks):
