@@ -1,7 +1,11 @@
-"""Decoding: one jitted loop that writes utterances for a whole batch of conversations.
+"""Decoding: utterances for many conversations at once, written in compiled loops.
 
-The context of each conversation is read once; its keys and values are shared by all samples drawn
-for it. Each token comes from the cloned policy, steered by the values where a strength is given:
+A conversation is read once; its keys and values stay in a *store* and are read on from turn to
+turn. To be answered it takes a *lane*: a row of the batch in which several utterances are written
+side by side. A lane that has finished is refilled with the next conversation while the others
+write on (`admit`, `write`); all shapes are fixed, so nothing is compiled again.
+
+Each token comes from the cloned policy, steered by the values where a strength is given:
 `π(a | h) ∝ π_β(a | h) · exp(β (min_k Q_k(h, a) − V(h)))` (ILQL, eq. 6). The value of a finished
 utterance is read as `ModelConfig.utterance_q` says; `policy.py` re-ranks by it. Q is that of the
 trained heads, not of their slower target copies.
@@ -14,11 +18,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ilql_jax import losses
-from ilql_jax.models import ActorCritic, ModelConfig, Params, with_params
-from ilql_jax.models.decoder import KeyValues
+from ilql_jax.models import ModelConfig, Params, with_params
+from ilql_jax.models.cached import KeyValues, extend, write_step
 
 
 class Samples(NamedTuple):
@@ -39,9 +44,229 @@ class Samples(NamedTuple):
     v: Float[Array, "batch"]
 
 
+class Lanes(NamedTuple):
+    """B conversations being answered, N utterances each of at most S tokens.
+
+    All lanes write into the same column at a time, `clock` modulo S, whenever they began.
+
+    Attributes:
+        clock: Tokens written since the lanes were made.
+        born: Clock at which the lane was admitted, [B].
+        context: Keys and values of the conversations, [B, heads, columns, head_size] each.
+        context_length: Columns of them that are real, [B].
+        keys: A random key an utterance, [B, N].
+        hidden: State before the next token, [B, N, width].
+        written: Keys and values of the utterances, [B, N, heads, S, head_size] each.
+        tokens: [B, N, S], a lane's first at column `born` modulo S.
+        length: Tokens of each utterance so far, [B, N].
+        log_prob: log π_β of each, [B, N].
+        q: Value of each from each of the twin heads, [heads, B, N].
+        v: V before them, [B].
+        done: Whether it is finished, [B, N]; true in a lane that is free.
+    """
+
+    clock: Int[Array, ""]
+    born: Int[Array, "batch"]
+    context: KeyValues
+    context_length: Int[Array, "batch"]
+    keys: Key[Array, "batch samples"]
+    hidden: Float[Array, "batch samples width"]
+    written: KeyValues
+    tokens: Int[Array, "batch samples time"]
+    length: Int[Array, "batch samples"]
+    log_prob: Float[Array, "batch samples"]
+    q: Float[Array, "heads batch samples"]
+    v: Float[Array, "batch"]
+    done: Bool[Array, "batch samples"]
+
+    @property
+    def samples(self) -> Samples:
+        """What was written, for the lanes that are finished (NumPy)."""
+        born, tokens, length = (np.asarray(x) for x in (self.born, self.tokens, self.length))
+        order = (born[:, None] + np.arange(tokens.shape[-1])) % tokens.shape[-1]
+        tokens = np.take_along_axis(tokens, order[:, None], axis=-1)
+        tokens = np.where(np.arange(tokens.shape[-1]) < length[..., None], tokens, 0)
+        q = np.asarray(self.q).min(axis=0)
+        return Samples(tokens, length, np.asarray(self.log_prob), q, np.asarray(self.v))
+
+
+def empty_lanes(
+    config: ModelConfig, lanes: int, num_samples: int, max_length: int, columns: int
+) -> Lanes:
+    """Free lanes, for conversations of up to `columns` tokens."""
+    decoder, each = config.decoder, (lanes, num_samples)
+    return Lanes(
+        clock=jnp.zeros((), jnp.int32),
+        born=jnp.zeros(lanes, jnp.int32),
+        context=KeyValues.zeros(decoder, (lanes,), columns),
+        context_length=jnp.ones(lanes, jnp.int32),
+        keys=jnp.broadcast_to(jax.random.key(0), each),
+        hidden=jnp.zeros((*each, decoder.hidden_size)),
+        written=KeyValues.zeros(decoder, each, max_length),
+        tokens=jnp.zeros((*each, max_length), jnp.int32),
+        length=jnp.zeros(each, jnp.int32),
+        log_prob=jnp.zeros(each),
+        q=jnp.zeros((2, *each)),
+        v=jnp.zeros(lanes),
+        done=jnp.ones(each, bool),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "columns"), donate_argnames="store")
+def read(
+    config: ModelConfig,
+    params: Params,
+    store: KeyValues,
+    slots: Int[Array, "rows"],
+    tokens: Int[Array, "rows new"],
+    start: Int[Array, "rows"],
+    last: Int[Array, "rows"],
+    *,
+    columns: int,
+) -> tuple[Float[Array, "rows width"], KeyValues, KeyValues]:
+    """Reads on in conversations of the store.
+
+    Args:
+        config: Shape of the network.
+        params: Its parameters.
+        store: Of all conversations, [slots, heads, columns, head_size] each; given up.
+        slots: Which of them; one past the last stands for none.
+        tokens: What is new, padded on the right.
+        start: How many tokens are known already.
+        last: Which of the new tokens' states is wanted.
+        columns: How many of the store's columns are enough for all rows, the new ones included.
+
+    Returns:
+        The states asked for; keys and values of the rows; and the store with them.
+    """
+    rows = jax.tree.map(lambda x: x[slots, :, :columns], store)
+    hidden, rows = extend(with_params(config, params).trunk, rows, tokens, start)
+    store = jax.tree.map(
+        lambda kept, new: kept.at[slots, :, :columns].set(new, mode="drop"), store, rows
+    )
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], rows, store
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="lanes")
+def admit(
+    config: ModelConfig,
+    params: Params,
+    lanes: Lanes,
+    into: Int[Array, "rows"],
+    context: KeyValues,
+    context_length: Int[Array, "rows"],
+    hidden: Float[Array, "rows width"],
+    keys: Key[Array, "rows"],
+) -> Lanes:
+    """Puts conversations into free lanes.
+
+    Args:
+        config: Shape of the network.
+        params: Its parameters.
+        lanes: Given up.
+        into: Which lane each takes; one past the last stands for none.
+        context: Keys and values of the conversations, from `read`; as many columns as the lanes
+            have are enough for them.
+        context_length: Tokens of each.
+        hidden: State after the last of them.
+        keys: One random key a conversation: what is written depends on it alone.
+    """
+    num_samples, columns = lanes.done.shape[1], lanes.context.columns
+    context = jax.tree.map(lambda x: x[..., :columns, :], context)
+
+    def put(old: Array, new: Array, axis: int = 0) -> Array:
+        at = (slice(None),) * axis + (into,)
+        return old.at[at].set(new, mode="drop")
+
+    sample_keys = jax.vmap(lambda key: jax.random.split(key, num_samples))(keys)
+    return lanes._replace(
+        born=put(lanes.born, lanes.clock),
+        context=jax.tree.map(put, lanes.context, context),
+        context_length=put(lanes.context_length, context_length),
+        keys=put(lanes.keys, sample_keys),
+        hidden=put(lanes.hidden, hidden[:, None]),
+        length=put(lanes.length, 0),
+        log_prob=put(lanes.log_prob, 0.0),
+        q=put(lanes.q, 0.0, axis=1),
+        v=put(lanes.v, with_params(config, params).v(hidden)),
+        done=put(lanes.done, False),
+    )
+
+
 @functools.partial(
-    jax.jit, static_argnames=("config", "num_samples", "max_length", "stop_token", "steered")
+    jax.jit, static_argnames=("config", "stop_token", "steered"), donate_argnames="lanes"
 )
+def write(
+    config: ModelConfig,
+    params: Params,
+    lanes: Lanes,
+    finished: Int[Array, ""],
+    allowed: Bool[Array, "vocab"],
+    temperature: Float[Array, ""],
+    steering_strength: Float[Array, ""],
+    *,
+    stop_token: int,
+    steered: bool,
+) -> Lanes:
+    """Writes on in all lanes until so many of them have finished.
+
+    An utterance ends with the stop token, which is forced at the greatest length.
+
+    Args:
+        config: Shape of the network.
+        params: Its parameters.
+        lanes: Given up.
+        finished: How many lanes have to be finished or free.
+        allowed: False for tokens that are never written.
+        temperature: 1 samples from the policy, 0 takes the best token.
+        steering_strength: β; read only if `steered`.
+        stop_token: Ends an utterance.
+        steered: Whether the values steer each token (costs the Q heads' vocabulary work).
+    """
+    model = with_params(config, params)
+    longest = lanes.tokens.shape[-1]
+
+    def write_token(lanes: Lanes) -> Lanes:
+        age = lanes.clock - lanes.born
+        logits = jnp.where(allowed, model.trunk.logits(lanes.hidden), -jnp.inf)
+        scores = logits
+        if steered:
+            q, v = jnp.min(model.q(lanes.hidden), axis=0), model.v(lanes.hidden)
+            scores = losses.steer_logits(logits, q, v, steering_strength)
+        token = _choose(lanes.keys, age, scores, temperature)
+        token = jnp.where((age == longest - 1)[:, None], stop_token, token)
+        log_prob = -losses.policy_loss(logits, token)
+        q = model.q.taken(lanes.hidden, token)
+        running = ~lanes.done
+        column = lanes.clock % longest
+        hidden, written = write_step(
+            model.trunk,
+            token,
+            jnp.broadcast_to((lanes.context_length + age)[:, None], token.shape),
+            lanes.context,
+            lanes.context_length,
+            lanes.written,
+            column,
+            (column - jnp.arange(longest)) % longest <= age[:, None],
+        )
+        kept = jnp.where(running, token, lanes.tokens[:, :, column])
+        return lanes._replace(
+            clock=lanes.clock + 1,
+            hidden=hidden,
+            written=written,
+            tokens=lanes.tokens.at[:, :, column].set(kept),
+            length=lanes.length + running,
+            log_prob=lanes.log_prob + jnp.where(running, log_prob, 0.0),
+            q=jnp.where(running, q + lanes.q if config.utterance_q == "sum" else q, lanes.q),
+            done=lanes.done | (token == stop_token),
+        )
+
+    def goes_on(lanes: Lanes) -> Bool[Array, ""]:
+        return lanes.done.all(axis=1).sum() < jnp.minimum(finished, lanes.done.shape[0])
+
+    return jax.lax.while_loop(goes_on, write_token, lanes)
+
+
 def generate(
     config: ModelConfig,
     params: Params,
@@ -57,10 +282,9 @@ def generate(
     stop_token: int,
     steered: bool,
 ) -> Samples:
-    """Writes `num_samples` utterances after each context.
+    """Writes `num_samples` utterances after each context: all in one batch, all from the start.
 
-    An utterance ends with the stop token, which is forced at `max_length`. What is drawn for a
-    conversation depends on its key alone, not on the others in the batch.
+    What is drawn for a conversation depends on its key alone, not on the others in the batch.
 
     Args:
         config: Shape of the network.
@@ -74,103 +298,43 @@ def generate(
         num_samples: N.
         max_length: S.
         stop_token: Ends an utterance.
-        steered: Whether the values steer each token (costs the Q heads' vocabulary work).
+        steered: Whether the values steer each token.
     """
-    model = with_params(config, params)
     batch, columns = context.shape
-    segments = (jnp.arange(columns)[None] < context_length[:, None]).astype(jnp.int32)
-    positions = jnp.broadcast_to(jnp.arange(columns), context.shape)
-    hidden, cache = model.trunk.read(context, segments, positions)
-    last = jnp.take_along_axis(hidden, (context_length - 1)[:, None, None], axis=1)
-    shape = (cache.keys.shape[0], batch, num_samples, max_length, *cache.keys.shape[-2:])
-    sample_keys = jax.vmap(lambda key: jax.random.split(key, num_samples))(keys)
-
-    class Loop(NamedTuple):
-        step: Array
-        hidden: Array
-        written: KeyValues
-        tokens: Array
-        length: Array
-        log_prob: Array
-        q: Array
-        done: Array
-
-    def write_token(loop: Loop) -> Loop:
-        token, log_prob = _choose(
-            model,
-            loop.hidden,
-            sample_keys,
-            loop.step,
-            allowed,
-            temperature,
-            steering_strength,
-            steered,
-        )
-        forced = loop.step == max_length - 1
-        token = jnp.where(forced, stop_token, token)
-        log_prob = jnp.take_along_axis(log_prob, token[..., None], axis=-1)[..., 0]
-        q = model.q.taken(loop.hidden, token)
-        running = ~loop.done
-        token = jnp.where(running, token, 0)
-        next_position = context_length[:, None] + loop.step
-        next_hidden, written = model.trunk.decode_step(
-            token,
-            jnp.broadcast_to(next_position, token.shape),
-            cache,
-            context_length,
-            loop.written,
-            loop.step,
-        )
-        return Loop(
-            step=loop.step + 1,
-            hidden=next_hidden,
-            written=written,
-            tokens=loop.tokens.at[:, :, loop.step].set(token),
-            length=loop.length + running,
-            log_prob=loop.log_prob + jnp.where(running, log_prob, 0.0),
-            q=jnp.where(running, q + loop.q if config.utterance_q == "sum" else q, loop.q),
-            done=loop.done | (token == stop_token),
-        )
-
-    per_sample = (batch, num_samples)
-    loop = Loop(
-        step=jnp.zeros((), jnp.int32),
-        hidden=jnp.broadcast_to(last, (*per_sample, last.shape[-1])),
-        written=KeyValues(jnp.zeros(shape, hidden.dtype), jnp.zeros(shape, hidden.dtype)),
-        tokens=jnp.zeros((*per_sample, max_length), jnp.int32),
-        length=jnp.zeros(per_sample, jnp.int32),
-        log_prob=jnp.zeros(per_sample, jnp.float32),
-        q=jnp.zeros((model.q.NUM_HEADS, *per_sample), jnp.float32),
-        done=jnp.zeros(per_sample, bool),
+    rows, lengths = jnp.arange(batch), jnp.asarray(context_length)
+    store = KeyValues.zeros(config.decoder, (batch,), columns)
+    hidden, read_rows, _ = read(
+        config, params, store, rows, context, 0 * rows, lengths - 1, columns=columns
     )
-    loop = jax.lax.while_loop(
-        lambda loop: (loop.step < max_length) & ~loop.done.all(), write_token, loop
+    lanes = empty_lanes(config, batch, num_samples, max_length, columns)
+    lanes = admit(config, params, lanes, rows, read_rows, lengths, hidden, keys)
+    lanes = write(
+        config,
+        params,
+        lanes,
+        batch,
+        allowed,
+        temperature,
+        steering_strength,
+        stop_token=stop_token,
+        steered=steered,
     )
-    q = jnp.min(loop.q, axis=0)
-    return Samples(loop.tokens, loop.length, loop.log_prob, q, model.v(last[:, 0]))
+    return lanes.samples
 
 
 def _choose(
-    model: ActorCritic,
-    hidden: Float[Array, "batch samples width"],
     keys: Key[Array, "batch samples"],
-    step: Int[Array, ""],
-    allowed: Bool[Array, "vocab"],
+    age: Int[Array, "batch"],
+    scores: Float[Array, "batch samples vocab"],
     temperature: Float[Array, ""],
-    steering_strength: Float[Array, ""],
-    steered: bool,
-) -> tuple[Int[Array, "batch samples"], Float[Array, "batch samples vocab"]]:
-    """The next token of each sample, and log π_β over the vocabulary."""
-    logits = jnp.where(allowed, model.trunk.logits(hidden), -jnp.inf)
-    log_prob = jax.nn.log_softmax(logits, axis=-1)
-    scores = log_prob
-    if steered:
-        q, v = jnp.min(model.q(hidden), axis=0), model.v(hidden)
-        scores = losses.steer_logits(logits, q, v, steering_strength)
-    step_keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys)
-    heated = scores / jnp.maximum(temperature, 1e-6)
-    sampled = _sample(step_keys, heated)
-    return jnp.where(temperature > 0, sampled, jnp.argmax(scores, axis=-1)), log_prob
+) -> Int[Array, "batch samples"]:
+    """The next token of each utterance, from unnormalised log-probabilities."""
+
+    def sampled() -> Array:
+        per_lane = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+        return _sample(jax.vmap(per_lane)(keys, age), scores / temperature)
+
+    return jax.lax.cond(temperature > 0, sampled, lambda: jnp.argmax(scores, axis=-1))
 
 
 def _sample(
@@ -178,10 +342,36 @@ def _sample(
 ) -> Int[Array, "batch samples"]:
     """Draws by the inverse of the cumulative distribution: one random number a token.
 
-    `jax.random.categorical` draws one per word of the vocabulary.
+    `jax.random.categorical` draws one per word of the vocabulary. The sums run over blocks first,
+    then inside the block that was hit, so that no running sum goes over the whole vocabulary.
     """
-    cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
+    *leading, vocab = logits.shape
+    size = max(1, round(vocab**0.5))
+    padding = [(0, 0)] * len(leading) + [(0, -vocab % size)]
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    blocks = jnp.pad(weights, padding).reshape(*leading, -1, size)
     uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys)[..., None]
-    # Strictly above the threshold, so that a token of probability zero is never drawn.
-    token = jnp.sum(cumulative <= uniform * cumulative[..., -1:], axis=-1)
-    return jnp.minimum(token, jnp.argmax(cumulative, axis=-1))
+    block, before, threshold = _first_above(blocks.sum(axis=-1), uniform)
+    inside = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+    share = (threshold - before) / inside.sum(axis=-1, keepdims=True)
+    token, _, _ = _first_above(inside, share)
+    return block * size + token
+
+
+def _first_above(
+    weights: Float[Array, "... n"], share: Float[Array, "... 1"]
+) -> tuple[Int[Array, "..."], Float[Array, "... 1"], Float[Array, "... 1"]]:
+    """Where the running sum of the weights first exceeds a share of their total.
+
+    Returns:
+        The place, the running sum before it, and the threshold.
+    """
+    cumulative = jnp.cumsum(weights, axis=-1)
+    threshold = share * cumulative[..., -1:]
+    # Strictly above the threshold, so that what has probability zero is never drawn.
+    place = jnp.sum(cumulative <= threshold, axis=-1)
+    # Rounding may leave the threshold at the total: then the last that has a weight.
+    place = jnp.minimum(place, jnp.argmax(cumulative, axis=-1))
+    at = place[..., None]
+    before = jnp.take_along_axis(cumulative, at, -1) - jnp.take_along_axis(weights, at, -1)
+    return place, before, threshold

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from ilql_jax.decode import Samples, generate
+from ilql_jax.decode import Lanes, Samples, admit, empty_lanes, read, write
 from ilql_jax.models import ModelConfig, Params
+from ilql_jax.models.cached import KeyValues
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +112,10 @@ class ContextError(ValueError):
 class Policy:
     """Answers many conversations at once.
 
+    Conversations are recognised by their tokens: of one that was answered before, only what was
+    said since is read. Lanes (see `decode.py`) that have finished are refilled with conversations
+    that wait.
+
     Args:
         model_config: Shape of the network.
         params: Its parameters.
@@ -119,10 +125,12 @@ class Policy:
         max_utterance: Longest utterance, in tokens.
         batch_size: Conversations decoded together; fewer are filled up, so that nothing is
             compiled again.
+        store_megabytes: Room for the keys and values of conversations that may go on; the oldest
+            are forgotten and read again when needed. There is always room for one batch.
     """
 
-    # Contexts are padded to a multiple of this; each width is compiled once.
-    BUCKET = 128
+    BUCKET = 64  # Columns of a batch are a multiple of this; each number is compiled once.
+    WIDTHS = (16, 32, 64, 128, 256)  # Of what is read at a time, likewise.
 
     def __init__(
         self,
@@ -133,6 +141,7 @@ class Policy:
         allowed: Bool[np.ndarray, "vocab"],
         max_utterance: int = 48,
         batch_size: int = 64,
+        store_megabytes: float = 256.0,
     ):
         self.decoding = decoding
         self.stop_token = stop_token
@@ -147,6 +156,16 @@ class Policy:
                 f"an utterance of {max_utterance} tokens does not fit in the network's context "
                 f"of {model_config.decoder.max_positions}."
             )
+        # What is read last may be padded to the next width.
+        columns = _round_up(self.max_context + max(self.WIDTHS), self.BUCKET)
+        shape = jax.eval_shape(lambda: KeyValues.zeros(model_config.decoder, (1,), columns))
+        each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shape))
+        slots = max(batch_size, int(store_megabytes * 2**20 // each))
+        self._columns = columns
+        self._memory = _Memory(slots)
+        self._store: KeyValues | None = None
+        # A few at a time, so that a lane does not wait long for others to be free.
+        self._group = -(-batch_size // 4)
 
     def respond(
         self, contexts: Sequence[Int[np.ndarray, "time"]], seeds: Sequence[int]
@@ -166,41 +185,101 @@ class Policy:
                     f"context {index} has {len(context)} tokens; between 1 and "
                     f"{self.max_context} can be read. Leave out its oldest turns."
                 )
-        # Conversations of like length together, so that short ones are not padded to long ones.
-        order = np.argsort([len(c) for c in contexts], kind="stable")
+        contexts = [np.ascontiguousarray(context, np.int32) for context in contexts]
+        known = [self._memory.known(context) for context in contexts]
+        # Those with much to read together, so that the others are not padded to them.
+        new = [len(c) - k for c, k in zip(contexts, known, strict=True)]
+        waiting = deque(int(i) for i in np.argsort(new, kind="stable"))
         responses: list[Any] = [None] * len(contexts)
-        for start in range(0, len(order), self.batch_size):
-            group = order[start : start + self.batch_size]
-            samples = self._generate([contexts[i] for i in group], [seeds[i] for i in group])
-            for row, index in enumerate(group):
-                responses[index] = self._select(samples, row)
+        columns = _round_up(max(map(len, contexts), default=1), self.BUCKET)
+        lanes = empty_lanes(
+            self._config,
+            self.batch_size,
+            self.decoding.candidates,
+            self.max_utterance,
+            columns,
+        )
+        talking: dict[int, int] = {}  # lane -> conversation
+        while waiting or talking:
+            free = [lane for lane in range(self.batch_size) if lane not in talking]
+            while waiting and free:
+                group = [
+                    waiting.popleft() for _ in range(min(len(waiting), len(free), self._group))
+                ]
+                into = [free.pop() for _ in group]
+                lanes = self._admit(
+                    lanes, into, [contexts[i] for i in group], [seeds[i] for i in group], columns
+                )
+                talking |= zip(into, group, strict=True)
+            enough = min(len(talking), self._group) if waiting else len(talking)
+            lanes = write(
+                self._config,
+                self._params,
+                lanes,
+                self.batch_size - len(talking) + enough,
+                self._allowed,
+                jnp.float32(self.decoding.temperature),
+                jnp.float32(self.decoding.steering_strength),
+                stop_token=self.stop_token,
+                steered=self.decoding.steering_strength != 0,
+            )
+            samples = lanes.samples
+            done = np.asarray(lanes.done).all(axis=1)
+            for lane in [lane for lane in talking if done[lane]]:
+                responses[talking.pop(lane)] = self._select(samples, lane)
         return responses
 
-    def _generate(self, contexts: list[np.ndarray], seeds: list[int]) -> Samples:
-        longest = max(len(c) for c in contexts)
-        width = min(-(-longest // self.BUCKET) * self.BUCKET, self.max_context)
-        padded = np.zeros((self.batch_size, width), np.int32)
-        lengths = np.ones(self.batch_size, np.int32)
-        for row, context in enumerate(contexts):
-            padded[row, : len(context)] = context
-            lengths[row] = len(context)
-        filled = np.zeros(self.batch_size, np.uint32)
-        filled[: len(seeds)] = np.asarray(seeds, np.uint64) % 2**32
-        samples = generate(
+    def _admit(
+        self,
+        lanes: Lanes,
+        into: list[int],
+        contexts: list[np.ndarray],
+        seeds: list[int],
+        columns: int,
+    ) -> Lanes:
+        """Reads what is new in a group of conversations, and gives each a lane."""
+        if self._store is None:
+            slots = (self._memory.slots,)
+            self._store = KeyValues.zeros(self._config.decoder, slots, self._columns)
+
+        def padded(values: Sequence[int], nothing: int, dtype=np.int32) -> np.ndarray:
+            return np.asarray([*values, *[nothing] * (self._group - len(values))], dtype)
+
+        known = self._memory.slots_for(contexts)
+        slots = padded([slot for slot, _ in known], self._memory.slots)
+        start = padded([length for _, length in known], 0)
+        end = padded([len(context) for context in contexts], 1)
+        while True:
+            left = int((end - start).max())
+            width = next((w for w in self.WIDTHS if w >= left), self.WIDTHS[-1])
+            tokens = np.zeros((self._group, width), np.int32)
+            for row, context in enumerate(contexts):
+                piece = context[start[row] : start[row] + width]
+                tokens[row, : len(piece)] = piece
+            hidden, rows, self._store = read(
+                self._config,
+                self._params,
+                self._store,
+                slots,
+                tokens,
+                start,
+                np.minimum(end - start, width) - 1,
+                columns=min(_round_up(columns + width, self.BUCKET), self._columns),
+            )
+            if left <= width:
+                break
+            start = np.minimum(start + width, end - 1)
+        own = padded([seed % 2**32 for seed in map(int, seeds)], 0, np.uint32)
+        return admit(
             self._config,
             self._params,
-            padded,
-            lengths,
-            jax.vmap(jax.random.key)(filled),
-            self._allowed,
-            jnp.float32(self.decoding.temperature),
-            jnp.float32(self.decoding.steering_strength),
-            num_samples=self.decoding.candidates,
-            max_length=self.max_utterance,
-            stop_token=self.stop_token,
-            steered=self.decoding.steering_strength != 0,
+            lanes,
+            padded(into, self.batch_size),
+            rows,
+            end,
+            hidden,
+            jax.vmap(jax.random.key)(own),
         )
-        return jax.tree.map(np.asarray, samples)
 
     def _select(self, samples: Samples, row: int) -> Response:
         ranking = np.argsort(-samples.q[row], kind="stable")
@@ -216,3 +295,54 @@ class Policy:
             log_prob=float(samples.log_prob[row, best]),
             candidates=tuple(written) if len(written) > 1 else (),
         )
+
+
+class _Memory:
+    """Which conversation lies in which slot of the store; the oldest is forgotten first."""
+
+    def __init__(self, slots: int):
+        self.slots = slots
+        self._slot_of: OrderedDict[bytes, int] = OrderedDict()  # tokens -> slot, oldest first
+        self._lengths: Counter[int] = Counter()  # of those tokens, in bytes
+        self._free = list(range(slots))[::-1]
+
+    def known(self, context: Int[np.ndarray, "time"]) -> int:
+        """How many of its first tokens are in a slot."""
+        return len(self._find(context.tobytes())) // context.itemsize
+
+    def slots_for(self, contexts: Sequence[Int[np.ndarray, "time"]]) -> list[tuple[int, int]]:
+        """For each a slot of its own from now on, and how many of its tokens are in it already."""
+        found = []
+        for context in contexts:
+            key = self._find(context.tobytes())
+            slot = self._forget(key) if key else self._any_slot()
+            # The state after the last token is needed even where all of them are known.
+            found.append((slot, min(len(key) // context.itemsize, len(context) - 1)))
+        # Only now: the slots hold these conversations when all of them have been read.
+        for context, (slot, _) in zip(contexts, found, strict=True):
+            key = context.tobytes()
+            if key in self._slot_of:  # said twice, word for word
+                self._free.append(self._forget(key))
+            self._slot_of[key] = slot
+            self._lengths[len(key)] += 1
+        return found
+
+    def _find(self, context: bytes) -> bytes:
+        """The longest beginning of the context that is in a slot."""
+        for length in sorted(self._lengths, reverse=True):
+            if context[:length] in self._slot_of:
+                return context[:length]
+        return b""
+
+    def _any_slot(self) -> int:
+        return self._free.pop() if self._free else self._forget(next(iter(self._slot_of)))
+
+    def _forget(self, key: bytes) -> int:
+        self._lengths[len(key)] -= 1
+        if not self._lengths[len(key)]:
+            del self._lengths[len(key)]
+        return self._slot_of.pop(key)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -4,9 +4,8 @@ Today GPT-2's (learned positions, LayerNorm in front, GELU, biases, tied output)
 positions as a choice. What a family does differently is a field of `DecoderConfig` read in one
 place, so that the Llama and Qwen families fit in beside it.
 
-Two ways through the same weights: `Decoder.__call__` over packed rows (training, reading a
-context), and `Decoder.decode_step` for one more token of many continuations that share the keys
-and values of their context (sampling).
+`Decoder.__call__` goes over packed rows, as in training; `cached.py` takes the same weights with
+keys and values kept, for writing.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ilql_jax.models.attention import NEGATIVE, attend
+from ilql_jax.models.attention import attend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +69,6 @@ class DecoderConfig:
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_heads
-
-
-class KeyValues(nnx.Pytree):
-    """Keys and values of every layer, [layers, ..., time, heads, head_size]."""
-
-    def __init__(self, keys: Array, values: Array):
-        self.keys = nnx.data(keys)
-        self.values = nnx.data(values)
 
 
 class Attention(nnx.Module):
@@ -154,70 +145,13 @@ class Decoder(nnx.Module):
         positions: Int[Array, "batch time"],
     ) -> Float[Array, "batch time width"]:
         """Hidden states of packed rows; no attention across segments (0 = padding)."""
-        return self.read(tokens, segment_ids, positions)[0]
-
-    def read(
-        self,
-        tokens: Int[Array, "batch time"],
-        segment_ids: Int[Array, "batch time"],
-        positions: Int[Array, "batch time"],
-    ) -> tuple[Float[Array, "batch time width"], KeyValues]:
-        """Like calling it, and keys and values [layers, B, T, heads, head_size] for decoding."""
         x = self.embed(tokens, positions)
         mask = packed_causal_mask(segment_ids)
-        keys, values = [], []
         for block in self.blocks:
             q, k, v = block.attention.project(block.attention_norm(x), positions)
             x = x + block.attention.merge(attend(q, k, v, mask))
             x = x + block.mlp(x)
-            keys.append(k)
-            values.append(v)
-        return self.final_norm(x), KeyValues(jnp.stack(keys), jnp.stack(values))
-
-    def decode_step(
-        self,
-        tokens: Int[Array, "batch samples"],
-        positions: Int[Array, "batch samples"],
-        context: KeyValues,
-        context_length: Int[Array, "batch"],
-        written: KeyValues,
-        step: Int[Array, ""],
-    ) -> tuple[Float[Array, "batch samples width"], KeyValues]:
-        """Hidden state of one more token in each of several continuations of each context.
-
-        The context's keys and values are kept once per conversation, not once per sample.
-
-        Args:
-            tokens: Token to read, for each sample of each conversation.
-            positions: Its position in the dialogue.
-            context: From `read`, [layers, B, P, heads, head_size].
-            context_length: How many of the P columns are real.
-            written: What this function wrote so far, [layers, B, N, S, heads, head_size].
-            step: How many tokens were written before this one.
-
-        Returns:
-            Hidden states [B, N, width], and `written` with this token's added at column `step`.
-        """
-        x = self.embed(tokens, positions)
-        columns = context.keys.shape[2]
-        see_context = jnp.arange(columns)[None] < context_length[:, None]
-        see_written = jnp.arange(written.keys.shape[3]) <= step
-        keys, values = written.keys, written.values
-        scale = self.config.head_size**-0.5
-        for layer, block in enumerate(self.blocks):
-            q, k, v = block.attention.project(block.attention_norm(x), positions)
-            keys = keys.at[layer, :, :, step].set(k)
-            values = values.at[layer, :, :, step].set(v)
-            far = jnp.einsum("bnhd,bphd->bnhp", q, context.keys[layer]) * scale
-            near = jnp.einsum("bnhd,bnshd->bnhs", q, keys[layer]) * scale
-            far = jnp.where(see_context[:, None, None], far, NEGATIVE)
-            near = jnp.where(see_written, near, NEGATIVE)
-            weights = jax.nn.softmax(jnp.concatenate([far, near], axis=-1), axis=-1)
-            heads = jnp.einsum("bnhp,bphd->bnhd", weights[..., :columns], context.values[layer])
-            heads += jnp.einsum("bnhs,bnshd->bnhd", weights[..., columns:], values[layer])
-            x = x + block.attention.merge(heads)
-            x = x + block.mlp(x)
-        return self.final_norm(x), KeyValues(keys, values)
+        return self.final_norm(x)
 
     def logits(self, hidden: Float[Array, "... width"]) -> Float[Array, "... vocab"]:
         """Scores of the next token (output weights tied to the embedding)."""
