@@ -30,9 +30,7 @@ class Attention(nnx.Module):
         if config.qk_norm:
             self.q_norm = norm(config, size, rngs)
             self.k_norm = norm(config, size, rngs)
-        self.out = _linear_out(
-            config, config.num_heads * size, width, config.attention_bias, rngs
-        )
+        self.out = _linear_out(config, config.num_heads * size, width, config.attention_bias, rngs)
 
     def project(
         self, x: Float[Array, "... width"], rotation: Rotation | None

@@ -112,7 +112,9 @@ class Decoder(nnx.Module):
 
         def apply(block: Block, x: Array, per_layer: Any) -> tuple[Array, tuple[Array, Array]]:
             uses_rotary, context, written = per_layer
-            q, k, v = block.attention.project(block.attention_norm(x), _for_layer(turn, uses_rotary))
+            q, k, v = block.attention.project(
+                block.attention_norm(x), _for_layer(turn, uses_rotary)
+            )
             keys = written.keys.at[:, :, step].set(k)
             values = written.values.at[:, :, step].set(v)
             heads = attend_one(
