@@ -17,6 +17,15 @@ from imagination.dialogue import ROLE_OF_SPEAKER, DialogueError, Turn
 
 PAD, HUMAN, AGENT, END = MARKERS = ("<pad>", "<human>", "<agent>", "<end>")
 NOBODY = -1
+# What `MarkerFormat` does, for tools that know chat templates alone.
+MARKER_TEMPLATE = (
+    "{% for message in messages %}"
+    f"{{% if message['role'] == 'user' %}}{HUMAN}{{{{ message['content'] }}}}"
+    f"{{% elif message['role'] == 'assistant' %}}{AGENT}"
+    f"{{% generation %}}{{{{ message['content'] }}}}{END}{{% endgeneration %}}"
+    "{% endif %}{% endfor %}"
+    f"{{% if add_generation_prompt %}}{AGENT}{{% endif %}}"
+)
 
 
 class LaidOut(NamedTuple):

@@ -22,6 +22,7 @@ from imagination.formats import (
     AGENT,
     END,
     HUMAN,
+    MARKER_TEMPLATE,
     MARKERS,
     NOBODY,
     PAD,
@@ -94,6 +95,12 @@ class DialogueTokenizer:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes it in Hugging Face's format."""
         self._tokenizer.save_pretrained(str(folder))
+
+    def export(self, folder: str | os.PathLike[str]) -> None:
+        """Writes it for use elsewhere: with a chat template also where the markers are ours."""
+        self.save(folder)
+        if isinstance(self._format, MarkerFormat):
+            (Path(folder) / "chat_template.jinja").write_text(MARKER_TEMPLATE, "utf-8")
 
     def writable(self, vocab_size: int | None = None) -> Bool[np.ndarray, "vocab"]:
         """True for tokens an agent may write: words and the end, no other special token.

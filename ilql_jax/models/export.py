@@ -94,6 +94,8 @@ def save_pretrained(
     kept = {"heads": _head_fields(config), "about": dict(about or {})}
     save_file(heads, folder / VALUE_HEADS, metadata={k: json.dumps(v) for k, v in kept.items()})
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
+    if special_tokens:
+        (folder / "generation_config.json").write_text(json.dumps(dict(special_tokens)), "utf-8")
     (folder / "README.md").write_text(card, "utf-8")
 
 
