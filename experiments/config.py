@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from experiments.methods import PAIRS_START_FROM, parse_method, rounds_of
 from ilql_jax.models import DecoderConfig, ModelConfig
+from ilql_jax.models.decoder_config import COMPUTE_DTYPES, HOW_COMPUTED
+from ilql_jax.models.pretrained import check_tensors, find, read_config
 from ilql_jax.objectives import ObjectiveConfig
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.train import TrainConfig
@@ -90,12 +93,13 @@ def base_config() -> ConfigDict:
 
     config.tokenizer = ConfigDict()
     config.tokenizer.pretrained = (
-        ""  # Hugging Face name or folder; "" trains a BPE on the dialogues
+        ""  # Hugging Face name or folder; "" = that of the pretrained model, or a BPE trained here
     )
     config.tokenizer.vocab_size = 1024  # of the trained BPE, at most
 
-    # GPT-2's shape, but for rotary positions.
     config.model = ConfigDict()
+    config.model.pretrained = ""  # Hugging Face name or folder to start from, of any size
+    # Else a fresh network: GPT-2's shape, but for rotary positions.
     config.model.hidden_size = 64
     config.model.num_layers = 2
     config.model.num_heads = 2
@@ -104,6 +108,11 @@ def base_config() -> ConfigDict:
     config.model.position_encoding = "rotary"  # or learned
     config.model.rotary_base = 100.0  # wavelengths from 6 to some 470 tokens
     config.model.initializer_range = 0.08  # GPT-2's 0.02 is for a width of 768
+    # Of both (see ilql_jax/models/decoder_config.py):
+    config.model.compute_dtype = "float32"  # or bfloat16; parameters are float32 in any case
+    config.model.attention = "xla"  # on accelerators; or cudnn (GPUs, with bfloat16)
+    config.model.remat = False  # keep less for the backward pass, compute it again
+    config.model.scan_layers = False  # compile one block for all
     config.model.value_inner_size = 128  # hidden layer of the value heads
     config.model.utterance_q = "sum"  # of its tokens' shares; last: Q of the last token
 
@@ -176,6 +185,11 @@ def base_config() -> ConfigDict:
     config.chat = ConfigDict()
     config.chat.method = "ilql"  # who talks in --stage=chat
     config.chat.notice = ""  # told before it: what these agents are not for
+
+    config.export = ConfigDict()
+    config.export.method = "ilql"  # whose network --stage=export writes for transformers
+    config.export.seed = 0
+    config.export.dtype = "float32"  # of the policy; or bfloat16
     return config
 
 
@@ -279,7 +293,27 @@ def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
     """Shape of the network, for a tokenizer of this size."""
     shape = config.model.to_dict()
     heads = {name: shape.pop(name) for name in ("value_inner_size", "utterance_q")}
-    return ModelConfig(DecoderConfig(vocab_size=vocab_size, **shape), **heads)
+    pretrained = shape.pop("pretrained")
+    if not pretrained:
+        return ModelConfig(DecoderConfig(vocab_size=vocab_size, **shape), **heads)
+    found = read_config(find(pretrained, weights=False))
+    if shape["max_positions"] > found.max_positions:
+        raise ValueError(
+            f"max_positions is {shape['max_positions']}, but {pretrained} reads at most "
+            f"{found.max_positions} tokens."
+        )
+    # Checkpoints may have room for more tokens than there are, or lack the tokenizer's markers.
+    said = {"vocab_size": max(vocab_size, found.vocab_size)}
+    said |= {name: shape[name] for name in HOW_COMPUTED}
+    return ModelConfig(dataclasses.replace(found, **said), **heads)
+
+
+# What a pretrained network says of itself.
+SHAPE_KEYS = {
+    f"model.{field.name}"
+    for field in dataclasses.fields(DecoderConfig)
+    if field.name not in (*HOW_COMPUTED, "max_positions")
+}
 
 
 def decodings(config: ConfigDict, method: str) -> list[DecodingConfig]:
@@ -435,6 +469,14 @@ def _check_hindsight(config: ConfigDict) -> None:
         )
 
 
+def _check_model(config: ConfigDict) -> None:
+    """Shape, and for a checkpoint that lies here the names and shapes of its tensors."""
+    model_config(config, config.tokenizer.vocab_size)
+    pretrained = config.model.pretrained
+    if pretrained and Path(pretrained).expanduser().is_dir():
+        check_tensors(Path(pretrained).expanduser())
+
+
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ConfigError(f"config.{key} is {value!r}, but must be one of {', '.join(allowed)}.")
@@ -521,7 +563,7 @@ def check(config: ConfigDict, judged: bool = True) -> None:
     _check_evaluation(config)
     _check_llm(config)
     builders: dict[str, Any] = {
-        "model": lambda: model_config(config, config.tokenizer.vocab_size),
+        "model": lambda: _check_model(config),
         "data": lambda: read_options(config),
     }
     for method in config.methods:
@@ -535,12 +577,13 @@ def check(config: ConfigDict, judged: bool = True) -> None:
             build()
         except (ValueError, TypeError, KeyError, ArithmeticError) as error:
             raise ConfigError(f"config.{section}: {error}") from None
+    trains_tokenizer = not config.tokenizer.pretrained and not config.model.pretrained
     smallest = {
         "seed": 0,
         "seeds": 1,
         "workers": 0,
         "train.batch_rows": 1,
-        "tokenizer.vocab_size": 0 if config.tokenizer.pretrained else 260,  # bytes and markers
+        "tokenizer.vocab_size": 260 if trains_tokenizer else 0,  # bytes and markers
         "imagination.dialogues": 1,
         "hindsight.max_changes": 1,
         "hindsight.calibration_dialogues": 5,  # fewer say nothing
@@ -574,3 +617,4 @@ def check(config: ConfigDict, judged: bool = True) -> None:
             f"conversation in config.model.max_positions {config.model.max_positions}."
         )
     _one_of("data.source", config.data.source, ("world", *CORPORA))
+    _one_of("export.dtype", config.export.dtype, COMPUTE_DTYPES)

@@ -4,6 +4,7 @@
     python experiments/teaching.py --workdir=runs/t1 --config.train.steps=500
     python experiments/teaching.py --workdir=runs/t1 --stage=evaluate   up to this stage
     python experiments/teaching.py --stage=chat                     talk with the trained agent
+    python experiments/teaching.py --stage=export                   for Hugging Face's transformers
     python experiments/teaching.py --stage=derive --config.imagination.engine=anthropic ...
                                                                     task.yaml only, to be edited
     python experiments/teaching.py --dry_run --config.imagination.engine=anthropic ...
@@ -85,6 +86,12 @@ def _run(
 
         chat.run(config, folder, console)
         return
+    if line.stage == "export":
+        from experiments.stages import export
+
+        export.run(config, folder, console)
+        return
+    _check_shape_is_used(config, line)
     _check_hindsight_is_used(config, line)
     run_stages(name, config, folder, line.stage, console)
 
@@ -114,6 +121,15 @@ def _check_hindsight_is_used(config: ConfigDict, line: CommandLine) -> None:
         raise settings.ConfigError(
             f"{given[0]} is about hindsight, but no method of config.methods "
             f"({', '.join(config.methods)}) learns from it; add one such as ilql_hindsight1."
+        )
+
+
+def _check_shape_is_used(config: ConfigDict, line: CommandLine) -> None:
+    given = [key for key in line.overrides if key in settings.SHAPE_KEYS]
+    if given and config.model.pretrained:
+        raise settings.ConfigError(
+            f"config.{given[0]} is given, but the network has the shape of "
+            f"config.model.pretrained, {config.model.pretrained!r}. Leave one of them out."
         )
 
 
@@ -188,8 +204,10 @@ def parse_flags(
         ConfigError: An unknown flag or key, or a value of the wrong type.
     """
     values = flags.FlagValues()
-    known = [*STAGES, "derive", "chat"]
-    flags.DEFINE_enum("stage", STAGES[-1], known, "Run up to this; or derive, chat.", values)
+    known = [*STAGES, "derive", "chat", "export"]
+    flags.DEFINE_enum(
+        "stage", STAGES[-1], known, "Run up to this; or derive, chat, export.", values
+    )
     flags.DEFINE_string("workdir", f"runs/{name}", "The run's folder.", values)
     flags.DEFINE_bool("dry_run", False, "Show what an LLM would be asked, and the cost.", values)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)

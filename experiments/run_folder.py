@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from ml_collections import ConfigDict
 
-from experiments.config import imagines_with_llm
+from experiments.config import base_config, imagines_with_llm
 from experiments.methods import parse_method, rounds_of
 from imagination.task import Task
 
@@ -151,6 +151,10 @@ class RunFolder:
     def unit_conversations(self, unit: Unit) -> Path:
         return self.path / "evaluation" / f"{unit.name}.jsonl"
 
+    def export(self, unit: Unit) -> Path:
+        """Where a network lies for use elsewhere."""
+        return self.path / "export" / unit.name
+
     @property
     def llm(self) -> Path:
         """Folder of the LLM client: answers, failures, batches."""
@@ -209,6 +213,9 @@ class RunFolder:
         if not stamp.exists() or not products:
             return
         before, now = json.loads(stamp.read_text()), self._shaping(stage, config)
+        # Settings that there have only been since had their defaults.
+        defaults = _shaping(stage, base_config())
+        before |= {key: defaults[key] for key in ({*now} - {*before}) & {*defaults}}
         added = [key for key in {*before} ^ {*now} if _may_be_added(key)]
         before, now = _without(before, added), _without(now, added)
         if any(key.startswith(_TASK) for key in before) and not self.task.exists():

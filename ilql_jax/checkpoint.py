@@ -98,9 +98,13 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder).absolute()
     with _open_for_reading(folder) as manager:
-        return manager.restore(
+        metadata = manager.restore(
             manager.latest_step(), args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
         )["metadata"]
+    if "model" in metadata:
+        # Fields that the config has had only since have their defaults.
+        metadata["model"] = dataclasses.asdict(ModelConfig.from_dict(metadata["model"]))
+    return metadata
 
 
 def restore_params(folder: str | Path, config: ModelConfig) -> Params:

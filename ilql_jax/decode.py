@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ilql_jax import losses
 from ilql_jax.models import ModelConfig, Params, with_params
+from ilql_jax.models.blocks import dtype_of
 from ilql_jax.models.cached import KeyValues, extend, write_step
 
 
@@ -101,7 +102,7 @@ def empty_lanes(
         context=KeyValues.zeros(decoder, (lanes,), columns),
         context_length=jnp.ones(lanes, jnp.int32),
         keys=jnp.broadcast_to(jax.random.key(0), each),
-        hidden=jnp.zeros((*each, decoder.hidden_size)),
+        hidden=jnp.zeros((*each, decoder.hidden_size), dtype_of(decoder)),
         written=KeyValues.zeros(decoder, each, max_length),
         tokens=jnp.zeros((*each, max_length), jnp.int32),
         length=jnp.zeros(each, jnp.int32),

@@ -121,18 +121,27 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     if config.optimizer == "muon":
         # Without optax's own AdamW beside it: that would take the embeddings and heads in too.
         muon = optax.contrib.muon(
-            schedule(config.muon_learning_rate), weight_decay=config.weight_decay
+            schedule(config.muon_learning_rate),
+            weight_decay=config.weight_decay,
+            # The last two axes: layers may be stacked in front of them.
+            muon_weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1),
         )
         update = optax.partition({"trunk": muon, "rest": update}, _trunk_matrices)
     return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), update)
 
 
 def init_state(
-    model_config: ModelConfig, train_config: TrainConfig, seed: int, start: Params | None = None
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    seed: int,
+    start: Params | None = None,
+    give_up_start: bool = False,
 ) -> TrainState:
-    """A fresh network, or a copy of the parameters `start`; its target Q heads start as a copy."""
+    """A fresh network, or a copy of the parameters `start`; its target Q heads start as a copy.
 
-    @jax.jit
+    With `give_up_start` they are taken instead (donated), so that memory never holds them twice.
+    """
+
     def create(start: Params | None) -> TrainState:
         # A copy, since steps give up the state that they are given.
         params = init_params(model_config, seed) if start is None else jax.tree.map(jnp.copy, start)
@@ -143,7 +152,7 @@ def init_state(
             optimizer=make_optimizer(train_config).init(params),
         )
 
-    return create(start)
+    return jax.jit(create, donate_argnums=0 if give_up_start else ())(start)
 
 
 def make_train_step(
@@ -192,10 +201,12 @@ def train(
     metadata: dict[str, Any] | None = None,
     on_start: Callable[[int], None] | None = None,
     on_metrics: Callable[[int, dict[str, float]], None] | None = None,
+    start_from: Callable[[], Params] | None = None,
 ) -> Params:
     """Trains one method from its start, or on from the folder's last checkpoint.
 
-    The start is a fresh network; for a method that learns from pairs, the reference.
+    The start is a fresh network or what `start_from` gives; for a method that learns from pairs,
+    the reference.
 
     Args:
         data: What the method sees: trajectories (see `objectives.select_trajectories`), or
@@ -209,6 +220,8 @@ def train(
         metadata: Plain JSON kept with every checkpoint, beside the configs.
         on_start: Called once with the number of steps already taken.
         on_metrics: Called every `log_every` steps with the step and its metrics.
+        start_from: Makes the parameters to start from, e.g. of a pretrained network (see
+            `models.pretrained.start_params`); called only where nothing was saved yet.
 
     Returns:
         The network's parameters.
@@ -225,13 +238,16 @@ def train(
     reference = data.reference if isinstance(data, Preferences) else None
 
     def new_state() -> TrainState:
+        if reference is None and start_from is not None:
+            return init_state(model_config, config, seed, start_from(), give_up_start=True)
         return init_state(model_config, config, seed, start=reference)
 
     checkpoints = Checkpoints(
         folder, run_metadata(model_config, objective, config, packing, seed) | (metadata or {})
     )
     with contextlib.closing(checkpoints):
-        state = _restored_or_new(checkpoints, batches, new_state)
+        wanted = jax.eval_shape(lambda: init_state(model_config, config, seed))
+        state = _restored_or_new(checkpoints, batches, wanted, new_state)
         step_function = make_train_step(model_config, objective, config)
         start = int(state.step)
         if on_start:
@@ -302,10 +318,13 @@ def _check_shapes(reference: Params, model_config: ModelConfig) -> None:
 
 
 def _restored_or_new(
-    checkpoints: Checkpoints, batches: grain.DatasetIterator, new_state: Callable[[], TrainState]
+    checkpoints: Checkpoints,
+    batches: grain.DatasetIterator,
+    wanted: TrainState,
+    new_state: Callable[[], TrainState],
 ) -> TrainState:
     """The last saved state, with the batches moved to where they were; or a new one."""
-    restored = checkpoints.restore(jax.eval_shape(new_state))
+    restored = checkpoints.restore(wanted)
     if restored is None:
         return new_state()
     state, position = restored
@@ -340,7 +359,8 @@ def _is_matrix(params: Params) -> Any:
 def _trunk_matrices(params: Params) -> Any:
     """Which of the two optimizers under Muon moves what."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: "trunk" if path[1].key == "blocks" and leaf.ndim == 2 else "rest", params
+        lambda path, _: "trunk" if path[1].key == "blocks" and path[-1].key == "kernel" else "rest",
+        params,
     )
 
 

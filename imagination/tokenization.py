@@ -1,9 +1,9 @@
 """Dialogues -> `Trajectory`, with a BPE of our own or any Hugging Face tokenizer.
 
-A dialogue is laid out as `<human> words <agent> words <end> <human> words ...`. The agent's words
-and the `<end>` after them are its actions; the state before an utterance is the `<agent>` marker,
-and the rating lies on the last `<end>`. Whether a token is an action is known from who spoke, never
-guessed from token ids.
+How a dialogue is laid out is in `formats.py`: by the tokenizer's chat template, or else with the
+markers `<human> words <agent> words <end> <human> words ...`. The agent's words and the token that
+ends them are its actions; the state before an utterance is what invites the agent to speak (the
+`<agent>` marker), and the rating lies on the last end.
 """
 
 from __future__ import annotations
@@ -18,26 +18,37 @@ from jaxtyping import Bool, Int
 
 from ilql_jax.trajectory import Trajectory
 from imagination.dialogue import Dialogue, DialogueError, Turn
-
-PAD, HUMAN, AGENT, END = MARKERS = ("<pad>", "<human>", "<agent>", "<end>")
+from imagination.formats import (
+    AGENT,
+    END,
+    HUMAN,
+    MARKER_TEMPLATE,
+    MARKERS,
+    NOBODY,
+    PAD,
+    Format,
+    LaidOut,
+    MarkerFormat,
+    TemplateFormat,
+)
 
 
 class DialogueTokenizer:
-    """Words to tokens and back, with markers for who speaks.
+    """Words to tokens and back, with who speaks.
 
     Args:
-        tokenizer: A fast Hugging Face tokenizer; markers it lacks are added to it.
+        tokenizer: A fast Hugging Face tokenizer. Without chat template it gets our markers, as far
+            as it lacks them; one that has them all is one of ours, and keeps to them.
+
+    Attributes:
+        vocab_size: Number of tokens.
+        end: Token that ends the agent's utterances.
     """
 
     def __init__(self, tokenizer):
-        missing = [marker for marker in MARKERS if marker not in tokenizer.get_vocab()]
-        if missing:
-            # Beside those that it has: they stay special.
-            tokenizer.add_tokens([tokenizers.AddedToken(m, special=True) for m in missing], True)
         self._tokenizer = tokenizer
-        # What people type must not be able to speak for the other side.
-        self._backend.encode_special_tokens = True
-        self.pad, self.human, self.agent, self.end = tokenizer.convert_tokens_to_ids(list(MARKERS))
+        self._format = _format(tokenizer)
+        self.end = self._format.end
         self.vocab_size = len(tokenizer)
 
     @classmethod
@@ -85,17 +96,28 @@ class DialogueTokenizer:
         """Writes it in Hugging Face's format."""
         self._tokenizer.save_pretrained(str(folder))
 
-    def writable(self) -> Bool[np.ndarray, "vocab"]:
-        """True for tokens an agent may write: words and `<end>`, no other special token."""
-        allowed = np.ones(self.vocab_size, bool)
+    def export(self, folder: str | os.PathLike[str]) -> None:
+        """Writes it for use elsewhere: with a chat template also where the markers are ours."""
+        self.save(folder)
+        if isinstance(self._format, MarkerFormat):
+            (Path(folder) / "chat_template.jinja").write_text(MARKER_TEMPLATE, "utf-8")
+
+    def writable(self, vocab_size: int | None = None) -> Bool[np.ndarray, "vocab"]:
+        """True for tokens an agent may write: words and the end, no other special token.
+
+        Args:
+            vocab_size: Of the network, which may have room for more tokens than there are.
+        """
+        allowed = np.arange(vocab_size or self.vocab_size) < self.vocab_size
         special = [i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special]
         allowed[[*special, *self._tokenizer.all_special_ids]] = False
         allowed[self.end] = True
         return allowed
 
-    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of each text; markers inside a text are words like any other."""
-        return [e.ids for e in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+    def special_tokens(self) -> dict[str, int]:
+        """For the `config.json` of a network that was trained with it."""
+        pad = self._tokenizer.pad_token_id
+        return {"eos_token_id": self.end, "pad_token_id": self.end if pad is None else pad}
 
     def context(self, turns: Sequence[Turn], max_length: int | None = None) -> np.ndarray:
         """Tokens of a conversation up to where the agent speaks next, int32 [T].
@@ -110,23 +132,12 @@ class DialogueTokenizer:
         self, conversations: Sequence[Sequence[Turn]], max_length: int | None = None
     ) -> list[np.ndarray]:
         """`context` of many conversations in one go."""
-        texts = [turn.text for turns in conversations for turn in turns]
-        encoded = iter(self.encode_texts(texts))
-        result = []
-        for turns in conversations:
-            pieces = [self._turn_tokens(turn.speaker, next(encoded)) for turn in turns]
-            while max_length and pieces and 1 + sum(map(len, pieces)) > max_length:
-                pieces.pop(0)
-            tokens = [token for piece in pieces for token in piece]
-            result.append(np.asarray([*tokens, self.agent], np.int32))
-        return result
-
-    def _turn_tokens(self, speaker: str, words: list[int]) -> list[int]:
-        return [self.human, *words] if speaker == "human" else [self.agent, *words, self.end]
+        found = self._format.contexts(conversations, max_length)
+        return [np.asarray(tokens, np.int32) for tokens in found]
 
     def decode(self, tokens: Int[np.ndarray, "time"]) -> str:
         """The words of an utterance, without markers."""
-        words = [int(t) for t in tokens if t not in (self.pad, self.human, self.agent, self.end)]
+        words = [int(t) for t in tokens if int(t) not in self._format.silent]
         return self._tokenizer.decode(words, skip_special_tokens=True).strip()
 
     def trajectories(
@@ -152,8 +163,11 @@ class DialogueTokenizer:
                     f"dialogue {dialogue.id}: the agent never speaks, so there is nothing to "
                     "learn from it. Leave it out."
                 )
-        encoded = iter(self.encode_texts([t.text for d in dialogues for t in d.turns]))
-        return [self._trajectory(dialogue, encoded, reward_scale) for dialogue in dialogues]
+        found = self._format.lay_out([dialogue.turns for dialogue in dialogues])
+        return [
+            _trajectory(dialogue, laid_out, reward_scale)
+            for dialogue, laid_out in zip(dialogues, found, strict=True)
+        ]
 
     def utterances(self, turns: Sequence[tuple[Dialogue, int]]) -> list[Trajectory]:
         """Single utterances of the agent, each with all that was said before it; without rewards.
@@ -161,49 +175,45 @@ class DialogueTokenizer:
         Args:
             turns: Dialogue and index of the turn in it, counted from 0; the turn is the agent's.
         """
-        contexts = self.contexts([dialogue.turns[:turn] for dialogue, turn in turns])
-        said = self.encode_texts([dialogue.turns[turn].text for dialogue, turn in turns])
-        result = []
-        for (dialogue, turn), context, words in zip(turns, contexts, said, strict=True):
-            tokens = np.asarray([*context, *words, self.end], np.int32)
-            result.append(
-                Trajectory(
-                    tokens=tokens,
-                    is_action=np.arange(len(tokens)) >= len(context),
-                    rewards=np.zeros(len(tokens), np.float32),
-                    name=f"turn {turn} of dialogue {dialogue.id}",
-                )
+        found = self._format.lay_out([dialogue.turns[: turn + 1] for dialogue, turn in turns])
+        return [
+            Trajectory(
+                tokens=np.asarray(tokens, np.int32),
+                is_action=np.asarray(wrote) == turn,
+                rewards=np.zeros(len(tokens), np.float32),
+                name=f"turn {turn} of dialogue {dialogue.id}",
             )
-        return result
+            for (dialogue, turn), (tokens, wrote) in zip(turns, found, strict=True)
+        ]
 
-    def _trajectory(self, dialogue: Dialogue, encoded, reward_scale: float) -> Trajectory:
-        tokens: list[int] = []
-        is_action: list[bool] = []
-        rewards: list[float] = []
-        last_action = 0
-        for turn in dialogue.turns:
-            piece = self._turn_tokens(turn.speaker, next(encoded))
-            tokens += piece
-            by_agent = turn.speaker == "agent"
-            is_action += [False] + [by_agent] * (len(piece) - 1)
-            rewards += [0.0] * len(piece)
-            if by_agent:
-                last_action = len(tokens) - 1
-                rewards[last_action] = turn.reward * reward_scale
-        rewards[last_action] += dialogue.reward * reward_scale
-        # What the human says after the agent's last word changes nothing that is learned.
-        length = last_action + 1 if dialogue.terminal else len(tokens)
-        return Trajectory(
-            tokens=np.asarray(tokens[:length], np.int32),
-            is_action=np.asarray(is_action[:length], bool),
-            rewards=np.asarray(rewards[:length], np.float32),
-            terminal=dialogue.terminal,
-            name=f"dialogue {dialogue.id}",
-        )
 
-    @property
-    def _backend(self) -> tokenizers.Tokenizer:
-        return self._tokenizer.backend_tokenizer
+def _format(tokenizer) -> Format:
+    missing = [marker for marker in MARKERS if marker not in tokenizer.get_vocab()]
+    if missing and tokenizer.chat_template:
+        return TemplateFormat(tokenizer)
+    if missing:
+        # Beside those that it has: they stay special.
+        tokenizer.add_tokens([tokenizers.AddedToken(m, special=True) for m in missing], True)
+    return MarkerFormat(tokenizer)
+
+
+def _trajectory(dialogue: Dialogue, laid_out: LaidOut, reward_scale: float) -> Trajectory:
+    wrote = np.asarray(laid_out.wrote)
+    rewards = np.zeros(len(wrote))
+    for index, turn in enumerate(dialogue.turns):
+        if turn.speaker == "agent":
+            rewards[np.flatnonzero(wrote == index)[-1]] = turn.reward * reward_scale
+    last_action = np.flatnonzero(wrote != NOBODY)[-1]
+    rewards[last_action] += dialogue.reward * reward_scale
+    # What the human says after the agent's last word changes nothing that is learned.
+    length = last_action + 1 if dialogue.terminal else len(wrote)
+    return Trajectory(
+        tokens=np.asarray(laid_out.tokens[:length], np.int32),
+        is_action=wrote[:length] != NOBODY,
+        rewards=rewards[:length].astype(np.float32),
+        terminal=dialogue.terminal,
+        name=f"dialogue {dialogue.id}",
+    )
 
 
 def save_once(tokenizer: DialogueTokenizer, folder: Path) -> None:

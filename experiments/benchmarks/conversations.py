@@ -1,7 +1,7 @@
 """Conversations a second of a trained agent with simulated humans, on all cores.
 
     python experiments/benchmarks/conversations.py --workdir=runs/teaching
-    python experiments/benchmarks/conversations.py --workdir=runs/persuasion --method=bc --json=c.json
+    python experiments/benchmarks/conversations.py --workdir=runs/persuasion --method=bc
 
 In as many processes as there are cores, each with one thread, as the evaluation has it; compiling
 is not counted. Every way of choosing words of the method (`config.decoding`) is timed.

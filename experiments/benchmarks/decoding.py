@@ -113,9 +113,7 @@ def run(size: str, rounds: int) -> dict[str, float]:
             start = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - start)
-    rates = {
-        name: CONVERSATIONS * NEW / statistics.median(each) for name, each in seconds.items()
-    }
+    rates = {name: CONVERSATIONS * NEW / statistics.median(each) for name, each in seconds.items()}
     found = {f"{name}_tokens_per_second": rate for name, rate in rates.items()}
     for name in ("plain", "steered"):
         found[f"{name}_over_hugging_face"] = rates[name] / rates["hugging_face"]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.markup import escape
 
-from experiments import config as settings
 from experiments.run_folder import RunError, RunFolder, Unit
-from experiments.stages.evaluate import load_agent
+from experiments.stages.evaluate import chosen_decoding, load_agent
 from experiments.stages.train import is_trained
-from ilql_jax.policy import DecodingConfig
 from imagination.dialogue import Turn, iterate_dialogues
 from imagination.policy_agent import PolicyAgent
 from imagination.speakers import Conversation
@@ -33,7 +30,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
             f"{folder.path} holds no trained {unit.method!r} agent. Run the experiment without "
             "--stage=chat first, or choose with --config.chat.method=... and --workdir=..."
         )
-    agent = load_agent(config, folder, unit, _decoding(config, folder, unit), batch_size=1)
+    agent = load_agent(config, folder, unit, chosen_decoding(config, folder, unit), batch_size=1)
     if config.chat.notice:
         console.print(config.chat.notice, style="bold", markup=False, highlight=False)
     agent_opens = next(iterate_dialogues(folder.dialogues)).turns[0].speaker == "agent"
@@ -58,14 +55,6 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         elif text:
             conversation.turns.append(Turn("human", text))
             _answer(agent, conversation, show_values, console)
-
-
-def _decoding(config: ConfigDict, folder: RunFolder, unit: Unit) -> DecodingConfig:
-    """As chosen on validation episodes, else the first of the config's."""
-    result = folder.unit_result(unit)
-    if result.exists():
-        return DecodingConfig.parse(json.loads(result.read_text())["decoding"])
-    return settings.decodings(config, unit.method)[0]
 
 
 def _begin(agent: PolicyAgent, agent_opens: bool, values: bool, console: Console) -> Conversation:

@@ -143,7 +143,7 @@ def load_agent(
         restore_params(folder.checkpoints(unit), shape),
         decoding,
         stop_token=tokenizer.end,
-        allowed=tokenizer.writable(),
+        allowed=tokenizer.writable(shape.decoder.vocab_size),
         max_utterance=config.decoding.max_utterance,
         batch_size=batch_size or config.decoding.batch_size,
     )
@@ -151,6 +151,14 @@ def load_agent(
     if parse_method(unit.method).learns_values:
         scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
     return PolicyAgent(policy, tokenizer, scale, keep_candidates=4)
+
+
+def chosen_decoding(config: ConfigDict, folder: RunFolder, unit: Unit) -> DecodingConfig:
+    """As chosen on validation episodes, else the first of the config's."""
+    result = folder.unit_result(unit)
+    if result.exists():
+        return DecodingConfig.parse(json.loads(result.read_text())["decoding"])
+    return settings.decodings(config, unit.method)[0]
 
 
 def evaluate_network(

@@ -1,4 +1,6 @@
-"""Stage train: every method and seed, with the same compute; from scratch, but for dpo.
+"""Stage train: every method and seed, with the same compute, from the same start but for dpo.
+
+The start is a fresh network, or the checkpoint `config.model.pretrained` with fresh value heads.
 
 All learn from the same original dialogues; with rounds of hindsight, from their dialogues too; dpo
 from the pairs of the first round, starting from what bc of its seed has learned, with the steps of
@@ -31,6 +33,8 @@ from experiments.stages.imagine import is_for_training
 from ilql_jax import PreferencePair, Trajectory
 from ilql_jax.batching import PackingConfig, packing_for
 from ilql_jax.checkpoint import restore_params
+from ilql_jax.models import Params
+from ilql_jax.models.pretrained import check_tensors, find, start_params
 from ilql_jax.objectives import select_trajectories
 from ilql_jax.preferences import Preferences, packing_for_pairs
 from ilql_jax.train import train
@@ -43,6 +47,8 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     todo = [unit for unit in units(config) if not is_trained(folder, unit)]
     if not todo:
         return
+    if config.model.pretrained:
+        check_tensors(find(config.model.pretrained))
     # Everything that can be wrong with the data is told before anything is written or started.
     dialogues = read_dialogues(folder.dialogues)
     tokenizer = check_dialogues(config, folder, dialogues, console)
@@ -150,6 +156,8 @@ def units(config: ConfigDict) -> list[Unit]:
 def _tokenizer(config: ConfigDict, dialogues: list[Dialogue]) -> DialogueTokenizer:
     if config.tokenizer.pretrained:
         return DialogueTokenizer.load(config.tokenizer.pretrained)
+    if config.model.pretrained:
+        return DialogueTokenizer.load(find(config.model.pretrained, weights=False))
     return DialogueTokenizer.train(dialogues, config.tokenizer.vocab_size)
 
 
@@ -269,6 +277,9 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
     metrics = MetricsLog(folder.metrics(unit), config.train.log_every)
     report(0, train_config.steps, "compiling")
 
+    def pretrained() -> Params:
+        return start_params(find(config.model.pretrained), shape, config.seed + unit.seed)
+
     def on_metrics(step: int, values: dict[str, float]) -> None:
         metrics.write(step, values)
         report(step, train_config.steps, f"loss {values['loss']:.3f}")
@@ -284,6 +295,7 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
         metadata={"method": unit.method, "reward_scale": data.reward_scale},
         on_start=metrics.go_on_after,
         on_metrics=on_metrics,
+        start_from=pretrained if config.model.pretrained else None,
     )
     metrics.finish()
 

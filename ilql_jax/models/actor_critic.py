@@ -42,6 +42,11 @@ class ModelConfig:
                 f"value_inner_size is {self.value_inner_size}, but must be at least 1."
             )
 
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
+        """What `dataclasses.asdict` made of one, also by way of JSON; new fields have defaults."""
+        return cls(**fields | {"decoder": DecoderConfig.from_dict(fields["decoder"])})
+
 
 class ActorCritic(nnx.Module):
     """The network of every method; behaviour cloning leaves the value heads untouched."""

@@ -10,52 +10,89 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 NEGATIVE = -1e9  # a masked score; finite, so that a row with nothing to attend to gives no NaN
 
 
 def attend(
     q: Float[Array, "batch time heads head_size"],
-    k: Float[Array, "batch time heads head_size"],
-    v: Float[Array, "batch time heads head_size"],
+    k: Float[Array, "batch time kv_heads head_size"],
+    v: Float[Array, "batch time kv_heads head_size"],
     mask: Bool[Array, "batch time time"],
+    implementation: str = "xla",
 ) -> Float[Array, "batch time heads head_size"]:
-    """`softmax(q kᵀ / sqrt(head_size)) v` where the mask is true."""
+    """`softmax(q kᵀ / sqrt(head_size)) v` where the mask is true; the softmax in float32.
+
+    Args:
+        q: Queries; with fewer heads of keys than of queries, neighbouring ones share a head
+            (Ainslie et al., 2023).
+        k: Keys.
+        v: Values.
+        mask: True where a query may see a key.
+        implementation: On accelerators: "xla", or "cudnn" for flash attention on GPUs.
+    """
     if jax.default_backend() != "cpu":
-        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-    heads_first = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    return jnp.swapaxes(_attend_on_cpu(*heads_first, mask), 1, 2)
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask[:, None], implementation=implementation
+        )
+    batch, time, heads, head_size = q.shape
+    kv_heads = k.shape[2]
+    group = heads // kv_heads
+    # Queries that share keys stand one after the other, as if they were more of them in time.
+    q = q.reshape(batch, time, kv_heads, group, head_size).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(batch, kv_heads, group * time, head_size)
+    out = _attend_on_cpu(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), _repeat(mask, group))
+    out = out.reshape(batch, kv_heads, group, time, head_size).transpose(0, 3, 1, 2, 4)
+    return out.reshape(batch, time, heads, head_size)
+
+
+def packed_causal_mask(
+    segment_ids: Int[Array, "batch time"],
+) -> Bool[Array, "batch time time"]:
+    """bool [B, T, T], true where a query may see a key: earlier or itself, same segment."""
+    time = segment_ids.shape[1]
+    causal = jnp.tril(jnp.ones((time, time), bool))
+    return causal & (segment_ids[:, :, None] == segment_ids[:, None, :])
+
+
+def _repeat(mask: Array, group: int) -> Array:
+    return mask if group == 1 else jnp.tile(mask, (1, group, 1))
 
 
 @jax.custom_vjp
 def _attend_on_cpu(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """Of [B, heads, queries, head_size] and [B, heads, keys, head_size], mask [B, queries, keys]"""
     return _forward(q, k, v, mask)[0]
 
 
 def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple[Array, ...]]:
     barrier = lax.optimization_barrier
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k)
+    scores = _product("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k)
     scores = barrier(jnp.where(mask[:, None], scores, NEGATIVE))
     largest = barrier(scores.max(-1, keepdims=True))
     weights = barrier(jnp.exp(scores - largest))
     weights = barrier(weights / barrier(weights.sum(-1, keepdims=True)))
-    out = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
-    return out, (q, k, v, weights, out)
+    out = _product("bhqk,bhkd->bhqd", weights, v)
+    return out.astype(q.dtype), (q, k, v, weights, out)
 
 
 def _backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array | None, ...]:
     barrier = lax.optimization_barrier
     q, k, v, weights, out = saved
-    to_v = jnp.einsum("bhqk,bhqd->bhkd", weights, gradient)
-    to_weights = barrier(jnp.einsum("bhqd,bhkd->bhqk", gradient, v))
+    to_v = _product("bhqk,bhqd->bhkd", weights, gradient)
+    to_weights = barrier(_product("bhqd,bhkd->bhqk", gradient, v))
     # Σ_k weights · to_weights, without another pass over [T, T].
     shared = barrier((gradient * out).sum(-1, keepdims=True))
     to_scores = barrier(weights * (to_weights - shared))
     scale = q.shape[-1] ** -0.5
-    to_q = jnp.einsum("bhqk,bhkd->bhqd", to_scores, k * scale)
-    to_k = jnp.einsum("bhqk,bhqd->bhkd", to_scores, q * scale)
-    return to_q, to_k, to_v, None
+    to_q = _product("bhqk,bhkd->bhqd", to_scores, k * scale)
+    to_k = _product("bhqk,bhqd->bhkd", to_scores, q * scale)
+    return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype), None
+
+
+def _product(indices: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(indices, a, b, preferred_element_type=jnp.float32)
 
 
 _attend_on_cpu.defvjp(_forward, _backward)

@@ -15,7 +15,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ilql_jax.models.attention import NEGATIVE
-from ilql_jax.models.decoder import Decoder, DecoderConfig
+from ilql_jax.models.blocks import Block, dtype_of
+from ilql_jax.models.decoder import Decoder
+from ilql_jax.models.decoder_config import DecoderConfig
 
 
 class KeyValues(NamedTuple):
@@ -35,9 +37,9 @@ class KeyValues(NamedTuple):
     @classmethod
     def zeros(cls, config: DecoderConfig, rows: tuple[int, ...], columns: int) -> KeyValues:
         """Empty, for `rows` conversations or continuations of up to `columns` tokens."""
-        shape = (*rows, config.num_heads, columns, config.head_size)
-        layers = range(config.num_layers)
-        return cls(*(tuple(jnp.zeros(shape) for _ in layers) for _ in cls._fields))
+        shape = (*rows, config.kv_heads, columns, config.head_size)
+        layers, dtype = range(config.num_layers), dtype_of(config)
+        return cls(*(tuple(jnp.zeros(shape, dtype) for _ in layers) for _ in cls._fields))
 
 
 def extend(
@@ -66,19 +68,17 @@ def extend(
     visible = (jnp.arange(cache.columns) <= positions[..., None])[:, None]
     insert = jax.vmap(lambda row, new, at: lax.dynamic_update_slice(row, new, (0, at, 0)))
     x = decoder.embed(tokens, known_positions)
+    turn = decoder.rotation(known_positions)
     keys, values = [], []
-    for layer, block in enumerate(decoder.blocks):
-        q, k, v = (
-            jnp.swapaxes(each, 1, 2)
-            for each in block.attention.project(block.attention_norm(x), known_positions)
-        )
-        keys.append(insert(cache.keys[layer], k, start))
-        values.append(insert(cache.values[layer], v, start))
-        scores = jnp.einsum("rhnd,rhcd->rhnc", q, keys[-1]) * decoder.config.head_size**-0.5
-        weights = jax.nn.softmax(jnp.where(visible, scores, NEGATIVE), axis=-1)
-        heads = jnp.einsum("rhnc,rhcd->rhnd", weights, values[-1])
-        x = x + block.attention.merge(jnp.swapaxes(heads, 1, 2))
-        x = x + block.mlp(x)
+    for layer, (block, uses_rotary) in enumerate(decoder.layers()):
+        q, k, v = block.attention.project(block.attention_norm(x), turn if uses_rotary else None)
+        keys.append(insert(cache.keys[layer], jnp.swapaxes(k, 1, 2), start))
+        values.append(insert(cache.values[layer], jnp.swapaxes(v, 1, 2), start))
+        q = _grouped(q, k.shape[-2])
+        scores = _product("rnhgd,rhcd->rhgnc", q, keys[-1])
+        weights = jax.nn.softmax(jnp.where(visible[:, None], scores, NEGATIVE), axis=-1)
+        heads = _product("rhgnc,rhcd->rnhgd", weights.astype(v.dtype), values[-1])
+        x = _rest_of_block(block, x, heads)
     return decoder.final_norm(x), KeyValues(tuple(keys), tuple(values))
 
 
@@ -109,8 +109,8 @@ def write_step(
     """
     columns = context.columns
     in_context = jnp.arange(columns) < context_length[:, None]
-    # [rows, samples, heads, columns]: what is far comes before what is near.
-    mask = jnp.concatenate([in_context, visible], axis=-1)[:, None, None]
+    # [rows, samples, kv_heads, group, columns]: what is far comes before what is near.
+    mask = jnp.concatenate([in_context, visible], axis=-1)[:, None, None, None]
 
     def insert(old: Array, new: Array) -> Array:
         return lax.dynamic_update_slice(old, new[..., None, :], (0, 0, 0, column, 0))
@@ -118,18 +118,35 @@ def write_step(
     # What goes on past the longest context is finished and waits to be replaced.
     positions = jnp.minimum(positions, decoder.config.max_positions - 1)
     x = decoder.embed(tokens, positions)
+    turn = decoder.rotation(positions)
     keys, values = [], []
-    for layer, block in enumerate(decoder.blocks):
-        q, k, v = block.attention.project(block.attention_norm(x), positions)
+    for layer, (block, uses_rotary) in enumerate(decoder.layers()):
+        q, k, v = block.attention.project(block.attention_norm(x), turn if uses_rotary else None)
         keys.append(insert(written.keys[layer], k))
         values.append(insert(written.values[layer], v))
-        q = q * decoder.config.head_size**-0.5
-        far = jnp.einsum("rshd,rhcd->rshc", q, context.keys[layer])
-        near = jnp.einsum("rshd,rshcd->rshc", q, keys[-1])
+        q = _grouped(q, k.shape[-2])
+        far = _product("rshgd,rhcd->rshgc", q, context.keys[layer])
+        near = _product("rshgd,rshcd->rshgc", q, keys[-1])
         scores = jnp.where(mask, jnp.concatenate([far, near], axis=-1), NEGATIVE)
-        weights = jax.nn.softmax(scores, axis=-1)
-        heads = jnp.einsum("rshc,rhcd->rshd", weights[..., :columns], context.values[layer])
-        heads += jnp.einsum("rshc,rshcd->rshd", weights[..., columns:], values[-1])
-        x = x + block.attention.merge(heads)
-        x = x + block.mlp(x)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        heads = _product("rshgc,rhcd->rshgd", weights[..., :columns], context.values[layer])
+        heads += _product("rshgc,rshcd->rshgd", weights[..., columns:], values[-1])
+        x = _rest_of_block(block, x, heads)
     return decoder.final_norm(x), KeyValues(tuple(keys), tuple(values))
+
+
+def _grouped(q: Float[Array, "... heads head_size"], kv_heads: int) -> Array:
+    """Scaled, as [..., kv_heads, group, head_size]: each group shares its keys."""
+    *leading, heads, size = q.shape
+    return q.reshape(*leading, kv_heads, heads // kv_heads, size) * size**-0.5
+
+
+def _rest_of_block(block: Block, x: Array, heads: Float[Array, "... kv_heads group head_size"]):
+    *leading, kv_heads, group, size = heads.shape
+    merged = block.attention.merge(heads.reshape(*leading, kv_heads * group, size).astype(x.dtype))
+    x = x + merged
+    return x + block.mlp(x)
+
+
+def _product(indices: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(indices, a, b, preferred_element_type=jnp.float32)

@@ -1,8 +1,6 @@
-"""One decoder-only transformer whose config covers the shapes we train (Flax NNX).
+"""One decoder-only transformer for GPT-2, Llama, Qwen, SmolLM and what is like them (Flax NNX).
 
-Today GPT-2's (learned positions, LayerNorm in front, GELU, biases, tied output), with rotary
-positions as a choice. What a family does differently is a field of `DecoderConfig` read in one
-place, so that the Llama and Qwen families fit in beside it.
+What a family does differently is a field of `DecoderConfig`; `blocks.py` reads it.
 
 `Decoder.__call__` goes over packed rows, as in training; `cached.py` takes the same weights with
 keys and values kept, for writing.
@@ -10,127 +8,38 @@ keys and values kept, for writing.
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ilql_jax.models.attention import attend
+from ilql_jax.models.attention import packed_causal_mask
+from ilql_jax.models.blocks import Block, dtype_of, norm
+from ilql_jax.models.decoder_config import DecoderConfig
+from ilql_jax.models.rotary import Rotation, rotation
 
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """Shape of the transformer; the names are Hugging Face's where it has one.
-
-    Attributes:
-        vocab_size: Number of tokens.
-        hidden_size: Width of the residual stream; a multiple of `num_heads`.
-        num_layers: Blocks.
-        num_heads: Attention heads.
-        mlp_size: Width inside a block's MLP.
-        max_positions: Longest context.
-        norm_epsilon: Of the layer norms.
-        position_encoding: "learned" (GPT-2) or "rotary".
-        rotary_base: Rotary wavelengths go from 2π to nearly 2π times this, in tokens.
-        initializer_range: Standard deviation of the initial weights.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    mlp_size: int
-    max_positions: int
-    norm_epsilon: float = 1e-5
-    position_encoding: str = "learned"
-    rotary_base: float = 10_000.0
-    initializer_range: float = 0.02
-
-    def __post_init__(self):
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "mlp_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
-        for name, bound in (("max_positions", 1), ("rotary_base", 1), ("initializer_range", 0)):
-            if not getattr(self, name) > bound:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be above {bound}.")
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
-            )
-        if self.position_encoding not in ("learned", "rotary"):
-            raise ValueError(
-                f"position_encoding is {self.position_encoding!r}, but must be learned or rotary."
-            )
-        if self.position_encoding == "rotary" and self.head_size % 2:
-            raise ValueError(f"rotary positions need an even head size, got {self.head_size}.")
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.num_heads
-
-
-class Attention(nnx.Module):
-    """Causal self-attention."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        width, init = config.hidden_size, nnx.initializers.normal(config.initializer_range)
-        # GPT-2 scales the projections into the residual stream by the number of them.
-        out_init = nnx.initializers.normal(
-            config.initializer_range / (2 * config.num_layers) ** 0.5
-        )
-        self.config = config
-        self.qkv = nnx.Linear(width, 3 * width, kernel_init=init, rngs=rngs)
-        self.out = nnx.Linear(width, width, kernel_init=out_init, rngs=rngs)
-
-    def project(
-        self, x: Float[Array, "... width"], positions: Int[Array, "..."]
-    ) -> tuple[Array, Array, Array]:
-        """Queries, keys and values, each [..., heads, head_size]."""
-        qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.config.num_heads, self.config.head_size)
-        q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
-        if self.config.position_encoding == "rotary":
-            q, k = (rotate(each, positions, self.config.rotary_base) for each in (q, k))
-        return q, k, v
-
-    def merge(self, heads: Float[Array, "... heads head_size"]) -> Float[Array, "... width"]:
-        return self.out(heads.reshape(*heads.shape[:-2], self.config.hidden_size))
-
-
-class Block(nnx.Module):
-    """Pre-norm attention and MLP."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        width, init = config.hidden_size, nnx.initializers.normal(config.initializer_range)
-        out_init = nnx.initializers.normal(
-            config.initializer_range / (2 * config.num_layers) ** 0.5
-        )
-        self.attention_norm = nnx.LayerNorm(width, epsilon=config.norm_epsilon, rngs=rngs)
-        self.attention = Attention(config, rngs)
-        self.mlp_norm = nnx.LayerNorm(width, epsilon=config.norm_epsilon, rngs=rngs)
-        self.mlp_in = nnx.Linear(width, config.mlp_size, kernel_init=init, rngs=rngs)
-        self.mlp_out = nnx.Linear(config.mlp_size, width, kernel_init=out_init, rngs=rngs)
-
-    def mlp(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        return self.mlp_out(jax.nn.gelu(self.mlp_in(self.mlp_norm(x)), approximate=True))
+__all__ = ["Decoder", "DecoderConfig", "packed_causal_mask"]
 
 
 class Decoder(nnx.Module):
     """Tokens to hidden states, and hidden states to logits over the next token."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(config.initializer_range)
         self.config = config
-        self.token_embedding = nnx.Embed(
-            config.vocab_size, config.hidden_size, embedding_init=init, rngs=rngs
-        )
+        self.token_embedding = _embedding(config, config.vocab_size, rngs)
         if config.position_encoding == "learned":
-            self.position_embedding = nnx.Embed(
-                config.max_positions, config.hidden_size, embedding_init=init, rngs=rngs
-            )
-        self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
-        self.final_norm = nnx.LayerNorm(config.hidden_size, epsilon=config.norm_epsilon, rngs=rngs)
+            self.position_embedding = _embedding(config, config.max_positions, rngs)
+        if config.scan_layers:
+            self.blocks = _stacked_blocks(config, rngs)
+        else:
+            self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
+        self.final_norm = norm(config, config.hidden_size, rngs)
+        if not config.tied_output:
+            self.output_embedding = _embedding(config, config.vocab_size, rngs)
 
     def embed(self, tokens: Int[Array, "..."], positions: Int[Array, "..."]) -> Array:
         x = self.token_embedding(tokens)
@@ -145,35 +54,86 @@ class Decoder(nnx.Module):
         positions: Int[Array, "batch time"],
     ) -> Float[Array, "batch time width"]:
         """Hidden states of packed rows; no attention across segments (0 = padding)."""
-        x = self.embed(tokens, positions)
         mask = packed_causal_mask(segment_ids)
-        for block in self.blocks:
-            q, k, v = block.attention.project(block.attention_norm(x), positions)
-            x = x + block.attention.merge(attend(q, k, v, mask))
-            x = x + block.mlp(x)
+        turn = self.rotation(positions)
+        x = self.embed(tokens, positions)
+        if self.config.scan_layers:
+            graph, params = nnx.split(self.blocks)
+
+            def scanned(x: Array, layer: Any) -> tuple[Array, None]:
+                params, uses_rotary = layer
+                return nnx.merge(graph, params)(x, _for_layer(turn, uses_rotary), mask), None
+
+            per_layer = params, self._uses_rotary()
+            x, _ = jax.lax.scan(self._rematerialized(scanned), x, per_layer)
+        else:
+            for block, uses_rotary in self.layers():
+                graph, params = nnx.split(block)
+
+                def once(x: Array, params: Any, graph=graph, rotary=uses_rotary) -> Array:
+                    return nnx.merge(graph, params)(x, turn if rotary else None, mask)
+
+                x = self._rematerialized(once)(x, params)
         return self.final_norm(x)
 
+    def layers(self) -> Iterator[tuple[Block, bool]]:
+        """Each block, and whether its attention sees positions; stacked ones are taken apart."""
+        config = self.config
+        for layer in range(config.num_layers):
+            block = self.blocks if config.scan_layers else self.blocks[layer]
+            if config.scan_layers:
+                graph, params = nnx.split(block)
+                block = nnx.merge(graph, jax.tree.map(lambda x, i=layer: x[i], params))
+            yield block, layer not in config.layers_without_rotary
+
     def logits(self, hidden: Float[Array, "... width"]) -> Float[Array, "... vocab"]:
-        """Scores of the next token (output weights tied to the embedding)."""
-        return self.token_embedding.attend(hidden)
+        """Scores of the next token, float32."""
+        matrix = self.output_matrix().astype(hidden.dtype)
+        return jnp.dot(hidden, matrix.T, preferred_element_type=jnp.float32)
+
+    def output_matrix(self) -> Float[Array, "vocab width"]:
+        """What `logits` multiplies by, a row a token: the embedding, or a matrix of its own."""
+        tied = self.config.tied_output
+        return (self.token_embedding if tied else self.output_embedding).embedding[...]
+
+    def _rematerialized(self, function):
+        return jax.checkpoint(function) if self.config.remat else function
+
+    def rotation(self, positions: Int[Array, "..."]) -> Rotation | None:
+        """What queries and keys at these positions are turned by, where they are."""
+        config = self.config
+        if config.position_encoding != "rotary":
+            return None
+        return rotation(positions, config.head_size, config.rotary_base, config.rotary_scaling)
+
+    def _uses_rotary(self) -> Bool[np.ndarray, "layers"] | None:
+        """Which layers do, or None: all that can."""
+        config = self.config
+        if not config.layers_without_rotary:
+            return None
+        return ~np.isin(np.arange(config.num_layers), config.layers_without_rotary)
 
 
-def rotate(
-    x: Float[Array, "... heads head_size"], positions: Int[Array, "..."], base: float
-) -> Float[Array, "... heads head_size"]:
-    """Rotary position embedding (Su et al. 2021), halves paired as in Llama."""
-    half = x.shape[-1] // 2
-    frequencies = base ** (-jnp.arange(half) / half)
-    angles = positions[..., None, None] * frequencies
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+def _for_layer(by: Rotation | None, uses_rotary: Bool[Array, ""] | None) -> Rotation | None:
+    """The rotation, or none at all in a layer without."""
+    if by is None or uses_rotary is None:
+        return by
+    return Rotation(jnp.where(uses_rotary, by.sin, 0.0), jnp.where(uses_rotary, by.cos, 1.0))
 
 
-def packed_causal_mask(
-    segment_ids: Int[Array, "batch time"],
-) -> Bool[Array, "batch time time"]:
-    """bool [B, T, T], true where a query may see a key: earlier or itself, same segment."""
-    time = segment_ids.shape[1]
-    causal = jnp.tril(jnp.ones((time, time), bool))
-    return causal & (segment_ids[:, :, None] == segment_ids[:, None, :])
+def _embedding(config: DecoderConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
+    init = nnx.initializers.normal(config.initializer_range)
+    return nnx.Embed(
+        rows, config.hidden_size, embedding_init=init, dtype=dtype_of(config), rngs=rngs
+    )
+
+
+def _stacked_blocks(config: DecoderConfig, rngs: nnx.Rngs) -> Block:
+    """One block whose parameters are [layers, ...]."""
+
+    @nnx.split_rngs(splits=config.num_layers)
+    @nnx.vmap
+    def create(rngs: nnx.Rngs) -> Block:
+        return Block(config, rngs)
+
+    return create(rngs)

@@ -1,51 +1,153 @@
-"""Hugging Face checkpoints in: one table from their names to ours.
+"""Hugging Face checkpoints in: safetensors straight onto the devices, tensor by tensor.
 
-`GPT2` lists every tensor of a GPT-2 with the place it has in our trunk and the transform between
-the two. Structure is in `decoder.py`; tests/test_model.py holds the two networks against each
-other. Reading safetensors files and the other families come on top of this.
+Which names and options there are is in `families.py`. A file's tensors are read slice by slice, as
+each device needs them, so the host never holds more than one of them; what is wrong with a
+checkpoint is told before anything big is allocated. `export.py` writes such folders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
+from jax.sharding import Sharding, SingleDeviceSharding
 
-from ilql_jax.models.actor_critic import ModelConfig, Params, abstract_params
-from ilql_jax.models.decoder import DecoderConfig
+from ilql_jax.models.actor_critic import ModelConfig, Params, init_params
+from ilql_jax.models.decoder import Decoder
+from ilql_jax.models.decoder_config import DecoderConfig
+from ilql_jax.models.families import (
+    BUFFERS,
+    FAMILIES,
+    GPT2,
+    OUTPUTS,
+    Family,
+    Index,
+    PretrainedError,
+    Table,
+    decoder_config,
+    family_of,
+    shape_alone,
+)
+
+__all__ = [
+    "GPT2",
+    "PretrainedError",
+    "check_tensors",
+    "find",
+    "load_trunk",
+    "params_from_gpt2",
+    "read_config",
+    "start_params",
+]
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SMALL = ("*.json", "*.jinja", "*.model", "*.txt")  # configs and tokenizers
+
+# One sharding for all parameters, or one for each, as a tree like the parameters.
+Shardings = Sharding | Params | None
 
 
-class PretrainedError(ValueError):
-    """Tensors that are not those of the network asked for. The message names each of them."""
+def find(name: str | os.PathLike[str], weights: bool = True) -> Path:
+    """The folder of a checkpoint; one that is named as on the hub is downloaded, or found there.
+
+    Args:
+        name: A folder, or a name on the Hugging Face hub.
+        weights: Whether the tensors are wanted too, not the config and tokenizer alone.
+
+    Raises:
+        PretrainedError: There is neither.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    patterns = [*_SMALL, "*.safetensors"] if weights else list(_SMALL)
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=patterns))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PretrainedError(
+            f"no checkpoint {str(name)!r}: give a folder with config.json and safetensors, or a "
+            f"name on the Hugging Face hub ({told})."
+        ) from None
 
 
-def _same(tensor: np.ndarray) -> np.ndarray:
-    return tensor
+def read_config(folder: str | os.PathLike[str]) -> DecoderConfig:
+    """The shape of the network in a folder.
+
+    Raises:
+        PretrainedError: No config, or one that is not supported.
+    """
+    return decoder_config(_config_fields(Path(folder)))
 
 
-# Hugging Face's GPT-2 -> (path in our trunk, transform). {} is the number of the block. Its
-# `Conv1D` keeps kernels as [in, out] and q, k, v side by side, as we do: nothing is transposed.
-GPT2: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
-    "wte.weight": ("token_embedding/embedding", _same),
-    "wpe.weight": ("position_embedding/embedding", _same),
-    "h.{}.ln_1.weight": ("blocks/{}/attention_norm/scale", _same),
-    "h.{}.ln_1.bias": ("blocks/{}/attention_norm/bias", _same),
-    "h.{}.attn.c_attn.weight": ("blocks/{}/attention/qkv/kernel", _same),
-    "h.{}.attn.c_attn.bias": ("blocks/{}/attention/qkv/bias", _same),
-    "h.{}.attn.c_proj.weight": ("blocks/{}/attention/out/kernel", _same),
-    "h.{}.attn.c_proj.bias": ("blocks/{}/attention/out/bias", _same),
-    "h.{}.ln_2.weight": ("blocks/{}/mlp_norm/scale", _same),
-    "h.{}.ln_2.bias": ("blocks/{}/mlp_norm/bias", _same),
-    "h.{}.mlp.c_fc.weight": ("blocks/{}/mlp_in/kernel", _same),
-    "h.{}.mlp.c_fc.bias": ("blocks/{}/mlp_in/bias", _same),
-    "h.{}.mlp.c_proj.weight": ("blocks/{}/mlp_out/kernel", _same),
-    "h.{}.mlp.c_proj.bias": ("blocks/{}/mlp_out/bias", _same),
-    "ln_f.weight": ("final_norm/scale", _same),
-    "ln_f.bias": ("final_norm/bias", _same),
-}
-# Not weights of their own: the tied output, and the causal masks that old checkpoints carry.
-_GPT2_DERIVED = ("lm_head.weight", ".attn.bias", ".attn.masked_bias")
+def check_tensors(folder: str | os.PathLike[str]) -> None:
+    """Reads names and shapes alone.
+
+    Raises:
+        PretrainedError: Tensors that are missing, unknown or of another shape: all of them.
+    """
+    folder = Path(folder)
+    family, there = family_of(_config_fields(folder)), read_config(folder)
+    with _open_tensors(folder) as tensors:
+        _matched(tensors, family, there)
+
+
+def load_trunk(
+    folder: str | os.PathLike[str],
+    config: DecoderConfig,
+    sharding: Shardings = None,
+    seed: int = 0,
+) -> Params:
+    """The trunk's parameters, float32, out of a checkpoint.
+
+    Args:
+        folder: With `config.json` and safetensors, one file or several.
+        config: Shape of the trunk: that of `read_config`, with other fields about how it is
+            computed. Its vocabulary may be larger: new words start near the mean of the others.
+        sharding: Where the parameters go; None = all on the first device.
+        seed: Of the new words.
+
+    Raises:
+        PretrainedError: Tensors that are missing, unknown or of another shape: all of them; or a
+            config of another network.
+    """
+    folder = Path(folder)
+    family, there = family_of(_config_fields(folder)), read_config(folder)
+    with _open_tensors(folder) as tensors:
+        return _load(tensors, family, there, config, sharding, seed)
+
+
+def start_params(
+    folder: str | os.PathLike[str], config: ModelConfig, seed: int, sharding: Shardings = None
+) -> Params:
+    """What training starts from: the trunk of a checkpoint and fresh value heads.
+
+    Args:
+        folder: See `load_trunk`.
+        config: Shape of the network.
+        seed: Of the value heads and of new words.
+        sharding: Where the parameters go.
+    """
+
+    def heads() -> Params:
+        # XLA leaves out the trunk that nobody asks for.
+        return {name: each for name, each in init_params(config, seed).items() if name != "trunk"}
+
+    shardings = {name: under(sharding, name) for name in jax.eval_shape(heads)}
+    trunk = load_trunk(folder, config.decoder, under(sharding, "trunk"), seed)
+    return {"trunk": trunk, **jax.jit(heads, out_shardings=shardings)()}
 
 
 def params_from_gpt2(tensors: Mapping[str, np.ndarray], config: DecoderConfig) -> Params:
@@ -58,43 +160,221 @@ def params_from_gpt2(tensors: Mapping[str, np.ndarray], config: DecoderConfig) -
     Raises:
         PretrainedError: Tensors that are missing, unknown or of another shape: all of them.
     """
-    given = {
-        name.removeprefix("transformer."): np.asarray(tensor)
-        for name, tensor in tensors.items()
-        if not name.endswith(_GPT2_DERIVED)
-    }
-    table = {
-        name.format(i): (path.format(i), transform)
-        for name, (path, transform) in GPT2.items()
-        for i in range(config.num_layers if "{}" in name else 1)
-    }
-    shapes = _flatten(abstract_params(ModelConfig(config, value_inner_size=1))["trunk"])
-    problems = [f"{name} is missing" for name in table if name not in given]
-    problems += [f"{name} is not part of it" for name in given if name not in table]
-    flat = {}
+    arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+    return _load(arrays, FAMILIES[0], config, config, None, 0)
+
+
+# --- names and shapes ---------------------------------------------------------------------------
+
+
+def flat(params: Params) -> dict[str, Any]:
+    """Leaves by their path, with slashes."""
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def name_of(path: Any) -> str:
+    """Keys of a tree, with slashes between them."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def trunk_shapes(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the trunk's parameters by path."""
+    return flat(jax.eval_shape(lambda: _fresh_trunk(config)))
+
+
+def _fresh_trunk(config: DecoderConfig) -> Params:
+    return nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(0))))
+
+
+def unstacked(config: DecoderConfig) -> DecoderConfig:
+    """The same network with a place of its own for each block's parameters, as in files."""
+    return dataclasses.replace(config, scan_layers=False)
+
+
+def _matched(
+    tensors: Mapping[str, Any], family: Family, there: DecoderConfig
+) -> tuple[dict[str, Any], Table]:
+    """The tensors under whole names, and their table. Raises `PretrainedError` for what differs."""
+    shapes = trunk_shapes(unstacked(there))
+    table = {name: each for name, each in family.table(there).items() if each[0] in shapes}
+    given, shown = {}, {}
+    for name, tensor in tensors.items():
+        whole = name if name.startswith(family.prefix) or name in OUTPUTS else family.prefix + name
+        if name.endswith(BUFFERS) or (whole in OUTPUTS and there.tied_output):
+            continue
+        given[whole], shown[whole] = tensor, name
+    problems = [
+        f"{shown.get(name, _as_given(name, family, tensors))} is missing"
+        for name in table
+        if name not in given
+    ]
+    problems += [f"{shown[name]} is not part of it" for name in given if name not in table]
     for name in table.keys() & given.keys():
-        path, transform = table[name]
-        flat[path] = transform(given[name])
-        if flat[path].shape != shapes[path].shape:
-            problems.append(f"{name} gives {flat[path].shape}, but {shapes[path].shape} is needed")
+        path, layout = table[name]
+        needed, found = layout.shape(shapes[path].shape), tuple(given[name].shape)
+        if found != needed:
+            problems.append(f"{shown[name]} gives {found}, but {needed} is needed")
     if problems:
         raise PretrainedError(
-            f"these are not the tensors of {config}: {'; '.join(sorted(problems))}."
+            f"these are not the tensors of {there}: {'; '.join(sorted(problems))}."
         )
-    return _unflatten({path: flat[path].astype(shape.dtype) for path, shape in shapes.items()})
+    return given, table
 
 
-def _flatten(params: Params) -> dict[str, jax.ShapeDtypeStruct]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+def _as_given(name: str, family: Family, tensors: Mapping[str, Any]) -> str:
+    """A missing tensor is called as the others in the file are."""
+    with_prefix = any(each.startswith(family.prefix) for each in tensors)
+    return name if with_prefix else name.removeprefix(family.prefix)
 
 
-def _unflatten(flat: Mapping[str, np.ndarray]) -> Params:
-    params: Params = {}
-    for path, array in flat.items():
-        *folders, leaf = [int(key) if key.isdigit() else key for key in path.split("/")]
-        place = params
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[leaf] = array
-    return params
+# --- arrays -------------------------------------------------------------------------------------
+
+Read = Callable[[Index], np.ndarray]
+
+
+def _load(
+    tensors: Mapping[str, Any],
+    family: Family,
+    there: DecoderConfig,
+    wanted: DecoderConfig,
+    sharding: Shardings,
+    seed: int,
+) -> Params:
+    """Matches the tensors, then places them one after the other."""
+    grown = dataclasses.replace(there, vocab_size=max(wanted.vocab_size, there.vocab_size))
+    if shape_alone(wanted) != shape_alone(grown):
+        raise PretrainedError(
+            f"the checkpoint holds {there}, which is not the network asked for, {wanted}."
+        )
+    given, table = _matched(tensors, family, there)
+    readers = {
+        path: functools.partial(layout.read, given[name]) for name, (path, layout) in table.items()
+    }
+    vocabulary = there.vocab_size, wanted.vocab_size
+
+    def place(path, shape: jax.ShapeDtypeStruct, where: Sharding) -> jax.Array:
+        name = name_of(path)
+        if name in readers:
+            read = readers[name]
+            if name in ("token_embedding/embedding", "output_embedding/embedding"):
+                read = _with_new_words(read, *vocabulary, shape.shape[1], wanted, seed)
+        else:
+            blocks, _, rest = name.partition("/")
+            layers = [readers[f"{blocks}/{layer}/{rest}"] for layer in range(wanted.num_layers)]
+            read = functools.partial(_stacked, layers)
+        return _placed(read, shape, where)
+
+    shapes = jax.eval_shape(lambda: _fresh_trunk(wanted))
+    return jax.tree_util.tree_map_with_path(place, shapes, for_each(sharding, shapes))
+
+
+def _placed(read: Read, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
+    """Each device reads its own part; the next tensor waits until this one is there."""
+
+    def part(index: Index) -> np.ndarray:
+        whole = tuple(slice(*each.indices(n)) for each, n in zip(index, shape.shape, strict=True))
+        return np.ascontiguousarray(read(whole).astype(shape.dtype, copy=False))
+
+    return jax.make_array_from_callback(shape.shape, sharding, part).block_until_ready()
+
+
+def _stacked(layers: list[Read], index: Index) -> np.ndarray:
+    """Layers one upon the other, of several tensors."""
+    chosen = layers[index[0]]
+    first = chosen[0](index[1:])
+    stack = np.empty((len(chosen), *first.shape), first.dtype)
+    stack[0] = first
+    for place, read in enumerate(chosen[1:], 1):
+        stack[place] = read(index[1:])
+    return stack
+
+
+def _with_new_words(
+    read: Read, known: int, wanted: int, width: int, config: DecoderConfig, seed: int
+) -> Read:
+    """An embedding with more rows: those beyond the known ones lie near the mean of these."""
+    if wanted == known:
+        return read
+
+    @functools.cache
+    def new_rows() -> np.ndarray:
+        mean = read((slice(0, known), slice(0, width))).mean(axis=0, dtype=np.float32)
+        noise = np.random.default_rng(seed).normal(size=(wanted - known, width))
+        return (mean + config.initializer_range * noise).astype(np.float32)
+
+    def read_grown(index: Index) -> np.ndarray:
+        rows, columns = index
+        old = read((slice(min(rows.start, known), min(rows.stop, known)), columns))
+        new = slice(max(rows.start - known, 0), max(rows.stop - known, 0))
+        return np.concatenate([old.astype(np.float32), new_rows()[new, columns]])
+
+    return read_grown
+
+
+def for_each(sharding: Shardings, shapes: Params) -> Params:
+    """A sharding for each parameter."""
+    if sharding is None:
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
+    if isinstance(sharding, Sharding):
+        return jax.tree.map(lambda _: sharding, shapes)
+    return sharding
+
+
+def under(sharding: Shardings, name: str) -> Shardings:
+    """What is said of the parameters under a name."""
+    return sharding[name] if isinstance(sharding, Mapping) else sharding
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def _config_fields(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise PretrainedError(f"{folder / 'config.json'} cannot be read: {error}.") from None
+
+
+class _Tensor:
+    """A tensor in a file: its shape, and slices of it."""
+
+    def __init__(self, in_file):
+        self.shape = tuple(in_file.get_shape())
+        self._in_file = in_file
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        return self._in_file[index]
+
+
+@contextlib.contextmanager
+def _open_tensors(folder: Path) -> Iterator[Mapping[str, _Tensor]]:
+    """The tensors of a folder by name; their data is read when they are sliced."""
+    import safetensors
+
+    with contextlib.ExitStack() as stack:
+        tensors: dict[str, _Tensor] = {}
+        for path in _files(folder):
+            try:
+                file = stack.enter_context(safetensors.safe_open(path, framework="np"))
+                tensors |= {name: _Tensor(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+            except (safetensors.SafetensorError, OSError) as error:
+                raise PretrainedError(f"{path} cannot be read: {error}.") from None
+        yield tensors
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / INDEX).exists():
+        try:
+            index = json.loads((folder / INDEX).read_text("utf-8"))
+            names = sorted(set(index["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise PretrainedError(f"{folder / INDEX} cannot be read: {error!r}.") from None
+        if missing := [name for name in names if not (folder / name).exists()]:
+            raise PretrainedError(f"{folder} lacks files that {INDEX} names: {', '.join(missing)}.")
+        return [folder / name for name in names]
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
+    raise PretrainedError(
+        f"{folder} holds neither {SINGLE} nor {INDEX}. Checkpoints in other formats are not read; "
+        "load and save it once with transformers, which writes safetensors."
+    )

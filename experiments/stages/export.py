@@ -1,0 +1,100 @@
+"""Stage export: a trained network as a folder that Hugging Face's `transformers` loads.
+
+Leaves `export/<method>-seed<k>/`: policy, tokenizer, value heads and a model card (see
+`ilql_jax/models/export.py`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments import config as settings
+from experiments.methods import parse_method
+from experiments.run_folder import RunError, RunFolder, Unit
+from experiments.stages.evaluate import chosen_decoding
+from experiments.stages.train import is_trained
+from ilql_jax.checkpoint import read_metadata, restore_params
+from ilql_jax.models.export import save_pretrained
+from imagination.dialogue import iterate_dialogues, read_dialogues
+from imagination.tokenization import DialogueTokenizer
+
+
+def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+    """Exports the network of `config.export`; one that was exported before is replaced.
+
+    Raises:
+        RunError: It was not trained here.
+    """
+    unit = Unit(config.export.method, config.export.seed)
+    if not is_trained(folder, unit):
+        raise RunError(
+            f"{folder.path} holds no trained {unit.name}. Run the experiment without "
+            "--stage=export first, or choose with --config.export.method=..., "
+            "--config.export.seed=... and --workdir=..."
+        )
+    tokenizer = DialogueTokenizer.load(folder.tokenizer)
+    shape = settings.model_config(config, tokenizer.vocab_size)
+    about = {"method": unit.method, "decoding": str(chosen_decoding(config, folder, unit))}
+    if parse_method(unit.method).learns_values:
+        about["reward_scale"] = read_metadata(folder.checkpoints(unit))["reward_scale"]
+    target = folder.export(unit)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_pretrained(
+        partial,
+        shape,
+        restore_params(folder.checkpoints(unit), shape),
+        card=model_card(config, folder, unit, about),
+        dtype=config.export.dtype,
+        special_tokens=tokenizer.special_tokens(),
+        about=about,
+    )
+    tokenizer.export(partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.replace(target)
+    console.print(f"Exported: {target}", soft_wrap=True)
+
+
+def model_card(config: ConfigDict, folder: RunFolder, unit: Unit, about: dict[str, Any]) -> str:
+    """What the model is, what it learned from, how it did, and how it is loaded."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown
+    )
+    first = next(iterate_dialogues(folder.dialogues))
+    base = config.model.pretrained
+    return environment.get_template("model_card.md.j2").render(
+        experiment=folder.experiment,
+        task=first.system or first.task,
+        unit=unit,
+        about=about,
+        base=base,
+        base_on_hub=bool(base) and not Path(base).expanduser().exists(),
+        learns_values=parse_method(unit.method).learns_values,
+        dialogues=sum(1 for _ in iterate_dialogues(folder.dialogues)),
+        results=_results(folder, unit),
+    )
+
+
+def _results(folder: RunFolder, unit: Unit) -> list[dict[str, Any]]:
+    """Mean reward in the conversations of the evaluation, where there was one."""
+    file = folder.unit_conversations(unit)
+    rewards: dict[str, list[float]] = {}
+    for dialogue in read_dialogues(file) if file.exists() else ():
+        if dialogue.reward is not None:
+            rewards.setdefault(dialogue.source["population"], []).append(dialogue.total_reward)
+    return [
+        {"population": population, "conversations": len(each), "reward": np.mean(each)}
+        for population, each in rewards.items()
+    ]

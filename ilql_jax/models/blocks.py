@@ -1,0 +1,123 @@
+"""A block of the decoder: attention and MLP, each behind a norm.
+
+What a family does differently is a field of `DecoderConfig`, read where the layer is built.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from ilql_jax.models.attention import attend
+from ilql_jax.models.decoder_config import DecoderConfig
+from ilql_jax.models.rotary import Rotation, rotate
+
+
+class Attention(nnx.Module):
+    """Causal self-attention."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        width, size = config.hidden_size, config.head_size
+        self.config = config
+        if config.fused_qkv:
+            self.qkv = _linear(config, width, 3 * config.num_heads * size, config.qkv_bias, rngs)
+        else:
+            self.q = _linear(config, width, config.num_heads * size, config.qkv_bias, rngs)
+            self.k = _linear(config, width, config.kv_heads * size, config.qkv_bias, rngs)
+            self.v = _linear(config, width, config.kv_heads * size, config.qkv_bias, rngs)
+        if config.qk_norm:
+            self.q_norm = norm(config, size, rngs)
+            self.k_norm = norm(config, size, rngs)
+        self.out = _linear_out(config, config.num_heads * size, width, config.attention_bias, rngs)
+
+    def project(
+        self, x: Float[Array, "... width"], rotation: Rotation | None
+    ) -> tuple[Array, Array, Array]:
+        """Queries [..., heads, head_size]; keys and values, each [..., kv_heads, head_size]."""
+        config = self.config
+        if config.fused_qkv:
+            qkv = self.qkv(x).reshape(*x.shape[:-1], 3, config.num_heads, config.head_size)
+            q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        else:
+            heads = (*x.shape[:-1], -1, config.head_size)
+            q, k, v = (each(x).reshape(heads) for each in (self.q, self.k, self.v))
+        if config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        return q, k, v
+
+    def merge(self, heads: Float[Array, "... heads head_size"]) -> Float[Array, "... width"]:
+        return self.out(heads.reshape(*heads.shape[:-2], -1))
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        width, inner = config.hidden_size, config.mlp_size
+        self.config = config
+        self.attention_norm = norm(config, width, rngs)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = norm(config, width, rngs)
+        if config.mlp == "swiglu":
+            self.mlp_gate = _linear(config, width, inner, config.mlp_bias, rngs)
+        self.mlp_in = _linear(config, width, inner, config.mlp_bias, rngs)
+        self.mlp_out = _linear_out(config, inner, width, config.mlp_bias, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch time width"],
+        rotation: Rotation | None,
+        mask: Bool[Array, "batch time time"],
+    ) -> Float[Array, "batch time width"]:
+        """The residual stream after this block."""
+        q, k, v = self.attention.project(self.attention_norm(x), rotation)
+        x = x + self.attention.merge(attend(q, k, v, mask, self.config.attention))
+        return x + self.mlp(x)
+
+    def mlp(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        x = self.mlp_norm(x)
+        if self.config.mlp == "swiglu":
+            return self.mlp_out(jax.nn.silu(self.mlp_gate(x)) * self.mlp_in(x))
+        return self.mlp_out(jax.nn.gelu(self.mlp_in(x), approximate=True))
+
+
+def norm(config: DecoderConfig, width: int, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
+    """The norm that the family uses."""
+    kind = nnx.LayerNorm if config.norm == "layer_norm" else nnx.RMSNorm
+    return kind(width, epsilon=config.norm_epsilon, dtype=dtype_of(config), rngs=rngs)
+
+
+def dtype_of(config: DecoderConfig) -> jnp.dtype:
+    """What layers compute in."""
+    return jnp.dtype(config.compute_dtype)
+
+
+def _linear(
+    config: DecoderConfig,
+    size_in: int,
+    size_out: int,
+    use_bias: bool,
+    rngs: nnx.Rngs,
+    initializer_range: float | None = None,
+) -> nnx.Linear:
+    init = nnx.initializers.normal(initializer_range or config.initializer_range)
+    return nnx.Linear(
+        size_in,
+        size_out,
+        use_bias=use_bias,
+        kernel_init=init,
+        dtype=dtype_of(config),
+        rngs=rngs,
+    )
+
+
+def _linear_out(
+    config: DecoderConfig, size_in: int, size_out: int, use_bias: bool, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """Into the residual stream: GPT-2 scales these by their number."""
+    smaller = config.initializer_range / (2 * config.num_layers) ** 0.5
+    return _linear(config, size_in, size_out, use_bias, rngs, smaller)
