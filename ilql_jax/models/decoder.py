@@ -223,6 +223,10 @@ class Decoder(nnx.Module):
         """Scores of the next token (output weights tied to the embedding)."""
         return self.token_embedding.attend(hidden)
 
+    def output_matrix(self) -> Float[Array, "vocab width"]:
+        """What `logits` multiplies by, a row a token."""
+        return self.token_embedding.embedding[...]
+
 
 def rotate(
     x: Float[Array, "... heads head_size"], positions: Int[Array, "..."], base: float
