@@ -20,7 +20,7 @@ from ilql_jax.models.decoder_config import COMPUTE_DTYPES, HOW_COMPUTED
 from ilql_jax.models.pretrained import check_tensors, find, read_config
 from ilql_jax.objectives import ObjectiveConfig
 from ilql_jax.policy import DecodingConfig
-from ilql_jax.train import TrainConfig
+from ilql_jax.train import TrainConfig, check_parts
 from imagination.corpora import CORPORA, ReadOptions
 
 if TYPE_CHECKING:  # loaded where an LLM is used
@@ -114,11 +114,13 @@ def base_config() -> ConfigDict:
     config.model.remat = False  # keep less for the backward pass, compute it again
     config.model.scan_layers = False  # compile one block for all
     config.model.value_inner_size = 128  # hidden layer of the value heads
+    config.model.value_heads = "mlp"  # or linear, tied (see ilql_jax/models/heads.py)
     config.model.utterance_q = "sum"  # of its tokens' shares; last: Q of the last token
 
     config.train = ConfigDict()
     config.train.steps = 6000
     config.train.batch_rows = 4  # rows of max_positions tokens, several dialogues in each
+    config.train.gradient_accumulation = 1  # parts that those rows are looked at in
     config.train.optimizer = "muon"  # for the trunk's matrices, adamw for the rest; or adamw
     config.train.learning_rate = 3e-3  # peak
     config.train.muon_learning_rate = 0.01  # peak
@@ -143,6 +145,7 @@ def base_config() -> ConfigDict:
     config.objective.awac_temperature = 0.5  # of rewards of unit spread; 0 = plain cloning
     config.objective.awac_max_weight = 20.0
     config.objective.fbc_fraction = 0.25  # filtered BC keeps this share of the dialogues
+    config.objective.action_chunk = 1024  # decisions with scores of all words in memory together
 
     # How dpo goes on from what bc has learned. Short and slow: pairs are soon learned by heart.
     config.dpo = ConfigDict()
@@ -278,7 +281,10 @@ def objective_config(config: ConfigDict, method: str) -> ObjectiveConfig:
 def train_config(config: ConfigDict, method: str) -> TrainConfig:
     """How long and how fast."""
     found = TrainConfig(**_of_section(config.train, TrainConfig))
-    if not parse_method(method).on_pairs:
+    on_pairs = parse_method(method).on_pairs
+    rows = rows_of_pairs(config) if on_pairs else config.train.batch_rows
+    check_parts(rows, found.gradient_accumulation)
+    if not on_pairs:
         return found
     factor = config.dpo.learning_rate_factor
     return dataclasses.replace(
@@ -289,10 +295,15 @@ def train_config(config: ConfigDict, method: str) -> TrainConfig:
     )
 
 
+def rows_of_pairs(config: ConfigDict) -> int:
+    """Rows of a batch of pairs, which are twice as long: half as many."""
+    return max(1, config.train.batch_rows // 2)
+
+
 def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
     """Shape of the network, for a tokenizer of this size."""
     shape = config.model.to_dict()
-    heads = {name: shape.pop(name) for name in ("value_inner_size", "utterance_q")}
+    heads = {name: shape.pop(name) for name in ("value_inner_size", "utterance_q", "value_heads")}
     pretrained = shape.pop("pretrained")
     if not pretrained:
         return ModelConfig(DecoderConfig(vocab_size=vocab_size, **shape), **heads)

@@ -26,6 +26,7 @@ _HOME = {
 _MODULES = (
     "batching",
     "checkpoint",
+    "chunks",
     "decode",
     "losses",
     "models",

@@ -244,13 +244,14 @@ def ilql_loss(
     target_q: Float[Array, "heads *batch"],
     v: Float[Array, "*batch"],
     returns: Float[Array, "*batch"],
-    cql: Float[Array, "heads *batch"] | None,
-    policy: Float[Array, "..."] | None,
+    cql: Float[Array, "heads *batch"] | Float[Array, ""] | None,
+    policy: Float[Array, "..."] | Float[Array, ""] | None,
     weight: Float[Array, "*batch"],
     policy_weight: Float[Array, "..."] | None = None,
     expectile: float,
     cql_weight: float,
     value_loss_weight: float = 1.0,
+    total: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The weighted sum of ILQL's four losses, averaged over decisions (ILQL, sec. 4).
 
@@ -262,13 +263,17 @@ def ilql_loss(
         target_q: The target network's, likewise.
         v: V at the decision's start.
         returns: Regression target of Q: r + γ V(h'), a λ-return or a Monte-Carlo return.
-        cql: `cql_loss` of each head, or None to leave the term out.
-        policy: `policy_loss` of each token, already times its AWAC weight if any, or None.
+        cql: `cql_loss` of each head; or L_CQL itself, a scalar, where it was taken in chunks (see
+            `chunks.weighted_sum`); or None to leave the term out.
+        policy: `policy_loss` of each token, already times its AWAC weight if any; or L_π itself, a
+            scalar; or None.
         weight: 0 for padding.
         policy_weight: 0 for padding in `policy`; `weight` where not given.
         expectile: τ of V's loss.
         cql_weight: Weight of the conservative term.
         value_loss_weight: c, weight of all value losses against the policy's.
+        total: What the sums over decisions are divided by; the sum of `weight` where not given.
+            For a batch that is looked at in parts: the sum over all of them.
 
     Returns:
         The loss, and its parts under the names `q_loss`, `v_loss`, `cql_loss`, `policy_loss`, with
@@ -280,19 +285,21 @@ def ilql_loss(
     zeros = jnp.zeros_like(returns)
     q_loss = td_loss(q, lax.stop_gradient(returns), zeros, zeros).sum(axis=0)
     metrics = {
-        "q_loss": weighted_mean(q_loss, weight),
-        "v_loss": weighted_mean(expectile_loss(v, lowest, expectile), weight),
-        "q_mean": weighted_mean(lowest, weight),
-        "v_mean": weighted_mean(v, weight),
+        "q_loss": weighted_mean(q_loss, weight, total),
+        "v_loss": weighted_mean(expectile_loss(v, lowest, expectile), weight, total),
+        "q_mean": weighted_mean(lowest, weight, total),
+        "v_mean": weighted_mean(v, weight, total),
     }
     value_loss = metrics["q_loss"] + metrics["v_loss"]
     if cql is not None:
-        metrics["cql_loss"] = weighted_mean(cql.sum(axis=0), weight)
+        is_mean = jnp.ndim(cql) == 0
+        metrics["cql_loss"] = cql if is_mean else weighted_mean(cql.sum(axis=0), weight, total)
         value_loss += cql_weight * metrics["cql_loss"]
     loss = value_loss_weight * value_loss
     if policy is not None:
-        policy_weight = weight if policy_weight is None else policy_weight
-        metrics["policy_loss"] = weighted_mean(policy, policy_weight)
+        if jnp.ndim(policy) > 0:
+            policy = weighted_mean(policy, weight if policy_weight is None else policy_weight)
+        metrics["policy_loss"] = policy
         loss += metrics["policy_loss"]
     return loss, {"loss": loss, **metrics}
 
@@ -315,10 +322,15 @@ def steer_logits(
     return jax.nn.log_softmax(policy_logits, axis=-1) + beta * (q - v[..., None])
 
 
-def weighted_mean(values: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, ""]:
-    """`Σ w x / Σ w`, and 0 (not NaN) where all weights are zero."""
+def weighted_mean(
+    values: Float[Array, "..."],
+    weight: Float[Array, "..."],
+    total: Float[Array, ""] | None = None,
+) -> Float[Array, ""]:
+    """`Σ w x / Σ w`, and 0 (not NaN) where all weights are zero; or `Σ w x / total`."""
     _same_shape(values=values, weight=weight)
-    return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-8)
+    total = jnp.sum(weight) if total is None else total
+    return jnp.sum(values * weight) / jnp.maximum(total, 1e-8)
 
 
 def transitions_from_mask(

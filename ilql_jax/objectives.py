@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ilql_jax import losses
+from ilql_jax import chunks, losses
 from ilql_jax.batching import Batch
 from ilql_jax.losses import NEXT_UTTERANCE, SAME_UTTERANCE, Transitions
 from ilql_jax.models import ActorCritic, QHeads
@@ -59,6 +59,9 @@ class ObjectiveConfig:
         fbc_fraction: Share of the dialogues that filtered BC keeps.
         kl_weight: β of DPO, the weight of the KL to the reference policy: the larger, the closer
             the policy stays to it.
+        action_chunk: Most decisions of a batch whose scores over the whole vocabulary are in
+            memory together; at least one a row. It bounds memory and changes no result. On
+            several devices it counts those of all of them.
     """
 
     method: str = "ilql"
@@ -73,6 +76,7 @@ class ObjectiveConfig:
     awac_max_weight: float = 20.0
     fbc_fraction: float = 0.25
     kl_weight: float = 0.1
+    action_chunk: int = 1024
 
     def __post_init__(self):
         _one_of("method", self.method, tuple(OBJECTIVES))
@@ -86,8 +90,27 @@ class ObjectiveConfig:
             _within(name, getattr(self, name), 0, float("inf"), open_at_zero=True)
         for name in ("cql_weight", "value_loss_weight", "awac_temperature"):
             _within(name, getattr(self, name), 0, float("inf"))
+        if self.action_chunk < 1:
+            raise ValueError(f"action_chunk is {self.action_chunk}, but must be at least 1.")
         if len(self.trace_fade) != 2 or not 0 <= self.trace_fade[0] <= self.trace_fade[1] <= 1:
             raise ValueError(f"trace_fade must be two rising fractions, got {self.trace_fade}.")
+
+
+class Totals(NamedTuple):
+    """What the means over a batch are divided by: sums of the decisions' weights, scalars.
+
+    With gradient accumulation an objective sees a part of the batch at a time, and is told those
+    of the whole: then losses, gradients and metrics of the parts add up to those of the batch.
+    """
+
+    tokens: Float[Array, ""]
+    utterances: Float[Array, ""]
+
+
+def totals_of(batch: Batch | PreferenceBatch) -> Totals:
+    """Of everything in the batch."""
+    rows = batch.dialogues if isinstance(batch, PreferenceBatch) else batch
+    return Totals(jnp.sum(rows.by_token.weight), jnp.sum(rows.by_utterance.weight))
 
 
 def bc(
@@ -96,12 +119,13 @@ def bc(
     batch: Batch,
     config: ObjectiveConfig,
     progress: Float[Array, ""],
+    totals: Totals | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Behaviour cloning: −log π_β over the agent's tokens."""
-    del target_q, config, progress
+    del target_q, progress
+    totals = totals or totals_of(batch)
     hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
-    token_loss = _policy_loss(model, hidden, batch.by_token)
-    loss = losses.weighted_mean(token_loss, batch.by_token.weight)
+    loss = _policy_loss(model, hidden, batch.by_token, batch.by_token.weight, config, totals)
     return loss, {"loss": loss, "policy_loss": loss}
 
 
@@ -111,6 +135,7 @@ def ilql(
     batch: Batch,
     config: ObjectiveConfig,
     progress: Float[Array, ""],
+    totals: Totals | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Implicit language Q-learning (ILQL, sec. 4) over the decisions that `config.credit` names.
 
@@ -120,7 +145,9 @@ def ilql(
         batch: Packed dialogues.
         config: Weights, expectile, λs.
         progress: Fraction of the training done, for `trace_fade`.
+        totals: Of the batch that this one is a part of; its own where not given.
     """
+    totals = totals or totals_of(batch)
     by_utterance = config.credit == "utterance"
     if not by_utterance and model.config.utterance_q != "last":
         raise ValueError(
@@ -129,6 +156,7 @@ def ilql(
         )
     hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
     decisions = batch.by_utterance if by_utterance else batch.by_token
+    total = totals.utterances if by_utterance else totals.tokens
 
     def read_q(heads: QHeads) -> Float[Array, "heads batch decisions"]:
         if by_utterance:
@@ -137,26 +165,28 @@ def ilql(
 
     q = read_q(model.q)
     target = jax.lax.stop_gradient(read_q(target_q))
-    cql = _conservative(model, hidden, batch, config) if config.cql_weight > 0 else None
+    cql = _conservative(model, hidden, batch, config, totals) if config.cql_weight > 0 else None
     v = model.v(gather(hidden, decisions.value_state))
     next_v = jax.lax.stop_gradient(model.v(gather(hidden, decisions.next_state)))
     traces = _traces(decisions, config, progress)
     returns = losses.lambda_returns(decisions.reward, decisions.discount, next_v, traces)
     token_weight = _awac_weights(jnp.min(target, axis=0) - v, batch, config)
+    token_weight *= batch.by_token.weight
     loss, metrics = losses.ilql_loss(
         q=q,
         target_q=target,
         v=v,
         returns=returns,
         cql=cql,
-        policy=_policy_loss(model, hidden, batch.by_token) * token_weight,
+        policy=_policy_loss(model, hidden, batch.by_token, token_weight, config, totals),
         weight=decisions.weight,
-        policy_weight=batch.by_token.weight,
         expectile=config.expectile,
         cql_weight=config.cql_weight,
         value_loss_weight=config.value_loss_weight,
+        total=total,
     )
-    return loss, metrics | {"return_mean": losses.weighted_mean(returns, decisions.weight)}
+    return_mean = losses.weighted_mean(returns, decisions.weight, total)
+    return loss, metrics | {"return_mean": return_mean}
 
 
 def mc(
@@ -165,12 +195,13 @@ def mc(
     batch: Batch,
     config: ObjectiveConfig,
     progress: Float[Array, ""],
+    totals: Totals | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Q regressed on Monte-Carlo returns, V its mean: ILQL without bootstrap or maximum."""
     monte_carlo = dataclasses.replace(
         config, token_trace=1.0, utterance_trace=1.0, trace_fade=(0.0, 0.0), expectile=0.5
     )
-    return ilql(model, target_q, batch, monte_carlo, progress)
+    return ilql(model, target_q, batch, monte_carlo, progress, totals)
 
 
 def dpo(
@@ -179,6 +210,7 @@ def dpo(
     batch: PreferenceBatch,
     config: ObjectiveConfig,
     progress: Float[Array, ""],
+    totals: Totals | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Direct preference optimization: the better of two utterances made likelier than the worse.
 
@@ -186,15 +218,16 @@ def dpo(
     of the better is higher; `margin`, by how much on average; and both means.
     """
     del target_q, progress
+    pairs = (totals or totals_of(batch)).utterances / 2
     rows = batch.dialogues
     hidden = model.trunk(rows.tokens, rows.segment_ids, rows.positions)
-    token_log_prob = -_policy_loss(model, hidden, rows.by_token) * rows.by_token.weight
-    log_prob = _sum_by_utterance(token_log_prob, rows)
+    token_log_prob = log_prob_of_tokens(model, hidden, rows, config.action_chunk)
+    log_prob = _sum_by_utterance(token_log_prob * rows.by_token.weight, rows)
     (chosen, rejected), (reference_chosen, reference_rejected), (weight, _) = map(
         split_pairs, (log_prob, batch.reference_log_prob, rows.by_utterance.weight)
     )
     each = losses.dpo_loss(chosen, rejected, reference_chosen, reference_rejected, config.kl_weight)
-    loss = losses.weighted_mean(each, weight)
+    loss = losses.weighted_mean(each, weight, pairs)
     better = losses.implied_reward(chosen, reference_chosen, config.kl_weight)
     worse = losses.implied_reward(rejected, reference_rejected, config.kl_weight)
     metrics = {
@@ -203,12 +236,12 @@ def dpo(
         "chosen_reward": better,
         "rejected_reward": worse,
     }
-    means = {name: losses.weighted_mean(values, weight) for name, values in metrics.items()}
+    means = {n: losses.weighted_mean(values, weight, pairs) for n, values in metrics.items()}
     return loss, {"loss": loss, **means}
 
 
 Objective = Callable[
-    [ActorCritic, QHeads, Any, ObjectiveConfig, Float[Array, ""]],
+    [ActorCritic, QHeads, Any, ObjectiveConfig, Float[Array, ""], Totals | None],
     tuple[Float[Array, ""], Metrics],
 ]
 OBJECTIVES: dict[str, Objective] = {"bc": bc, "fbc": bc, "mc": mc, "ilql": ilql, "dpo": dpo}
@@ -270,6 +303,13 @@ def _utterance_of_token(batch: Batch) -> Int[Array, "batch tokens"]:
     return jnp.cumsum(is_last, axis=1) - is_last
 
 
+def _of_own_utterance(
+    values: Float[Array, "batch utterances"], batch: Batch
+) -> Float[Array, "batch tokens"]:
+    """What each agent token's utterance has."""
+    return jnp.take_along_axis(values, _utterance_of_token(batch), axis=1, mode="clip")
+
+
 def _sum_by_utterance(
     values: Float[Array, "... batch tokens"], batch: Batch
 ) -> Float[Array, "... batch utterances"]:
@@ -279,16 +319,37 @@ def _sum_by_utterance(
     return jnp.einsum("...ba,bau->...bu", values, belongs)
 
 
+def log_prob_of_tokens(
+    model: ActorCritic,
+    hidden: Float[Array, "batch time width"],
+    batch: Batch,
+    chunk: int = ObjectiveConfig.action_chunk,
+) -> Float[Array, "batch tokens"]:
+    """log π_β of each agent token; `chunk` is `ObjectiveConfig.action_chunk`."""
+
+    def log_prob(states, actions):
+        return -losses.policy_loss(model.trunk.logits(states), actions)
+
+    tokens = batch.by_token
+    return chunks.each(log_prob, gather(hidden, tokens.state), tokens.action, chunk)
+
+
 def _policy_loss(
-    model: ActorCritic, hidden: Float[Array, "batch time width"], tokens: Transitions
-) -> Float[Array, "batch decisions"]:
-    """−log π_β of each agent token. Logits are computed again in the backward pass, not kept."""
+    model: ActorCritic,
+    hidden: Float[Array, "batch time width"],
+    tokens: Transitions,
+    weight: Float[Array, "batch tokens"],
+    config: ObjectiveConfig,
+    totals: Totals,
+) -> Float[Array, ""]:
+    """−log π_β of the agent's tokens, times these weights; mean over all agent tokens."""
 
-    @jax.checkpoint
-    def cross_entropy(states):
-        return losses.policy_loss(model.trunk.logits(states), tokens.action)
+    def cross_entropy(states, actions):
+        return losses.policy_loss(model.trunk.logits(states), actions)
 
-    return cross_entropy(gather(hidden, tokens.state))
+    states = gather(hidden, tokens.state)
+    total = chunks.weighted_sum(cross_entropy, states, tokens.action, weight, config.action_chunk)
+    return total / jnp.maximum(totals.tokens, 1e-8)
 
 
 def _conservative(
@@ -296,24 +357,29 @@ def _conservative(
     hidden: Float[Array, "batch time width"],
     batch: Batch,
     config: ObjectiveConfig,
-) -> Float[Array, "heads batch decisions"]:
-    """The conservative term of each decision (a vocabulary's work for each token it looks at).
+    totals: Totals,
+) -> Float[Array, ""]:
+    """L_CQL: the conservative term, summed over the heads; mean over decisions.
 
-    Of the tokens whose Q the decision's is read from: with utterances as sums, their mean.
+    A vocabulary's work for each token it looks at: of those whose Q the decision's is read from;
+    with utterances as sums, it is their mean.
     """
-    tokens = batch.by_token
-    if config.credit == "utterance" and model.config.utterance_q == "last":
-        tokens = batch.by_utterance
+    tokens, total = batch.by_token, totals.tokens
+    weight = tokens.weight
+    if config.credit == "utterance":
+        total = totals.utterances
+        if model.config.utterance_q == "last":
+            tokens, weight = batch.by_utterance, batch.by_utterance.weight
+        else:
+            length = jnp.maximum(_sum_by_utterance(weight, batch), 1.0)
+            weight = weight * _of_own_utterance(1 / length, batch)
 
-    @jax.checkpoint
-    def of_tokens(states):
-        return losses.cql_loss(model.q(states), tokens.action)
+    def of_tokens(states, actions):
+        return losses.cql_loss(model.q(states), actions).sum(axis=0)
 
-    each = of_tokens(gather(hidden, tokens.state))
-    if config.credit == "token" or model.config.utterance_q == "last":
-        return each
-    length = _sum_by_utterance(tokens.weight, batch)
-    return _sum_by_utterance(each * tokens.weight, batch) / jnp.maximum(length, 1.0)
+    states = gather(hidden, tokens.state)
+    summed = chunks.weighted_sum(of_tokens, states, tokens.action, weight, config.action_chunk)
+    return summed / jnp.maximum(total, 1e-8)
 
 
 def _traces(
@@ -339,8 +405,7 @@ def _awac_weights(
     if config.awac_temperature == 0:
         return jnp.ones_like(tokens.weight)
     if config.credit == "utterance":
-        owner = _utterance_of_token(batch)
-        advantage = jnp.take_along_axis(advantage, owner, axis=1, mode="clip")
+        advantage = _of_own_utterance(advantage, batch)
     return losses.awac_weights(advantage, 1 / config.awac_temperature, config.awac_max_weight)
 
 

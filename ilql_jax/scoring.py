@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ilql_jax import losses
 from ilql_jax.batching import Batch, PackingConfig, one_per_row, packing_for
 from ilql_jax.models import ModelConfig, Params, with_params
-from ilql_jax.objectives import gather, q_of_utterances
+from ilql_jax.objectives import gather, log_prob_of_tokens, q_of_utterances
 from ilql_jax.preferences import PreferencePair
 from ilql_jax.trajectory import Trajectory
 
@@ -80,7 +79,7 @@ def _score_batch(
 ) -> tuple[Float[Array, "batch a"], Float[Array, "batch u"], Float[Array, "batch u"]]:
     model = with_params(config, params)
     hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
-    logits = model.trunk.logits(gather(hidden, batch.by_token.state))
+    log_prob = log_prob_of_tokens(model, hidden, batch)
     q = q_of_utterances(model.q, config.utterance_q, hidden, batch)
     v = model.v(gather(hidden, batch.by_utterance.value_state))
-    return -losses.policy_loss(logits, batch.by_token.action), v, jnp.min(q, axis=0)
+    return log_prob, v, jnp.min(q, axis=0)

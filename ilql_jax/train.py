@@ -27,10 +27,10 @@ from ilql_jax.models import (
     Params,
     abstract_params,
     init_params,
-    q_heads_with_params,
+    target_q_heads,
     with_params,
 )
-from ilql_jax.objectives import LEARNS_FROM_PAIRS, OBJECTIVES, ObjectiveConfig
+from ilql_jax.objectives import LEARNS_FROM_PAIRS, OBJECTIVES, ObjectiveConfig, totals_of
 from ilql_jax.preferences import (
     PreferenceBatch,
     Preferences,
@@ -63,6 +63,8 @@ class TrainConfig:
         polyak_rate: Step of the target Q heads towards the Q heads (ILQL: 0.005).
         checkpoint_every: Steps between checkpoints.
         log_every: Steps between log entries.
+        gradient_accumulation: Parts that a batch's rows are looked at in, one after the other, for
+            one optimizer step: the same gradient (to rounding) with a part's activations in memory.
     """
 
     steps: int
@@ -75,9 +77,10 @@ class TrainConfig:
     polyak_rate: float = 0.005
     checkpoint_every: int = 500
     log_every: int = 20
+    gradient_accumulation: int = 1
 
     def __post_init__(self):
-        for name in ("steps", "checkpoint_every", "log_every"):
+        for name in ("steps", "checkpoint_every", "log_every", "gradient_accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
         if self.optimizer not in ("adamw", "muon"):
@@ -163,15 +166,19 @@ def make_train_step(
     compute_loss = OBJECTIVES[objective.method]
 
     def step(state: TrainState, batch: AnyBatch) -> tuple[TrainState, dict[str, Array]]:
-        target_q = q_heads_with_params(model_config, state.target_q)
+        target_q = target_q_heads(model_config, state.target_q, state.params)
         progress = state.step / config.steps
+        totals = totals_of(batch)
 
-        def loss_of(params):
-            return compute_loss(
-                with_params(model_config, params), target_q, batch, objective, progress
-            )
+        def loss_of(params, part):
+            model = with_params(model_config, params)
+            return compute_loss(model, target_q, part, objective, progress, totals)
 
-        gradients, metrics = jax.grad(loss_of, has_aux=True)(state.params)
+        gradients, metrics = accumulated(
+            lambda part: jax.grad(loss_of, has_aux=True)(state.params, part),
+            batch,
+            config.gradient_accumulation,
+        )
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {
@@ -188,6 +195,39 @@ def make_train_step(
         return new_state, metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def accumulated(function: Callable[[AnyBatch], Any], batch: AnyBatch, parts: int) -> Any:
+    """The sum of a function over parts of the batch, taken one after the other.
+
+    Raises:
+        ValueError: The rows cannot be dealt out evenly.
+    """
+    if parts == 1:
+        return function(batch)
+    rows = len(jax.tree.leaves(batch)[0])
+    check_parts(rows, parts)
+
+    def deal(x: Array) -> Array:
+        # Row by row in turn: so rows that lie on several devices do so in each part.
+        return jnp.swapaxes(x.reshape(rows // parts, parts, *x.shape[1:]), 0, 1)
+
+    dealt = jax.tree.map(deal, batch)
+    first = jax.eval_shape(function, jax.tree.map(lambda x: x[0], dealt))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    return jax.lax.scan(add, zeros, dealt)[0]
+
+
+def check_parts(rows: int, parts: int) -> None:
+    """Raises `ValueError` if a batch of so many rows cannot be looked at in so many parts."""
+    if rows % parts:
+        raise ValueError(
+            f"gradient_accumulation is {parts}, which does not divide the {rows} rows of a batch."
+        )
 
 
 def train(
@@ -231,9 +271,10 @@ def train(
             before anything is compiled.
         CheckpointError: The folder holds a checkpoint of another run.
         NotFiniteError: The loss became NaN or infinite.
-        ValueError: The data is not what the method learns from, or the reference is a network of
-            another shape.
+        ValueError: The data is not what the method learns from, the reference is a network of
+            another shape, or the rows of a batch are not a multiple of `gradient_accumulation`.
     """
+    check_parts(packing.batch_rows, config.gradient_accumulation)
     batches = _make_batches(data, model_config, objective, packing, seed)
     reference = data.reference if isinstance(data, Preferences) else None
 

@@ -254,7 +254,7 @@ def preference_pairs(
 
 def packing_of_pairs(config: ConfigDict, pairs: list[PreferencePair]) -> PackingConfig:
     """Half as many rows of twice the length: both halves of any pair fit."""
-    rows = max(1, config.train.batch_rows // 2)
+    rows = settings.rows_of_pairs(config)
     return packing_for_pairs(pairs, rows, 2 * config.model.max_positions)
 
 

@@ -6,7 +6,7 @@ from ilql_jax.models.actor_critic import (
     Params,
     abstract_params,
     init_params,
-    q_heads_with_params,
+    target_q_heads,
     with_params,
 )
 from ilql_jax.models.decoder import Decoder, DecoderConfig
@@ -22,6 +22,6 @@ __all__ = [
     "VHead",
     "abstract_params",
     "init_params",
-    "q_heads_with_params",
+    "target_q_heads",
     "with_params",
 ]

@@ -14,7 +14,7 @@ import jax
 from flax import nnx
 
 from ilql_jax.models.decoder import Decoder, DecoderConfig
-from ilql_jax.models.heads import QHeads, VHead
+from ilql_jax.models.heads import KINDS, QHeads, VHead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,20 +23,27 @@ class ModelConfig:
 
     Attributes:
         decoder: Shape of the trunk.
-        value_inner_size: Width of the hidden layer of the value heads.
+        value_inner_size: Width of the hidden layer of the value heads (`linear` has none).
         utterance_q: How the value of an utterance is read from the Q heads. "sum": each token
             adds a share, Q(s, u) = Σ_t q(h_t, a_t), so that the word that matters is judged where
             it is chosen, by a row of its own. "last": Q of the last token, which has to remember
             all of it (the value of a token's own decision; needed for credit "token").
+        value_heads: Kind of the value heads: mlp (the papers), linear, or tied, which have no
+            vocabulary-sized matrix of their own (see `heads.py`).
     """
 
     decoder: DecoderConfig
     value_inner_size: int
     utterance_q: str = "sum"
+    value_heads: str = "mlp"
 
     def __post_init__(self):
         if self.utterance_q not in ("sum", "last"):
             raise ValueError(f"utterance_q is {self.utterance_q!r}, but must be sum or last.")
+        if self.value_heads not in KINDS:
+            raise ValueError(
+                f"value_heads is {self.value_heads!r}, but must be one of {', '.join(KINDS)}."
+            )
         if self.value_inner_size < 1:
             raise ValueError(
                 f"value_inner_size is {self.value_inner_size}, but must be at least 1."
@@ -52,11 +59,15 @@ class ActorCritic(nnx.Module):
     """The network of every method; behaviour cloning leaves the value heads untouched."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        width = config.decoder.hidden_size
+        width, inner, kind = (
+            config.decoder.hidden_size,
+            config.value_inner_size,
+            config.value_heads,
+        )
         self.config = config
         self.trunk = Decoder(config.decoder, rngs)
-        self.q = QHeads(width, config.value_inner_size, config.decoder.vocab_size, rngs)
-        self.v = VHead(width, config.value_inner_size, rngs)
+        self.q = QHeads(width, inner, config.decoder.vocab_size, rngs, kind)
+        self.v = VHead(width, inner, rngs, kind)
 
 
 Params = dict[str, Any]
@@ -74,12 +85,23 @@ def abstract_params(config: ModelConfig) -> Params:
 
 def with_params(config: ModelConfig, params: Params) -> ActorCritic:
     """The network of this shape with these parameters."""
-    return _fill(lambda: ActorCritic(config, nnx.Rngs(0)), params)
+    model = _fill(lambda: ActorCritic(config, nnx.Rngs(0)), params)
+    if config.value_heads == "tied":
+        model.q.tied_to = model.trunk.output_matrix()
+    return model
 
 
-def q_heads_with_params(config: ModelConfig, params: Params) -> QHeads:
-    """The Q heads alone with these parameters: the target network."""
-    return _fill(lambda: ActorCritic(config, nnx.Rngs(0)).q, params)
+def target_q_heads(config: ModelConfig, target_q: Params, params: Params) -> QHeads:
+    """The target network: Q heads with the parameters `target_q`.
+
+    Tied heads read the output matrix of `params`, those being trained, as they are now: only the
+    map before it is copied. The matrix is moved by the policy's loss alone, not by the values (see
+    `heads.py`), so the targets chase nothing that is learned from them.
+    """
+    heads = _fill(lambda: ActorCritic(config, nnx.Rngs(0)).q, target_q)
+    if config.value_heads == "tied":
+        heads.tied_to = with_params(config, params).trunk.output_matrix()
+    return heads
 
 
 def _fill(create, params: Params):

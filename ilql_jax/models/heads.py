@@ -1,8 +1,20 @@
 """The value heads: V, and twin Q heads with one value per token of the vocabulary.
 
-They see hidden states that were gathered at decisions, never a whole row. `QHeads.taken` asks for
-the value of the action taken alone, with one row of the output matrix per decision: no
-vocabulary-wide product. That is all the target network is ever asked for.
+They see hidden states that were gathered at decisions, never a whole row. `taken` asks for the
+value of the action taken alone, with one row of the output matrix per decision: no vocabulary-wide
+product. That is all the target network is ever asked for.
+
+| kind | Q_k(h, ·) | parameters of the twin Q heads |
+| --- | --- | --- |
+| `mlp` | two layers, width -> inner -> vocabulary (the papers) | 2 (width + vocabulary) inner |
+| `linear` | one layer, width -> vocabulary | 2 vocabulary · width |
+| `tied` | two layers, width -> inner -> width, then the policy's output matrix | 4 width · inner |
+
+`tied` heads have no vocabulary-sized matrix of their own: Q_k(h, a) = E[a] · f_k(h) + g_k(h), with
+E the output matrix of the language model. **No gradient of the values flows into E.** If it did,
+the regression targets would move E at full speed under the target network, whose slowness is what
+keeps bootstrapping stable; and what the policy says would be bent by what is worth how much. It
+also saves a third of the vocabulary's work.
 """
 
 from __future__ import annotations
@@ -10,54 +22,148 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Int
+
+KINDS = ("mlp", "linear", "tied")
+NUM_HEADS = 2
+
+_per_head = nnx.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
 
 
 class VHead(nnx.Module):
-    """V(h): two layers, width -> inner -> 1."""
+    """V(h): two layers, width -> inner -> 1; or for kind "linear" one."""
 
-    def __init__(self, hidden_size: int, inner_size: int, rngs: nnx.Rngs):
-        self.inner = nnx.Linear(hidden_size, inner_size, rngs=rngs)
+    def __init__(self, hidden_size: int, inner_size: int, rngs: nnx.Rngs, kind: str = "mlp"):
+        self.kind = kind
+        if kind != "linear":
+            self.inner = nnx.Linear(hidden_size, inner_size, rngs=rngs)
         # Values start at zero: a random start would have to be unlearned by bootstrapping.
-        self.out = nnx.Linear(inner_size, 1, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.out = nnx.Linear(
+            hidden_size if kind == "linear" else inner_size,
+            1,
+            kernel_init=nnx.initializers.zeros,
+            rngs=rngs,
+        )
 
     def __call__(self, hidden: Float[Array, "... width"]) -> Float[Array, "..."]:
-        return self.out(jax.nn.gelu(self.inner(hidden)))[..., 0]
+        if self.kind != "linear":
+            hidden = jax.nn.gelu(self.inner(hidden))
+        return self.out(hidden)[..., 0]
 
 
 class QHeads(nnx.Module):
-    """Q_k(h, a) for k in {0, 1}: two independent MLPs of two layers, evaluated together."""
+    """Q_k(h, a) for k in {0, 1}: two independent heads of a kind, evaluated together.
 
-    NUM_HEADS = 2
+    Args:
+        hidden_size: Width of h.
+        inner_size: Width between the two layers; read by `mlp` and `tied`.
+        vocab_size: Number of actions; read by `mlp` and `linear`.
+        rngs: Of the initial weights. Those of the last layer are zero, and so are all values.
+        kind: mlp, linear or tied (see the module).
 
-    def __init__(self, hidden_size: int, inner_size: int, vocab_size: int, rngs: nnx.Rngs):
-        key = rngs.params()
-        init = nnx.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
-        heads = self.NUM_HEADS
-        self.inner_kernel = nnx.Param(init(key, (heads, hidden_size, inner_size)))
-        self.inner_bias = nnx.Param(jnp.zeros((heads, inner_size)))
-        self.out_kernel = nnx.Param(jnp.zeros((heads, vocab_size, inner_size)))
-        self.out_bias = nnx.Param(jnp.zeros((heads, vocab_size)))
+    Attributes:
+        tied_to: [vocab, width], the language model's output matrix. Not a parameter of the heads:
+            `with_params` sets it where the kind is "tied"; otherwise None.
+    """
 
-    def _inner(self, hidden: Float[Array, "... width"]) -> Float[Array, "heads ... inner"]:
-        product = jnp.einsum("...d,kdm->k...m", hidden, self.inner_kernel[...])
-        bias = self.inner_bias[...].reshape(
-            self.NUM_HEADS, *[1] * (product.ndim - 2), product.shape[-1]
-        )
-        return jax.nn.gelu(product + bias)
+    NUM_HEADS = NUM_HEADS
+
+    def __init__(
+        self,
+        hidden_size: int,
+        inner_size: int,
+        vocab_size: int,
+        rngs: nnx.Rngs,
+        kind: str = "mlp",
+    ):
+        self.kind = kind
+        self.tied_to = nnx.data(None)
+        if kind != "linear":
+            init = _per_head(rngs.params(), (NUM_HEADS, hidden_size, inner_size))
+            self.inner_kernel = nnx.Param(init)
+            self.inner_bias = nnx.Param(jnp.zeros((NUM_HEADS, inner_size)))
+        if kind == "tied":
+            self.map_kernel = nnx.Param(jnp.zeros((NUM_HEADS, inner_size, hidden_size)))
+            self.map_bias = nnx.Param(jnp.zeros((NUM_HEADS, hidden_size)))
+            self.shared_kernel = nnx.Param(jnp.zeros((NUM_HEADS, inner_size)))
+            self.shared_bias = nnx.Param(jnp.zeros(NUM_HEADS))
+        else:
+            rows = hidden_size if kind == "linear" else inner_size
+            self.out_kernel = nnx.Param(jnp.zeros((NUM_HEADS, vocab_size, rows)))
+            self.out_bias = nnx.Param(jnp.zeros((NUM_HEADS, vocab_size)))
 
     def __call__(self, hidden: Float[Array, "... width"]) -> Float[Array, "heads ... vocab"]:
         """Values of every token."""
-        inner = self._inner(hidden)
-        bias = self.out_bias[...].reshape(
-            self.NUM_HEADS, *[1] * (inner.ndim - 2), self.out_bias.shape[-1]
+        if self.kind == "tied":
+            mapped, shared = self._mapped(hidden)
+            return jnp.einsum("k...d,vd->k...v", mapped, self._output_matrix()) + shared[..., None]
+        features = self._features(hidden)
+        return add_bias(
+            jnp.einsum("k...m,kvm->k...v", features, self.out_kernel[...]), self.out_bias[...]
         )
-        return jnp.einsum("k...m,kvm->k...v", inner, self.out_kernel[...]) + bias
 
     def taken(
         self, hidden: Float[Array, "... width"], action: Int[Array, "..."]
     ) -> Float[Array, "heads ..."]:
         """Values of the actions taken alone."""
-        inner = self._inner(hidden)
+        if self.kind == "tied":
+            mapped, shared = self._mapped(hidden)
+            return jnp.sum(mapped * self._output_matrix()[action], axis=-1) + shared
+        features = self._features(hidden)
         rows = self.out_kernel[...][:, action]  # [heads, ..., inner]
-        return jnp.sum(inner * rows, axis=-1) + self.out_bias[...][:, action]
+        return jnp.sum(features * rows, axis=-1) + self.out_bias[...][:, action]
+
+    def _features(self, hidden: Float[Array, "... width"]) -> Float[Array, "heads ... inner"]:
+        """What the last layer reads."""
+        if self.kind == "linear":
+            return jnp.broadcast_to(hidden, (NUM_HEADS, *hidden.shape))
+        product = jnp.einsum("...d,kdm->k...m", hidden, self.inner_kernel[...])
+        return jax.nn.gelu(product + _by_head(self.inner_bias[...], product.ndim))
+
+    def _mapped(
+        self, hidden: Float[Array, "... width"]
+    ) -> tuple[Float[Array, "heads ... width"], Float[Array, "heads ..."]]:
+        """f_k(h), and g_k(h), which all tokens have in common."""
+        inner = self._features(hidden)
+        product = jnp.einsum("k...m,kmd->k...d", inner, self.map_kernel[...])
+        mapped = product + _by_head(self.map_bias[...], product.ndim)
+        shared = jnp.einsum("k...m,km->k...", inner, self.shared_kernel[...])
+        return mapped, shared + _by_head(self.shared_bias[...], shared.ndim)
+
+    def _output_matrix(self) -> Float[Array, "vocab width"]:
+        if self.tied_to is None:
+            raise ValueError(
+                "tied Q heads have no output matrix of their own: get them from `with_params` or "
+                "`target_q_heads`, which set `tied_to`."
+            )
+        return lax.stop_gradient(self.tied_to)
+
+
+def _by_head(bias: Array, ndim: int) -> Array:
+    """A bias [heads, ...] with axes put in to fit [heads, ..., ...] of so many axes."""
+    return bias.reshape(NUM_HEADS, *[1] * (ndim - bias.ndim), *bias.shape[1:])
+
+
+@jax.custom_vjp
+def add_bias(
+    x: Float[Array, "heads ... vocab"], bias: Float[Array, "heads vocab"]
+) -> Float[Array, "heads ... vocab"]:
+    """`x + bias`; the bias's gradient is a product with ones.
+
+    On XLA:CPU the sum over columns that autodiff would take is several times slower.
+    """
+    return x + _by_head(bias, x.ndim)
+
+
+def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, None]:
+    return add_bias(x, bias), None
+
+
+def _add_bias_backward(_: None, gradient: Array) -> tuple[Array, Array]:
+    rows = gradient.reshape(gradient.shape[0], -1, gradient.shape[-1])
+    ones = jnp.ones(rows.shape[1], rows.dtype)
+    return gradient, jnp.einsum("n,knv->kv", ones, rows)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)

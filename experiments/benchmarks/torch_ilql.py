@@ -1,0 +1,158 @@
+"""ILQL in PyTorch on Hugging Face's GPT-2, as everybody writes it: what ours is compared with.
+
+A padded batch, logits at every position, value heads gathered at the agent's tokens, the target
+network's values of the whole vocabulary, AdamW. The losses are those of `ilql_jax.losses`, with
+decisions that are tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+
+from ilql_jax import ModelConfig, ObjectiveConfig, TrainConfig, Trajectory
+
+
+def head(width: int, inner: int, out: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(width, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, out)
+    )
+
+
+class ILQL(nn.Module):
+    """Trunk, language-model head, twin Q heads with their targets, and V."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        shape = config.decoder
+        width, inner = shape.hidden_size, config.value_inner_size
+        self.gpt2 = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                vocab_size=shape.vocab_size,
+                n_positions=shape.max_positions,
+                n_embd=width,
+                n_layer=shape.num_layers,
+                n_head=shape.num_heads,
+                n_inner=shape.mlp_size,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                use_cache=False,
+            )
+        )
+        self.q = nn.ModuleList([head(width, inner, shape.vocab_size) for _ in range(2)])
+        self.v = head(width, inner, 1)
+        self.target_q = copy.deepcopy(self.q).requires_grad_(False)
+
+    def load(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Takes over weights by name; the targets start as copies."""
+        given = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+        missing, unknown = self.load_state_dict(given, strict=False)
+        derived = ("gpt2.lm_head.weight", *(n for n in missing if n.startswith("target_q.")))
+        assert not unknown and not {*missing} - {*derived}, (missing, unknown)
+        self.target_q.load_state_dict(self.q.state_dict())
+
+
+class Trainer:
+    """Takes one step after the other on the same batch.
+
+    Args:
+        config: Shape of the network (kind "mlp").
+        objective: Expectile and weights.
+        train: Learning rate, clipping, Polyak rate.
+        tensors: Initial weights.
+        dialogues: The batch.
+        discount: γ.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        objective: ObjectiveConfig,
+        train: TrainConfig,
+        tensors: Mapping[str, np.ndarray],
+        dialogues: Sequence[Trajectory],
+        discount: float,
+    ):
+        self.objective, self.train = objective, train
+        self.model = ILQL(config)
+        self.model.load(tensors)
+        learned = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in learned if p.ndim > 1], "weight_decay": train.weight_decay},
+            {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.learned = learned
+        self.optimizer = torch.optim.AdamW(groups, lr=train.learning_rate)
+        self.batch = collate(dialogues, discount)
+
+    def step(self) -> float:
+        """One step; returns the loss before it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(**self.batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.learned, self.train.max_gradient_norm)
+        self.optimizer.step()
+        with torch.no_grad():
+            pairs = zip(self.model.target_q.parameters(), self.model.q.parameters(), strict=True)
+            for target, source in pairs:
+                target.lerp_(source, self.train.polyak_rate)
+        return loss.item()
+
+    def loss(self, tokens, mask, is_action, rewards, discounts) -> torch.Tensor:
+        model, objective = self.model, self.objective
+        output = model.gpt2(tokens, attention_mask=mask, output_hidden_states=True)
+        written = is_action[:, 1:]
+        states = output.hidden_states[-1][:, :-1][written]
+        actions = tokens[:, 1:][written]
+        reward, discount = rewards[:, 1:][written], discounts[:, 1:][written]
+
+        q_all = torch.stack([head(states) for head in model.q])
+        with torch.no_grad():
+            target_all = torch.stack([head(states) for head in model.target_q])
+        index = actions[None, :, None].expand(2, -1, 1)
+        q = q_all.gather(-1, index)[..., 0]
+        target = target_all.gather(-1, index)[..., 0].min(0).values
+        v = model.v(states)[..., 0]
+        # The next decision is the next of the agent's tokens; a discount of 0 ends a dialogue.
+        next_v = torch.cat([v.detach()[1:], v.new_zeros(1)])
+        q_loss = (reward + discount * next_v - q).square().sum(0).mean()
+        difference = target - v
+        weight = torch.where(difference < 0, 1 - objective.expectile, objective.expectile)
+        v_loss = (weight * difference.square()).mean()
+        cql_loss = (q_all.logsumexp(-1) - q).sum(0).mean()
+        labels = torch.where(is_action, tokens, -100)[:, 1:]
+        policy_loss = F.cross_entropy(
+            output.logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=-100
+        )
+        values = q_loss + v_loss + objective.cql_weight * cql_loss
+        return policy_loss + objective.value_loss_weight * values
+
+
+def collate(dialogues: Sequence[Trajectory], discount: float) -> dict[str, torch.Tensor]:
+    """Dialogues padded to the longest, [B, T] each; the last of the agent's tokens ends one."""
+    longest = max(len(d.tokens) for d in dialogues)
+    shape = (len(dialogues), longest)
+    tokens, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    is_action, rewards = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
+    discounts = torch.full(shape, discount)
+    for row, dialogue in enumerate(dialogues):
+        length = len(dialogue.tokens)
+        mask[row, :length] = 1
+        tokens[row, :length] = torch.from_numpy(dialogue.tokens)
+        is_action[row, :length] = torch.from_numpy(dialogue.is_action)
+        rewards[row, :length] = torch.from_numpy(dialogue.rewards)
+        discounts[row, int(np.flatnonzero(dialogue.is_action)[-1])] = 0.0
+    return {
+        "tokens": tokens,
+        "mask": mask,
+        "is_action": is_action,
+        "rewards": rewards,
+        "discounts": discounts,
+    }
