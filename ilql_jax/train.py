@@ -18,8 +18,10 @@ import grain
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from ilql_jax import sharding
 from ilql_jax.batching import Batch, PackingConfig, check_trajectories, make_batches
 from ilql_jax.checkpoint import Checkpoints
 from ilql_jax.models import (
@@ -128,11 +130,17 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def init_state(
-    model_config: ModelConfig, train_config: TrainConfig, seed: int, start: Params | None = None
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    seed: int,
+    start: Params | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainState:
-    """A fresh network, or a copy of the parameters `start`; its target Q heads start as a copy."""
+    """A fresh network, or a copy of the parameters `start`; its target Q heads start as a copy.
 
-    @jax.jit
+    On a mesh every device makes its own part alone; the values are those of one device.
+    """
+
     def create(start: Params | None) -> TrainState:
         # A copy, since steps give up the state that they are given.
         params = init_params(model_config, seed) if start is None else jax.tree.map(jnp.copy, start)
@@ -143,13 +151,28 @@ def init_state(
             optimizer=make_optimizer(train_config).init(params),
         )
 
-    return create(start)
+    if mesh is None:
+        return jax.jit(create)(start)
+    layout = sharding.shardings(jax.eval_shape(create, start), mesh)
+    return jax.jit(create, out_shardings=layout)(start)
+
+
+def abstract_state(model_config: ModelConfig, train_config: TrainConfig) -> TrainState:
+    """Shapes and dtypes of the training state."""
+    return jax.eval_shape(lambda: init_state(model_config, train_config, 0))
 
 
 def make_train_step(
-    model_config: ModelConfig, objective: ObjectiveConfig, config: TrainConfig
+    model_config: ModelConfig,
+    objective: ObjectiveConfig,
+    config: TrainConfig,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, AnyBatch], tuple[TrainState, dict[str, Array]]]:
-    """One step of a method, compiled; the state passed in is given up (donated)."""
+    """One step of a method, compiled; the state passed in is given up (donated).
+
+    With a mesh, the state is laid out as `sharding.RULES` say, the batch by rows, and the metrics
+    are on every device.
+    """
     optimizer = make_optimizer(config)
     compute_loss = OBJECTIVES[objective.method]
 
@@ -178,7 +201,20 @@ def make_train_step(
         )
         return new_state, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+
+    def step_on_mesh(state: TrainState, batch: AnyBatch) -> tuple[TrainState, dict[str, Array]]:
+        with sharding.tracing_for(mesh):
+            return step(state, batch)
+
+    layout = sharding.shardings(abstract_state(model_config, config), mesh)
+    return jax.jit(
+        step_on_mesh,
+        in_shardings=(layout, sharding.over_rows(mesh)),
+        out_shardings=(layout, sharding.everywhere(mesh)),
+        donate_argnums=0,
+    )
 
 
 def train(
@@ -192,10 +228,15 @@ def train(
     metadata: dict[str, Any] | None = None,
     on_start: Callable[[int], None] | None = None,
     on_metrics: Callable[[int, dict[str, float]], None] | None = None,
+    mesh: Mesh | None = None,
 ) -> Params:
     """Trains one method from its start, or on from the folder's last checkpoint.
 
     The start is a fresh network; for a method that learns from pairs, the reference.
+
+    On several hosts every process calls this with the same arguments, `folder` on a file system
+    that they share. Each packs the same rows and moves its own to its devices, so that batches,
+    and the position that is saved, do not depend on how many hosts there are.
 
     Args:
         data: What the method sees: trajectories (see `objectives.select_trajectories`), or
@@ -209,9 +250,11 @@ def train(
         metadata: Plain JSON kept with every checkpoint, beside the configs.
         on_start: Called once with the number of steps already taken.
         on_metrics: Called every `log_every` steps with the step and its metrics.
+        mesh: Devices to train on (see `sharding.make_mesh`); None = the first. A run may go on on
+            another mesh than it began on.
 
     Returns:
-        The network's parameters.
+        The network's parameters, laid out on the mesh (see `sharding.on_host`).
 
     Raises:
         TrajectoryError: Data that breaks the contract or is longer than the network's context,
@@ -220,19 +263,24 @@ def train(
         NotFiniteError: The loss became NaN or infinite.
         ValueError: The data is not what the method learns from, or the reference is a network of
             another shape.
+        MeshError: The mesh does not divide the rows or a parameter, before anything is compiled.
     """
-    batches = _make_batches(data, model_config, objective, packing, seed)
+    wanted = abstract_state(model_config, config)
+    if mesh is not None:
+        sharding.check_rows(packing.batch_rows, mesh)
+        wanted = sharding.with_shardings(wanted, mesh)
+    batches = _make_batches(data, model_config, objective, packing, seed, mesh)
     reference = data.reference if isinstance(data, Preferences) else None
 
     def new_state() -> TrainState:
-        return init_state(model_config, config, seed, start=reference)
+        return init_state(model_config, config, seed, reference, mesh)
 
     checkpoints = Checkpoints(
         folder, run_metadata(model_config, objective, config, packing, seed) | (metadata or {})
     )
     with contextlib.closing(checkpoints):
-        state = _restored_or_new(checkpoints, batches, new_state)
-        step_function = make_train_step(model_config, objective, config)
+        state = _restored_or_new(checkpoints, batches, wanted, new_state)
+        step_function = make_train_step(model_config, objective, config, mesh)
         start = int(state.step)
         if on_start:
             on_start(start)
@@ -250,7 +298,10 @@ def train(
 
         pending: dict[str, Array] | None = None
         for step in range(start + 1, config.steps + 1):
-            state, metrics = step_function(state, next(batches))
+            batch = next(batches)
+            if mesh is not None:
+                batch = sharding.place_batch(batch, mesh)
+            state, metrics = step_function(state, batch)
             if pending is not None:
                 report(step - 1, pending)
             pending = metrics
@@ -267,6 +318,7 @@ def _make_batches(
     objective: ObjectiveConfig,
     packing: PackingConfig,
     seed: int,
+    mesh: Mesh | None,
 ) -> grain.DatasetIterator:
     """Checks the data, then lays it out for the method."""
     on_pairs = isinstance(data, Preferences)
@@ -282,7 +334,8 @@ def _make_batches(
         return make_batches(data, packing, seed)
     check_pairs(data.pairs, longest)
     _check_shapes(data.reference, model_config)
-    log_prob = pair_log_probs(data.pairs, model_config, data.reference, 4 * packing.batch_rows)
+    rows = 4 * packing.batch_rows
+    log_prob = pair_log_probs(data.pairs, model_config, data.reference, rows, mesh)
     return make_preference_batches(data.pairs, log_prob, packing, seed)
 
 
@@ -302,10 +355,13 @@ def _check_shapes(reference: Params, model_config: ModelConfig) -> None:
 
 
 def _restored_or_new(
-    checkpoints: Checkpoints, batches: grain.DatasetIterator, new_state: Callable[[], TrainState]
+    checkpoints: Checkpoints,
+    batches: grain.DatasetIterator,
+    wanted: TrainState,
+    new_state: Callable[[], TrainState],
 ) -> TrainState:
     """The last saved state, with the batches moved to where they were; or a new one."""
-    restored = checkpoints.restore(jax.eval_shape(new_state))
+    restored = checkpoints.restore(wanted)
     if restored is None:
         return new_state()
     state, position = restored

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from ilql_jax.sharding import platform
+
 NEGATIVE = -1e9  # a masked score; finite, so that a row with nothing to attend to gives no NaN
 
 
@@ -22,7 +24,7 @@ def attend(
     mask: Bool[Array, "batch time time"],
 ) -> Float[Array, "batch time heads head_size"]:
     """`softmax(q kᵀ / sqrt(head_size)) v` where the mask is true."""
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     return jnp.swapaxes(_attend_on_cpu(*heads_first, mask), 1, 2)

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ilql_jax.models.attention import NEGATIVE, attend
+from ilql_jax.sharding import split_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,13 +164,13 @@ class Decoder(nnx.Module):
         positions: Int[Array, "batch time"],
     ) -> tuple[Float[Array, "batch time width"], KeyValues]:
         """Like calling it, and keys and values [layers, B, T, heads, head_size] for decoding."""
-        x = self.embed(tokens, positions)
+        x = split_rows(self.embed(tokens, positions))
         mask = packed_causal_mask(segment_ids)
         keys, values = [], []
         for block in self.blocks:
             q, k, v = block.attention.project(block.attention_norm(x), positions)
             x = x + block.attention.merge(attend(q, k, v, mask))
-            x = x + block.mlp(x)
+            x = split_rows(x + block.mlp(x))
             keys.append(k)
             values.append(v)
         return self.final_norm(x), KeyValues(jnp.stack(keys), jnp.stack(values))
