@@ -53,6 +53,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(bias|scale)", ()),
 )
 
+# What rows are looked up in. XLA cannot split both a lookup's rows and the table's width over
+# `fsdp`, and would repeat what was looked up for the whole batch on every device.
+LOOKED_UP = r"(embedding|q/out_kernel)"
+
 
 class MeshError(ValueError):
     """A mesh that does not fit the devices, the network or the batch. The message says where."""
@@ -190,7 +194,7 @@ def partition_spec(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec
     """
     for ending, last in RULES:
         # A rule of two dimensions does not fit a vector, nor one that was made of a matrix.
-        if re.search(rf"(^|[/_]){ending}$", name) and len(last) <= len(shape):
+        if _ends_with(ending, name) and len(last) <= len(shape):
             break
     else:
         last = _longest_over_fsdp(shape, mesh)
@@ -203,6 +207,10 @@ def partition_spec(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec
                 f"mesh.{axis} so that it does, or change the size."
             )
     return PartitionSpec(*spec)
+
+
+def _ends_with(ending: str, name: str) -> bool:
+    return re.search(rf"(^|[/_]){ending}$", name) is not None
 
 
 def _longest_over_fsdp(shape: Sequence[int], mesh: Mesh) -> tuple[str | None, ...]:
@@ -225,10 +233,13 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     """
 
     def place(path, leaf) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, partition_spec(name, leaf.shape, mesh))
+        return NamedSharding(mesh, partition_spec(_name(path), leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:
@@ -295,6 +306,28 @@ def split_rows(x: Array) -> Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
+
+
+def put_tables_together(params: Any, prefix: str = "") -> Any:
+    """Parameters with what is looked up in (`LOOKED_UP`) whole over `fsdp`; no-op without a mesh.
+
+    Args:
+        params: Nested dicts of arrays.
+        prefix: Where they lie in the network's, e.g. "q/".
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return params
+
+    def place(path, leaf) -> Array:
+        name = prefix + _name(path)
+        if not _ends_with(LOOKED_UP, name):
+            return leaf
+        spec = partition_spec(name, leaf.shape, mesh)
+        kept = (None if axis == "fsdp" else axis for axis in spec)
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*kept))
+
+    return jax.tree_util.tree_map_with_path(place, params)
 
 
 def platform() -> str:

@@ -177,13 +177,13 @@ def make_train_step(
     compute_loss = OBJECTIVES[objective.method]
 
     def step(state: TrainState, batch: AnyBatch) -> tuple[TrainState, dict[str, Array]]:
-        target_q = q_heads_with_params(model_config, state.target_q)
+        tables = sharding.put_tables_together(state.target_q, "q/")
+        target_q = q_heads_with_params(model_config, tables)
         progress = state.step / config.steps
 
         def loss_of(params):
-            return compute_loss(
-                with_params(model_config, params), target_q, batch, objective, progress
-            )
+            model = with_params(model_config, sharding.put_tables_together(params))
+            return compute_loss(model, target_q, batch, objective, progress)
 
         gradients, metrics = jax.grad(loss_of, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
