@@ -64,7 +64,7 @@ class MeshError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices there are along each axis of the mesh; one axis may be -1: all that are left.
+    """How many devices lie along each axis of the mesh; one may be -1: all that are left.
 
     Attributes:
         data: Rows are split, parameters repeated.
