@@ -510,7 +510,8 @@ def main(arguments: Sequence[str]) -> None:
     if values.topology != "local":
         jax.config.update("jax_platforms", "cpu")  # no accelerator of this machine is taken
     setting = setting_of(values.config, values.method, values.agent_share, values.utterance_tokens)
-    mesh_config = MeshConfig(**_fields(values.config.get("mesh", ConfigDict()), MeshConfig))
+    asked = _fields(values.config.get("mesh", ConfigDict()), MeshConfig)
+    mesh_config = MeshConfig(**{"data": 1, **asked})
     mesh = mesh_for(mesh_config, devices_of(values.topology))
     rows = setting.packing.batch_rows
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
