@@ -11,7 +11,8 @@ names of the dataclasses' fields (`ModelConfig`, `TrainConfig`, ...), and each c
 
     ... --config.model.hidden_size=4096 --config.train.batch_rows=256 --config.mesh.fsdp=256
 
-How full rows are is the data's matter, which is not read: `--agent_share` and
+The largest batch is extrapolated from two compilations; with `--compilations=6` it is looked for
+with up to four more. How full rows are is the data's matter, which is not read: `--agent_share` and
 `--utterance_tokens` say it.
 """
 
@@ -24,7 +25,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -55,14 +56,13 @@ class Chip:
     Attributes:
         flops: Per second, of dense bfloat16 matrix products. JAX's default precision on a TPU
             multiplies float32 matrices so too.
-        memory: Bytes.
         memory_bandwidth: Bytes per second.
-        interconnect: Bytes per second that it can send to other chips, over all links.
+        interconnect: Bytes per second that it can send to other chips over all links: half of what
+            is published as bidirectional.
         source: Where the figures stand.
     """
 
     flops: float
-    memory: float
     memory_bandwidth: float
     interconnect: float
     source: str
@@ -72,17 +72,20 @@ _TPU_DOCS = "https://cloud.google.com/tpu/docs"
 _NVIDIA = "https://www.nvidia.com/en-us/data-center"
 # By JAX's name of the device.
 CHIPS = {
-    "TPU v5 lite": Chip(197e12, 16e9, 819e9, 200e9, f"{_TPU_DOCS}/v5e"),
-    "TPU v5": Chip(459e12, 95e9, 2765e9, 600e9, f"{_TPU_DOCS}/v5p"),
-    "TPU v6 lite": Chip(918e12, 32e9, 1640e9, 448e9, f"{_TPU_DOCS}/v6e"),
-    "NVIDIA A100-SXM4-80GB": Chip(312e12, 80e9, 2039e9, 300e9, f"{_NVIDIA}/a100"),
-    "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9, 3350e9, 450e9, f"{_NVIDIA}/h100"),
-    "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9, f"{_NVIDIA}/h200"),
+    "TPU v5 lite": Chip(197e12, 819e9, 200e9, f"{_TPU_DOCS}/v5e"),
+    "TPU v5": Chip(459e12, 2765e9, 600e9, f"{_TPU_DOCS}/v5p"),
+    "TPU v6 lite": Chip(918e12, 1600e9, 400e9, f"{_TPU_DOCS}/v6e"),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 2039e9, 300e9, f"{_NVIDIA}/a100"),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 3350e9, 450e9, f"{_NVIDIA}/h100"),
+    "NVIDIA H200": Chip(989e12, 4800e9, 450e9, f"{_NVIDIA}/h200"),
 }
-# Sizes that Google offers; v5p also in multiples of 4 of each side.
+# Slices that Google offers.
 TOPOLOGIES = {
     "v5e": ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
-    "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16"),
+    "v5p": (
+        *("2x2x1", "2x2x2", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16"),
+        *("16x16x16", "16x16x24"),
+    ),
     "v6e": ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
 }
 
@@ -122,10 +125,19 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A step that was compiled for a number of rows, or, with `program` None, didn't fit."""
+    """A step that was compiled for batches of so many rows.
+
+    Attributes:
+        rows: In a batch.
+        memory: What it takes on each chip.
+        fits: Whether the chip has as much.
+        program: None if the compiler gave up, since it has not.
+        seconds: That compiling took.
+    """
 
     rows: int
     memory: Memory
+    fits: bool
     program: hlo.Program | None
     seconds: float
 
@@ -139,41 +151,33 @@ class Plan:
         mesh: On which devices.
         memory_limit: Bytes that a chip has for programs; None = not known.
         step: The step, compiled.
-        other: The same with another number of rows.
+        others: The same with other numbers of rows, in the order they were tried.
         flops: Of matrix products.
-        memory_traffic: To and from main memory; None where the step does not fit.
-        interconnect: By collective; likewise.
-        largest_rows: Most rows a batch that fit, on the line through the two compiled; None = no
-            limit known, 0 = not even the fewest.
+        memory_traffic: To and from main memory; None where the compiler gave up.
+        interconnect: Sent by each chip, by collective; likewise.
+        most_rows: By the line through the sizes tried, how many rows would fit; None = no limit.
     """
 
     setting: Setting
     mesh: Mesh
     memory_limit: int | None
     step: Compiled
-    other: Compiled
+    others: tuple[Compiled, ...]
     flops: float
     memory_traffic: int | None
     interconnect: dict[str, int] | None
-    largest_rows: int | None
+    most_rows: int | None
 
     @property
     def chip(self) -> Chip | None:
         return CHIPS.get(self.mesh.devices.flat[0].device_kind)
 
     @property
-    def fits(self) -> bool:
-        limit = self.memory_limit or math.inf
-        return self.step.program is not None and self.step.memory.total <= limit
-
-    @property
     def activations(self) -> int:
         """What of the temporary memory grows with the rows, at the rows planned."""
-        (fewer, less), (more, much) = sorted(
-            (each.rows, each.memory.temporary) for each in (self.step, self.other)
-        )
-        grows = max(0, much - less) / (more - fewer) * self.step.rows
-        return min(int(grows), self.step.memory.temporary)
+        fewer, more = sorted((self.step, self.others[0]), key=lambda compiled: compiled.rows)
+        grows = (more.memory.temporary - fewer.memory.temporary) / (more.rows - fewer.rows)
+        return min(int(max(0, grows) * self.step.rows), self.step.memory.temporary)
 
     @property
     def seconds(self) -> dict[str, float] | None:
@@ -219,57 +223,100 @@ def devices_of(topology: str) -> Sequence[jax.Device]:
         ) from None
 
 
-def make_plan(setting: Setting, mesh: Mesh) -> Plan:
-    """Compiles the step twice, with the rows asked for and with another number of them.
+def make_plan(
+    setting: Setting,
+    mesh: Mesh,
+    compilations: int = 2,
+    on_compiled: Callable[[Compiled], None] = lambda compiled: None,
+) -> Plan:
+    """Compiles the step for the rows asked for, then for others towards the most that fit.
+
+    Args:
+        setting: What is planned.
+        mesh: On which devices.
+        compilations: At most so many, two at least: the second shows what grows with the rows.
+        on_compiled: Called after each.
 
     Raises:
         MeshError: The mesh does not divide the rows or a parameter.
     """
     sharding.check_rows(setting.packing.batch_rows, mesh)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = setting.packing.batch_rows
-    fewer = rows // parts // 2 * parts
-    step = compile_step(setting, mesh, rows)
-    other = compile_step(setting, mesh, fewer or 2 * rows)
     limit = memory_limit(mesh.devices.flat[0])
-    traffic, interconnect = None, None
-    if step.program is not None:
-        traffic = hlo.memory_traffic(step.program)
-        interconnect = hlo.interconnect_traffic(step.program)
+    rows = setting.packing.batch_rows
+    tried: list[Compiled] = []
+
+    def compile_for(rows: int) -> None:
+        tried.append(compile_step(setting, mesh, rows, limit))
+        on_compiled(tried[-1])
+
+    compile_for(rows)
+    compile_for(rows // parts // 2 * parts or 2 * rows)
+    most = None
+    if limit is not None:
+        most = guess_most_rows(tried, parts, limit)
+        while len(tried) < compilations and most not in [0, *(each.rows for each in tried)]:
+            compile_for(most)
+            most = guess_most_rows(tried, parts, limit)
+    program = tried[0].program
     return Plan(
         setting=setting,
         mesh=mesh,
         memory_limit=limit,
-        step=step,
-        other=other,
+        step=tried[0],
+        others=tuple(tried[1:]),
         flops=step_flops(setting, mesh) / mesh.size,
-        memory_traffic=traffic,
-        interconnect=interconnect,
-        largest_rows=None if limit is None else _largest(step, other, parts, limit),
+        memory_traffic=program and hlo.memory_traffic(program),
+        interconnect=program and hlo.interconnect_traffic(program),
+        most_rows=most,
     )
 
 
-def _largest(step: Compiled, other: Compiled, parts: int, limit: int) -> int:
-    """Where the line through two sizes meets the limit, in whole rows a part."""
-    few, many = sorted((step, other), key=lambda compiled: compiled.rows)
+_FARTHEST = 8  # times the rows that fit are guessed at once: small programs do not tell of large
+
+
+def guess_most_rows(tried: Sequence[Compiled], parts: int, limit: int) -> int:
+    """The most rows that may fit: where a line through two sizes meets the limit.
+
+    Args:
+        tried: At least two, of different rows.
+        parts: What the rows have to be a multiple of.
+        limit: Bytes that a chip has.
+
+    Returns:
+        Rows; those that fitted, if between them and what did not there is no further multiple.
+    """
+    tried = sorted(tried, key=lambda compiled: compiled.rows)
+    fitting = [each for each in tried if each.fits]
+    failing = [each for each in tried if not each.fits]
+    few, many = (fitting[-1:] + failing[:2])[:2] if failing else fitting[-2:]
     slope = max(1.0, (many.memory.total - few.memory.total) / (many.rows - few.rows))
-    most = int(few.rows + (limit - few.memory.total) / slope) // parts * parts
-    fitting = [each.rows for each in (few, many) if each.program is not None]
-    return max([most, 0, *fitting])
+    guess = few.rows + (limit - few.memory.total) / slope
+    if fitting:
+        guess = min(max(guess, fitting[-1].rows), _FARTHEST * fitting[-1].rows)
+    if failing:
+        guess = min(guess, failing[0].rows - parts)
+    return max(0, int(guess) // parts * parts)
 
 
 def memory_limit(device: jax.Device) -> int | None:
     """Bytes that programs may use on a device; None if that is not known (a CPU)."""
-    if device.platform == "tpu":
-        # What the compiler leaves to programs, a little less than the chip has.
-        return {"TPU v5 lite": int(15.75 * 2**30), "TPU v5": int(95.74 * 2**30)}.get(
-            device.device_kind, int(CHIPS[device.device_kind].memory)
-        )
-    statistics = device.memory_stats() or {}
-    return statistics.get("bytes_limit")
+    if device.platform != "tpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    # The compiler tells by refusing what fits on no chip.
+    too_large = jax.ShapeDtypeStruct(
+        (2**40,), jnp.int8, sharding=jax.sharding.SingleDeviceSharding(device)
+    )
+    try:
+        jax.jit(jnp.negative).lower(too_large).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if found := _out_of_memory(str(error)):
+            return found[1]
+        raise
+    return None
 
 
-def compile_step(setting: Setting, mesh: Mesh, rows: int) -> Compiled:
+def compile_step(setting: Setting, mesh: Mesh, rows: int, limit: int | None) -> Compiled:
     """The train step for batches of so many rows, compiled for the mesh."""
     start = time.monotonic()
     packing = dataclasses.replace(setting.packing, batch_rows=rows)
@@ -284,12 +331,12 @@ def compile_step(setting: Setting, mesh: Mesh, rows: int) -> Compiled:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = _needed(str(error))
-        if needed is None:
+        found = _out_of_memory(str(error))
+        if found is None:
             raise
-        temporary = max(0, needed - sum(fixed.values()))
+        temporary = max(0, found[0] - sum(fixed.values()))
         memory = Memory(**fixed, program=0, temporary=temporary)
-        return Compiled(rows, memory, None, time.monotonic() - start)
+        return Compiled(rows, memory, False, None, time.monotonic() - start)
     sizes = compiled.memory_analysis()
     # The new state is written over the old one; what is not, is counted with the rest.
     beside = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
@@ -298,14 +345,21 @@ def compile_step(setting: Setting, mesh: Mesh, rows: int) -> Compiled:
         program=sizes.generated_code_size_in_bytes,
         temporary=sizes.temp_size_in_bytes + max(0, beside),
     )
+    fits = limit is None or memory.total <= limit
     program = hlo.parse(compiled.as_text())
-    return Compiled(rows, memory, program, time.monotonic() - start)
+    return Compiled(rows, memory, fits, program, time.monotonic() - start)
 
 
-def _needed(error: str) -> int | None:
-    """Bytes that a program would have taken, from the TPU compiler's message that it cannot."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", error)
-    return found and int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]])
+def _out_of_memory(error: str) -> tuple[int, int] | None:
+    """Bytes needed and there, from the TPU compiler's message that a program does not fit."""
+    size = r"([\d.]+)([KMGT])"
+    found = re.search(rf"\({size}\) exceeds available HBM \({size}\)", error)
+    found = found or re.search(rf"Used {size} of {size} hbm", error)
+    if not found:
+        return None
+    needed, unit, there, of = found.groups()
+    powers = {"K": 10, "M": 20, "G": 30, "T": 40}
+    return int(float(needed) * 2 ** powers[unit]), int(float(there) * 2 ** powers[of])
 
 
 def step_flops(setting: Setting, mesh: Mesh) -> float:
@@ -422,8 +476,6 @@ def _describe_setting(plan: Plan, topology: str) -> list[str]:
         f"{topology}: {plan.mesh.size} x {device.device_kind}; mesh: {axes}",
         f"{plan.setting.objective.method}, {parameters:,} parameters; {packing.batch_rows} rows of "
         f"{packing.row_length} tokens, {packing.actions_per_row} of them the agent's",
-        f"compiled in {plan.step.seconds:.0f} s, and in {plan.other.seconds:.0f} s with "
-        f"{plan.other.rows} rows",
         "",
     ]
 
@@ -442,7 +494,7 @@ def _describe_memory(plan: Plan) -> list[str]:
     limit = plan.memory_limit
     of = "of a limit that is not known" if limit is None else f"of {_size(limit)}"
     return [
-        f"{'fits' if plan.fits else 'DOES NOT FIT'}: {_size(memory.total)} a chip {of}",
+        f"{'fits' if plan.step.fits else 'DOES NOT FIT'}: {_size(memory.total)} a chip {of}",
         *(f"  {name:<16}{_size(size):>12}  {note}".rstrip() for name, size, note in lines),
         "",
     ]
@@ -473,14 +525,17 @@ def _describe_work(plan: Plan) -> list[str]:
 
 
 def _describe_batch(plan: Plan) -> list[str]:
-    if plan.largest_rows is None:
+    if plan.most_rows is None:
         return ["largest batch: not known without a limit of memory"]
-    if plan.largest_rows == 0:
+    tried = (plan.step, *plan.others)
+    fitting = max((each.rows for each in tried if each.fits), default=0)
+    if plan.most_rows == fitting == 0:
         return ["largest batch: not even the fewest rows fit"]
-    return [
-        f"largest batch: {plan.largest_rows} rows, extrapolated from {plan.other.rows} and "
-        f"{plan.step.rows}"
-    ]
+    if plan.most_rows == fitting:
+        failing = min(each.rows for each in tried if not each.fits)
+        return [f"largest batch: {fitting} rows, compiled; {failing} do not fit"]
+    compiled = f"{fitting} rows compiled and fit" if fitting else "none that was compiled fits"
+    return [f"largest batch: {compiled}; extrapolated, {plan.most_rows} or more would"]
 
 
 def _size(count: float) -> str:
@@ -504,6 +559,7 @@ def main(arguments: Sequence[str]) -> None:
     flags.DEFINE_string("method", "ilql", "What is trained: bc, mc, ilql or dpo.", values)
     flags.DEFINE_float("agent_share", 0.45, "Of the tokens, the agent's.", 0, 1, values)
     flags.DEFINE_integer("utterance_tokens", 16, "Length of an utterance.", 1, None, values)
+    flags.DEFINE_integer("compilations", 2, "Most that are done.", 2, None, values)
     values(list(arguments))
     if values.config is None:
         raise PlanError("--config is missing: a file with get_config(), e.g. one of experiments/.")
@@ -519,7 +575,17 @@ def main(arguments: Sequence[str]) -> None:
         packing = dataclasses.replace(setting.packing, batch_rows=-(-rows // parts) * parts)
         setting = dataclasses.replace(setting, packing=packing)
         print(f"{rows} rows cannot be split over {parts} chips: planned with {packing.batch_rows}.")
-    print(describe(make_plan(setting, mesh), values.topology))
+
+    def tell(compiled: Compiled) -> None:
+        print(
+            f"compiled for {compiled.rows} rows in {compiled.seconds:.0f} s: "
+            f"{_size(compiled.memory.total)} a chip",
+            flush=True,
+        )
+
+    plan = make_plan(setting, mesh, values.compilations, tell)
+    print()
+    print(describe(plan, values.topology))
 
 
 if __name__ == "__main__":
