@@ -121,7 +121,7 @@ def host(folder, port, number, die_at):
     """Losses, and a digest of the parameters."""
     sharding.start_hosts(HostsConfig(f"localhost:{port}", processes=2, id=number))
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1))
-    losses, params = run(folder, "ilql", mesh, stop_at=die_at)
+    losses, params = run(folder, "mc", mesh, stop_at=die_at)
     if params is None:
         os.kill(os.getpid(), signal.SIGKILL)
     whole = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(sharding.on_host(params)))

@@ -81,7 +81,7 @@ def two_hosts(folder, die_at=0):
 def test_two_hosts_of_which_one_is_killed_come_back_to_the_same_result(on_meshes, tmp_path):
     whole = [finish(process) for process in two_hosts(tmp_path / "whole")]
     assert whole[0] == whole[1]
-    assert whole[0]["losses"] == pytest.approx(on_meshes["ilql alone"], abs=1e-5)
+    assert whole[0]["losses"] == pytest.approx(on_meshes["mc alone"], abs=1e-5)
 
     first, second = two_hosts(tmp_path / "parts", die_at=3)
     try:
