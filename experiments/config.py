@@ -20,6 +20,7 @@ from ilql_jax.models.decoder_config import COMPUTE_DTYPES, HOW_COMPUTED
 from ilql_jax.models.pretrained import check_tensors, find, read_config
 from ilql_jax.objectives import ObjectiveConfig
 from ilql_jax.policy import DecodingConfig
+from ilql_jax.sharding import HostsConfig, MeshConfig
 from ilql_jax.train import TrainConfig, check_parts
 from imagination.corpora import CORPORA, ReadOptions
 
@@ -132,6 +133,19 @@ def base_config() -> ConfigDict:
     config.train.utterance_discount = 0.99  # γ from utterance to utterance
     config.train.checkpoint_every = 1000
     config.train.log_every = 50
+
+    # The devices of a training, all hosts together (see ilql_jax/sharding.py); on more than one,
+    # trainings go one after the other. One axis may be -1: all devices that are left.
+    config.mesh = ConfigDict()
+    config.mesh.data = 1  # rows are split
+    config.mesh.fsdp = 1  # rows and parameters are split
+    config.mesh.tensor = 1  # matrices are split
+
+    # How this process finds those of the other hosts; not kept with the run.
+    config.machine = ConfigDict()
+    config.machine.coordinator = ""  # auto (TPU pods, Slurm), or host:port of process 0; "" = alone
+    config.machine.processes = 1  # with host:port
+    config.machine.id = 0  # with host:port, from 0
 
     # What ILQL learns (mc takes from it what applies; see ilql_jax/objectives.py).
     config.objective = ConfigDict()
@@ -298,6 +312,16 @@ def train_config(config: ConfigDict, method: str) -> TrainConfig:
 def rows_of_pairs(config: ConfigDict) -> int:
     """Rows of a batch of pairs, which are twice as long: half as many."""
     return max(1, config.train.batch_rows // 2)
+
+
+def mesh_config(config: ConfigDict) -> MeshConfig:
+    """How the devices of a training are laid out."""
+    return MeshConfig(**config.mesh.to_dict())
+
+
+def hosts_config(config: ConfigDict) -> HostsConfig:
+    """How this process finds the others."""
+    return HostsConfig(**config.machine.to_dict())
 
 
 def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
@@ -576,6 +600,8 @@ def check(config: ConfigDict, judged: bool = True) -> None:
     builders: dict[str, Any] = {
         "model": lambda: _check_model(config),
         "data": lambda: read_options(config),
+        "mesh": lambda: mesh_config(config),
+        "machine": lambda: hosts_config(config),
     }
     for method in config.methods:
         section = "dpo" if parse_method(method).on_pairs else "train"

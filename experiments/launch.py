@@ -11,6 +11,10 @@
                                                                     calls, cost and prompts only
 
 A stage whose files are there is skipped, so a run that was killed goes on where it was.
+
+Several hosts (`config.machine`) share the stage train alone, on a folder that all of them see:
+what goes before it has to be there, and what comes after it is done by one host, later. Process 0
+writes and prints.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from experiments.methods import rounds_of
 from experiments.parallel import is_ours
 from experiments.run_folder import STAGES, RunError, RunFolder
 from experiments.terminal import make_console, quiet_libraries
+from ilql_jax import sharding
 
 # Settings as asked for -> key -> what it is then, unless the command line says otherwise.
 Dependent = Callable[[ConfigDict], dict[str, Any]]
@@ -93,6 +98,9 @@ def _run(
         return
     _check_shape_is_used(config, line)
     _check_hindsight_is_used(config, line)
+    if config.machine.coordinator:
+        run_on_hosts(name, config, folder, line.stage, console)
+        return
     run_stages(name, config, folder, line.stage, console)
 
 
@@ -151,6 +159,38 @@ def run_stages(
         for each in STAGES[: STAGES.index(last) + 1]:
             if each != "regenerate" or rounds_of(config.methods):
                 _run_stage(each, config, folder, console)
+
+
+def run_on_hosts(
+    name: str, config: ConfigDict, folder: RunFolder, stage: str, console: Console
+) -> None:
+    """The stage train, of which this process does its part.
+
+    Raises:
+        RunError: Another stage is asked for, or one before it is not done.
+    """
+    if stage != "train":
+        raise RunError(
+            f"several hosts (config.machine.coordinator) do the stage train alone, not {stage}: "
+            "add --stage=train. The other stages are done by one host, without config.machine."
+        )
+    needed = [folder.dialogues]
+    needed += [folder.hindsight_round(k) for k in range(1, rounds_of(config.methods) + 1)]
+    if missing := [path for path in needed if not path.exists()]:
+        raise RunError(
+            f"{missing[0]} is not there, which the hosts are to learn from. Run the same command "
+            "on one of them, without config.machine and with "
+            f"--stage={'imagine' if missing[0] == folder.dialogues else 'regenerate'}, and see "
+            "that all of them see the folder."
+        )
+    sharding.start_hosts(settings.hosts_config(config))
+    if sharding.is_first_host():
+        run_stages(name, config, folder, stage, console)
+    else:
+        from experiments.stages import train
+
+        train.run(config, folder, Console(quiet=True))
+    sharding.wait_for_all("the stage train")
 
 
 def _derive(config: ConfigDict, folder: RunFolder, console: Console) -> None:

@@ -47,6 +47,8 @@ _ADDED_WITH_METHODS = ("hindsight.", "dpo.", "evaluation.gdp_zero.")
 # dialogues: results are counted by it.
 _TASK = "task.yaml:"
 _MAY_BE_SET_ANEW = "success_reward"
+# Who this process is among others is no setting of the run.
+_OF_PROCESS = "machine"
 # How an LLM is asked, at which price, changes no answer.
 _NEVER_SHAPING = (
     *("max_in_flight", "max_retries", "timeout", "batch", "batch_poll", "conversations"),
@@ -195,6 +197,7 @@ class RunFolder:
     def save_config(self, experiment: str, config: ConfigDict) -> None:
         """Writes the settings and the name of the experiment they are for."""
         settings = {"experiment": experiment, **_lists(config.to_dict())}
+        del settings[_OF_PROCESS]
         write_atomically(self.config_file, yaml.safe_dump(settings, sort_keys=False))
 
     def check_experiment(self, name: str) -> None:

@@ -3,6 +3,9 @@
 A checkpoint is written whole or not at all, so a process killed at any moment leaves the last
 complete one. `metadata` is plain JSON (model config, method, reward scale, ...): it tells another
 process how to rebuild the network, and this one whether the checkpoint is its own.
+
+An array is saved by the devices that hold it, on every host, and read onto whatever mesh is asked
+for. On several hosts each process makes these calls, on a folder that they share.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
+from ilql_jax import sharding
 from ilql_jax.models import ModelConfig, Params, abstract_params
 
 
@@ -60,7 +65,8 @@ class Checkpoints:
         """The newest state and data position, or None where nothing was saved yet.
 
         Args:
-            abstract_state: The state's structure, e.g. from `jax.eval_shape`.
+            abstract_state: The state's structure, e.g. from `jax.eval_shape`; where it says how an
+                array is laid out (see `sharding.with_shardings`), it is read so.
 
         Raises:
             CheckpointError: The checkpoint was made from other metadata; the message names what
@@ -107,12 +113,13 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     return metadata
 
 
-def restore_params(folder: str | Path, config: ModelConfig) -> Params:
+def restore_params(folder: str | Path, config: ModelConfig, mesh: Mesh | None = None) -> Params:
     """The network's parameters alone, out of the newest training state in a folder.
 
     Args:
         folder: Of a training run.
         config: Shape of the network.
+        mesh: What they are laid out on; None = all on one device.
 
     Raises:
         CheckpointError: No checkpoint there, or one of a network of another shape.
@@ -123,7 +130,9 @@ def restore_params(folder: str | Path, config: ModelConfig) -> Params:
         raise CheckpointError(
             f"{folder} holds a checkpoint of a network of another shape: {'; '.join(differing)}."
         )
-    wanted = {"params": _on_this_device(abstract_params(config))}
+    shapes = abstract_params(config)
+    laid_out = _on_this_device(shapes) if mesh is None else sharding.with_shardings(shapes, mesh)
+    wanted = {"params": laid_out}
     with _open_for_reading(folder) as manager:
         restored = manager.restore(
             manager.latest_step(),
@@ -153,9 +162,10 @@ def _open_for_reading(folder: Path) -> ocp.CheckpointManager:
 
 
 def _on_this_device(abstract: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    """Where nothing is said, arrays go to the first device."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here), abstract
     )
 
 

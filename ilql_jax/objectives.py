@@ -32,6 +32,7 @@ from ilql_jax.batching import Batch
 from ilql_jax.losses import NEXT_UTTERANCE, SAME_UTTERANCE, Transitions
 from ilql_jax.models import ActorCritic, QHeads
 from ilql_jax.preferences import PreferenceBatch, split_pairs
+from ilql_jax.sharding import split_rows
 from ilql_jax.trajectory import Trajectory, TrajectoryError
 
 Metrics = dict[str, Array]
@@ -276,7 +277,7 @@ def gather(
     hidden: Float[Array, "batch time width"], index: Int[Array, "batch decisions"]
 ) -> Float[Array, "batch decisions width"]:
     """Hidden states at decisions."""
-    return jnp.take_along_axis(hidden, index[..., None], axis=1)
+    return split_rows(jnp.take_along_axis(hidden, index[..., None], axis=1))
 
 
 def q_of_tokens(

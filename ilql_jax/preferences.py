@@ -83,7 +83,8 @@ class Preferences:
     Attributes:
         pairs: What is learned from.
         reference: Parameters of the frozen reference policy, from which the training starts too
-            (see `checkpoint.restore_params`). They are left as they are.
+            (see `checkpoint.restore_params`), laid out on the mesh if there is one. They are left
+            as they are.
     """
 
     pairs: Sequence[PreferencePair]

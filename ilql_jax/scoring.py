@@ -12,8 +12,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from ilql_jax import sharding
 from ilql_jax.batching import Batch, PackingConfig, one_per_row, packing_for
 from ilql_jax.models import ModelConfig, Params, with_params
 from ilql_jax.objectives import gather, log_prob_of_tokens, q_of_utterances
@@ -41,6 +43,7 @@ def score(
     config: ModelConfig,
     params: Params,
     packing: PackingConfig,
+    mesh: Mesh | None = None,
 ) -> list[Scores]:
     """Scores every trajectory.
 
@@ -49,10 +52,12 @@ def score(
         config: Shape of the network.
         params: Its parameters.
         packing: Only the shapes are read; the trajectories get a row each.
+        mesh: What the parameters are laid out on, if they are; rows are split over it.
     """
     results: list[Scores] = []
     for batch in one_per_row(trajectories, packing):
-        log_prob, v, q = (np.asarray(x) for x in _score_batch(config, params, batch))
+        placed = batch if mesh is None else sharding.place_batch(batch, mesh)
+        log_prob, v, q = sharding.on_host(_score_batch(config, params, placed))
         for row in range(packing.batch_rows):
             tokens = batch.by_token.weight[row] > 0
             utterances = batch.by_utterance.weight[row] > 0
@@ -64,12 +69,16 @@ def score(
 
 
 def pair_log_probs(
-    pairs: Sequence[PreferencePair], config: ModelConfig, params: Params, batch_rows: int
+    pairs: Sequence[PreferencePair],
+    config: ModelConfig,
+    params: Params,
+    batch_rows: int,
+    mesh: Mesh | None = None,
 ) -> Float[np.ndarray, "pairs 2"]:
     """log π of the better and of the worse utterance of each pair, summed over its tokens."""
     halves = [half for pair in pairs for half in (pair.chosen, pair.rejected)]
     packing = packing_for(halves, batch_rows, max(len(half.tokens) for half in halves))
-    sums = [scores.log_prob.sum() for scores in score(halves, config, params, packing)]
+    sums = [scores.log_prob.sum() for scores in score(halves, config, params, packing, mesh)]
     return np.asarray(sums, np.float32).reshape(len(pairs), 2)
 
 

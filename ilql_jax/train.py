@@ -18,8 +18,10 @@ import grain
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from ilql_jax import sharding
 from ilql_jax.batching import Batch, PackingConfig, check_trajectories, make_batches
 from ilql_jax.checkpoint import Checkpoints
 from ilql_jax.models import (
@@ -139,10 +141,12 @@ def init_state(
     seed: int,
     start: Params | None = None,
     give_up_start: bool = False,
+    mesh: Mesh | None = None,
 ) -> TrainState:
     """A fresh network, or a copy of the parameters `start`; its target Q heads start as a copy.
 
-    With `give_up_start` they are taken instead (donated), so that memory never holds them twice.
+    With `give_up_start` they are taken instead (donated), so that memory never holds them twice. On
+    a mesh every device makes its own part alone; the values are those of one device.
     """
 
     def create(start: Params | None) -> TrainState:
@@ -155,23 +159,41 @@ def init_state(
             optimizer=make_optimizer(train_config).init(params),
         )
 
-    return jax.jit(create, donate_argnums=0 if give_up_start else ())(start)
+    donated = 0 if give_up_start else ()
+    if mesh is None:
+        return jax.jit(create, donate_argnums=donated)(start)
+    layout = sharding.shardings(jax.eval_shape(create, start), mesh)
+    return jax.jit(create, out_shardings=layout, donate_argnums=donated)(start)
+
+
+def abstract_state(model_config: ModelConfig, train_config: TrainConfig) -> TrainState:
+    """Shapes and dtypes of the training state."""
+    return jax.eval_shape(lambda: init_state(model_config, train_config, 0))
 
 
 def make_train_step(
-    model_config: ModelConfig, objective: ObjectiveConfig, config: TrainConfig
+    model_config: ModelConfig,
+    objective: ObjectiveConfig,
+    config: TrainConfig,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, AnyBatch], tuple[TrainState, dict[str, Array]]]:
-    """One step of a method, compiled; the state passed in is given up (donated)."""
+    """One step of a method, compiled; the state passed in is given up (donated).
+
+    With a mesh, the state is laid out as `sharding.RULES` say, the batch by rows, and the metrics
+    are on every device.
+    """
     optimizer = make_optimizer(config)
     compute_loss = OBJECTIVES[objective.method]
 
     def step(state: TrainState, batch: AnyBatch) -> tuple[TrainState, dict[str, Array]]:
-        target_q = target_q_heads(model_config, state.target_q, state.params)
+        tables = sharding.put_tables_together(state.target_q, "q/")
+        together = sharding.put_tables_together(state.params)
+        target_q = target_q_heads(model_config, tables, together)
         progress = state.step / config.steps
         totals = totals_of(batch)
 
         def loss_of(params, part):
-            model = with_params(model_config, params)
+            model = with_params(model_config, sharding.put_tables_together(params))
             return compute_loss(model, target_q, part, objective, progress, totals)
 
         gradients, metrics = accumulated(
@@ -194,7 +216,20 @@ def make_train_step(
         )
         return new_state, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+
+    def step_on_mesh(state: TrainState, batch: AnyBatch) -> tuple[TrainState, dict[str, Array]]:
+        with sharding.tracing_for(mesh):
+            return step(state, batch)
+
+    layout = sharding.shardings(abstract_state(model_config, config), mesh)
+    return jax.jit(
+        step_on_mesh,
+        in_shardings=(layout, sharding.over_rows(mesh)),
+        out_shardings=(layout, sharding.everywhere(mesh)),
+        donate_argnums=0,
+    )
 
 
 def accumulated(function: Callable[[AnyBatch], Any], batch: AnyBatch, parts: int) -> Any:
@@ -242,11 +277,16 @@ def train(
     on_start: Callable[[int], None] | None = None,
     on_metrics: Callable[[int, dict[str, float]], None] | None = None,
     start_from: Callable[[], Params] | None = None,
+    mesh: Mesh | None = None,
 ) -> Params:
     """Trains one method from its start, or on from the folder's last checkpoint.
 
     The start is a fresh network or what `start_from` gives; for a method that learns from pairs,
     the reference.
+
+    On several hosts every process calls this with the same arguments, `folder` on a file system
+    that they share. Each packs the same rows and moves its own to its devices, so that batches,
+    and the position that is saved, do not depend on how many hosts there are.
 
     Args:
         data: What the method sees: trajectories (see `objectives.select_trajectories`), or
@@ -262,9 +302,11 @@ def train(
         on_metrics: Called every `log_every` steps with the step and its metrics.
         start_from: Makes the parameters to start from, e.g. of a pretrained network (see
             `models.pretrained.start_params`); called only where nothing was saved yet.
+        mesh: Devices to train on (see `sharding.make_mesh`); None = the first. A run may go on on
+            another mesh than it began on.
 
     Returns:
-        The network's parameters.
+        The network's parameters, laid out on the mesh (see `sharding.on_host`).
 
     Raises:
         TrajectoryError: Data that breaks the contract or is longer than the network's context,
@@ -273,23 +315,28 @@ def train(
         NotFiniteError: The loss became NaN or infinite.
         ValueError: The data is not what the method learns from, the reference is a network of
             another shape, or the rows of a batch are not a multiple of `gradient_accumulation`.
+        MeshError: The mesh does not divide the rows or a parameter, before anything is compiled.
     """
     check_parts(packing.batch_rows, config.gradient_accumulation)
-    batches = _make_batches(data, model_config, objective, packing, seed)
+    wanted = abstract_state(model_config, config)
+    if mesh is not None:
+        sharding.check_rows(packing.batch_rows, mesh)
+        wanted = sharding.with_shardings(wanted, mesh)
+    batches = _make_batches(data, model_config, objective, packing, seed, mesh)
     reference = data.reference if isinstance(data, Preferences) else None
 
     def new_state() -> TrainState:
         if reference is None and start_from is not None:
-            return init_state(model_config, config, seed, start_from(), give_up_start=True)
-        return init_state(model_config, config, seed, start=reference)
+            start = start_from()
+            return init_state(model_config, config, seed, start, give_up_start=True, mesh=mesh)
+        return init_state(model_config, config, seed, start=reference, mesh=mesh)
 
     checkpoints = Checkpoints(
         folder, run_metadata(model_config, objective, config, packing, seed) | (metadata or {})
     )
     with contextlib.closing(checkpoints):
-        wanted = jax.eval_shape(lambda: init_state(model_config, config, seed))
         state = _restored_or_new(checkpoints, batches, wanted, new_state)
-        step_function = make_train_step(model_config, objective, config)
+        step_function = make_train_step(model_config, objective, config, mesh)
         start = int(state.step)
         if on_start:
             on_start(start)
@@ -307,7 +354,10 @@ def train(
 
         pending: dict[str, Array] | None = None
         for step in range(start + 1, config.steps + 1):
-            state, metrics = step_function(state, next(batches))
+            batch = next(batches)
+            if mesh is not None:
+                batch = sharding.place_batch(batch, mesh)
+            state, metrics = step_function(state, batch)
             if pending is not None:
                 report(step - 1, pending)
             pending = metrics
@@ -324,6 +374,7 @@ def _make_batches(
     objective: ObjectiveConfig,
     packing: PackingConfig,
     seed: int,
+    mesh: Mesh | None,
 ) -> grain.DatasetIterator:
     """Checks the data, then lays it out for the method."""
     on_pairs = isinstance(data, Preferences)
@@ -339,7 +390,8 @@ def _make_batches(
         return make_batches(data, packing, seed)
     check_pairs(data.pairs, longest)
     _check_shapes(data.reference, model_config)
-    log_prob = pair_log_probs(data.pairs, model_config, data.reference, 4 * packing.batch_rows)
+    rows = 4 * packing.batch_rows
+    log_prob = pair_log_probs(data.pairs, model_config, data.reference, rows, mesh)
     return make_preference_batches(data.pairs, log_prob, packing, seed)
 
 

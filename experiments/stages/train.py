@@ -30,7 +30,7 @@ from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunError, RunFolder, Unit, write_atomically
 from experiments.stages.hindsight import read_hindsight
 from experiments.stages.imagine import is_for_training
-from ilql_jax import PreferencePair, Trajectory
+from ilql_jax import PreferencePair, Trajectory, sharding
 from ilql_jax.batching import PackingConfig, packing_for
 from ilql_jax.checkpoint import restore_params
 from ilql_jax.models import Params
@@ -50,10 +50,13 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     if config.model.pretrained:
         check_tensors(find(config.model.pretrained))
     # Everything that can be wrong with the data is told before anything is written or started.
+    _check_mesh(config)
     dialogues = read_dialogues(folder.dialogues)
     tokenizer = check_dialogues(config, folder, dialogues, console)
-    if not folder.tokenizer.exists():
+    if not folder.tokenizer.exists() and _is_writer(config):
         save_once(tokenizer, folder.tokenizer)
+    if config.machine.coordinator:
+        sharding.wait_for_all("the tokenizer")
     learned = {parse_method(unit.method) for unit in todo}
     rounds = max((method.rounds for method in learned if not method.on_pairs), default=0)
     made = _regenerated(folder, tokenizer, rounds)
@@ -68,7 +71,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
             train_unit,
             [(config, folder.path, unit) for unit in wave],
             [unit.name for unit in wave],
-            workers_for(config.workers, len(wave)),
+            0 if _on_mesh(config) else workers_for(config.workers, len(wave)),
             console,
         )
 
@@ -89,6 +92,26 @@ def check_dialogues(
     _check_lengths(config, trajectories, console)
     packing(config, trajectories)
     return tokenizer
+
+
+def _on_mesh(config: ConfigDict) -> bool:
+    """Whether a training takes more than one device."""
+    return bool(config.machine.coordinator) or not settings.mesh_config(config).is_single
+
+
+def _check_mesh(config: ConfigDict) -> None:
+    """Raises `MeshError` if the devices or the rows of a batch do not fit the mesh."""
+    if not _on_mesh(config):
+        return
+    mesh = sharding.make_mesh(settings.mesh_config(config))
+    sharding.check_rows(config.train.batch_rows, mesh)
+    if any(parse_method(name).on_pairs for name in config.methods):
+        sharding.check_rows(settings.rows_of_pairs(config), mesh)
+
+
+def _is_writer(config: ConfigDict) -> bool:
+    """Whether this process writes what is written once (the checkpoints are written by all)."""
+    return not config.machine.coordinator or sharding.is_first_host()
 
 
 def _tell(
@@ -259,8 +282,9 @@ def packing_of_pairs(config: ConfigDict, pairs: list[PreferencePair]) -> Packing
 
 
 def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> None:
-    """Trains one network; runs in a process of its own."""
+    """Trains one network; runs in a process of its own, on a mesh in that of each host."""
     folder = RunFolder(path)
+    mesh = sharding.make_mesh(settings.mesh_config(config)) if _on_mesh(config) else None
     method = parse_method(unit.method)
     objective = settings.objective_config(config, unit.method)
     train_config = settings.train_config(config, unit.method)
@@ -269,19 +293,21 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
     if method.on_pairs:
         before = folder.checkpoints(Unit(PAIRS_START_FROM, unit.seed))
         pairs, _ = preference_pairs(config, folder, data.tokenizer)
-        chosen = Preferences(pairs, restore_params(before, shape))
+        chosen = Preferences(pairs, restore_params(before, shape, mesh))
         shapes = packing_of_pairs(config, pairs)
     else:
         chosen = select_trajectories(data.trajectories, objective)
         shapes = packing(config, chosen)
     metrics = MetricsLog(folder.metrics(unit), config.train.log_every)
+    writes = _is_writer(config)
     report(0, train_config.steps, "compiling")
 
     def pretrained() -> Params:
         return start_params(find(config.model.pretrained), shape, config.seed + unit.seed)
 
     def on_metrics(step: int, values: dict[str, float]) -> None:
-        metrics.write(step, values)
+        if writes:
+            metrics.write(step, values)
         report(step, train_config.steps, f"loss {values['loss']:.3f}")
 
     train(
@@ -293,11 +319,13 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
         seed=config.seed + unit.seed,
         folder=folder.checkpoints(unit),
         metadata={"method": unit.method, "reward_scale": data.reward_scale},
-        on_start=metrics.go_on_after,
+        on_start=metrics.go_on_after if writes else None,
         on_metrics=on_metrics,
         start_from=pretrained if config.model.pretrained else None,
+        mesh=mesh,
     )
-    metrics.finish()
+    if writes:
+        metrics.finish()
 
 
 def is_trained(folder: RunFolder, unit: Unit) -> bool:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ilql_jax.sharding import platform
+
 NEGATIVE = -1e9  # a masked score; finite, so that a row with nothing to attend to gives no NaN
 
 
@@ -32,7 +34,7 @@ def attend(
         mask: True where a query may see a key.
         implementation: On accelerators: "xla", or "cudnn" for flash attention on GPUs.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask[:, None], implementation=implementation
         )

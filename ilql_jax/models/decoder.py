@@ -21,6 +21,7 @@ from ilql_jax.models.attention import packed_causal_mask
 from ilql_jax.models.blocks import Block, dtype_of, norm
 from ilql_jax.models.decoder_config import DecoderConfig
 from ilql_jax.models.rotary import Rotation, rotation
+from ilql_jax.sharding import split_rows
 
 __all__ = ["Decoder", "DecoderConfig", "packed_causal_mask"]
 
@@ -56,13 +57,14 @@ class Decoder(nnx.Module):
         """Hidden states of packed rows; no attention across segments (0 = padding)."""
         mask = packed_causal_mask(segment_ids)
         turn = self.rotation(positions)
-        x = self.embed(tokens, positions)
+        x = split_rows(self.embed(tokens, positions))
         if self.config.scan_layers:
             graph, params = nnx.split(self.blocks)
 
             def scanned(x: Array, layer: Any) -> tuple[Array, None]:
                 params, uses_rotary = layer
-                return nnx.merge(graph, params)(x, _for_layer(turn, uses_rotary), mask), None
+                x = nnx.merge(graph, params)(x, _for_layer(turn, uses_rotary), mask)
+                return split_rows(x), None
 
             per_layer = params, self._uses_rotary()
             x, _ = jax.lax.scan(self._rematerialized(scanned), x, per_layer)
@@ -71,7 +73,7 @@ class Decoder(nnx.Module):
                 graph, params = nnx.split(block)
 
                 def once(x: Array, params: Any, graph=graph, rotary=uses_rotary) -> Array:
-                    return nnx.merge(graph, params)(x, turn if rotary else None, mask)
+                    return split_rows(nnx.merge(graph, params)(x, turn if rotary else None, mask))
 
                 x = self._rematerialized(once)(x, params)
         return self.final_norm(x)

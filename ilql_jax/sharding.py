@@ -1,0 +1,349 @@
+"""Many devices: one mesh, where each parameter lies on it, and starting on several hosts.
+
+The mesh has three axes: over `data` the rows of a batch are split and parameters repeated; over
+`fsdp` the rows are split and so are parameters, which are put together layer by layer where they
+are needed (ZeRO-3; Rajbhandari et al., 2020); over `tensor` the matrices themselves are split, as
+in Megatron-LM (Shoeybi et al., 2019). What lies where is said by name in `RULES`; XLA derives the
+communication from it (GSPMD; Xu et al., 2021). The same code runs on one CPU, on the GPUs of a
+machine and on a TPU pod, where every host runs the same program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # the axes that a batch's rows are split over
+
+# Regular expression for the end of a parameter's name -> mesh axes of its last dimensions; those
+# before them (twin heads, layers stacked for a scan) are never split. The first that fits counts.
+# Names of optimizer state end with the parameter's, so that it lies where its parameter does.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    # Value heads: [heads, width, inner] and [heads, vocabulary, inner]; V's [inner, 1].
+    (r"q/inner_kernel", ("fsdp", "tensor")),
+    (r"q/inner_bias", ("tensor",)),
+    (r"q/out_kernel", ("tensor", "fsdp")),
+    (r"q/out_bias", ("tensor",)),
+    # Tied ones: [heads, inner, width] and [heads, inner].
+    (r"q/map_kernel", ("tensor", "fsdp")),
+    (r"q/shared_kernel", ("tensor",)),
+    (r"v/inner/kernel", ("fsdp", "tensor")),
+    (r"v/inner/bias", ("tensor",)),
+    (r"v/out/kernel", ("tensor", None)),
+    # Trunk: embeddings [vocabulary, width]; an output matrix of its own [width, vocabulary].
+    (r"position_embedding/embedding", (None, "fsdp")),
+    (r"embedding", ("tensor", "fsdp")),
+    (r"(lm_head|output|unembedding)/kernel", ("fsdp", "tensor")),
+    # Adapters are thin: [width, rank] and [rank, width].
+    (r"lora_a", ("fsdp", None)),
+    (r"lora_b", (None, "fsdp")),
+    # Into attention and MLP by columns, out of them by rows: one sum over `tensor` for each.
+    (r"(qkv|q|k|v|mlp_in|gate|up|mlp_gate|mlp_up)/kernel", ("fsdp", "tensor")),
+    (r"(qkv|q|k|v|mlp_in|gate|up|mlp_gate|mlp_up)/bias", ("tensor",)),
+    (r"(out|o|down|mlp_out|mlp_down)/kernel", ("tensor", "fsdp")),
+    # Too small to be split.
+    (r"(bias|scale)", ()),
+)
+
+# What rows are looked up in. XLA cannot split both a lookup's rows and the table's width over
+# `fsdp`, and would repeat what was looked up for the whole batch on every device.
+LOOKED_UP = r"(embedding|q/out_kernel)"
+
+
+class MeshError(ValueError):
+    """A mesh that does not fit the devices, the network or the batch. The message says where."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices lie along each axis of the mesh; one may be -1: all that are left.
+
+    Attributes:
+        data: Rows are split, parameters repeated.
+        fsdp: Rows and parameters are split.
+        tensor: Matrices are split.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        for axis in AXES:
+            size = getattr(self, axis)
+            if size < 1 and size != -1:
+                raise MeshError(f"mesh.{axis} is {size}, but must be at least 1, or -1.")
+        if [getattr(self, axis) for axis in AXES].count(-1) > 1:
+            raise MeshError(f"{self} leaves more than one axis open; only one may be -1.")
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it asks for one device, that is, for no mesh at all."""
+        return self.data == self.fsdp == self.tensor == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class HostsConfig:
+    """How the hosts of a cluster find each other.
+
+    Attributes:
+        coordinator: "": this process works alone. "auto": as the cluster says (TPU pods, Slurm,
+            Open MPI). "host:port": of process 0, the same on every host.
+        processes: How many there are; read only with "host:port", like the next.
+        id: Number of this one, counted from 0.
+    """
+
+    coordinator: str = ""
+    processes: int = 1
+    id: int = 0
+
+    def __post_init__(self):
+        if self.coordinator in ("", "auto"):
+            if (self.processes, self.id) != (1, 0):
+                raise MeshError(
+                    f"processes is {self.processes} and id {self.id}, but coordinator is "
+                    f"{self.coordinator!r}: give the host:port of process 0."
+                )
+            return
+        if not re.fullmatch(r".+:\d+", self.coordinator):
+            raise MeshError(
+                f"coordinator is {self.coordinator!r}, but must be host:port, auto, or empty."
+            )
+        if not 0 <= self.id < self.processes:
+            raise MeshError(
+                f"id is {self.id}, but must lie in [0, {self.processes - 1}] for {self.processes} "
+                "processes."
+            )
+
+
+def start_hosts(config: HostsConfig) -> None:
+    """Joins the other processes; to be called once, before anything is computed.
+
+    Returns when all are there (JAX waits five minutes). If one dies, the others end with an error;
+    started again, all go on from the last checkpoint.
+    """
+    if config.coordinator == "auto":
+        jax.distributed.initialize()
+    elif config.coordinator:
+        jax.distributed.initialize(config.coordinator, config.processes, config.id)
+
+
+def is_first_host() -> bool:
+    """Whether this process writes what is written once: reports, metrics, prints."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come to the same place, named `what`."""
+    multihost_utils.sync_global_devices(what)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Lays the devices out.
+
+    On one host the mesh may be smaller than the machine: it takes the first devices. On several it
+    takes all.
+
+    Args:
+        config: Size of each axis.
+        devices: What to lay out; by default all devices of all hosts.
+
+    Raises:
+        MeshError: The sizes do not divide the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [getattr(config, axis) for axis in AXES]
+    known = math.prod(size for size in sizes if size != -1)
+    shape = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    if len(devices) % known:
+        raise MeshError(
+            f"the mesh {shape} does not divide the {len(devices)} devices there are "
+            f"({devices[0].device_kind}). The product of the sizes must be a divisor of it."
+        )
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    used = math.prod(sizes)
+    if used < len(devices) and len({device.process_index for device in devices}) > 1:
+        raise MeshError(
+            f"the mesh {shape} takes {used} of {len(devices)} devices, but on several hosts all "
+            "must take part. Set one axis to -1."
+        )
+    grid = mesh_utils.create_device_mesh(sizes, devices[:used], allow_split_physical_axes=True)
+    return Mesh(grid, AXES)
+
+
+def partition_spec(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """Mesh axes of each dimension of an array, by its name.
+
+    A matrix that no rule knows is split over `fsdp` along the longest dimension that allows it.
+
+    Args:
+        name: Path in the parameters or the optimizer's state, e.g. "trunk/final_norm/scale".
+        shape: Of the array.
+        mesh: What it is laid out on.
+
+    Raises:
+        MeshError: A rule wants a dimension split that the mesh axis does not divide.
+    """
+    for ending, last in RULES:
+        # A rule of two dimensions does not fit a vector, nor one that was made of a matrix.
+        if _ends_with(ending, name) and len(last) <= len(shape):
+            break
+    else:
+        last = _longest_over_fsdp(shape, mesh)
+    spec = (None,) * (len(shape) - len(last)) + last
+    for dimension, axis in enumerate(spec):
+        if axis and shape[dimension] % mesh.shape[axis]:
+            raise MeshError(
+                f"{name} has shape {tuple(shape)}: dimension {dimension}, {shape[dimension]}, is "
+                f"split over mesh axis {axis!r}, but {mesh.shape[axis]} does not divide it. Choose "
+                f"mesh.{axis} so that it does, or change the size."
+            )
+    return PartitionSpec(*spec)
+
+
+def _ends_with(ending: str, name: str) -> bool:
+    return re.search(rf"(^|[/_]){ending}$", name) is not None
+
+
+def _longest_over_fsdp(shape: Sequence[int], mesh: Mesh) -> tuple[str | None, ...]:
+    fitting = [d for d in range(len(shape)) if shape[d] % mesh.shape["fsdp"] == 0]
+    if len(shape) < 2 or not fitting:
+        return ()
+    longest = max(fitting, key=lambda dimension: shape[dimension])
+    return tuple("fsdp" if d == longest else None for d in range(len(shape)))
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """Where each array of parameters or of a training state lies.
+
+    Args:
+        tree: Arrays, or their shapes from `jax.eval_shape`.
+        mesh: What they are laid out on.
+
+    Raises:
+        MeshError: A dimension that a mesh axis does not divide.
+    """
+
+    def place(path, leaf) -> NamedSharding:
+        return NamedSharding(mesh, partition_spec(_name(path), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def with_shardings(tree: Any, mesh: Mesh) -> Any:
+    """The shapes of a tree of arrays, each with where it lies."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings(tree, mesh),
+    )
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def over_rows(mesh: Mesh) -> NamedSharding:
+    """Split along the first dimension, the rows of a batch."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def check_rows(rows: int, mesh: Mesh) -> None:
+    """Raises `MeshError` if a batch of so many rows cannot be split evenly."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise MeshError(
+            f"batch_rows is {rows}, but is split over data x fsdp = {mesh.shape['data']} x "
+            f"{mesh.shape['fsdp']}: it must be a multiple of {parts}."
+        )
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """Moves a batch (numpy, the same on every host) to the mesh; each host moves its own rows."""
+    sharding = over_rows(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(
+        lambda array: jax.make_array_from_callback(
+            array.shape, sharding, lambda index: array[index]
+        ),
+        batch,
+    )
+
+
+def on_host(tree: Any) -> Any:
+    """Arrays that are split over the mesh, put together in the memory of every host (numpy)."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def tracing_for(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Inside a function that is compiled for a mesh: what `split_rows` and `platform` go by."""
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def split_rows(x: Array) -> Array:
+    """Keeps hidden states [rows, ...] split by rows and by nothing else; no-op without a mesh.
+
+    Left alone, XLA may split their width as that of the parameters and repeat the rows everywhere.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
+
+
+def put_tables_together(params: Any, prefix: str = "") -> Any:
+    """Parameters with what is looked up in (`LOOKED_UP`) whole over `fsdp`; no-op without a mesh.
+
+    Args:
+        params: Nested dicts of arrays.
+        prefix: Where they lie in the network's, e.g. "q/".
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return params
+
+    def place(path, leaf) -> Array:
+        name = prefix + _name(path)
+        if not _ends_with(LOOKED_UP, name):
+            return leaf
+        spec = partition_spec(name, leaf.shape, mesh)
+        kept = (None if axis == "fsdp" else axis for axis in spec)
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*kept))
+
+    return jax.tree_util.tree_map_with_path(place, params)
+
+
+def platform() -> str:
+    """What is compiled for: "cpu", "gpu" or "tpu". Need not be what is compiled on (`plan.py`)."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Memory that arrays, or shapes with shardings, take on each device."""
+
+    def size(leaf) -> int:
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        return math.prod(shape) * np.dtype(leaf.dtype).itemsize
+
+    return sum(map(size, jax.tree.leaves(tree)))

@@ -1,0 +1,138 @@
+"""Small trainings on several devices or hosts, as processes of their own (see test_sharding.py).
+
+python tests/sharded_training.py meshes FOLDER            eight devices, every mesh and method
+python tests/sharded_training.py host FOLDER PORT ID DIE  one of two hosts; DIE: at this step
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ilql_jax import PreferencePair, Trajectory, packing_for, sharding
+from ilql_jax.models import DecoderConfig, ModelConfig, init_params
+from ilql_jax.objectives import ObjectiveConfig
+from ilql_jax.preferences import Preferences, packing_for_pairs
+from ilql_jax.sharding import HostsConfig, MeshConfig
+from ilql_jax.train import TrainConfig, train
+
+VOCAB = 32
+MODEL = ModelConfig(DecoderConfig(VOCAB, 16, 1, 4, 32, 32, initializer_range=0.08), 16)
+ILQL = ObjectiveConfig("ilql", cql_weight=0.1, utterance_trace=0.5, awac_temperature=1.0)
+SHORT = TrainConfig(
+    steps=4,
+    learning_rate=1e-2,
+    warmup_steps=1,
+    polyak_rate=0.25,
+    checkpoint_every=2,
+    log_every=1,
+)
+# Mesh -> method. The run of ilql is stopped after its third step and goes on on another mesh.
+METHODS = {(8, 1, 1): "bc", (1, 8, 1): "mc", (4, 1, 2): "dpo", (2, 2, 2): "ilql"}
+GOES_ON = (1, 2, 4)
+
+
+class Stopped(Exception):
+    pass
+
+
+def dataset(count=24):
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        length = int(rng.integers(10, 31))
+        is_action = np.zeros(length, bool)
+        is_action[3:6] = is_action[length - 3 :] = True
+        rewards = np.where(np.arange(length) == length - 1, rng.normal(1, 1), 0)
+        tokens = rng.integers(1, VOCAB, length)
+        found.append(Trajectory(np.int32(tokens), is_action, np.float32(rewards)))
+    return found
+
+
+def pairs(count=12):
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(count):
+        before = rng.integers(1, VOCAB, 4)
+        halves = []
+        for said in ([3, 5], [7, 9, 2]):
+            tokens = np.int32([*before, *said])
+            is_action = np.arange(len(tokens)) >= 4
+            halves.append(Trajectory(tokens, is_action, np.zeros(len(tokens), np.float32)))
+        found.append(PreferencePair(*halves))
+    return found
+
+
+def run(folder, method, mesh, stop_at=None):
+    """Losses by step, and the parameters, None if it was stopped after a step."""
+    losses = {}
+
+    def on_metrics(step, metrics):
+        losses[step] = metrics["loss"]
+        if step == stop_at:
+            raise Stopped
+
+    config = SHORT
+    if method == "dpo":
+        data = Preferences(pairs(), init_params(MODEL, 1))
+        packing, objective = packing_for_pairs(data.pairs, 8, 32), ObjectiveConfig("dpo")
+    else:
+        data = dataset()
+        packing = packing_for(data, batch_rows=8, row_length=32)
+        objective = ILQL if method == "ilql" else ObjectiveConfig(method)
+        config = dataclasses.replace(SHORT, optimizer="muon" if method == "ilql" else "adamw")
+    try:
+        params = train(
+            data, MODEL, objective, config, packing, 0, folder, on_metrics=on_metrics, mesh=mesh
+        )
+    except Stopped:
+        params = None
+    return losses, params
+
+
+def meshes(folder):
+    """Losses on one device and on each mesh, and of the run that changes its mesh."""
+    found = {"devices": jax.device_count()}
+    for shape, method in METHODS.items():
+        found[f"{method} alone"], alone = run(folder / method, method, None)
+        mesh, stop = sharding.make_mesh(MeshConfig(*shape)), 3 if method == "ilql" else None
+        found[f"{method} on {shape}"], _ = run(folder / str(shape), method, mesh, stop)
+    other = sharding.make_mesh(MeshConfig(*GOES_ON))
+    found["goes on"], params = run(folder / str(shape), method, other)
+    found["parts"] = {
+        name: [array.sharding.shard_shape(array.shape), array.shape]
+        for name, array in {
+            "q/out_kernel": params["q"]["out_kernel"],
+            "mlp_in": params["trunk"]["blocks"][0]["mlp_in"]["kernel"],
+        }.items()
+    }
+    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), alone, sharding.on_host(params))
+    found["difference"] = float(max(jax.tree.leaves(difference)))
+    return found
+
+
+def host(folder, port, number, die_at):
+    """Losses, and a digest of the parameters."""
+    sharding.start_hosts(HostsConfig(f"localhost:{port}", processes=2, id=number))
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1))
+    losses, params = run(folder, "mc", mesh, stop_at=die_at)
+    if params is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(sharding.on_host(params)))
+    return {"losses": losses, "params": hashlib.sha256(whole).hexdigest()}
+
+
+if __name__ == "__main__":
+    what, where, *rest = sys.argv[1:]
+    if what == "meshes":
+        result = meshes(Path(where))
+    else:
+        port, number, die_at = map(int, rest)
+        result = host(Path(where), port, number, die_at or None)
+    print(json.dumps(result))
