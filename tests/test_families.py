@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hugging_face import FAMILIES, VOCAB, pack, random_model, torch_logits
 
 from ilql_jax.decode import generate
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
@@ -17,7 +18,6 @@ from ilql_jax.models.attention import attend, attend_one, packed_causal_mask
 from ilql_jax.models.families import PretrainedError, decoder_config, hugging_face_config
 from ilql_jax.models.pretrained import read_config, start_params
 from ilql_jax.models.rotary import RotaryScaling, frequencies
-from tests.hugging_face import FAMILIES, VOCAB, pack, random_model, torch_logits
 
 
 @functools.cache
