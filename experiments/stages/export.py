@@ -23,6 +23,8 @@ from experiments.stages.train import is_trained
 from ilql_jax.checkpoint import read_metadata, restore_params
 from ilql_jax.models.export import save_pretrained
 from imagination.dialogue import iterate_dialogues, read_dialogues
+from imagination.simulation import load_world
+from imagination.task import Task
 from imagination.tokenization import DialogueTokenizer
 
 
@@ -72,11 +74,10 @@ def model_card(config: ConfigDict, folder: RunFolder, unit: Unit, about: dict[st
         keep_trailing_newline=True,
         autoescape=False,  # Markdown
     )
-    first = next(iterate_dialogues(folder.dialogues))
     base = config.model.pretrained
     return environment.get_template("model_card.md.j2").render(
         experiment=folder.experiment,
-        task=first.system or first.task,
+        task=_task(config, folder),
         unit=unit,
         about=about,
         base=base,
@@ -85,6 +86,15 @@ def model_card(config: ConfigDict, folder: RunFolder, unit: Unit, about: dict[st
         dialogues=sum(1 for _ in iterate_dialogues(folder.dialogues)),
         results=_results(folder, unit),
     )
+
+
+def _task(config: ConfigDict, folder: RunFolder) -> str:
+    """What the dialogues are about, in as many words as are known."""
+    if folder.task.exists():
+        return Task.from_yaml(folder.task.read_text("utf-8"), str(folder.task)).description
+    if config.data.source == "world":
+        return load_world(config.task.world).task.description
+    return next(iterate_dialogues(folder.dialogues)).task
 
 
 def _results(folder: RunFolder, unit: Unit) -> list[dict[str, Any]]:
