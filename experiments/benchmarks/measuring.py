@@ -2,6 +2,8 @@
 
 Two things that are compared are always timed in turn, one round of each after the other, so that
 whatever else the machine does meets both alike; what is reported is the ratio of the medians.
+Sides in processes of their own are timed in seconds of their core, which other work on the machine
+lengthens least.
 """
 
 from __future__ import annotations
@@ -67,9 +69,10 @@ class Side:
         with _one_thread():
             self._process.start()
         theirs.close()
+        self._answer()  # that it is built: what that takes for a while is not taken twice at once
 
     def step(self) -> tuple[float, Any]:
-        """Seconds of one step, and what it returned."""
+        """Seconds of processor time of one step, and what it returned."""
         return self._ask("step")
 
     def seconds(self) -> float:
@@ -89,12 +92,18 @@ class Side:
         self._process.join()
 
     def _ask(self, what: str) -> Any:
+        self._pipe.send(what)
+        return self._answer()
+
+    def _answer(self) -> Any:
         try:
-            self._pipe.send(what)
-            answer = self._pipe.recv()
+            return self._pipe.recv()
         except (EOFError, OSError):
-            raise RuntimeError("a side of the benchmark ended; its error stands above.") from None
-        return answer
+            self._process.join()
+            raise RuntimeError(
+                f"a side of the benchmark ended (exit code {self._process.exitcode}): its error "
+                "stands above; -9 and none there means that memory ran out."
+            ) from None
 
 
 @contextlib.contextmanager
@@ -117,11 +126,12 @@ def _serve(pipe: Any, make: Callable[..., Callable[[], Any]], arguments: tuple[A
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     step = make(*arguments)
+    pipe.send("built")
     while (asked := pipe.recv()) != "end":
         if asked == "step":
-            start = time.perf_counter()
+            start = time.process_time()
             result = step()
-            pipe.send((time.perf_counter() - start, result))
+            pipe.send((time.process_time() - start, result))
         elif asked == "forget":
             # What the kernel counts as the most so far starts again from what is there now.
             with contextlib.suppress(OSError):

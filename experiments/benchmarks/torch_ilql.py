@@ -1,8 +1,9 @@
 """ILQL in PyTorch on Hugging Face's GPT-2, as everybody writes it: what ours is compared with.
 
-A padded batch, logits at every position, value heads gathered at the agent's tokens, the target
-network's values of the whole vocabulary, AdamW. The losses are those of `ilql_jax.losses`, with
-decisions that are tokens.
+A padded batch, logits at every position, value heads gathered at the agent's tokens (by index
+arrays padded to the dialogue that has most of them, as in trlx), the target network's values of
+the whole vocabulary, AdamW. The losses are those of `ilql_jax.losses`, with decisions that are
+tokens.
 """
 
 from __future__ import annotations
@@ -105,28 +106,31 @@ class Trainer:
                 target.lerp_(source, self.train.polyak_rate)
         return loss.item()
 
-    def loss(self, tokens, mask, is_action, rewards, discounts) -> torch.Tensor:
+    def loss(self, tokens, mask, is_action, state, reward, discount, weight) -> torch.Tensor:
         model, objective = self.model, self.objective
         output = model.gpt2(tokens, attention_mask=mask, output_hidden_states=True)
-        written = is_action[:, 1:]
-        states = output.hidden_states[-1][:, :-1][written]
-        actions = tokens[:, 1:][written]
-        reward, discount = rewards[:, 1:][written], discounts[:, 1:][written]
+        hidden = output.hidden_states[-1]
+        states = hidden.gather(1, state[..., None].expand(-1, -1, hidden.shape[-1]))
+        actions = tokens.gather(1, state + 1)
 
         q_all = torch.stack([head(states) for head in model.q])
         with torch.no_grad():
             target_all = torch.stack([head(states) for head in model.target_q])
-        index = actions[None, :, None].expand(2, -1, 1)
+        index = actions[None, ..., None].expand(2, -1, -1, 1)
         q = q_all.gather(-1, index)[..., 0]
         target = target_all.gather(-1, index)[..., 0].min(0).values
         v = model.v(states)[..., 0]
         # The next decision is the next of the agent's tokens; a discount of 0 ends a dialogue.
-        next_v = torch.cat([v.detach()[1:], v.new_zeros(1)])
-        q_loss = (reward + discount * next_v - q).square().sum(0).mean()
+        next_v = F.pad(v.detach()[:, 1:], (0, 1))
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            return (values * weight).sum() / weight.sum()
+
+        q_loss = mean((reward + discount * next_v - q).square().sum(0))
         difference = target - v
-        weight = torch.where(difference < 0, 1 - objective.expectile, objective.expectile)
-        v_loss = (weight * difference.square()).mean()
-        cql_loss = (q_all.logsumexp(-1) - q).sum(0).mean()
+        slope = torch.where(difference < 0, 1 - objective.expectile, objective.expectile)
+        v_loss = mean(slope * difference.square())
+        cql_loss = mean((q_all.logsumexp(-1) - q).sum(0))
         labels = torch.where(is_action, tokens, -100)[:, 1:]
         policy_loss = F.cross_entropy(
             output.logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=-100
@@ -136,23 +140,29 @@ class Trainer:
 
 
 def collate(dialogues: Sequence[Trajectory], discount: float) -> dict[str, torch.Tensor]:
-    """Dialogues padded to the longest, [B, T] each; the last of the agent's tokens ends one."""
-    longest = max(len(d.tokens) for d in dialogues)
-    shape = (len(dialogues), longest)
-    tokens, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    is_action, rewards = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
-    discounts = torch.full(shape, discount)
-    for row, dialogue in enumerate(dialogues):
-        length = len(dialogue.tokens)
-        mask[row, :length] = 1
-        tokens[row, :length] = torch.from_numpy(dialogue.tokens)
-        is_action[row, :length] = torch.from_numpy(dialogue.is_action)
-        rewards[row, :length] = torch.from_numpy(dialogue.rewards)
-        discounts[row, int(np.flatnonzero(dialogue.is_action)[-1])] = 0.0
-    return {
-        "tokens": tokens,
-        "mask": mask,
-        "is_action": is_action,
-        "rewards": rewards,
-        "discounts": discounts,
+    """Dialogues padded to the longest [B, T], decisions to those of the one that has most [B, A].
+
+    The last of the agent's tokens ends a dialogue.
+    """
+    at = [np.flatnonzero(dialogue.is_action) for dialogue in dialogues]
+    shape = (len(dialogues), max(len(dialogue.tokens) for dialogue in dialogues))
+    slots = (len(dialogues), max(map(len, at)))
+    batch = {
+        "tokens": torch.zeros(shape, dtype=torch.long),
+        "mask": torch.zeros(shape, dtype=torch.long),
+        "is_action": torch.zeros(shape, dtype=torch.bool),
+        "state": torch.zeros(slots, dtype=torch.long),
+        "reward": torch.zeros(slots),
+        "discount": torch.zeros(slots),
+        "weight": torch.zeros(slots),
     }
+    for row, (dialogue, columns) in enumerate(zip(dialogues, at, strict=True)):
+        length, count = len(dialogue.tokens), len(columns)
+        batch["tokens"][row, :length] = torch.from_numpy(dialogue.tokens)
+        batch["mask"][row, :length] = 1
+        batch["is_action"][row, :length] = torch.from_numpy(dialogue.is_action)
+        batch["state"][row, :count] = torch.from_numpy(columns) - 1
+        batch["reward"][row, :count] = torch.from_numpy(dialogue.rewards[columns])
+        batch["discount"][row, : count - 1] = discount
+        batch["weight"][row, :count] = 1
+    return batch
