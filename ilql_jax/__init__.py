@@ -31,9 +31,11 @@ _MODULES = (
     "losses",
     "models",
     "objectives",
+    "plan",
     "policy",
     "preferences",
     "scoring",
+    "sharding",
     "train",
     "trajectory",
 )

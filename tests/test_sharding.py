@@ -164,13 +164,11 @@ def test_a_mesh_that_does_not_divide_the_devices_is_refused():
 
 
 def test_a_dimension_that_an_axis_does_not_divide_is_named():
-    state = abstract_state(MODEL, TrainConfig(4, 1e-3))
-    message = r"out/kernel has shape \(32, 32\): dimension 0, 32, .* 'tensor', but 3 does not divide"
-    with pytest.raises(MeshError, match=message):
-        jax.tree_util.tree_map_with_path(
-            lambda path, leaf: partition_spec(sharding._name(path), leaf.shape, mesh_of(1, 1, 3)),
-            state.params["trunk"],
-        )
+    params = abstract_state(MODEL, TrainConfig(4, 1e-3)).params
+    qkv = {"kernel": params["trunk"]["blocks"][0]["attention"]["qkv"]["kernel"]}
+    message = r"kernel has shape \(32, 96\): dimension 1, 96, .* 'tensor', but 5 does not divide it"
+    with pytest.raises(MeshError, match=f"attention/qkv/{message}"):
+        sharding.shardings({"attention": {"qkv": qkv}}, mesh_of(1, 1, 5))
 
 
 def test_rows_that_cannot_be_split_evenly_are_refused():
