@@ -21,7 +21,7 @@ from ilql_jax.models.pretrained import check_tensors, find, read_config
 from ilql_jax.objectives import ObjectiveConfig
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.sharding import HostsConfig, MeshConfig
-from ilql_jax.train import TrainConfig, check_parts
+from ilql_jax.train import TrainConfig, check_learns, check_parts
 from imagination.corpora import CORPORA, ReadOptions
 
 if TYPE_CHECKING:  # loaded where an LLM is used
@@ -122,6 +122,7 @@ def base_config() -> ConfigDict:
     config.train.steps = 6000
     config.train.batch_rows = 4  # rows of max_positions tokens, several dialogues in each
     config.train.gradient_accumulation = 1  # parts that those rows are looked at in
+    config.train.freeze_trunk = False  # learn values alone, beside a pretrained policy
     config.train.optimizer = "muon"  # for the trunk's matrices, adamw for the rest; or adamw
     config.train.learning_rate = 3e-3  # peak
     config.train.muon_learning_rate = 0.01  # peak
@@ -298,6 +299,7 @@ def train_config(config: ConfigDict, method: str) -> TrainConfig:
     on_pairs = parse_method(method).on_pairs
     rows = rows_of_pairs(config) if on_pairs else config.train.batch_rows
     check_parts(rows, found.gradient_accumulation)
+    check_learns(parse_method(method).objective, found)
     if not on_pairs:
         return found
     factor = config.dpo.learning_rate_factor

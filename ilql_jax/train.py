@@ -32,7 +32,13 @@ from ilql_jax.models import (
     target_q_heads,
     with_params,
 )
-from ilql_jax.objectives import LEARNS_FROM_PAIRS, OBJECTIVES, ObjectiveConfig, totals_of
+from ilql_jax.objectives import (
+    LEARNS_FROM_PAIRS,
+    LEARNS_VALUES,
+    OBJECTIVES,
+    ObjectiveConfig,
+    totals_of,
+)
 from ilql_jax.preferences import (
     PreferenceBatch,
     Preferences,
@@ -67,6 +73,8 @@ class TrainConfig:
         log_every: Steps between log entries.
         gradient_accumulation: Parts that a batch's rows are looked at in, one after the other, for
             one optimizer step: the same gradient (to rounding) with a part's activations in memory.
+        freeze_trunk: Only the value heads learn, and the optimizer keeps nothing of the trunk: the
+            policy stays what the training started from, and is steered or re-ranked.
     """
 
     steps: int
@@ -80,6 +88,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     log_every: int = 20
     gradient_accumulation: int = 1
+    freeze_trunk: bool = False
 
     def __post_init__(self):
         for name in ("steps", "checkpoint_every", "log_every", "gradient_accumulation"):
@@ -132,7 +141,10 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
             muon_weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1),
         )
         update = optax.partition({"trunk": muon, "rest": update}, _trunk_matrices)
-    return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), update)
+    update = optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), update)
+    if config.freeze_trunk:
+        return optax.partition({"learned": update, "frozen": optax.set_to_zero()}, _parts)
+    return update
 
 
 def init_state(
@@ -182,6 +194,7 @@ def make_train_step(
     With a mesh, the state is laid out as `sharding.RULES` say, the batch by rows, and the metrics
     are on every device.
     """
+    check_learns(objective.method, config)
     optimizer = make_optimizer(config)
     compute_loss = OBJECTIVES[objective.method]
 
@@ -193,6 +206,8 @@ def make_train_step(
         totals = totals_of(batch)
 
         def loss_of(params, part):
+            if config.freeze_trunk:
+                params = params | {"trunk": jax.lax.stop_gradient(params["trunk"])}
             model = with_params(model_config, sharding.put_tables_together(params))
             return compute_loss(model, target_q, part, objective, progress, totals)
 
@@ -255,6 +270,15 @@ def accumulated(function: Callable[[AnyBatch], Any], batch: AnyBatch, parts: int
         return jax.tree.map(jnp.add, total, function(part)), None
 
     return jax.lax.scan(add, zeros, dealt)[0]
+
+
+def check_learns(method: str, config: TrainConfig) -> None:
+    """Raises `ValueError` if the method has nothing left to learn."""
+    if config.freeze_trunk and method not in LEARNS_VALUES:
+        raise ValueError(
+            f"freeze_trunk is true, but {method} learns the policy alone, which is in the trunk. "
+            f"Train {' or '.join(LEARNS_VALUES)}, or set it to false."
+        )
 
 
 def check_parts(rows: int, parts: int) -> None:
@@ -447,6 +471,14 @@ def _is_matrix(params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key.endswith(("kernel", "embedding")), params
     )
+
+
+def _parts(params: Params) -> Any:
+    """Which parameters are learned with a frozen trunk."""
+    return {
+        name: jax.tree.map(lambda _, n=name: "frozen" if n == "trunk" else "learned", part)
+        for name, part in params.items()
+    }
 
 
 def _trunk_matrices(params: Params) -> Any:
