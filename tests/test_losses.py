@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ilql_jax import Trajectory, losses
+from ilql_jax import Trajectory, chunks, losses
 from ilql_jax.batching import token_transitions
 from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
 
@@ -392,6 +392,90 @@ def test_weighted_mean_ignores_padding_and_survives_nothing_at_all():
 def test_shapes_that_do_not_agree_are_shown(call):
     with pytest.raises(ValueError, match=r"\(\d"):
         call()
+
+
+# --- chunks -------------------------------------------------------------------------------------
+
+ROWS, SLOTS, WIDTH, WORDS = 2, 7, 3, 11
+CHUNKS = pytest.mark.parametrize("size", [1, 2, 4, 6, 14, 1000])  # 4: two slots a row of seven
+
+
+def chunk_arguments():
+    rng = np.random.default_rng(0)
+    actions = jnp.asarray(rng.integers(WORDS, size=(ROWS, SLOTS)))
+    weight = jnp.asarray(rng.random((ROWS, SLOTS)) * (rng.random((ROWS, SLOTS)) < 0.7))
+    matrices = normal(1, WORDS, WIDTH), normal(2, 2, WORDS, WIDTH), normal(3, 2, WORDS)
+    return normal(0, ROWS, SLOTS, WIDTH), tuple(map(jnp.asarray, matrices)), actions, weight
+
+
+def per_decision(matrices):
+    """A policy's cross-entropy and the conservative term of twin heads."""
+    output, heads, bias = matrices
+
+    def loss(states, actions):
+        q = jnp.einsum("bad,kvd->kbav", states, heads) + bias[:, None, None]
+        policy = losses.policy_loss(states @ output.T, actions)
+        return policy + 0.5 * losses.cql_loss(q, actions).sum(axis=0)
+
+    return loss
+
+
+@CHUNKS
+def test_sums_in_chunks_are_the_sum_in_value_and_gradient(size):
+    states, matrices, actions, weight = chunk_arguments()
+
+    def plain(states, matrices):
+        return jnp.sum(weight * per_decision(matrices)(states, actions)) ** 2
+
+    def in_chunks(states, matrices):
+        loss = per_decision(matrices)
+        return chunks.weighted_sum(loss, states, actions, weight, size) ** 2
+
+    close(in_chunks(states, matrices), plain(states, matrices), 1e-4)
+    expected = jax.grad(plain, (0, 1))(states, matrices)
+    for compiled in (lambda f: f, jax.jit):
+        found = compiled(jax.grad(in_chunks, (0, 1)))(states, matrices)
+        jax.tree.map(lambda a, b: close(a, b, 1e-3), found, expected)
+
+
+@CHUNKS
+def test_each_in_chunks_is_each_in_value_and_gradient(size):
+    states, matrices, actions, weight = chunk_arguments()
+
+    def plain(states, matrices):
+        return per_decision(matrices)(states, actions)
+
+    def in_chunks(states, matrices):
+        return chunks.each(per_decision(matrices), states, actions, size)
+
+    def total(function):
+        return jax.grad(lambda *x: jnp.sum(jnp.sin(function(*x)) * weight), (0, 1))
+
+    close(in_chunks(states, matrices), plain(states, matrices))
+    expected = total(plain)(states, matrices)
+    jax.tree.map(close, total(in_chunks)(states, matrices), expected)
+
+
+def test_the_weight_of_a_sum_in_chunks_gets_no_gradient():
+    states, matrices, actions, weight = chunk_arguments()
+    gradient = jax.grad(
+        lambda w: chunks.weighted_sum(per_decision(matrices), states, actions, w, 4)
+    )(weight)
+    close(gradient, np.zeros(weight.shape), 0)
+
+
+@pytest.mark.parametrize("size", [2, 1000])
+def test_a_sum_in_chunks_takes_three_products_as_wide_as_the_vocabulary(size):
+    states, (output, _, _), actions, weight = chunk_arguments()
+
+    def in_chunks(states, output):
+        def loss(states, actions):
+            return losses.policy_loss(states @ output.T, actions)
+
+        return chunks.weighted_sum(loss, states, actions, weight, size)
+
+    program = str(jax.make_jaxpr(jax.grad(in_chunks, (0, 1)))(states, output))
+    assert program.count("dot_general") == 3
 
 
 # --- transitions --------------------------------------------------------------------------------

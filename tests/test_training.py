@@ -14,9 +14,23 @@ import ilql_jax.train as training
 from ilql_jax import Trajectory, TrajectoryError, make_batches, packing_for
 from ilql_jax.checkpoint import CheckpointError, read_metadata, restore_params
 from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
-from ilql_jax.models import Decoder, DecoderConfig, ModelConfig, QHeads
-from ilql_jax.objectives import ObjectiveConfig, _awac_weights, _traces, select_trajectories
-from ilql_jax.train import NotFiniteError, TrainConfig, init_state, make_train_step, train
+from ilql_jax.models import Decoder, DecoderConfig, ModelConfig, QHeads, with_params
+from ilql_jax.objectives import (
+    OBJECTIVES,
+    ObjectiveConfig,
+    _awac_weights,
+    _traces,
+    select_trajectories,
+    totals_of,
+)
+from ilql_jax.train import (
+    NotFiniteError,
+    TrainConfig,
+    accumulated,
+    init_state,
+    make_train_step,
+    train,
+)
 
 VOCAB = 101  # a number that nothing else here has
 MODEL = ModelConfig(DecoderConfig(VOCAB, 8, 1, 2, 16, 32, initializer_range=0.08), 8)
@@ -139,6 +153,64 @@ def test_the_slots_for_agent_tokens_are_nearly_filled():
     batches = make_batches(DATA, packing, 0)
     filled = np.mean([next(batches).by_token.weight for _ in range(10)])
     assert filled > 0.75
+
+
+# --- gradient accumulation ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ObjectiveConfig("bc"),
+        dataclasses.replace(ILQL, credit="token", awac_temperature=0.5),
+        ILQL,
+    ],
+    ids=["bc", "ilql by token", "ilql by utterance"],
+)
+def test_parts_of_a_batch_add_up_to_its_gradient_and_metrics(objective):
+    model = LAST if objective.credit == "token" else MODEL
+    packing = packing_for(DATA, batch_rows=4, row_length=64)
+    batch = next(make_batches(DATA, packing, 0))
+    # Rows that are filled unevenly: a mean over the parts' means would be another.
+    emptied = jax.tree.map(lambda x: x.copy(), batch)
+    for decisions in (emptied.by_token, emptied.by_utterance):
+        decisions.weight[1:3] = 0
+    state = init_state(model, SHORT, 0)
+    target_q = with_params(model, state.params).q
+    totals = totals_of(emptied)
+
+    def gradient(part):
+        def loss(params):
+            network = with_params(model, params)
+            compute = OBJECTIVES[objective.method]
+            return compute(network, target_q, part, objective, jnp.float32(0.5), totals)
+
+        return jax.grad(loss, has_aux=True)(state.params)
+
+    whole = accumulated(gradient, emptied, 1)
+    for parts in (2, 4):
+        found = jax.jit(lambda batch, parts=parts: accumulated(gradient, batch, parts))(emptied)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, whole
+        )
+
+
+def test_a_run_with_accumulation_learns_what_one_without_learns(tmp_path):
+    short = dataclasses.replace(SHORT, steps=3)
+    found = {}
+    for parts in (1, 2):
+        config = dataclasses.replace(short, gradient_accumulation=parts)
+        run(tmp_path / str(parts), config=config, on_metrics=lambda s, m: found.update({s: m}))
+        if parts == 1:
+            expected = dict(found)
+    for step, metrics in expected.items():
+        assert found[step] == pytest.approx(metrics, rel=1e-3, abs=1e-5)
+
+
+def test_parts_that_do_not_divide_the_rows_are_refused(tmp_path, steps):
+    with pytest.raises(ValueError, match="gradient_accumulation is 3, which does not divide the 2"):
+        run(tmp_path, config=dataclasses.replace(SHORT, gradient_accumulation=3))
+    assert not steps
 
 
 # --- compilation --------------------------------------------------------------------------------

@@ -1,0 +1,196 @@
+"""Value heads of each kind: the same uses, different parameters."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ilql_jax import Trajectory, losses, make_batches, packing_for
+from ilql_jax.checkpoint import CheckpointError, restore_params
+from ilql_jax.decode import generate
+from ilql_jax.models import (
+    DecoderConfig,
+    ModelConfig,
+    QHeads,
+    init_params,
+    target_q_heads,
+    with_params,
+)
+from ilql_jax.models.heads import KINDS, add_bias
+from ilql_jax.objectives import ObjectiveConfig
+from ilql_jax.scoring import score
+from ilql_jax.train import TrainConfig, init_state, make_train_step, train
+
+VOCAB, WIDTH, INNER, STOP = 31, 8, 12, 3
+BASE = ModelConfig(DecoderConfig(VOCAB, WIDTH, 1, 2, 16, 24, initializer_range=0.3), INNER)
+MODELS = {kind: dataclasses.replace(BASE, value_heads=kind) for kind in KINDS}
+EACH_KIND = pytest.mark.parametrize("kind", KINDS)
+TRAIN = TrainConfig(steps=4, learning_rate=1e-2, warmup_steps=0, polyak_rate=0.25)
+ILQL = ObjectiveConfig("ilql", cql_weight=0.1)
+
+
+def random_params(kind, seed=0):
+    """Random everywhere: fresh value heads are zero."""
+    leaves, structure = jax.tree.flatten(init_params(MODELS[kind], seed))
+    rng = np.random.default_rng(seed)
+    noise = [jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype) for leaf in leaves]
+    return jax.tree.unflatten(structure, [a + b for a, b in zip(leaves, noise, strict=True)])
+
+
+def dialogues(count=12):
+    rng = np.random.default_rng(0)
+    found = []
+    for length in rng.integers(10, 20, count):
+        is_action = np.arange(length) % 5 >= 3
+        rewards = np.where(is_action, rng.normal(size=length), 0).astype(np.float32)
+        tokens = rng.integers(4, VOCAB, length).astype(np.int32)
+        found.append(Trajectory(tokens, is_action, rewards))
+    return found
+
+
+DATA = dialogues()
+PACKING = packing_for(DATA, batch_rows=2, row_length=24)
+
+
+@EACH_KIND
+def test_q_of_the_action_taken_is_its_entry_of_all_q(kind):
+    heads = with_params(MODELS[kind], random_params(kind)).q
+    hidden = jax.random.normal(jax.random.key(0), (3, 5, WIDTH))
+    action = jax.random.randint(jax.random.key(1), (3, 5), 0, VOCAB)
+    every = losses.take_action(heads(hidden), action)
+    assert every.shape == (2, 3, 5) and every.std() > 0.1
+    np.testing.assert_allclose(heads.taken(hidden, action), every, atol=1e-5)
+    assert not np.allclose(every[0], every[1])  # twins, not copies
+
+
+@EACH_KIND
+def test_fresh_values_are_zero_and_learn(kind):
+    model = with_params(MODELS[kind], init_params(MODELS[kind], 0))
+    hidden = jax.random.normal(jax.random.key(0), (3, WIDTH))
+    assert not np.any(model.v(hidden)) and not np.any(model.q(hidden))
+    longer = dataclasses.replace(TRAIN, steps=100)
+    state = init_state(MODELS[kind], longer, 0)
+    step = make_train_step(MODELS[kind], ILQL, longer)
+    batch = next(make_batches(DATA, PACKING, 0))
+    found = []
+    for _ in range(20):
+        state, metrics = step(state, batch)
+        found.append(float(metrics["q_loss"]))
+    assert found[-1] < 0.8 * found[0]
+
+
+def count(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_parameters_are_what_the_table_says():
+    sizes = {kind: init_params(model, 0)["q"] for kind, model in MODELS.items()}
+    matrices = {
+        kind: sum(
+            leaf.size for name, leaf in q.items() if name.endswith("kernel") and leaf.ndim > 2
+        )
+        for kind, q in sizes.items()
+    }
+    assert matrices == {
+        "mlp": 2 * (WIDTH + VOCAB) * INNER,
+        "linear": 2 * VOCAB * WIDTH,
+        "tied": 4 * WIDTH * INNER,
+    }
+    assert not any(VOCAB in leaf.shape for leaf in jax.tree.leaves(sizes["tied"]))
+
+
+def test_tied_heads_learn_nothing_into_the_policys_embedding_but_into_what_it_reads():
+    params = random_params("tied")
+    tokens = jnp.asarray([[5, 6, 7, 8]])
+    later = jnp.asarray([[9, 10]])  # words that are valued, and not read
+
+    def value(params):
+        model = with_params(MODELS["tied"], params)
+        hidden = model.trunk(tokens, jnp.ones_like(tokens), jnp.arange(4)[None])[:, :2]
+        return model.q.taken(hidden, later).sum() + losses.cql_loss(model.q(hidden), later).sum()
+
+    gradient = jax.grad(value)(params)
+    to_embedding = gradient["trunk"]["token_embedding"]["embedding"]
+    assert not np.any(to_embedding[9:]) and np.any(to_embedding[5])
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient["q"]))
+
+
+def test_the_target_of_tied_heads_copies_the_map_and_reads_the_current_embedding():
+    params = random_params("tied")
+    config = MODELS["tied"]
+    state = init_state(config, TRAIN, 0, start=params)
+    assert jax.tree.structure(state.target_q) == jax.tree.structure(params["q"])
+    hidden = jax.random.normal(jax.random.key(0), (4, WIDTH))
+    moved = jax.tree.map(jnp.copy, params)
+    moved["trunk"]["token_embedding"]["embedding"] *= 2
+    bias = params["q"]["shared_kernel"] * 0
+    without = state.target_q | {"shared_kernel": bias, "shared_bias": jnp.zeros(2)}
+    before, after = (target_q_heads(config, without, p)(hidden) for p in (params, moved))
+    np.testing.assert_allclose(after, 2 * before, rtol=1e-5)
+
+
+def test_tied_heads_without_their_matrix_say_where_to_get_it():
+    from flax import nnx
+
+    heads = QHeads(WIDTH, INNER, VOCAB, nnx.Rngs(0), "tied")
+    with pytest.raises(ValueError, match="get them from `with_params`"):
+        heads(jnp.zeros((1, WIDTH)))
+
+
+def test_a_kind_that_there_is_not_is_named():
+    with pytest.raises(ValueError, match="value_heads is 'deep', but must be one of mlp, linear"):
+        dataclasses.replace(BASE, value_heads="deep")
+
+
+@EACH_KIND
+def test_values_while_decoding_are_those_of_reading_it_back(kind):
+    params, config = random_params(kind), MODELS[kind]
+    context = np.int32([[5, 6, 7, 8]])
+    samples = generate(
+        config,
+        params,
+        context,
+        np.int32([4]),
+        jax.random.key(0)[None],
+        jnp.ones(VOCAB, bool),
+        jnp.float32(1.0),
+        jnp.float32(0.5),
+        num_samples=3,
+        max_length=5,
+        stop_token=STOP,
+        steered=True,
+    )
+    for n in range(3):
+        written = np.asarray(samples.tokens[0, n, : samples.length[0, n]])
+        tokens = np.concatenate([context[0], written]).astype(np.int32)
+        trajectory = Trajectory(tokens, np.arange(len(tokens)) >= 4, np.zeros(len(tokens)))
+        (scores,) = score([trajectory], config, params, packing_for([trajectory], 1, 24))
+        np.testing.assert_allclose(scores.q, samples.q[0, n], atol=1e-4)
+        np.testing.assert_allclose(scores.v, samples.v, atol=1e-4)
+        np.testing.assert_allclose(scores.log_prob.sum(), samples.log_prob[0, n], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["linear", "tied"])
+def test_checkpoints_hold_the_kind(kind, tmp_path):
+    params = train(DATA, MODELS[kind], ILQL, TRAIN, PACKING, 0, tmp_path)
+    saved = restore_params(tmp_path, MODELS[kind])
+    jax.tree.map(np.testing.assert_array_equal, params, saved)
+    with pytest.raises(CheckpointError, match=f"value_heads was '{kind}', now 'mlp'"):
+        restore_params(tmp_path, BASE)
+
+
+def test_the_gradient_of_an_added_bias_is_autodiffs():
+    rng = np.random.default_rng(0)
+    x, bias, weights = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((2, 3, 4, 7), (2, 7), (2, 3, 4, 7))
+    )
+
+    def gradients(function):
+        return jax.grad(lambda x, b: (jnp.sin(function(x, b)) * weights).sum(), (0, 1))(x, bias)
+
+    plain = gradients(lambda x, b: x + b[:, None, None])
+    for ours, expected in zip(gradients(add_bias), plain, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
