@@ -39,6 +39,8 @@ from ilql_jax import hlo, sharding
 from ilql_jax.batching import Batch, PackingConfig
 from ilql_jax.losses import Transitions
 from ilql_jax.models import DecoderConfig, ModelConfig
+from ilql_jax.models.decoder_config import HOW_COMPUTED
+from ilql_jax.models.pretrained import find, read_config
 from ilql_jax.objectives import LEARNS_FROM_PAIRS, ObjectiveConfig
 from ilql_jax.preferences import PreferenceBatch
 from ilql_jax.sharding import MeshConfig
@@ -430,14 +432,19 @@ def setting_of(
     """What an experiment's config asks for, its settings read by the names of our fields.
 
     Args:
-        config: With sections `model`, `train`, `objective` and `tokenizer.vocab_size`.
+        config: With sections `model`, `train`, `objective` and `tokenizer.vocab_size`. Of
+            `model.pretrained`, where it is given, the `config.json` alone is read.
         method: Which of `objectives.OBJECTIVES`.
         agent_share: Fraction of the tokens that are the agent's.
         utterance_tokens: Length of an agent's utterance.
     """
-    decoder = DecoderConfig(
-        vocab_size=config.tokenizer.vocab_size, **_fields(config.model, DecoderConfig)
-    )
+    said = _fields(config.model, DecoderConfig)
+    if pretrained := config.model.get("pretrained"):
+        found = read_config(find(pretrained, weights=False))
+        how = {name: said[name] for name in HOW_COMPUTED if name in said}
+        decoder = dataclasses.replace(found, **how)
+    else:
+        decoder = DecoderConfig(vocab_size=config.tokenizer.vocab_size, **said)
     length = config.model.max_positions
     actions = max(1, -(-int(length * agent_share) // 8) * 8)
     pairs = -(-actions // (2 * utterance_tokens))

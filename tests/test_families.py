@@ -14,7 +14,7 @@ from hugging_face import FAMILIES, VOCAB, pack, random_model, torch_logits
 
 from ilql_jax.decode import generate
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
-from ilql_jax.models.attention import attend, attend_one, packed_causal_mask
+from ilql_jax.models.attention import attend, packed_causal_mask
 from ilql_jax.models.families import PretrainedError, decoder_config, hugging_face_config
 from ilql_jax.models.pretrained import read_config, start_params
 from ilql_jax.models.rotary import RotaryScaling, frequencies
@@ -276,25 +276,6 @@ def test_grouped_heads_agree_with_repeated_ones_in_value_and_gradient(kv_heads):
 
     assert_same(ours(q, k, v), repeated(q, k, v), 1e-5)
     assert_same(gradients(ours), gradients(repeated), 1e-5)
-
-
-def test_one_more_token_attends_to_its_context_and_to_what_it_wrote_itself():
-    rng = np.random.default_rng(0)
-    context, written = rng.normal(size=(2, 5, 2, 4)), rng.normal(size=(2, 3, 4, 2, 4))
-    q = rng.normal(size=(2, 3, 6, 4))
-    length, step = np.array([5, 2]), 1
-    found = attend_one(
-        *map(jnp.asarray, (q, context, -context, written, -written)),
-        jnp.arange(5) < length[:, None],
-        jnp.arange(4) <= step,
-    )
-    for row, sample, head in np.ndindex(2, 3, 6):
-        keys = np.concatenate(
-            [context[row, : length[row], head // 3], written[row, sample, : step + 1, head // 3]]
-        )
-        scores = np.exp(keys @ q[row, sample, head] / 2)
-        expected = (scores / scores.sum()) @ -keys
-        np.testing.assert_allclose(found[row, sample, head], expected, atol=1e-5)
 
 
 # --- bad input ----------------------------------------------------------------------------------
