@@ -33,7 +33,7 @@ from experiments.stages.imagine import is_for_training
 from ilql_jax import PreferencePair, Trajectory, sharding
 from ilql_jax.batching import PackingConfig, packing_for
 from ilql_jax.checkpoint import restore_params
-from ilql_jax.models import Params
+from ilql_jax.models import Params, abstract_params
 from ilql_jax.models.pretrained import check_tensors, find, start_params
 from ilql_jax.objectives import select_trajectories
 from ilql_jax.preferences import Preferences, packing_for_pairs
@@ -303,7 +303,8 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
     report(0, train_config.steps, "compiling")
 
     def pretrained() -> Params:
-        return start_params(find(config.model.pretrained), shape, config.seed + unit.seed)
+        layout = sharding.shardings(abstract_params(shape), mesh) if mesh else None
+        return start_params(find(config.model.pretrained), shape, config.seed + unit.seed, layout)
 
     def on_metrics(step: int, values: dict[str, float]) -> None:
         if writes:
