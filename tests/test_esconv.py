@@ -141,7 +141,8 @@ class TestReading:
         bare = dataclasses.replace(dialogue, turns=turns, persona={}, source={})
         tokenizer, other = (DialogueTokenizer.train([d], 300, 1) for d in (dialogue, bare))
         # Nor the vocabulary: the name of a strategy must not have become a token.
-        assert tokenizer.encode_texts(["Reflection"]) == other.encode_texts(["Reflection"])
+        said = [Turn("human", "Reflection of feelings")]
+        assert np.array_equal(tokenizer.context(said), other.context(said))
         all_known, words_alone = tokenizer.trajectories([dialogue, bare])
         for name in ("tokens", "is_action", "rewards"):
             assert np.array_equal(getattr(all_known, name), getattr(words_alone, name)), name
