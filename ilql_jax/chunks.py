@@ -4,7 +4,7 @@ An array over decisions and vocabulary is by far the largest that training would
 lives only as long as its chunk, so memory grows with decisions *plus* vocabulary, not with their
 product.
 
-`weighted_sum` is for losses that are summed up: a sum knows what gradient it will hand down, up to
+`cross_entropy` is for losses that are summed up: a sum knows what gradient it will hand down, up to
 a factor, so each chunk's gradient is taken at once, from scores that are still there: three
 vocabulary-wide products instead of the four that computing them again would take. `each` is for
 losses that something else is made of: it computes the scores again in the backward pass.
@@ -18,83 +18,145 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
-
-# Hidden states and actions of some decisions to a number for each.
-PerDecision = Callable[
-    [Float[Array, "batch chunk width"], Int[Array, "batch chunk"]], Float[Array, "batch chunk"]
-]
+from jaxtyping import Array, DTypeLike, Float, Int
 
 
-def weighted_sum(
-    loss: PerDecision,
-    states: Float[Array, "batch decisions width"],
+def cross_entropy(
+    features: Float[Array, "heads batch decisions width"],
+    matrix: Float[Array, "heads vocab width"],
+    bias: Float[Array, "heads vocab"] | None,
     actions: Int[Array, "batch decisions"],
     weight: Float[Array, "batch decisions"],
     size: int,
+    dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, ""]:
-    """`Σ weight · loss(states, actions)`, with no gradient into the weight.
+    """`Σ weight · (logsumexp_a' z(a') − z(a))` with `z = features matrixᵀ + bias`.
 
-    Differentiable once, in reverse mode, in the states and in whatever the loss closes over.
+    Summed over heads and decisions. For the logits of a policy this is −log π_β (`policy_loss`),
+    for values the conservative term (`cql_loss`). Differentiable once, in reverse mode, in
+    features, matrix and bias, not in the weight. The gradient is cheapest where the sum is added
+    to the loss as it is: a factor belongs into the weight, since a later one goes over the matrix
+    once more.
 
     Args:
-        loss: Elementwise over decisions, e.g. the cross-entropy of a network's logits.
-        states: Hidden states at the decisions.
+        features: What the last layer reads, at the decisions.
+        matrix: Of the last layer, a row a token; for each head, or one for all ([1, vocab, width]).
+        bias: Of the last layer, or None.
         actions: Of the decisions.
         weight: 0 for padding.
         size: Most decisions that are looked at together (`ObjectiveConfig.action_chunk`).
+        dtype: What the products' factors are rounded to; they are summed up in float32.
     """
-    parts = _split((states, actions, lax.stop_gradient(weight)), size)
-
-    def of_part(states, actions, weight):
-        return jnp.sum(weight * loss(states, actions))
-
-    of_part, closed = jax.closure_convert(of_part, *(x[0] for x in parts))
-    return _sum(of_part, closed, *parts)
+    if len(matrix) < len(features):
+        # One matrix for all heads: the same decisions once more for each.
+        heads = len(features)
+        features = jnp.concatenate(features, axis=1)[None]
+        actions, weight = (jnp.tile(x, (1, heads)) for x in (actions, weight))
+    features, actions, weight = _split((jnp.moveaxis(features, 0, 2), actions, weight), size)
+    parts, heads, width = len(features), features.shape[3], features.shape[4]
+    features = jnp.moveaxis(features, 3, 1).reshape(parts, heads, -1, width)
+    actions, weight = (x.reshape(parts, -1) for x in (actions, weight))
+    return _sum(jnp.dtype(dtype), matrix, bias, features, actions, weight)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum(of_part: Callable, closed: list[Array], *parts: Array) -> Array:
-    """Σ over the parts, which are the arrays' first axis."""
-    return _add_up(lambda part: of_part(*part, *closed), parts)
-
-
-def _sum_forward(of_part: Callable, closed: list[Array], *parts: Array):
-    def with_gradient(part):
-        states, actions, weight = part
-        value, (to_closed, to_states) = jax.value_and_grad(
-            lambda closed, states: of_part(states, actions, weight, *closed), (0, 1)
-        )(closed, states)
-        return (value, to_closed), to_states
-
-    if len(parts[0]) == 1:
-        (value, to_closed), to_states = with_gradient([x[0] for x in parts])
-        return value, (to_closed, to_states[None])
+def _sum(dtype, matrix, bias, features, actions, weight):
+    """Over the parts, which are the first axis of the arrays by decision."""
 
     def add(total, part):
-        new, to_states = with_gradient(part)
-        return jax.tree.map(jnp.add, total, new), to_states
+        features, actions, weight = part
+        scores = _scores(features.astype(dtype), matrix.astype(dtype), bias)
+        each = jax.nn.logsumexp(scores, axis=-1) - _taken(scores, actions)
+        return total + jnp.sum(weight * each), None
 
-    zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), closed))
-    (value, to_closed), to_states = lax.scan(add, zeros, parts)
-    return value, (to_closed, to_states)
-
-
-def _sum_backward(of_part: Callable, saved, gradient: Array):
-    to_closed, to_states = jax.tree.map(lambda x: (gradient * x).astype(x.dtype), saved)
-    return to_closed, to_states, None, None
+    return lax.scan(add, jnp.zeros(()), (features, actions, weight))[0]
 
 
-_sum.defvjp(_sum_forward, _sum_backward)
+def _sum_forward(dtype, *inputs):
+    """The sum, and its gradient already."""
+    matrix, bias, features, actions, weight = (
+        None if each is None else each.value for each in inputs
+    )
+    learns = inputs[0].perturbed  # not so where the matrix is another's (tied heads)
+    rounded_matrix = matrix.astype(dtype)
+    barrier = lax.optimization_barrier  # XLA:CPU would fuse a softmax into something much slower
+
+    def of_part(part):
+        features, actions, weight = part
+        rounded = features.astype(dtype)
+        scores = _scores(rounded, rounded_matrix, bias)
+        largest = barrier(scores.max(-1, keepdims=True))
+        exponential = barrier(jnp.exp(scores - largest))
+        normalizer = barrier(exponential.sum(-1, keepdims=True))
+        value = (jnp.log(normalizer) + largest)[..., 0] - _taken(scores, actions)
+        is_taken = lax.broadcasted_iota(actions.dtype, (1, scores.shape[-1]), 1)
+        is_taken = is_taken == actions[..., None]
+        to_scores = barrier(weight[..., None] * (exponential / normalizer - is_taken))
+        to_features = _product("knv,kvm->knm", to_scores.astype(dtype), rounded_matrix)
+        sums = {"value": jnp.sum(weight * value)}
+        if learns:
+            sums["matrix"] = _product("knv,knm->kvm", to_scores.astype(dtype), rounded)
+        if bias is not None:
+            # A product with ones: on XLA:CPU a sum over columns is several times slower.
+            ones = jnp.ones_like(to_scores[..., 0])
+            sums["bias"] = _product("kn,knv->kv", ones, to_scores)
+        return sums, to_features.astype(features.dtype)
+
+    def add(total, part):
+        sums, to_features = of_part(part)
+        return jax.tree.map(jnp.add, total, sums), to_features
+
+    parts = features, actions, weight
+    first = jax.tree.map(lambda x: x[0], parts)
+    if len(features) == 1:  # the usual case: adding to zeros would go over the matrix once more
+        sums, to_features = of_part(first)
+        to_features = to_features[None]
+    else:
+        shapes = jax.eval_shape(of_part, first)[0]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        sums, to_features = lax.scan(add, zeros, parts)
+    return sums.pop("value"), (sums, to_features)
+
+
+def _sum_backward(dtype, saved, gradient):
+    sums, to_features = jax.tree.map(lambda x: (gradient * x).astype(x.dtype), saved)
+    return sums.get("matrix"), sums.get("bias"), to_features, None, None
+
+
+_sum.defvjp(_sum_forward, _sum_backward, symbolic_zeros=True)
+
+
+def _scores(features: Array, matrix: Array, bias: Array | None) -> Array:
+    """[heads, decisions, vocab] of features [heads, decisions, width], float32."""
+    scores = _product("knm,kvm->knv", features, matrix)
+    return scores if bias is None else scores + bias[:, None]
+
+
+def _taken(scores: Array, actions: Array) -> Array:
+    actions = jnp.broadcast_to(actions, scores.shape[:-1])
+    return jnp.take_along_axis(scores, actions[..., None], axis=-1)[..., 0]
+
+
+def _product(indices: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(indices, a, b, preferred_element_type=jnp.float32)
 
 
 def each(
-    function: PerDecision,
+    function: Callable[
+        [Float[Array, "batch chunk width"], Int[Array, "batch chunk"]], Float[Array, "batch chunk"]
+    ],
     states: Float[Array, "batch decisions width"],
     actions: Int[Array, "batch decisions"],
     size: int,
 ) -> Float[Array, "batch decisions"]:
-    """`function(states, actions)`; the arguments are those of `weighted_sum`."""
+    """`function(states, actions)`, `size` decisions at a time.
+
+    Args:
+        function: Elementwise over decisions.
+        states: Hidden states at the decisions.
+        actions: Of the decisions.
+        size: Most decisions that are looked at together (`ObjectiveConfig.action_chunk`).
+    """
     parts = _split((states, actions), size)
     values = lax.map(lambda part: jax.checkpoint(function)(*part), parts)
     return jnp.moveaxis(values, 0, 1).reshape(len(states), -1)[:, : states.shape[1]]
@@ -114,9 +176,3 @@ def _split(arrays: tuple[Array, ...], size: int) -> tuple[Array, ...]:
         return jnp.moveaxis(x.reshape(rows, count, chunk, *x.shape[2:]), 1, 0)
 
     return tuple(map(split, arrays))
-
-
-def _add_up(function: Callable, parts: tuple[Array, ...]) -> Array:
-    if len(parts[0]) == 1:
-        return function([x[0] for x in parts])
-    return lax.scan(lambda total, part: (total + function(part), None), jnp.zeros(()), parts)[0]

@@ -244,12 +244,12 @@ def ilql_loss(
     target_q: Float[Array, "heads *batch"],
     v: Float[Array, "*batch"],
     returns: Float[Array, "*batch"],
-    cql: Float[Array, "heads *batch"] | Float[Array, ""] | None,
-    policy: Float[Array, "..."] | Float[Array, ""] | None,
+    cql: Float[Array, "heads *batch"] | None,
+    policy: Float[Array, "..."] | None,
     weight: Float[Array, "*batch"],
     policy_weight: Float[Array, "..."] | None = None,
     expectile: float,
-    cql_weight: float,
+    cql_weight: float = 0.0,
     value_loss_weight: float = 1.0,
     total: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -263,10 +263,9 @@ def ilql_loss(
         target_q: The target network's, likewise.
         v: V at the decision's start.
         returns: Regression target of Q: r + γ V(h'), a λ-return or a Monte-Carlo return.
-        cql: `cql_loss` of each head; or L_CQL itself, a scalar, where it was taken in chunks (see
-            `chunks.weighted_sum`); or None to leave the term out.
-        policy: `policy_loss` of each token, already times its AWAC weight if any; or L_π itself, a
-            scalar; or None.
+        cql: `cql_loss` of each head; None to leave the term out (or to add it, taken in chunks:
+            `chunks.cross_entropy`).
+        policy: `policy_loss` of each token, already times its AWAC weight if any; or None.
         weight: 0 for padding.
         policy_weight: 0 for padding in `policy`; `weight` where not given.
         expectile: τ of V's loss.
@@ -292,14 +291,12 @@ def ilql_loss(
     }
     value_loss = metrics["q_loss"] + metrics["v_loss"]
     if cql is not None:
-        is_mean = jnp.ndim(cql) == 0
-        metrics["cql_loss"] = cql if is_mean else weighted_mean(cql.sum(axis=0), weight, total)
+        metrics["cql_loss"] = weighted_mean(cql.sum(axis=0), weight, total)
         value_loss += cql_weight * metrics["cql_loss"]
     loss = value_loss_weight * value_loss
     if policy is not None:
-        if jnp.ndim(policy) > 0:
-            policy = weighted_mean(policy, weight if policy_weight is None else policy_weight)
-        metrics["policy_loss"] = policy
+        policy_weight = weight if policy_weight is None else policy_weight
+        metrics["policy_loss"] = weighted_mean(policy, policy_weight)
         loss += metrics["policy_loss"]
     return loss, {"loss": loss, **metrics}
 

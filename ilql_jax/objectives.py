@@ -166,7 +166,6 @@ def ilql(
 
     q = read_q(model.q)
     target = jax.lax.stop_gradient(read_q(target_q))
-    cql = _conservative(model, hidden, batch, config, totals) if config.cql_weight > 0 else None
     v = model.v(gather(hidden, decisions.value_state))
     next_v = jax.lax.stop_gradient(model.v(gather(hidden, decisions.next_state)))
     traces = _traces(decisions, config, progress)
@@ -178,16 +177,25 @@ def ilql(
         target_q=target,
         v=v,
         returns=returns,
-        cql=cql,
-        policy=_policy_loss(model, hidden, batch.by_token, token_weight, config, totals),
+        cql=None,
+        policy=None,
         weight=decisions.weight,
         expectile=config.expectile,
-        cql_weight=config.cql_weight,
         value_loss_weight=config.value_loss_weight,
         total=total,
     )
-    return_mean = losses.weighted_mean(returns, decisions.weight, total)
-    return loss, metrics | {"return_mean": return_mean}
+    # What is as wide as the vocabulary is added with its factors inside (see `cross_entropy`).
+    cql_factor = config.value_loss_weight * config.cql_weight
+    if cql_factor > 0:
+        cql = _conservative(model, hidden, batch, config, totals, cql_factor)
+        loss += cql
+        metrics["cql_loss"] = cql / cql_factor
+    metrics["policy_loss"] = _policy_loss(
+        model, hidden, batch.by_token, token_weight, config, totals
+    )
+    loss += metrics["policy_loss"]
+    metrics["return_mean"] = losses.weighted_mean(returns, decisions.weight, total)
+    return loss, metrics | {"loss": loss}
 
 
 def mc(
@@ -345,12 +353,17 @@ def _policy_loss(
 ) -> Float[Array, ""]:
     """−log π_β of the agent's tokens, times these weights; mean over all agent tokens."""
 
-    def cross_entropy(states, actions):
-        return losses.policy_loss(model.trunk.logits(states), actions)
-
     states = gather(hidden, tokens.state)
-    total = chunks.weighted_sum(cross_entropy, states, tokens.action, weight, config.action_chunk)
-    return total / jnp.maximum(totals.tokens, 1e-8)
+    weight = weight / jnp.maximum(totals.tokens, 1e-8)
+    return chunks.cross_entropy(
+        states[None],
+        model.trunk.output_matrix()[None],
+        None,
+        tokens.action,
+        weight,
+        config.action_chunk,
+        states.dtype,
+    )
 
 
 def _conservative(
@@ -359,8 +372,9 @@ def _conservative(
     batch: Batch,
     config: ObjectiveConfig,
     totals: Totals,
+    scale: float,
 ) -> Float[Array, ""]:
-    """L_CQL: the conservative term, summed over the heads; mean over decisions.
+    """`scale · L_CQL`: the conservative term, summed over the heads; mean over decisions.
 
     A vocabulary's work for each token it looks at: of those whose Q the decision's is read from;
     with utterances as sums, it is their mean.
@@ -375,12 +389,11 @@ def _conservative(
             length = jnp.maximum(_sum_by_utterance(weight, batch), 1.0)
             weight = weight * _of_own_utterance(1 / length, batch)
 
-    def of_tokens(states, actions):
-        return losses.cql_loss(model.q(states), actions).sum(axis=0)
-
     states = gather(hidden, tokens.state)
-    summed = chunks.weighted_sum(of_tokens, states, tokens.action, weight, config.action_chunk)
-    return summed / jnp.maximum(total, 1e-8)
+    weight = scale * weight / jnp.maximum(total, 1e-8)
+    return chunks.cross_entropy(
+        *model.q.last_layer(states), tokens.action, weight, config.action_chunk, states.dtype
+    )
 
 
 def _traces(

@@ -421,21 +421,44 @@ def per_decision(matrices):
 
 
 @CHUNKS
-def test_sums_in_chunks_are_the_sum_in_value_and_gradient(size):
-    states, matrices, actions, weight = chunk_arguments()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("heads", ["a matrix each", "one matrix"])
+def test_cross_entropy_in_chunks_is_that_of_all_in_value_and_gradient(size, heads, bias):
+    _, (_, matrix, offset), actions, weight = chunk_arguments()
+    features = jnp.asarray(normal(0, 2, ROWS, SLOTS, WIDTH))
+    layer = (matrix if heads == "a matrix each" else matrix[:1],)
+    layer += (offset[: len(layer[0])],) if bias else ()
 
-    def plain(states, matrices):
-        return jnp.sum(weight * per_decision(matrices)(states, actions)) ** 2
+    def plain(features, matrix, bias=None):
+        scores = features @ jnp.swapaxes(matrix, 1, 2)[:, None]
+        scores = scores if bias is None else scores + bias[:, None, None]
+        return jnp.sum(weight * losses.cql_loss(scores, actions)) ** 2
 
-    def in_chunks(states, matrices):
-        loss = per_decision(matrices)
-        return chunks.weighted_sum(loss, states, actions, weight, size) ** 2
+    def in_chunks(features, matrix, bias=None):
+        return chunks.cross_entropy(features, matrix, bias, actions, weight, size) ** 2
 
-    close(in_chunks(states, matrices), plain(states, matrices), 1e-4)
-    expected = jax.grad(plain, (0, 1))(states, matrices)
+    close(in_chunks(features, *layer), plain(features, *layer), 1e-4)
+    arguments = range(1 + len(layer))
+    expected = jax.grad(plain, arguments)(features, *layer)
     for compiled in (lambda f: f, jax.jit):
-        found = compiled(jax.grad(in_chunks, (0, 1)))(states, matrices)
+        found = compiled(jax.grad(in_chunks, arguments))(features, *layer)
         jax.tree.map(lambda a, b: close(a, b, 1e-3), found, expected)
+
+
+def test_cross_entropy_in_bfloat16_is_near_that_in_float32():
+    _, (_, matrix, bias), actions, weight = chunk_arguments()
+    features = jnp.asarray(normal(0, 2, ROWS, SLOTS, WIDTH))
+
+    def gradients(dtype):
+        def loss(*layer):
+            return chunks.cross_entropy(*layer, actions, weight, 4, dtype)
+
+        return jax.value_and_grad(loss, (0, 1, 2))(features, matrix, bias)
+
+    rounded, exact = gradients(jnp.bfloat16), gradients(jnp.float32)
+    jax.tree.map(lambda a, b: close(a, b, 0.1), rounded, exact)
+    assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(rounded))
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (rounded, exact)), strict=True))
 
 
 @CHUNKS
@@ -456,26 +479,25 @@ def test_each_in_chunks_is_each_in_value_and_gradient(size):
     jax.tree.map(close, total(in_chunks)(states, matrices), expected)
 
 
+def cross_entropy_of_policy(size, actions, weight):
+    def loss(states, output):
+        return chunks.cross_entropy(states[None], output[None], None, actions, weight, size)
+
+    return loss
+
+
 def test_the_weight_of_a_sum_in_chunks_gets_no_gradient():
-    states, matrices, actions, weight = chunk_arguments()
-    gradient = jax.grad(
-        lambda w: chunks.weighted_sum(per_decision(matrices), states, actions, w, 4)
-    )(weight)
+    states, (output, _, _), actions, weight = chunk_arguments()
+    gradient = jax.grad(lambda w: cross_entropy_of_policy(4, actions, w)(states, output))(weight)
     close(gradient, np.zeros(weight.shape), 0)
 
 
 @pytest.mark.parametrize("size", [2, 1000])
-def test_a_sum_in_chunks_takes_three_products_as_wide_as_the_vocabulary(size):
+@pytest.mark.parametrize(("learned", "products"), [((0, 1), 3), ((0,), 2)])
+def test_cross_entropy_takes_no_more_products_than_its_gradients_need(size, learned, products):
     states, (output, _, _), actions, weight = chunk_arguments()
-
-    def in_chunks(states, output):
-        def loss(states, actions):
-            return losses.policy_loss(states @ output.T, actions)
-
-        return chunks.weighted_sum(loss, states, actions, weight, size)
-
-    program = str(jax.make_jaxpr(jax.grad(in_chunks, (0, 1)))(states, output))
-    assert program.count("dot_general") == 3
+    gradient = jax.grad(cross_entropy_of_policy(size, actions, weight), learned)
+    assert str(jax.make_jaxpr(gradient)(states, output)).count("dot_general") == products
 
 
 # --- transitions --------------------------------------------------------------------------------

@@ -248,7 +248,7 @@ def run(size: str, heads: str, rounds: int, rows: int, chunk: int) -> dict:
 
 def main() -> None:
     line = measuring.arguments(
-        __doc__, size=tuple(SIZES), heads=("mlp", "linear", "tied"), rounds=3, rows=2, chunk=1024
+        __doc__, size=tuple(SIZES), heads=("mlp", "linear", "tied"), rounds=3, rows=4, chunk=1024
     )
     result = run(line.size, line.heads, line.rounds, line.rows, line.chunk)
     print(f"losses over {CHECKED_STEPS} steps, ours and PyTorch's: {result['losses']}")

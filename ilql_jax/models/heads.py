@@ -98,10 +98,23 @@ class QHeads(nnx.Module):
         if self.kind == "tied":
             mapped, shared = self._mapped(hidden)
             return jnp.einsum("k...d,vd->k...v", mapped, self._output_matrix()) + shared[..., None]
-        features = self._features(hidden)
-        return add_bias(
-            jnp.einsum("k...m,kvm->k...v", features, self.out_kernel[...]), self.out_bias[...]
-        )
+        product = jnp.einsum("k...m,kvm->k...v", self._features(hidden), self.out_kernel[...])
+        return product + _by_head(self.out_bias[...], product.ndim)
+
+    def last_layer(
+        self, hidden: Float[Array, "... width"]
+    ) -> tuple[
+        Float[Array, "heads ... features"],
+        Float[Array, "heads_or_1 vocab features"],
+        Float[Array, "heads vocab"] | None,
+    ]:
+        """What the last layer reads, its matrix and its bias, for `chunks.cross_entropy`.
+
+        Their product is `self(hidden)`, up to what all tokens have in common (g_k(h), if tied).
+        """
+        if self.kind == "tied":
+            return self._mapped(hidden)[0], self._output_matrix()[None], None
+        return self._features(hidden), self.out_kernel[...], self.out_bias[...]
 
     def taken(
         self, hidden: Float[Array, "... width"], action: Int[Array, "..."]
@@ -143,27 +156,3 @@ class QHeads(nnx.Module):
 def _by_head(bias: Array, ndim: int) -> Array:
     """A bias [heads, ...] with axes put in to fit [heads, ..., ...] of so many axes."""
     return bias.reshape(NUM_HEADS, *[1] * (ndim - bias.ndim), *bias.shape[1:])
-
-
-@jax.custom_vjp
-def add_bias(
-    x: Float[Array, "heads ... vocab"], bias: Float[Array, "heads vocab"]
-) -> Float[Array, "heads ... vocab"]:
-    """`x + bias`; the bias's gradient is a product with ones.
-
-    On XLA:CPU the sum over columns that autodiff would take is several times slower.
-    """
-    return x + _by_head(bias, x.ndim)
-
-
-def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, None]:
-    return add_bias(x, bias), None
-
-
-def _add_bias_backward(_: None, gradient: Array) -> tuple[Array, Array]:
-    rows = gradient.reshape(gradient.shape[0], -1, gradient.shape[-1])
-    ones = jnp.ones(rows.shape[1], rows.dtype)
-    return gradient, jnp.einsum("n,knv->kv", ones, rows)
-
-
-add_bias.defvjp(_add_bias_forward, _add_bias_backward)
