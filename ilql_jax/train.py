@@ -416,8 +416,8 @@ def train(
         return start_from() if start_from else None
 
     def new_state(start: Params | None) -> TrainState:
-        give_up = reference is None
-        return init_state(model_config, config, seed, start, give_up_start=give_up, mesh=mesh)
+        own = reference is None
+        return init_state(model_config, config, seed, start, give_up_start=own, mesh=mesh)
 
     checkpoints = Checkpoints(
         folder, run_metadata(model_config, objective, config, packing, seed) | (metadata or {})
@@ -427,6 +427,8 @@ def train(
         if freezes:
             given = make_start()
             frozen, _ = split_params(model_config, given)
+            if mesh is not None:
+                frozen = jax.device_put(frozen, sharding.shardings(frozen, mesh))
             checkpoints.metadata[FROZEN] = fingerprint(frozen)
         state = _restored_or_new(
             checkpoints, batches, wanted, lambda: new_state(given if freezes else make_start())
