@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, UInt32
 
 from ilql_jax import sharding
-from ilql_jax.models import ModelConfig, Params, abstract_params, init_params
+from ilql_jax.models import ModelConfig, Params, init_params
 from ilql_jax.models.adapters import ADAPTER
 
 VALUE_HEADS = ("q", "v")
@@ -75,14 +76,23 @@ def start_or_fresh(
 ) -> Params:
     """What a training starts from: what `start_from` makes, or where it is None a fresh network.
 
+    A fresh one has the same bits on every mesh of one kind of device.
+
     Raises:
         ValueError: A fresh network with adapters.
     """
     check_start(config, start_from is not None)
     if start_from is not None:
         return start_from()
-    layout = sharding.shardings(abstract_params(config), mesh) if mesh else None
-    return jax.jit(lambda: init_params(config, seed), out_shardings=layout)()
+    # On one device: compiled for a mesh, the last bits could be others.
+    fresh = jax.jit(lambda: init_params(config, seed))()
+    if mesh is None:
+        return fresh
+
+    def place(whole: np.ndarray, layout: NamedSharding) -> Array:
+        return jax.make_array_from_callback(whole.shape, layout, lambda index: whole[index])
+
+    return jax.tree.map(place, jax.device_get(fresh), sharding.shardings(fresh, mesh))
 
 
 def fingerprint(params: Params) -> str:
