@@ -426,9 +426,9 @@ def train(
         frozen, given = None, None
         if freezes:
             given = make_start()
+            if mesh is not None:  # nothing is moved that lies there already
+                given = jax.device_put(given, sharding.shardings(given, mesh))
             frozen, _ = split_params(model_config, given)
-            if mesh is not None:
-                frozen = jax.device_put(frozen, sharding.shardings(frozen, mesh))
             checkpoints.metadata[FROZEN] = fingerprint(frozen)
         state = _restored_or_new(
             checkpoints, batches, wanted, lambda: new_state(given if freezes else make_start())

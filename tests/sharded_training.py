@@ -93,14 +93,11 @@ def run(folder, method, mesh, stop_at=None):
     else:
         data = dataset()
         packing = packing_for(data, batch_rows=8, row_length=32)
-        objective = ILQL if method == "ilql" else ObjectiveConfig(method)
         if method == "lora":
-            objective = ObjectiveConfig("mc")
             model = dataclasses.replace(MODEL, decoder=dataclasses.replace(DECODER, lora_rank=2))
-
-            def start_from():
-                return init_params(model, 1)
-
+            objective, start_from = ObjectiveConfig("mc"), lambda: init_params(model, 1)
+        else:
+            objective = ILQL if method == "ilql" else ObjectiveConfig(method)
         config = dataclasses.replace(SHORT, optimizer="muon" if method == "ilql" else "adamw")
     try:
         params = train(
