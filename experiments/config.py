@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from experiments.methods import PAIRS_START_FROM, parse_method, rounds_of
+from ilql_jax.frozen import check_start
 from ilql_jax.models import DecoderConfig, ModelConfig
-from ilql_jax.models.decoder_config import COMPUTE_DTYPES, HOW_COMPUTED
+from ilql_jax.models.decoder_config import COMPUTE_DTYPES, LEFT_OPEN
 from ilql_jax.models.pretrained import check_tensors, find, read_config
 from ilql_jax.objectives import ObjectiveConfig
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.sharding import HostsConfig, MeshConfig
-from ilql_jax.train import TrainConfig, check_learns, check_parts
+from ilql_jax.train import TrainConfig, check_adapters, check_learns, check_parts
 from imagination.corpora import CORPORA, ReadOptions
 
 if TYPE_CHECKING:  # loaded where an LLM is used
@@ -109,6 +110,9 @@ def base_config() -> ConfigDict:
     config.model.position_encoding = "rotary"  # or learned
     config.model.rotary_base = 100.0  # wavelengths from 6 to some 470 tokens
     config.model.initializer_range = 0.08  # GPT-2's 0.02 is for a width of 768
+    # Of the pretrained one: thin adapters learn, beside the value heads (LoRA).
+    config.model.lora_rank = 0  # width of the adapters; 0 = none, all of the network learns
+    config.model.lora_scale = 1.0  # of what they add (the paper's α / r)
     # Of both (see ilql_jax/models/decoder_config.py):
     config.model.compute_dtype = "float32"  # or bfloat16; parameters are float32 in any case
     config.model.attention = "xla"  # on accelerators; or cudnn (GPUs, with bfloat16)
@@ -341,7 +345,7 @@ def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
         )
     # Checkpoints may have room for more tokens than there are, or lack the tokenizer's markers.
     said = {"vocab_size": max(vocab_size, found.vocab_size)}
-    said |= {name: shape[name] for name in HOW_COMPUTED}
+    said |= {name: shape[name] for name in LEFT_OPEN}
     return ModelConfig(dataclasses.replace(found, **said), **heads)
 
 
@@ -349,7 +353,7 @@ def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
 SHAPE_KEYS = {
     f"model.{field.name}"
     for field in dataclasses.fields(DecoderConfig)
-    if field.name not in (*HOW_COMPUTED, "max_positions")
+    if field.name not in (*LEFT_OPEN, "max_positions")
 }
 
 
@@ -508,8 +512,10 @@ def _check_hindsight(config: ConfigDict) -> None:
 
 def _check_model(config: ConfigDict) -> None:
     """Shape, and for a checkpoint that lies here the names and shapes of its tensors."""
-    model_config(config, config.tokenizer.vocab_size)
     pretrained = config.model.pretrained
+    shape = model_config(config, config.tokenizer.vocab_size)
+    check_start(shape, bool(pretrained))
+    check_adapters(shape, TrainConfig(**_of_section(config.train, TrainConfig)))
     if pretrained and Path(pretrained).expanduser().is_dir():
         check_tensors(Path(pretrained).expanduser())
 

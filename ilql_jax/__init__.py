@@ -28,6 +28,7 @@ _MODULES = (
     "checkpoint",
     "chunks",
     "decode",
+    "frozen",
     "losses",
     "models",
     "objectives",

@@ -11,7 +11,7 @@ for. On several hosts each process makes these calls, on a folder that they shar
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from ilql_jax import sharding
+from ilql_jax.frozen import FROZEN, fingerprint, join_params, split_params, start_or_fresh
 from ilql_jax.models import ModelConfig, Params, abstract_params
 
 
@@ -113,24 +114,46 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     return metadata
 
 
-def restore_params(folder: str | Path, config: ModelConfig, mesh: Mesh | None = None) -> Params:
+def restore_params(
+    folder: str | Path,
+    config: ModelConfig,
+    mesh: Mesh | None = None,
+    start_from: Callable[[], Params] | None = None,
+) -> Params:
     """The network's parameters alone, out of the newest training state in a folder.
+
+    What was frozen in training is not in there: it is what the training started from.
 
     Args:
         folder: Of a training run.
         config: Shape of the network.
         mesh: What they are laid out on; None = all on one device.
+        start_from: What `train.train` was given; called only where a part was frozen.
 
     Raises:
-        CheckpointError: No checkpoint there, or one of a network of another shape.
+        CheckpointError: No checkpoint there, or one of a network of another shape, or one made
+            beside frozen parameters other than those of `start_from`.
+        ValueError: Adapters, and no `start_from`.
     """
     folder = Path(folder).absolute()
-    differing = _differences(read_metadata(folder)["model"], dataclasses.asdict(config))
+    metadata = read_metadata(folder)
+    differing = _differences(metadata["model"], dataclasses.asdict(config))
     if differing:
         raise CheckpointError(
             f"{folder} holds a checkpoint of a network of another shape: {'; '.join(differing)}."
         )
     shapes = abstract_params(config)
+    if FROZEN in metadata:
+        start = start_or_fresh(config, metadata["seed"], start_from, mesh)
+        frozen, _ = split_params(config, start)
+        del start
+        if fingerprint(frozen) != metadata[FROZEN]:
+            raise CheckpointError(
+                f"{folder} holds what was learned beside frozen parameters that were others than "
+                "those given now: the pretrained model has changed since, or another was given. "
+                "Put it back, or train again."
+            )
+        _, shapes = split_params(config, shapes)
     laid_out = _on_this_device(shapes) if mesh is None else sharding.with_shardings(shapes, mesh)
     wanted = {"params": laid_out}
     with _open_for_reading(folder) as manager:
@@ -149,7 +172,8 @@ def restore_params(folder: str | Path, config: ModelConfig, mesh: Mesh | None = 
                 )
             ),
         )
-    return restored["state"]["params"]
+    learned = restored["state"]["params"]
+    return join_params(frozen, learned) if FROZEN in metadata else learned
 
 
 def _open_for_reading(folder: Path) -> ocp.CheckpointManager:

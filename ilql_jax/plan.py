@@ -38,13 +38,19 @@ from ml_collections import ConfigDict, config_flags
 from ilql_jax import hlo, sharding
 from ilql_jax.batching import Batch, PackingConfig
 from ilql_jax.losses import Transitions
-from ilql_jax.models import DecoderConfig, ModelConfig
-from ilql_jax.models.decoder_config import HOW_COMPUTED
+from ilql_jax.models import DecoderConfig, ModelConfig, Params
+from ilql_jax.models.decoder_config import LEFT_OPEN
 from ilql_jax.models.pretrained import find, read_config
 from ilql_jax.objectives import LEARNS_FROM_PAIRS, ObjectiveConfig
 from ilql_jax.preferences import PreferenceBatch
 from ilql_jax.sharding import MeshConfig
-from ilql_jax.train import TrainConfig, TrainState, abstract_state, make_train_step
+from ilql_jax.train import (
+    TrainConfig,
+    TrainState,
+    abstract_frozen,
+    abstract_state,
+    make_train_step,
+)
 
 
 class PlanError(ValueError):
@@ -107,11 +113,12 @@ class Memory:
     """Bytes on each chip at the step's peak.
 
     Attributes:
-        parameters: The network's and the target heads'.
+        parameters: Those that are learned, and the target heads'.
         optimizer: Its state.
         batch: The input.
         program: The code.
         temporary: All else; above what the chip has left, the step does not fit.
+        frozen: Parameters that are not learned.
     """
 
     parameters: int
@@ -119,6 +126,7 @@ class Memory:
     batch: int
     program: int
     temporary: int
+    frozen: int = 0
 
     @property
     def total(self) -> int:
@@ -322,14 +330,15 @@ def compile_step(setting: Setting, mesh: Mesh, rows: int, limit: int | None) -> 
     """The train step for batches of so many rows, compiled for the mesh."""
     start = time.monotonic()
     packing = dataclasses.replace(setting.packing, batch_rows=rows)
-    state, batch = _arguments(setting, packing, mesh)
+    state, batch, *frozen = arguments = _arguments(setting, packing, mesh)
     fixed = {
         "parameters": sharding.bytes_per_device((state.params, state.target_q)),
         "optimizer": sharding.bytes_per_device(state.optimizer),
         "batch": sharding.bytes_per_device(batch),
+        "frozen": sharding.bytes_per_device(frozen),
     }
     step = make_train_step(setting.model, setting.objective, setting.train, mesh)
-    lowered = step.lower(state, batch)
+    lowered = step.lower(*arguments)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -369,9 +378,9 @@ def step_flops(setting: Setting, mesh: Mesh) -> float:
 
     What is computed again in the backward pass counts again.
     """
-    state, batch = _arguments(setting, setting.packing, mesh)
     step = make_train_step(setting.model, setting.objective, setting.train, mesh)
-    return matrix_flops(jax.make_jaxpr(step)(state, batch).jaxpr)
+    arguments = _arguments(setting, setting.packing, mesh)
+    return matrix_flops(jax.make_jaxpr(step)(*arguments).jaxpr)
 
 
 def matrix_flops(jaxpr: Any) -> float:
@@ -401,8 +410,8 @@ def _is_program(value: Any) -> bool:
 
 def _arguments(
     setting: Setting, packing: PackingConfig, mesh: Mesh
-) -> tuple[TrainState, Batch | PreferenceBatch]:
-    """Shapes of the state and of a batch, with where they lie."""
+) -> tuple[TrainState | Batch | PreferenceBatch | Params, ...]:
+    """Shapes of what a step is given, with where they lie: state, batch, and what is frozen."""
     state = sharding.with_shardings(abstract_state(setting.model, setting.train), mesh)
     rows, over_rows = packing.batch_rows, sharding.over_rows(mesh)
 
@@ -422,8 +431,11 @@ def _arguments(
     by_utterance = transitions(packing.utterances_per_row)
     batch = Batch(tokens, tokens, tokens, transitions(packing.actions_per_row), by_utterance)
     if setting.objective.method in LEARNS_FROM_PAIRS:
-        return state, PreferenceBatch(batch, by_utterance.reward)
-    return state, batch
+        batch = PreferenceBatch(batch, by_utterance.reward)
+    frozen = abstract_frozen(setting.model, setting.train)
+    return (
+        (state, batch) if frozen is None else (state, batch, sharding.with_shardings(frozen, mesh))
+    )
 
 
 def setting_of(
@@ -441,7 +453,7 @@ def setting_of(
     said = _fields(config.model, DecoderConfig)
     if pretrained := config.model.get("pretrained"):
         found = read_config(find(pretrained, weights=False))
-        how = {name: said[name] for name in HOW_COMPUTED if name in said}
+        how = {name: said[name] for name in LEFT_OPEN if name in said}
         decoder = dataclasses.replace(found, **how)
     else:
         decoder = DecoderConfig(vocab_size=config.tokenizer.vocab_size, **said)
@@ -475,21 +487,28 @@ def describe(plan: Plan, topology: str) -> str:
 def _describe_setting(plan: Plan, topology: str) -> list[str]:
     device, packing = plan.mesh.devices.flat[0], plan.setting.packing
     axes = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
-    parameters = sum(
-        math.prod(leaf.shape)
-        for leaf in jax.tree.leaves(abstract_state(plan.setting.model, plan.setting.train).params)
-    )
+    setting = plan.setting
+    learned = _count(abstract_state(setting.model, setting.train).params)
+    frozen = _count(abstract_frozen(setting.model, setting.train))
+    parameters = f"{learned + frozen:,} parameters"
+    if frozen:
+        parameters += f", {learned:,} of them learned"
     return [
         f"{topology}: {plan.mesh.size} x {device.device_kind}; mesh: {axes}",
-        f"{plan.setting.objective.method}, {parameters:,} parameters; {packing.batch_rows} rows of "
+        f"{setting.objective.method}, {parameters}; {packing.batch_rows} rows of "
         f"{packing.row_length} tokens, {packing.actions_per_row} of them the agent's",
         "",
     ]
 
 
+def _count(shapes: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
 def _describe_memory(plan: Plan) -> list[str]:
     memory, activations = plan.step.memory, plan.activations
     lines = [
+        *([("frozen", memory.frozen, "parameters that are not learned")] if memory.frozen else []),
         ("parameters", memory.parameters, "with the target heads"),
         ("optimizer", memory.optimizer, ""),
         ("batch", memory.batch, ""),

@@ -24,6 +24,14 @@ from jaxtyping import Array, Int
 from ilql_jax import sharding
 from ilql_jax.batching import Batch, PackingConfig, check_trajectories, make_batches
 from ilql_jax.checkpoint import Checkpoints
+from ilql_jax.frozen import (
+    FROZEN,
+    check_start,
+    fingerprint,
+    join_params,
+    split_params,
+    start_or_fresh,
+)
 from ilql_jax.models import (
     ModelConfig,
     Params,
@@ -73,8 +81,9 @@ class TrainConfig:
         log_every: Steps between log entries.
         gradient_accumulation: Parts that a batch's rows are looked at in, one after the other, for
             one optimizer step: the same gradient (to rounding) with a part's activations in memory.
-        freeze_trunk: Only the value heads learn, and the optimizer keeps nothing of the trunk: the
-            policy stays what the training started from, and is steered or re-ranked.
+        freeze_trunk: Only the value heads learn, and neither optimizer nor checkpoints keep
+            anything of the trunk (see `frozen.py`): the policy stays what the training started
+            from, and is steered or re-ranked.
     """
 
     steps: int
@@ -111,7 +120,8 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: Steps taken.
-        params: Of the `ActorCritic`, nested dicts of arrays (see `models.actor_critic`).
+        params: Of the `ActorCritic`, nested dicts of arrays (see `models.actor_critic`); those
+            that are learned (see `frozen.py`).
         target_q: Of the target copy of the Q heads.
         optimizer: optax's state.
     """
@@ -141,10 +151,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
             muon_weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1),
         )
         update = optax.partition({"trunk": muon, "rest": update}, _trunk_matrices)
-    update = optax.chain(_clip_by_global_norm(config.max_gradient_norm), update)
-    if config.freeze_trunk:
-        return optax.partition({"learned": update, "frozen": optax.set_to_zero()}, _parts)
-    return update
+    return optax.chain(_clip_by_global_norm(config.max_gradient_norm), update)
 
 
 def init_state(
@@ -158,12 +165,20 @@ def init_state(
     """A fresh network, or a copy of the parameters `start`; its target Q heads start as a copy.
 
     With `give_up_start` they are taken instead (donated), so that memory never holds them twice. On
-    a mesh every device makes its own part alone; the values are those of one device.
+    a mesh every device makes its own part alone; the values are those of one device. Of a network
+    of which a part is frozen, the state has what is learned alone.
     """
 
+    def learned(params: Params) -> Params:
+        freezes = is_partly_frozen(model_config, train_config)
+        return split_params(model_config, params)[1] if freezes else params
+
     def create(start: Params | None) -> TrainState:
-        # A copy, since steps give up the state that they are given.
-        params = init_params(model_config, seed) if start is None else jax.tree.map(jnp.copy, start)
+        if start is None:
+            params = learned(init_params(model_config, seed))
+        else:
+            # A copy, since steps give up the state that they are given.
+            params = jax.tree.map(jnp.copy, start)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -171,6 +186,7 @@ def init_state(
             optimizer=make_optimizer(train_config).init(params),
         )
 
+    start = None if start is None else learned(start)
     donated = 0 if give_up_start else ()
     if mesh is None:
         return jax.jit(create, donate_argnums=donated)(start)
@@ -183,32 +199,59 @@ def abstract_state(model_config: ModelConfig, train_config: TrainConfig) -> Trai
     return jax.eval_shape(lambda: init_state(model_config, train_config, 0))
 
 
+def abstract_frozen(model_config: ModelConfig, train_config: TrainConfig) -> Params | None:
+    """Shapes and dtypes of what is frozen, None where nothing is."""
+    if not is_partly_frozen(model_config, train_config):
+        return None
+    return split_params(model_config, abstract_params(model_config))[0]
+
+
+def is_partly_frozen(model_config: ModelConfig, train_config: TrainConfig) -> bool:
+    """Whether there are parameters that are not learned."""
+    return train_config.freeze_trunk or model_config.decoder.lora_rank > 0
+
+
 def make_train_step(
     model_config: ModelConfig,
     objective: ObjectiveConfig,
     config: TrainConfig,
     mesh: Mesh | None = None,
-) -> Callable[[TrainState, AnyBatch], tuple[TrainState, dict[str, Array]]]:
-    """One step of a method, compiled; the state passed in is given up (donated).
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """One step of a method, compiled: `step(state, batch)` gives the next state and metrics.
+
+    The state passed in is given up (donated). Where a part of the network is frozen, that part is
+    given too, `step(state, batch, frozen)`, and stays.
 
     With a mesh, the state is laid out as `sharding.RULES` say, the batch by rows, and the metrics
     are on every device.
     """
     check_learns(objective.method, config)
+    check_adapters(model_config, config)
+    freezes = is_partly_frozen(model_config, config)
     optimizer = make_optimizer(config)
     compute_loss = OBJECTIVES[objective.method]
 
-    def step(state: TrainState, batch: AnyBatch) -> tuple[TrainState, dict[str, Array]]:
+    def step(
+        state: TrainState, batch: AnyBatch, frozen: Params | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        if freezes != (frozen is not None):
+            raise ValueError(
+                f"a step takes what is frozen exactly where something is: freeze_trunk is "
+                f"{config.freeze_trunk}, lora_rank {model_config.decoder.lora_rank}."
+            )
+
+        def whole(params: Params) -> Params:
+            joined = join_params(frozen, params) if freezes else params
+            return sharding.put_tables_together(joined)
+
         tables = sharding.put_tables_together(state.target_q, "q/")
-        together = sharding.put_tables_together(state.params)
+        together = whole(state.params)
         target_q = target_q_heads(model_config, tables, together)
         progress = state.step / config.steps
         totals = totals_of(batch)
 
         def loss_of(params, part):
-            if config.freeze_trunk:
-                params = params | {"trunk": jax.lax.stop_gradient(params["trunk"])}
-            model = with_params(model_config, sharding.put_tables_together(params))
+            model = with_params(model_config, whole(params))
             return compute_loss(model, target_q, part, objective, progress, totals)
 
         gradients, metrics = accumulated(
@@ -234,14 +277,15 @@ def make_train_step(
     if mesh is None:
         return jax.jit(step, donate_argnums=0)
 
-    def step_on_mesh(state: TrainState, batch: AnyBatch) -> tuple[TrainState, dict[str, Array]]:
+    def step_on_mesh(*arguments: Any) -> tuple[TrainState, dict[str, Array]]:
         with sharding.tracing_for(mesh):
-            return step(state, batch)
+            return step(*arguments)
 
     layout = sharding.shardings(abstract_state(model_config, config), mesh)
+    frozen_layout = sharding.shardings(abstract_frozen(model_config, config), mesh)
     return jax.jit(
         step_on_mesh,
-        in_shardings=(layout, sharding.over_rows(mesh)),
+        in_shardings=(layout, sharding.over_rows(mesh), *([frozen_layout] if freezes else [])),
         out_shardings=(layout, sharding.everywhere(mesh)),
         donate_argnums=0,
     )
@@ -278,6 +322,15 @@ def check_learns(method: str, config: TrainConfig) -> None:
         raise ValueError(
             f"freeze_trunk is true, but {method} learns the policy alone, which is in the trunk. "
             f"Train {' or '.join(LEARNS_VALUES)}, or set it to false."
+        )
+
+
+def check_adapters(model_config: ModelConfig, config: TrainConfig) -> None:
+    """Raises `ValueError` if there are adapters that could not learn."""
+    if config.freeze_trunk and model_config.decoder.lora_rank:
+        raise ValueError(
+            f"freeze_trunk is true, but lora_rank is {model_config.decoder.lora_rank}: adapters "
+            "learn in the trunk, which is frozen beside them. Set one of the two back."
         )
 
 
@@ -325,7 +378,8 @@ def train(
         on_start: Called once with the number of steps already taken.
         on_metrics: Called every `log_every` steps with the step and its metrics.
         start_from: Makes the parameters to start from, e.g. of a pretrained network (see
-            `models.pretrained.start_params`); called only where nothing was saved yet.
+            `models.pretrained.start_params`); called only where nothing was saved yet, or where a
+            part is frozen, which no checkpoint holds. Adapters need it, or a reference.
         mesh: Devices to train on (see `sharding.make_mesh`); None = the first. A run may go on on
             another mesh than it began on.
 
@@ -335,13 +389,18 @@ def train(
     Raises:
         TrajectoryError: Data that breaks the contract or is longer than the network's context,
             before anything is compiled.
-        CheckpointError: The folder holds a checkpoint of another run.
+        CheckpointError: The folder holds a checkpoint of another run, or one made beside frozen
+            parameters that were others.
         NotFiniteError: The loss became NaN or infinite.
         ValueError: The data is not what the method learns from, the reference is a network of
-            another shape, or the rows of a batch are not a multiple of `gradient_accumulation`.
+            another shape, or the rows of a batch are not a multiple of `gradient_accumulation`;
+            or adapters have nothing to start from.
         MeshError: The mesh does not divide the rows or a parameter, before anything is compiled.
     """
     check_parts(packing.batch_rows, config.gradient_accumulation)
+    check_adapters(model_config, config)
+    freezes = is_partly_frozen(model_config, config)
+    check_start(model_config, start_from is not None or isinstance(data, Preferences))
     wanted = abstract_state(model_config, config)
     if mesh is not None:
         sharding.check_rows(packing.batch_rows, mesh)
@@ -349,18 +408,34 @@ def train(
     batches = _make_batches(data, model_config, objective, packing, seed, mesh)
     reference = data.reference if isinstance(data, Preferences) else None
 
-    def new_state() -> TrainState:
-        if reference is None and start_from is not None:
-            start = start_from()
-            return init_state(model_config, config, seed, start, give_up_start=True, mesh=mesh)
-        return init_state(model_config, config, seed, start=reference, mesh=mesh)
+    def make_start() -> Params | None:
+        if reference is not None:
+            return reference
+        if freezes:
+            return start_or_fresh(model_config, seed, start_from, mesh)
+        return start_from() if start_from else None
+
+    def new_state(start: Params | None) -> TrainState:
+        own = reference is None
+        return init_state(model_config, config, seed, start, give_up_start=own, mesh=mesh)
 
     checkpoints = Checkpoints(
         folder, run_metadata(model_config, objective, config, packing, seed) | (metadata or {})
     )
     with contextlib.closing(checkpoints):
-        state = _restored_or_new(checkpoints, batches, wanted, new_state)
+        frozen, given = None, None
+        if freezes:
+            given = make_start()
+            if mesh is not None:  # nothing is moved that lies there already
+                given = jax.device_put(given, sharding.shardings(given, mesh))
+            frozen, _ = split_params(model_config, given)
+            checkpoints.metadata[FROZEN] = fingerprint(frozen)
+        state = _restored_or_new(
+            checkpoints, batches, wanted, lambda: new_state(given if freezes else make_start())
+        )
+        del given  # what is learned has either moved into the state or is not needed
         step_function = make_train_step(model_config, objective, config, mesh)
+        beside = (frozen,) if freezes else ()
         start = int(state.step)
         if on_start:
             on_start(start)
@@ -381,7 +456,7 @@ def train(
             batch = next(batches)
             if mesh is not None:
                 batch = sharding.place_batch(batch, mesh)
-            state, metrics = step_function(state, batch)
+            state, metrics = step_function(state, batch, *beside)
             if pending is not None:
                 report(step - 1, pending)
             pending = metrics
@@ -389,7 +464,7 @@ def train(
                 report(step, pending)  # nothing that is not finite may be saved
                 pending = None
                 checkpoints.save(step, state, batches.get_state())
-    return state.params
+    return join_params(frozen, state.params) if freezes else state.params
 
 
 def _make_batches(
@@ -483,16 +558,8 @@ def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 def _is_matrix(params: Params) -> Any:
     """Weight decay is for matrices; biases and norms are left alone."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key.endswith(("kernel", "embedding")), params
+        lambda path, _: path[-1].key.endswith(("kernel", "embedding", "lora_a", "lora_b")), params
     )
-
-
-def _parts(params: Params) -> Any:
-    """Which parameters are learned with a frozen trunk."""
-    return {
-        name: jax.tree.map(lambda _, n=name: "frozen" if n == "trunk" else "learned", part)
-        for name, part in params.items()
-    }
 
 
 def _trunk_matrices(params: Params) -> Any:

@@ -23,7 +23,8 @@ from ilql_jax.sharding import HostsConfig, MeshConfig
 from ilql_jax.train import TrainConfig, train
 
 VOCAB = 32
-MODEL = ModelConfig(DecoderConfig(VOCAB, 16, 1, 4, 32, 32, initializer_range=0.08), 16)
+DECODER = DecoderConfig(VOCAB, 16, 1, 4, 32, 32, initializer_range=0.08)
+MODEL = ModelConfig(DECODER, 16)
 ILQL = ObjectiveConfig("ilql", cql_weight=0.1, utterance_trace=0.5, awac_temperature=1.0)
 SHORT = TrainConfig(
     steps=4,
@@ -34,7 +35,14 @@ SHORT = TrainConfig(
     log_every=1,
 )
 # Mesh -> method. The run of ilql is stopped after its third step and goes on on another mesh.
-METHODS = {(8, 1, 1): "bc", (1, 8, 1): "mc", (4, 1, 2): "dpo", (2, 2, 2): "ilql"}
+# "lora" is mc with adapters.
+METHODS = {
+    (8, 1, 1): "bc",
+    (1, 8, 1): "mc",
+    (4, 1, 2): "dpo",
+    (2, 4, 1): "lora",
+    (2, 2, 2): "ilql",
+}
 GOES_ON = (1, 2, 4)
 
 
@@ -78,18 +86,31 @@ def run(folder, method, mesh, stop_at=None):
         if step == stop_at:
             raise Stopped
 
-    config = SHORT
+    config, model, start_from = SHORT, MODEL, None
     if method == "dpo":
         data = Preferences(pairs(), init_params(MODEL, 1))
         packing, objective = packing_for_pairs(data.pairs, 8, 32), ObjectiveConfig("dpo")
     else:
         data = dataset()
         packing = packing_for(data, batch_rows=8, row_length=32)
-        objective = ILQL if method == "ilql" else ObjectiveConfig(method)
+        if method == "lora":
+            model = dataclasses.replace(MODEL, decoder=dataclasses.replace(DECODER, lora_rank=2))
+            objective, start_from = ObjectiveConfig("mc"), lambda: init_params(model, 1)
+        else:
+            objective = ILQL if method == "ilql" else ObjectiveConfig(method)
         config = dataclasses.replace(SHORT, optimizer="muon" if method == "ilql" else "adamw")
     try:
         params = train(
-            data, MODEL, objective, config, packing, 0, folder, on_metrics=on_metrics, mesh=mesh
+            data,
+            model,
+            objective,
+            config,
+            packing,
+            0,
+            folder,
+            on_metrics=on_metrics,
+            start_from=start_from,
+            mesh=mesh,
         )
     except Stopped:
         params = None

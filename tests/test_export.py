@@ -194,6 +194,32 @@ def test_a_run_starts_from_a_pretrained_model_with_its_tokenizer(base, from_base
     np.testing.assert_array_equal(tokenizer.context(turns), expected.context(turns))
 
 
+def test_adapters_that_a_run_has_learned_are_merged_into_what_it_exports(base, tmp_path):
+    folder = tmp_path / "adapted"
+    arguments = (
+        f"--config.model.pretrained={base}",
+        "--config.model.max_positions=1000",
+        "--config.model.lora_rank=2",
+        "--config.train.warmup_steps=0",
+    )
+    run(f"--workdir={folder}", "--stage=train", *TINY, *arguments)
+    run(f"--workdir={folder}", "--stage=export")
+    (_, before, _), (config, after, _) = (
+        load_network(each) for each in (base, folder / "export" / "ilql-seed0")
+    )
+    assert config.decoder.lora_rank == 0
+    matrices = 0
+    for path, now in jax.tree_util.tree_leaves_with_path(after["trunk"]):
+        gap = now - dict(jax.tree_util.tree_leaves_with_path(before["trunk"]))[path]
+        if path[-1].key == "kernel":
+            singular = np.linalg.svd(gap, compute_uv=False)
+            assert singular[1] > 1e-4 and singular[2] < 1e-6, path
+            matrices += 1
+        else:
+            assert not gap.any(), path
+    assert matrices == 2 * 7
+
+
 def test_an_export_talks_in_transformers_as_in_this_project(from_base):
     torch = pytest.importorskip("torch", reason="parity with torch needs the extra 'parity'")
     from transformers import AutoTokenizer

@@ -27,8 +27,8 @@ from experiments.stages import heldout, prompted, tables
 from experiments.stages.prompted import Progress
 from experiments.stages.scene import Scene, load_scene
 from experiments.stages.summary import summarize
-from experiments.stages.train import units
-from ilql_jax.checkpoint import read_metadata, restore_params
+from experiments.stages.train import trained_network, units
+from ilql_jax.checkpoint import read_metadata
 from ilql_jax.policy import DecodingConfig, Policy
 from imagination.dialogue import Dialogue, json_line
 from imagination.llm import Client
@@ -137,10 +137,10 @@ def load_agent(
 ) -> PolicyAgent:
     """The trained network of a unit as an agent that speaks in `batch_size` conversations."""
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    shape = settings.model_config(config, tokenizer.vocab_size)
+    shape, params = trained_network(config, folder, unit, tokenizer.vocab_size)
     policy = Policy(
         shape,
-        restore_params(folder.checkpoints(unit), shape),
+        params,
         decoding,
         stop_token=tokenizer.end,
         allowed=tokenizer.writable(shape.decoder.vocab_size),

@@ -15,12 +15,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import config as settings
 from experiments.methods import parse_method
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.stages.evaluate import chosen_decoding
-from experiments.stages.train import is_trained
-from ilql_jax.checkpoint import read_metadata, restore_params
+from experiments.stages.train import is_trained, trained_network
+from ilql_jax.checkpoint import read_metadata
 from ilql_jax.models.export import save_pretrained
 from imagination.dialogue import iterate_dialogues, read_dialogues
 from imagination.simulation import load_world
@@ -42,7 +41,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
             "--config.export.seed=... and --workdir=..."
         )
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    shape = settings.model_config(config, tokenizer.vocab_size)
+    shape, params = trained_network(config, folder, unit, tokenizer.vocab_size)
     about = {"method": unit.method, "decoding": str(chosen_decoding(config, folder, unit))}
     if parse_method(unit.method).learns_values:
         about["reward_scale"] = read_metadata(folder.checkpoints(unit))["reward_scale"]
@@ -52,7 +51,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     save_pretrained(
         partial,
         shape,
-        restore_params(folder.checkpoints(unit), shape),
+        params,
         card=model_card(config, folder, unit, about),
         dtype=config.export.dtype,
         special_tokens=tokenizer.special_tokens(),

@@ -15,14 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import config as settings
 from experiments.methods import parse_method
 from experiments.run_folder import RunFolder, Unit, write_atomically
 from experiments.stages.regenerate import load_task
 from experiments.stages.statistics import bootstrap_auroc, calibration_bins
-from experiments.stages.train import units
+from experiments.stages.train import trained_network, units
 from ilql_jax.batching import packing_for
-from ilql_jax.checkpoint import read_metadata, restore_params
+from ilql_jax.checkpoint import read_metadata
 from ilql_jax.scoring import Scores, score
 from imagination.dialogue import Dialogue, read_dialogues
 from imagination.task import Task
@@ -65,11 +64,10 @@ def _score(
 ) -> list[Scores]:
     """Scores with values in the task's units."""
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    shape = settings.model_config(config, tokenizer.vocab_size)
+    shape, params = trained_network(config, folder, unit, tokenizer.vocab_size)
     scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
     trajectories = tokenizer.trajectories(dialogues, scale)
     packing = packing_for(trajectories, config.train.batch_rows, config.model.max_positions)
-    params = restore_params(folder.checkpoints(unit), shape)
     return [
         Scores(s.log_prob, s.v / scale, s.q / scale)
         for s in score(trajectories, shape, params, packing)

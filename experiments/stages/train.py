@@ -16,10 +16,12 @@ import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 from tensorboardX import SummaryWriter
@@ -33,7 +35,8 @@ from experiments.stages.imagine import is_for_training
 from ilql_jax import PreferencePair, Trajectory, sharding
 from ilql_jax.batching import PackingConfig, packing_for
 from ilql_jax.checkpoint import restore_params
-from ilql_jax.models import Params, abstract_params
+from ilql_jax.models import ModelConfig, Params, abstract_params
+from ilql_jax.models.adapters import merge_adapters
 from ilql_jax.models.pretrained import check_tensors, find, start_params
 from ilql_jax.objectives import select_trajectories
 from ilql_jax.preferences import Preferences, packing_for_pairs
@@ -290,10 +293,11 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
     train_config = settings.train_config(config, unit.method)
     data = TrainingData.load(config, folder, 0 if method.on_pairs else method.rounds)
     shape = settings.model_config(config, data.tokenizer.vocab_size)
+    start_from = pretrained_start(config, shape, unit.seed, mesh)
     if method.on_pairs:
         before = folder.checkpoints(Unit(PAIRS_START_FROM, unit.seed))
         pairs, _ = preference_pairs(config, folder, data.tokenizer)
-        chosen = Preferences(pairs, restore_params(before, shape, mesh))
+        chosen = Preferences(pairs, restore_params(before, shape, mesh, start_from))
         shapes = packing_of_pairs(config, pairs)
     else:
         chosen = select_trajectories(data.trajectories, objective)
@@ -301,10 +305,6 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
     metrics = MetricsLog(folder.metrics(unit), config.train.log_every)
     writes = _is_writer(config)
     report(0, train_config.steps, "compiling")
-
-    def pretrained() -> Params:
-        layout = sharding.shardings(abstract_params(shape), mesh) if mesh else None
-        return start_params(find(config.model.pretrained), shape, config.seed + unit.seed, layout)
 
     def on_metrics(step: int, values: dict[str, float]) -> None:
         if writes:
@@ -322,11 +322,35 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
         metadata={"method": unit.method, "reward_scale": data.reward_scale},
         on_start=metrics.go_on_after if writes else None,
         on_metrics=on_metrics,
-        start_from=pretrained if config.model.pretrained else None,
+        start_from=start_from,
         mesh=mesh,
     )
     if writes:
         metrics.finish()
+
+
+def pretrained_start(
+    config: ConfigDict, shape: ModelConfig, seed: int, mesh: Mesh | None = None
+) -> Callable[[], Params] | None:
+    """Makes what trainings of this seed start from; None = a fresh network."""
+    if not config.model.pretrained:
+        return None
+
+    def start() -> Params:
+        layout = sharding.shardings(abstract_params(shape), mesh) if mesh else None
+        return start_params(find(config.model.pretrained), shape, config.seed + seed, layout)
+
+    return start
+
+
+def trained_network(
+    config: ConfigDict, folder: RunFolder, unit: Unit, vocab_size: int
+) -> tuple[ModelConfig, Params]:
+    """What a unit has learned, as a network like any other: adapters are merged into it."""
+    shape = settings.model_config(config, vocab_size)
+    start_from = pretrained_start(config, shape, unit.seed)
+    params = restore_params(folder.checkpoints(unit), shape, start_from=start_from)
+    return merge_adapters(shape, params)
 
 
 def is_trained(folder: RunFolder, unit: Unit) -> bool:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from ilql_jax.models.adapters import AdaptedLinear
 from ilql_jax.models.attention import attend
 from ilql_jax.models.decoder_config import DecoderConfig
 from ilql_jax.models.rotary import Rotation, rotate
@@ -104,15 +105,15 @@ def _linear(
     rngs: nnx.Rngs,
     initializer_range: float | None = None,
 ) -> nnx.Linear:
-    init = nnx.initializers.normal(initializer_range or config.initializer_range)
-    return nnx.Linear(
-        size_in,
-        size_out,
-        use_bias=use_bias,
-        kernel_init=init,
-        dtype=dtype_of(config),
-        rngs=rngs,
-    )
+    said = {
+        "use_bias": use_bias,
+        "kernel_init": nnx.initializers.normal(initializer_range or config.initializer_range),
+        "dtype": dtype_of(config),
+        "rngs": rngs,
+    }
+    if not config.lora_rank:
+        return nnx.Linear(size_in, size_out, **said)
+    return AdaptedLinear(size_in, size_out, rank=config.lora_rank, scale=config.lora_scale, **said)
 
 
 def _linear_out(

@@ -10,6 +10,8 @@ from ilql_jax.models.rotary import RotaryScaling
 COMPUTE_DTYPES = ("float32", "bfloat16")
 # Say how the network is computed, not which network it is.
 HOW_COMPUTED = ("compute_dtype", "attention", "remat", "scan_layers")
+# What a pretrained checkpoint says nothing of.
+LEFT_OPEN = (*HOW_COMPUTED, "lora_rank", "lora_scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,9 @@ class DecoderConfig:
         remat: The backward pass computes each block again instead of keeping what is inside.
         scan_layers: Blocks are one computation over parameters [layers, ...], so that compile time
             does not grow with depth.
+        lora_rank: Width of the adapters beside the matrices of attention and MLP, which are frozen
+            then, as all else in the trunk (LoRA; Hu et al., 2021); 0 = none.
+        lora_scale: What the adapters' part is multiplied by (the paper's α / r).
     """
 
     vocab_size: int
@@ -77,6 +82,8 @@ class DecoderConfig:
     attention: str = "xla"
     remat: bool = False
     scan_layers: bool = False
+    lora_rank: int = 0
+    lora_scale: float = 1.0
 
     def __post_init__(self):
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "mlp_size"):
@@ -85,6 +92,10 @@ class DecoderConfig:
         for name, bound in (("max_positions", 1), ("rotary_base", 1), ("initializer_range", 0)):
             if not getattr(self, name) > bound:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be above {bound}.")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank is {self.lora_rank}, but must not be negative.")
+        if not 0 < self.lora_scale < float("inf"):
+            raise ValueError(f"lora_scale is {self.lora_scale}, but must be above 0.")
         self._check_choices()
         self._check_heads()
         self._check_rotary()

@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from ilql_jax.models.actor_critic import ModelConfig, Params, abstract_params
+from ilql_jax.models.adapters import merge_adapters
 from ilql_jax.models.families import Layout, PretrainedError, hugging_face_config
 from ilql_jax.models.pretrained import (
     INDEX,
@@ -57,7 +58,7 @@ def save_pretrained(
     Args:
         folder: Where to; made if it is not there.
         config: Shape of the network.
-        params: Its parameters.
+        params: Its parameters; adapters are merged into the matrices they belong to.
         card: Text of the model card.
         dtype: Of the policy's tensors: float32 or bfloat16; the value heads stay float32.
         special_tokens: For `config.json`: `eos_token_id`, `pad_token_id`, ...
@@ -71,6 +72,7 @@ def save_pretrained(
 
     if dtype not in DTYPES:
         raise PretrainedError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}.")
+    config, params = merge_adapters(config, params)
     family, fields = hugging_face_config(config.decoder)
     fields |= {"dtype": dtype, **(special_tokens or {})}
     folder = Path(folder)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ilql_jax.models.decoder_config import HOW_COMPUTED, DecoderConfig
+from ilql_jax.models.decoder_config import LEFT_OPEN, DecoderConfig
 from ilql_jax.models.rotary import RotaryScaling
 
 Index = tuple[slice, ...]
@@ -464,9 +464,9 @@ def hugging_face_config(config: DecoderConfig) -> tuple[Family, dict[str, Any]]:
 
 
 def shape_alone(config: DecoderConfig) -> DecoderConfig:
-    """The same for all configs of one network: nothing implied, no word on how to compute it."""
+    """The same for all configs of one network: nothing implied, nothing that it leaves open."""
     defaults = {field.name: field.default for field in dataclasses.fields(DecoderConfig)}
-    said = {name: defaults[name] for name in HOW_COMPUTED}
+    said = {name: defaults[name] for name in LEFT_OPEN}
     if config.position_encoding != "rotary":
         said["rotary_base"] = defaults["rotary_base"]
     return dataclasses.replace(

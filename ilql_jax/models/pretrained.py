@@ -22,6 +22,7 @@ from flax import nnx
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from ilql_jax.models.actor_critic import ModelConfig, Params, init_params
+from ilql_jax.models.adapters import ADAPTER
 from ilql_jax.models.decoder import Decoder
 from ilql_jax.models.decoder_config import DecoderConfig
 from ilql_jax.models.families import (
@@ -116,8 +117,9 @@ def load_trunk(
         folder: With `config.json` and safetensors, one file or several.
         config: Shape of the trunk: that of `read_config`, with other fields about how it is
             computed. Its vocabulary may be larger: new words start near the mean of the others.
+            With adapters in it there are fresh ones, which change nothing yet.
         sharding: Where the parameters go; None = all on the first device.
-        seed: Of the new words.
+        seed: Of the new words and of the adapters.
 
     Raises:
         PretrainedError: Tensors that are missing, unknown or of another shape: all of them; or a
@@ -137,7 +139,7 @@ def start_params(
     Args:
         folder: See `load_trunk`.
         config: Shape of the network.
-        seed: Of the value heads and of new words.
+        seed: Of the value heads, of new words and of adapters.
         sharding: Where the parameters go.
     """
 
@@ -182,8 +184,8 @@ def trunk_shapes(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return flat(jax.eval_shape(lambda: _fresh_trunk(config)))
 
 
-def _fresh_trunk(config: DecoderConfig) -> Params:
-    return nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(0))))
+def _fresh_trunk(config: DecoderConfig, seed: int = 0) -> Params:
+    return nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(seed))))
 
 
 def unstacked(config: DecoderConfig) -> DecoderConfig:
@@ -251,9 +253,14 @@ def _load(
         path: functools.partial(layout.read, given[name]) for name, (path, layout) in table.items()
     }
     vocabulary = there.vocab_size, wanted.vocab_size
+    shapes = jax.eval_shape(lambda: _fresh_trunk(wanted))
+    layout = for_each(sharding, shapes)
+    adapters = _fresh_adapters(wanted, layout, seed)
 
     def place(path, shape: jax.ShapeDtypeStruct, where: Sharding) -> jax.Array:
         name = name_of(path)
+        if name in adapters:
+            return adapters[name]
         if name in readers:
             read = readers[name]
             if name in ("token_embedding/embedding", "output_embedding/embedding"):
@@ -264,8 +271,20 @@ def _load(
             read = functools.partial(_stacked, layers)
         return _placed(read, shape, where)
 
-    shapes = jax.eval_shape(lambda: _fresh_trunk(wanted))
-    return jax.tree_util.tree_map_with_path(place, shapes, for_each(sharding, shapes))
+    return jax.tree_util.tree_map_with_path(place, shapes, layout)
+
+
+def _fresh_adapters(config: DecoderConfig, layout: Params, seed: int) -> dict[str, jax.Array]:
+    """The adapters by path, none where there are none."""
+
+    if not config.lora_rank:
+        return {}
+
+    def chosen(trunk: Params) -> dict[str, Any]:
+        return {path: x for path, x in flat(trunk).items() if f"/{ADAPTER}/" in path}
+
+    # XLA leaves out all else.
+    return jax.jit(lambda: chosen(_fresh_trunk(config, seed)), out_shardings=chosen(layout))()
 
 
 def _placed(read: Read, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
