@@ -37,6 +37,7 @@ from ilql_jax.objectives import (
     LEARNS_VALUES,
     OBJECTIVES,
     ObjectiveConfig,
+    check_network,
     totals_of,
 )
 from ilql_jax.preferences import (
@@ -62,19 +63,21 @@ class TrainConfig:
     Attributes:
         steps: Optimizer steps.
         learning_rate: Peak of the schedule: linear warm-up, then a cosine down to zero.
-        optimizer: "adamw", or "muon": the trunk's matrices are moved along their orthogonalized
+        optimizer: "adamw", or "muon": the trunks' matrices are moved along their orthogonalized
             momentum (Jordan et al., 2024), everything else by AdamW.
         muon_learning_rate: Peak for those matrices; read only if `optimizer` is "muon".
         warmup_steps: Length of the warm-up.
         weight_decay: AdamW's.
-        max_gradient_norm: Gradients are clipped to this global norm.
+        max_gradient_norm: Gradients are clipped to this global norm; those of policy and values
+            each to it where the values have a trunk of their own.
         polyak_rate: Step of the target Q heads towards the Q heads (ILQL: 0.005).
         checkpoint_every: Steps between checkpoints.
         log_every: Steps between log entries.
         gradient_accumulation: Parts that a batch's rows are looked at in, one after the other, for
             one optimizer step: the same gradient (to rounding) with a part's activations in memory.
-        freeze_trunk: Only the value heads learn, and the optimizer keeps nothing of the trunk: the
-            policy stays what the training started from, and is steered or re-ranked.
+        freeze_trunk: The policy's trunk does not learn, and the optimizer keeps nothing of it: the
+            policy stays what the training started from, and is steered or re-ranked by the value
+            heads, which learn, with their own trunk where they have one.
     """
 
     steps: int
@@ -141,10 +144,25 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
             muon_weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1),
         )
         update = optax.partition({"trunk": muon, "rest": update}, _trunk_matrices)
-    update = optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), update)
+    update = optax.chain(_clip(config.max_gradient_norm), update)
     if config.freeze_trunk:
         return optax.partition({"learned": update, "frozen": optax.set_to_zero()}, _parts)
     return update
+
+
+def _clip(max_norm: float) -> optax.GradientTransformation:
+    """Clips to a global norm: one for all, or one each for policy and values that share nothing."""
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def update(gradients, state, params=None):
+        if "value_trunk" not in gradients:
+            return clip.update(gradients, state, params)
+        of_policy = {name: each for name, each in gradients.items() if name == "trunk"}
+        of_values = {name: each for name, each in gradients.items() if name != "trunk"}
+        clipped = (clip.update(part, state)[0] for part in (of_policy, of_values))
+        return next(clipped) | next(clipped), state
+
+    return optax.GradientTransformation(clip.init, update)
 
 
 def init_state(
@@ -195,6 +213,7 @@ def make_train_step(
     are on every device.
     """
     check_learns(objective.method, config)
+    check_network(objective.method, model_config)
     optimizer = make_optimizer(config)
     compute_loss = OBJECTIVES[objective.method]
 
@@ -359,8 +378,8 @@ def train(
         folder, run_metadata(model_config, objective, config, packing, seed) | (metadata or {})
     )
     with contextlib.closing(checkpoints):
-        state = _restored_or_new(checkpoints, batches, wanted, new_state)
         step_function = make_train_step(model_config, objective, config, mesh)
+        state = _restored_or_new(checkpoints, batches, wanted, new_state)
         start = int(state.step)
         if on_start:
             on_start(start)
@@ -474,7 +493,7 @@ def _is_matrix(params: Params) -> Any:
 
 
 def _parts(params: Params) -> Any:
-    """Which parameters are learned with a frozen trunk."""
+    """Which parameters are learned with a frozen trunk, the policy's."""
     return {
         name: jax.tree.map(lambda _, n=name: "frozen" if n == "trunk" else "learned", part)
         for name, part in params.items()

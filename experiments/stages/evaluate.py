@@ -137,7 +137,7 @@ def load_agent(
 ) -> PolicyAgent:
     """The trained network of a unit as an agent that speaks in `batch_size` conversations."""
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    shape = settings.model_config(config, tokenizer.vocab_size)
+    shape = settings.model_config(config, tokenizer.vocab_size, unit.method)
     policy = Policy(
         shape,
         restore_params(folder.checkpoints(unit), shape),

@@ -42,7 +42,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
             "--config.export.seed=... and --workdir=..."
         )
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    shape = settings.model_config(config, tokenizer.vocab_size)
+    shape = settings.model_config(config, tokenizer.vocab_size, unit.method)
     about = {"method": unit.method, "decoding": str(chosen_decoding(config, folder, unit))}
     if parse_method(unit.method).learns_values:
         about["reward_scale"] = read_metadata(folder.checkpoints(unit))["reward_scale"]
@@ -82,6 +82,7 @@ def model_card(config: ConfigDict, folder: RunFolder, unit: Unit, about: dict[st
         about=about,
         base=base,
         base_on_hub=bool(base) and not Path(base).expanduser().exists(),
+        value_trunk=config.model.value_trunk,
         learns_values=parse_method(unit.method).learns_values,
         dialogues=sum(1 for _ in iterate_dialogues(folder.dialogues)),
         results=_results(folder, unit),

@@ -65,7 +65,7 @@ def _score(
 ) -> list[Scores]:
     """Scores with values in the task's units."""
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    shape = settings.model_config(config, tokenizer.vocab_size)
+    shape = settings.model_config(config, tokenizer.vocab_size, unit.method)
     scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
     trajectories = tokenizer.trajectories(dialogues, scale)
     packing = packing_for(trajectories, config.train.batch_rows, config.model.max_positions)

@@ -289,7 +289,7 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
     objective = settings.objective_config(config, unit.method)
     train_config = settings.train_config(config, unit.method)
     data = TrainingData.load(config, folder, 0 if method.on_pairs else method.rounds)
-    shape = settings.model_config(config, data.tokenizer.vocab_size)
+    shape = settings.model_config(config, data.tokenizer.vocab_size, unit.method)
     if method.on_pairs:
         before = folder.checkpoints(Unit(PAIRS_START_FROM, unit.seed))
         pairs, _ = preference_pairs(config, folder, data.tokenizer)
