@@ -24,6 +24,7 @@ from ilql_jax.train import TrainConfig, train
 
 VOCAB = 32
 MODEL = ModelConfig(DecoderConfig(VOCAB, 16, 1, 4, 32, 32, initializer_range=0.08), 16)
+SEPARATE = dataclasses.replace(MODEL, value_trunk="separate", value_heads="tied")
 ILQL = ObjectiveConfig("ilql", cql_weight=0.1, utterance_trace=0.5, awac_temperature=1.0)
 SHORT = TrainConfig(
     steps=4,
@@ -34,7 +35,13 @@ SHORT = TrainConfig(
     log_every=1,
 )
 # Mesh -> method. The run of ilql is stopped after its third step and goes on on another mesh.
-METHODS = {(8, 1, 1): "bc", (1, 8, 1): "mc", (4, 1, 2): "dpo", (2, 2, 2): "ilql"}
+METHODS = {
+    (8, 1, 1): "bc",
+    (1, 8, 1): "mc",
+    (4, 1, 2): "dpo",
+    (2, 1, 4): "ilql, a trunk for values",
+    (2, 2, 2): "ilql",
+}
 GOES_ON = (1, 2, 4)
 
 
@@ -78,18 +85,20 @@ def run(folder, method, mesh, stop_at=None):
         if step == stop_at:
             raise Stopped
 
-    config = SHORT
+    config, model = SHORT, MODEL
     if method == "dpo":
         data = Preferences(pairs(), init_params(MODEL, 1))
         packing, objective = packing_for_pairs(data.pairs, 8, 32), ObjectiveConfig("dpo")
     else:
         data = dataset()
         packing = packing_for(data, batch_rows=8, row_length=32)
-        objective = ILQL if method == "ilql" else ObjectiveConfig(method)
-        config = dataclasses.replace(SHORT, optimizer="muon" if method == "ilql" else "adamw")
+        learns_by_ilql = method.startswith("ilql")
+        objective = ILQL if learns_by_ilql else ObjectiveConfig(method)
+        config = dataclasses.replace(SHORT, optimizer="muon" if learns_by_ilql else "adamw")
+        model = SEPARATE if method.endswith("values") else MODEL
     try:
         params = train(
-            data, MODEL, objective, config, packing, 0, folder, on_metrics=on_metrics, mesh=mesh
+            data, model, objective, config, packing, 0, folder, on_metrics=on_metrics, mesh=mesh
         )
     except Stopped:
         params = None
