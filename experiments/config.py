@@ -19,7 +19,7 @@ from ilql_jax.frozen import check_start
 from ilql_jax.models import DecoderConfig, ModelConfig
 from ilql_jax.models.decoder_config import COMPUTE_DTYPES, LEFT_OPEN
 from ilql_jax.models.pretrained import check_tensors, find, read_config
-from ilql_jax.objectives import ObjectiveConfig
+from ilql_jax.objectives import ObjectiveConfig, network_of
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.sharding import HostsConfig, MeshConfig
 from ilql_jax.train import TrainConfig, check_adapters, check_learns, check_parts
@@ -120,6 +120,7 @@ def base_config() -> ConfigDict:
     config.model.scan_layers = False  # compile one block for all
     config.model.value_inner_size = 128  # hidden layer of the value heads
     config.model.value_heads = "mlp"  # or linear, tied (see ilql_jax/models/heads.py)
+    config.model.value_trunk = "shared"  # with the policy; separate: a second one, values' own
     config.model.utterance_q = "sum"  # of its tokens' shares; last: Q of the last token
 
     config.train = ConfigDict()
@@ -330,10 +331,18 @@ def hosts_config(config: ConfigDict) -> HostsConfig:
     return HostsConfig(**config.machine.to_dict())
 
 
-def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
-    """Shape of the network, for a tokenizer of this size."""
+_OF_VALUES = ("value_inner_size", "utterance_q", "value_heads", "value_trunk")
+
+
+def model_config(config: ConfigDict, vocab_size: int, method: str = "ilql") -> ModelConfig:
+    """Shape of a method's network, for a tokenizer of this size."""
+    return network_of(parse_method(method).objective, _whole_network(config, vocab_size))
+
+
+def _whole_network(config: ConfigDict, vocab_size: int) -> ModelConfig:
+    """With all that values need."""
     shape = config.model.to_dict()
-    heads = {name: shape.pop(name) for name in ("value_inner_size", "utterance_q", "value_heads")}
+    heads = {name: shape.pop(name) for name in _OF_VALUES}
     pretrained = shape.pop("pretrained")
     if not pretrained:
         return ModelConfig(DecoderConfig(vocab_size=vocab_size, **shape), **heads)
@@ -364,7 +373,7 @@ def decodings(config: ConfigDict, method: str) -> list[DecodingConfig]:
         raise ValueError("name at least one way of choosing words.")
     found = [DecodingConfig.parse(text) for text in config.decoding[learned.objective]]
     for each in found:
-        if not learned.learns_values and (each.candidates > 1 or each.steering_strength):
+        if each.reads_values and not learned.learns_values:
             raise ValueError(f"{str(each)!r} needs values, and {method} learns none.")
         if each.steering_strength and config.objective.credit != "token":
             raise ValueError(

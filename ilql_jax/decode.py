@@ -9,6 +9,10 @@ Each token comes from the cloned policy, steered by the values where a strength 
 `π(a | h) ∝ π_β(a | h) · exp(β (min_k Q_k(h, a) − V(h)))` (ILQL, eq. 6). The value of a finished
 utterance is read as `ModelConfig.utterance_q` says; `policy.py` re-ranks by it. Q is that of the
 trained heads, not of their slower target copies.
+
+Where the values have a trunk of their own, it reads and writes along beside the policy's, with keys
+and values in the same store: two passes a token. Lanes and a store that are made for one trunk are
+the policy's alone, which then costs nothing more, and tells no values.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ilql_jax import losses
-from ilql_jax.models import ModelConfig, Params, with_params
+from ilql_jax.models import Decoder, ModelConfig, Params, with_params
 from ilql_jax.models.blocks import dtype_of
 from ilql_jax.models.cached import KeyValues, extend, write_step
 
@@ -56,13 +60,14 @@ class Lanes(NamedTuple):
         context: Keys and values of the conversations, [B, heads, columns, head_size] each.
         context_length: Columns of them that are real, [B].
         keys: A random key an utterance, [B, N].
-        hidden: State before the next token, [B, N, width].
+        hidden: State before the next token in each trunk that reads, [trunks, B, N, width].
         written: Keys and values of the utterances, [B, N, heads, S, head_size] each.
         tokens: [B, N, S], a lane's first at column `born` modulo S.
         length: Tokens of each utterance so far, [B, N].
         log_prob: log π_β of each, [B, N].
-        q: Value of each from each of the twin heads, [heads, B, N].
-        v: V before them, [B].
+        q: Value of each from each of the twin heads, [heads, B, N]; zero where the trunk that the
+            heads look at does not read.
+        v: V before them, [B]; likewise.
         done: Whether it is finished, [B, N]; true in a lane that is free.
     """
 
@@ -71,7 +76,7 @@ class Lanes(NamedTuple):
     context: KeyValues
     context_length: Int[Array, "batch"]
     keys: Key[Array, "batch samples"]
-    hidden: Float[Array, "batch samples width"]
+    hidden: Float[Array, "trunks batch samples width"]
     written: KeyValues
     tokens: Int[Array, "batch samples time"]
     length: Int[Array, "batch samples"]
@@ -92,18 +97,27 @@ class Lanes(NamedTuple):
 
 
 def empty_lanes(
-    config: ModelConfig, lanes: int, num_samples: int, max_length: int, columns: int
+    config: ModelConfig, lanes: int, num_samples: int, max_length: int, columns: int, trunks: int
 ) -> Lanes:
-    """Free lanes, for conversations of up to `columns` tokens."""
+    """Free lanes, for conversations of up to `columns` tokens.
+
+    Args:
+        config: Shape of the network.
+        lanes: B.
+        num_samples: N.
+        max_length: S.
+        columns: Longest conversation.
+        trunks: `config.num_trunks`, or 1: the policy's alone.
+    """
     decoder, each = config.decoder, (lanes, num_samples)
     return Lanes(
         clock=jnp.zeros((), jnp.int32),
         born=jnp.zeros(lanes, jnp.int32),
-        context=KeyValues.zeros(decoder, (lanes,), columns),
+        context=KeyValues.zeros(decoder, (lanes,), columns, trunks),
         context_length=jnp.ones(lanes, jnp.int32),
         keys=jnp.broadcast_to(jax.random.key(0), each),
-        hidden=jnp.zeros((*each, decoder.hidden_size), dtype_of(decoder)),
-        written=KeyValues.zeros(decoder, each, max_length),
+        hidden=jnp.zeros((trunks, *each, decoder.hidden_size), dtype_of(decoder)),
+        written=KeyValues.zeros(decoder, each, max_length, trunks),
         tokens=jnp.zeros((*each, max_length), jnp.int32),
         length=jnp.zeros(each, jnp.int32),
         log_prob=jnp.zeros(each),
@@ -124,13 +138,14 @@ def read(
     last: Int[Array, "rows"],
     *,
     columns: int,
-) -> tuple[Float[Array, "rows width"], KeyValues, KeyValues]:
+) -> tuple[Float[Array, "trunks rows width"], KeyValues, KeyValues]:
     """Reads on in conversations of the store.
 
     Args:
         config: Shape of the network.
         params: Its parameters.
-        store: Of all conversations, [slots, heads, columns, head_size] each; given up.
+        store: Of all conversations, [slots, heads, columns, head_size] each, in the trunks that
+            read; given up.
         slots: Which of them; one past the last stands for none.
         tokens: What is new, padded on the right.
         start: How many tokens are known already.
@@ -141,11 +156,14 @@ def read(
         The states asked for; keys and values of the rows; and the store with them.
     """
     rows = jax.tree.map(lambda x: x[slots, :, :columns], store)
-    hidden, rows = extend(with_params(config, params).trunk, rows, tokens, start)
+    trunks = zip(with_params(config, params).trunks, rows.by_trunk(config.decoder), strict=False)
+    hidden, rows = zip(*(extend(*each, tokens, start) for each in trunks), strict=True)
+    rows = KeyValues.of_trunks(rows)
     store = jax.tree.map(
         lambda kept, new: kept.at[slots, :, :columns].set(new, mode="drop"), store, rows
     )
-    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], rows, store
+    wanted = [jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0] for x in hidden]
+    return jnp.stack(wanted), rows, store
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="lanes")
@@ -156,7 +174,7 @@ def admit(
     into: Int[Array, "rows"],
     context: KeyValues,
     context_length: Int[Array, "rows"],
-    hidden: Float[Array, "rows width"],
+    hidden: Float[Array, "trunks rows width"],
     keys: Key[Array, "rows"],
 ) -> Lanes:
     """Puts conversations into free lanes.
@@ -169,7 +187,7 @@ def admit(
         context: Keys and values of the conversations, from `read`; as many columns as the lanes
             have are enough for them.
         context_length: Tokens of each.
-        hidden: State after the last of them.
+        hidden: State after the last of them in each trunk that reads.
         keys: One random key a conversation: what is written depends on it alone.
     """
     num_samples, columns = lanes.done.shape[1], lanes.context.columns
@@ -179,17 +197,19 @@ def admit(
         at = (slice(None),) * axis + (into,)
         return old.at[at].set(new, mode="drop")
 
+    reads_values = len(hidden) == config.num_trunks
+    v = with_params(config, params).v(hidden[-1]) if reads_values else 0.0
     sample_keys = jax.vmap(lambda key: jax.random.split(key, num_samples))(keys)
     return lanes._replace(
         born=put(lanes.born, lanes.clock),
         context=jax.tree.map(put, lanes.context, context),
         context_length=put(lanes.context_length, context_length),
         keys=put(lanes.keys, sample_keys),
-        hidden=put(lanes.hidden, hidden[:, None]),
+        hidden=put(lanes.hidden, hidden[:, :, None], axis=1),
         length=put(lanes.length, 0),
         log_prob=put(lanes.log_prob, 0.0),
         q=put(lanes.q, 0.0, axis=1),
-        v=put(lanes.v, with_params(config, params).v(hidden)),
+        v=put(lanes.v, v),
         done=put(lanes.done, False),
     )
 
@@ -222,39 +242,46 @@ def write(
         temperature: 1 samples from the policy, 0 takes the best token.
         steering_strength: β; read only if `steered`.
         stop_token: Ends an utterance.
-        steered: Whether the values steer each token (costs the Q heads' vocabulary work).
+        steered: Whether the values steer each token (costs the Q heads' vocabulary work). Needs
+            lanes that the values' trunk reads too.
     """
     model = with_params(config, params)
     longest = lanes.tokens.shape[-1]
+    reads_values = len(lanes.hidden) == config.num_trunks
+    if steered and not reads_values:
+        raise ValueError(
+            f"steered is true, but the lanes have {len(lanes.hidden)} trunk, the policy's alone: "
+            f"make them and the store for {config.num_trunks}."
+        )
 
     def write_token(lanes: Lanes) -> Lanes:
         age = lanes.clock - lanes.born
-        logits = jnp.where(allowed, model.trunk.logits(lanes.hidden), -jnp.inf)
+        of_policy, of_values = lanes.hidden[0], lanes.hidden[-1]
+        logits = jnp.where(allowed, model.trunk.logits(of_policy), -jnp.inf)
         scores = logits
         if steered:
-            q, v = jnp.min(model.q(lanes.hidden), axis=0), model.v(lanes.hidden)
+            q, v = jnp.min(model.q(of_values), axis=0), model.v(of_values)
             scores = losses.steer_logits(logits, q, v, steering_strength)
         token = _choose(lanes.keys, age, scores, temperature)
         token = jnp.where((age == longest - 1)[:, None], stop_token, token)
         log_prob = -losses.policy_loss(logits, token)
-        q = model.q.taken(lanes.hidden, token)
+        q = model.q.taken(of_values, token) if reads_values else jnp.zeros_like(lanes.q)
         running = ~lanes.done
         column = lanes.clock % longest
-        hidden, written = write_step(
-            model.trunk,
-            token,
-            jnp.broadcast_to((lanes.context_length + age)[:, None], token.shape),
-            lanes.context,
-            lanes.context_length,
-            lanes.written,
-            column,
-            (column - jnp.arange(longest)) % longest <= age[:, None],
-        )
+        positions = jnp.broadcast_to((lanes.context_length + age)[:, None], token.shape)
+        visible = (column - jnp.arange(longest)) % longest <= age[:, None]
+
+        def read_token(trunk: Decoder, context: KeyValues, written: KeyValues):
+            length = lanes.context_length
+            return write_step(trunk, token, positions, context, length, written, column, visible)
+
+        caches = (each.by_trunk(config.decoder) for each in (lanes.context, lanes.written))
+        hidden, written = zip(*map(read_token, model.trunks, *caches), strict=True)
         kept = jnp.where(running, token, lanes.tokens[:, :, column])
         return lanes._replace(
             clock=lanes.clock + 1,
-            hidden=hidden,
-            written=written,
+            hidden=jnp.stack(hidden),
+            written=KeyValues.of_trunks(written),
             tokens=lanes.tokens.at[:, :, column].set(kept),
             length=lanes.length + running,
             log_prob=lanes.log_prob + jnp.where(running, log_prob, 0.0),
@@ -303,11 +330,12 @@ def generate(
     """
     batch, columns = context.shape
     rows, lengths = jnp.arange(batch), jnp.asarray(context_length)
-    store = KeyValues.zeros(config.decoder, (batch,), columns)
+    trunks = config.num_trunks
+    store = KeyValues.zeros(config.decoder, (batch,), columns, trunks)
     hidden, read_rows, _ = read(
         config, params, store, rows, context, 0 * rows, lengths - 1, columns=columns
     )
-    lanes = empty_lanes(config, batch, num_samples, max_length, columns)
+    lanes = empty_lanes(config, batch, num_samples, max_length, columns, trunks)
     lanes = admit(config, params, lanes, rows, read_rows, lengths, hidden, keys)
     lanes = write(
         config,

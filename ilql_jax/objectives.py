@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int
 from ilql_jax import chunks, losses
 from ilql_jax.batching import Batch
 from ilql_jax.losses import NEXT_UTTERANCE, SAME_UTTERANCE, Transitions
-from ilql_jax.models import ActorCritic, QHeads
+from ilql_jax.models import ActorCritic, ModelConfig, QHeads
 from ilql_jax.preferences import PreferenceBatch, split_pairs
 from ilql_jax.sharding import split_rows
 from ilql_jax.trajectory import Trajectory, TrajectoryError
@@ -155,19 +155,19 @@ def ilql(
             f"utterance_q is {model.config.utterance_q!r}, but must be last for credit 'token': "
             "there, Q of every token is a value of its own, not a share of one."
         )
-    hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
+    hidden, of_values = model.hidden_states(batch.tokens, batch.segment_ids, batch.positions)
     decisions = batch.by_utterance if by_utterance else batch.by_token
     total = totals.utterances if by_utterance else totals.tokens
 
     def read_q(heads: QHeads) -> Float[Array, "heads batch decisions"]:
         if by_utterance:
-            return q_of_utterances(heads, model.config.utterance_q, hidden, batch)
-        return q_of_tokens(heads, hidden, batch)
+            return q_of_utterances(heads, model.config.utterance_q, of_values, batch)
+        return q_of_tokens(heads, of_values, batch)
 
     q = read_q(model.q)
     target = jax.lax.stop_gradient(read_q(target_q))
-    v = model.v(gather(hidden, decisions.value_state))
-    next_v = jax.lax.stop_gradient(model.v(gather(hidden, decisions.next_state)))
+    v = model.v(gather(of_values, decisions.value_state))
+    next_v = jax.lax.stop_gradient(model.v(gather(of_values, decisions.next_state)))
     traces = _traces(decisions, config, progress)
     returns = losses.lambda_returns(decisions.reward, decisions.discount, next_v, traces)
     token_weight = _awac_weights(jnp.min(target, axis=0) - v, batch, config)
@@ -187,7 +187,7 @@ def ilql(
     # What is as wide as the vocabulary is added with its factors inside (see `cross_entropy`).
     cql_factor = config.value_loss_weight * config.cql_weight
     if cql_factor > 0:
-        cql = _conservative(model, hidden, batch, config, totals, cql_factor)
+        cql = _conservative(model, of_values, batch, config, totals, cql_factor)
         loss += cql
         metrics["cql_loss"] = cql / cql_factor
     metrics["policy_loss"] = _policy_loss(
@@ -256,6 +256,21 @@ Objective = Callable[
 OBJECTIVES: dict[str, Objective] = {"bc": bc, "fbc": bc, "mc": mc, "ilql": ilql, "dpo": dpo}
 LEARNS_VALUES = ("mc", "ilql")  # the others leave the value heads as they were made
 LEARNS_FROM_PAIRS = ("dpo",)  # and from `PreferenceBatch`es, the others from `Batch`es
+
+
+def network_of(method: str, config: ModelConfig) -> ModelConfig:
+    """The network that a method trains: without a trunk for values where it learns none."""
+    return config if method in LEARNS_VALUES else dataclasses.replace(config, value_trunk="shared")
+
+
+def check_network(method: str, config: ModelConfig) -> None:
+    """Raises `ValueError` if a part of the network would be carried along for nothing."""
+    if network_of(method, config) != config:
+        raise ValueError(
+            f"value_trunk is {config.value_trunk!r}, but {method} learns no values: give it the "
+            "network with value_trunk 'shared' (`network_of`). What it has learned can get a trunk "
+            "for values afterwards (`copy_for_values`)."
+        )
 
 
 def select_trajectories(

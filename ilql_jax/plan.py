@@ -41,7 +41,7 @@ from ilql_jax.losses import Transitions
 from ilql_jax.models import DecoderConfig, ModelConfig, Params
 from ilql_jax.models.decoder_config import LEFT_OPEN
 from ilql_jax.models.pretrained import find, read_config
-from ilql_jax.objectives import LEARNS_FROM_PAIRS, ObjectiveConfig
+from ilql_jax.objectives import LEARNS_FROM_PAIRS, ObjectiveConfig, network_of
 from ilql_jax.preferences import PreferenceBatch
 from ilql_jax.sharding import MeshConfig
 from ilql_jax.train import (
@@ -461,7 +461,7 @@ def setting_of(
     actions = max(1, -(-int(length * agent_share) // 8) * 8)
     pairs = -(-actions // (2 * utterance_tokens))
     return Setting(
-        ModelConfig(decoder, **_fields(config.model, ModelConfig)),
+        network_of(method, ModelConfig(decoder, **_fields(config.model, ModelConfig))),
         ObjectiveConfig(method=method, **_fields(config.objective, ObjectiveConfig)),
         TrainConfig(**_fields(config.train, TrainConfig)),
         PackingConfig(config.train.batch_rows, length, actions, 2 * pairs),

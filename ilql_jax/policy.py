@@ -48,6 +48,11 @@ class DecodingConfig:
                 "candidates above 1 need a temperature above 0: greedy ones are equal."
             )
 
+    @property
+    def reads_values(self) -> bool:
+        """Whether what is said depends on the values."""
+        return self.candidates > 1 or self.steering_strength != 0
+
     def __str__(self) -> str:
         parts = ["sampled"] if self.temperature == 1 else [f"sampled at {self.temperature:g}"]
         if self.temperature == 0:
@@ -92,15 +97,17 @@ class Response:
 
     Attributes:
         tokens: int32 [S], the stop token included.
-        q: Value of the utterance, min over the twin heads, in units of the rewards trained on.
-        v: Value of the state before it.
+        q: Value of the utterance, min over the twin heads, in units of the rewards trained on. None
+            where the values have a trunk of their own and the decoding does not ask them: it is
+            not read then.
+        v: Value of the state before it; likewise.
         log_prob: log π_β of the utterance.
         candidates: (tokens, q) of everything that was written, best first.
     """
 
     tokens: Int[np.ndarray, "time"]
-    q: float
-    v: float
+    q: float | None
+    v: float | None
     log_prob: float
     candidates: tuple[tuple[Int[np.ndarray, "time"], float], ...] = ()
 
@@ -156,12 +163,13 @@ class Policy:
                 f"an utterance of {max_utterance} tokens does not fit in the network's context "
                 f"of {model_config.decoder.max_positions}."
             )
+        # The plain policy does without the values' trunk, if they have one.
+        self._trunks = model_config.num_trunks if decoding.reads_values else 1
         # What is read last may be padded to the next width.
         columns = _round_up(self.max_context + max(self.WIDTHS), self.BUCKET)
-        shape = jax.eval_shape(lambda: KeyValues.zeros(model_config.decoder, (1,), columns))
-        each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shape))
-        slots = max(batch_size, int(store_megabytes * 2**20 // each))
         self._columns = columns
+        each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(self._empty)))
+        slots = max(batch_size, int(store_megabytes * 2**20 // each))
         self._memory = _Memory(slots)
         self._store: KeyValues | None = None
         # A few at a time, so that a lane does not wait long for others to be free.
@@ -198,6 +206,7 @@ class Policy:
             self.decoding.candidates,
             self.max_utterance,
             columns,
+            self._trunks,
         )
         talking: dict[int, int] = {}  # lane -> conversation
         while waiting or talking:
@@ -239,8 +248,7 @@ class Policy:
     ) -> Lanes:
         """Reads what is new in a group of conversations, and gives each a lane."""
         if self._store is None:
-            slots = (self._memory.slots,)
-            self._store = KeyValues.zeros(self._config.decoder, slots, self._columns)
+            self._store = self._empty(self._memory.slots)
 
         def padded(values: Sequence[int], nothing: int, dtype=np.int32) -> np.ndarray:
             return np.asarray([*values, *[nothing] * (self._group - len(values))], dtype)
@@ -281,6 +289,10 @@ class Policy:
             jax.vmap(jax.random.key)(own),
         )
 
+    def _empty(self, slots: int = 1) -> KeyValues:
+        """A store without conversations."""
+        return KeyValues.zeros(self._config.decoder, (slots,), self._columns, self._trunks)
+
     def _select(self, samples: Samples, row: int) -> Response:
         ranking = np.argsort(-samples.q[row], kind="stable")
         written = [
@@ -288,10 +300,11 @@ class Policy:
             for n in ranking
         ]
         best = ranking[0]
+        knows_values = self._trunks == self._config.num_trunks
         return Response(
             tokens=written[0][0],
-            q=written[0][1],
-            v=float(samples.v[row]),
+            q=written[0][1] if knows_values else None,
+            v=float(samples.v[row]) if knows_values else None,
             log_prob=float(samples.log_prob[row, best]),
             candidates=tuple(written) if len(written) > 1 else (),
         )

@@ -87,8 +87,8 @@ def _score_batch(
     config: ModelConfig, params: Params, batch: Batch
 ) -> tuple[Float[Array, "batch a"], Float[Array, "batch u"], Float[Array, "batch u"]]:
     model = with_params(config, params)
-    hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
+    hidden, of_values = model.hidden_states(batch.tokens, batch.segment_ids, batch.positions)
     log_prob = log_prob_of_tokens(model, hidden, batch)
-    q = q_of_utterances(model.q, config.utterance_q, hidden, batch)
-    v = model.v(gather(hidden, batch.by_utterance.value_state))
+    q = q_of_utterances(model.q, config.utterance_q, of_values, batch)
+    v = model.v(gather(of_values, batch.by_utterance.value_state))
     return log_prob, v, jnp.min(q, axis=0)

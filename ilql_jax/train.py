@@ -45,6 +45,7 @@ from ilql_jax.objectives import (
     LEARNS_VALUES,
     OBJECTIVES,
     ObjectiveConfig,
+    check_network,
     totals_of,
 )
 from ilql_jax.preferences import (
@@ -70,20 +71,22 @@ class TrainConfig:
     Attributes:
         steps: Optimizer steps.
         learning_rate: Peak of the schedule: linear warm-up, then a cosine down to zero.
-        optimizer: "adamw", or "muon": the trunk's matrices are moved along their orthogonalized
+        optimizer: "adamw", or "muon": the trunks' matrices are moved along their orthogonalized
             momentum (Jordan et al., 2024), everything else by AdamW.
         muon_learning_rate: Peak for those matrices; read only if `optimizer` is "muon".
         warmup_steps: Length of the warm-up.
         weight_decay: AdamW's.
-        max_gradient_norm: Gradients are clipped to this global norm.
+        max_gradient_norm: Gradients are clipped to this global norm; those of policy and values
+            each to it where the values have a trunk of their own.
         polyak_rate: Step of the target Q heads towards the Q heads (ILQL: 0.005).
         checkpoint_every: Steps between checkpoints.
         log_every: Steps between log entries.
         gradient_accumulation: Parts that a batch's rows are looked at in, one after the other, for
             one optimizer step: the same gradient (to rounding) with a part's activations in memory.
-        freeze_trunk: Only the value heads learn, and neither optimizer nor checkpoints keep
-            anything of the trunk (see `frozen.py`): the policy stays what the training started
-            from, and is steered or re-ranked.
+        freeze_trunk: The policy's trunk does not learn, and neither optimizer nor checkpoints keep
+            anything of it (see `frozen.py`): the policy stays what the training started from, and
+            is steered or re-ranked by the value heads, which learn, with their own trunk where
+            they have one.
     """
 
     steps: int
@@ -227,6 +230,7 @@ def make_train_step(
     """
     check_learns(objective.method, config)
     check_adapters(model_config, config)
+    check_network(objective.method, model_config)
     freezes = is_partly_frozen(model_config, config)
     optimizer = make_optimizer(config)
     compute_loss = OBJECTIVES[objective.method]
@@ -423,6 +427,7 @@ def train(
         folder, run_metadata(model_config, objective, config, packing, seed) | (metadata or {})
     )
     with contextlib.closing(checkpoints):
+        step_function = make_train_step(model_config, objective, config, mesh)
         frozen, given = None, None
         if freezes:
             given = make_start()
@@ -434,7 +439,6 @@ def train(
             checkpoints, batches, wanted, lambda: new_state(given if freezes else make_start())
         )
         del given  # what is learned has either moved into the state or is not needed
-        step_function = make_train_step(model_config, objective, config, mesh)
         beside = (frozen,) if freezes else ()
         start = int(state.step)
         if on_start:
@@ -542,17 +546,25 @@ def run_metadata(
 
 
 def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """optax's, as one factor for all: XLA makes it part of what reads the gradient.
+    """Clips to a norm over all; where policy and values share nothing, to one over each.
 
-    optax's own selects between two forms of each gradient, and a second copy of it is made.
+    optax's own selects between two forms of each gradient, and a second copy of it is made; one
+    factor becomes part of whatever reads the gradient.
     """
 
-    def clip(updates, state, params=None):
-        del params
-        factor = max_norm / jnp.maximum(optax.tree.norm(updates), max_norm)
-        return jax.tree.map(lambda x: (x * factor).astype(x.dtype), updates), state
+    def clipped(gradients: Params) -> Params:
+        factor = max_norm / jnp.maximum(optax.tree.norm(gradients), max_norm)
+        return jax.tree.map(lambda x: (x * factor).astype(x.dtype), gradients)
 
-    return optax.GradientTransformation(optax.init_empty_state, clip)
+    def update(gradients, state, params=None):
+        del params
+        if "value_trunk" not in gradients:
+            return clipped(gradients), state
+        of_policy = {name: each for name, each in gradients.items() if name == "trunk"}
+        of_values = {name: each for name, each in gradients.items() if name != "trunk"}
+        return clipped(of_policy) | clipped(of_values), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def _is_matrix(params: Params) -> Any:

@@ -17,7 +17,8 @@ class PolicyAgent:
         policy: The trained network with its decoding.
         tokenizer: The one it was trained with.
         reward_scale: What rewards were multiplied by in training; values are divided by it. None
-            for a network that learned no values: then none are noted.
+            for a network that learned no values: then none are noted, nor where the policy did
+            not ask them.
         keep_candidates: How many of the utterances considered are kept with each turn.
     """
 
@@ -42,7 +43,7 @@ class PolicyAgent:
 
     def _utterance(self, response: Response) -> Utterance:
         text = self.tokenizer.decode(response.tokens)
-        if self.reward_scale is None:
+        if self.reward_scale is None or response.q is None:
             return Utterance(text)
         annotations = {
             "q": round(response.q / self.reward_scale, 4),

@@ -25,6 +25,7 @@ from ilql_jax.train import TrainConfig, train
 VOCAB = 32
 DECODER = DecoderConfig(VOCAB, 16, 1, 4, 32, 32, initializer_range=0.08)
 MODEL = ModelConfig(DECODER, 16)
+SEPARATE = dataclasses.replace(MODEL, value_trunk="separate", value_heads="tied")
 ILQL = ObjectiveConfig("ilql", cql_weight=0.1, utterance_trace=0.5, awac_temperature=1.0)
 SHORT = TrainConfig(
     steps=4,
@@ -41,6 +42,7 @@ METHODS = {
     (1, 8, 1): "mc",
     (4, 1, 2): "dpo",
     (2, 4, 1): "lora",
+    (2, 1, 4): "ilql, a trunk for values",
     (2, 2, 2): "ilql",
 }
 GOES_ON = (1, 2, 4)
@@ -93,12 +95,14 @@ def run(folder, method, mesh, stop_at=None):
     else:
         data = dataset()
         packing = packing_for(data, batch_rows=8, row_length=32)
+        learns_by_ilql = method.startswith("ilql")
+        model = SEPARATE if method.endswith("values") else MODEL
         if method == "lora":
             model = dataclasses.replace(MODEL, decoder=dataclasses.replace(DECODER, lora_rank=2))
             objective, start_from = ObjectiveConfig("mc"), lambda: init_params(model, 1)
         else:
-            objective = ILQL if method == "ilql" else ObjectiveConfig(method)
-        config = dataclasses.replace(SHORT, optimizer="muon" if method == "ilql" else "adamw")
+            objective = ILQL if learns_by_ilql else ObjectiveConfig(method)
+        config = dataclasses.replace(SHORT, optimizer="muon" if learns_by_ilql else "adamw")
     try:
         params = train(
             data,

@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ilql_jax.checkpoint import read_metadata
+from ilql_jax.models.export import load_network
+from ilql_jax.policy import DecodingConfig
+
 ROOT = Path(__file__).parents[1]
 TINY = (
     "--config.imagination.dialogues=600",
@@ -375,3 +379,33 @@ def test_persuasion_without_its_data_says_where_to_get_it(tmp_path: Path):
 def test_config_on_disk_is_plain_yaml(finished: Path):
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["train"]["steps"] == 30
+
+
+def test_values_with_a_trunk_of_their_own_leave_the_others_as_they_are(
+    finished: Path, tmp_path: Path
+):
+    separate = (f"--workdir={tmp_path}", *TINY, "--config.model.value_trunk=separate")
+    result = launch(*separate, '--config.decoding.ilql=("greedy", "sampled, best of 2")')
+    assert result.returncode == 0, result.stdout + result.stderr
+    shapes, seen = {}, {}
+    for folder in (finished, tmp_path):
+        for method in ("bc", "ilql"):
+            metadata = read_metadata(folder / "checkpoints" / f"{method}-seed0")
+            shapes[folder, method] = metadata["model"]["value_trunk"]
+            lines = (folder / "metrics" / f"{method}-seed0.jsonl").read_text().splitlines()
+            seen[folder, method] = [json.loads(line)["policy_loss"] for line in lines]
+    assert shapes == {
+        (finished, "bc"): "shared",
+        (finished, "ilql"): "shared",
+        (tmp_path, "bc"): "shared",  # learns no values: neither computed, nor kept, nor saved
+        (tmp_path, "ilql"): "separate",
+    }
+    assert seen[finished, "bc"] == seen[tmp_path, "bc"]
+    assert seen[finished, "ilql"][0] == pytest.approx(seen[tmp_path, "ilql"][0], abs=1e-5)
+    assert seen[finished, "ilql"][-1] != seen[tmp_path, "ilql"][-1]
+    result = launch(*separate[:1], "--stage=export")
+    assert result.returncode == 0, result.stdout + result.stderr
+    card = (tmp_path / "export" / "ilql-seed0" / "README.md").read_text()
+    assert "the trunk that they read: a transformer of their own" in card
+    exported, _, about = load_network(tmp_path / "export" / "ilql-seed0")
+    assert exported.value_trunk == "separate" and DecodingConfig.parse(about["decoding"])

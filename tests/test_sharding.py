@@ -119,6 +119,8 @@ def mesh_of(data, fsdp, tensor):
         ("trunk/blocks/attention/o/kernel", (12, 32, 32), (None, "tensor", "fsdp")),
         ("trunk/blocks/mlp_gate/kernel", (12, 32, 64), (None, "fsdp", "tensor")),
         ("trunk/blocks/0/mlp_out/bias", (32,), ()),
+        ("value_trunk/token_embedding/embedding", (64, 32), ("tensor", "fsdp")),
+        ("value_trunk/blocks/1/attention/out/kernel", (32, 32), ("tensor", "fsdp")),
         ("trunk/blocks/attention_norm/scale", (12, 32), (None, None)),
         ("q/out_kernel", (2, 64, 32), (None, "tensor", "fsdp")),
         ("target_q/out_kernel", (2, 64, 32), (None, "tensor", "fsdp")),

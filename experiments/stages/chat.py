@@ -73,7 +73,7 @@ def _answer(agent: PolicyAgent, conversation: Conversation, values: bool, consol
     if not values:
         return
     if "q" not in notes:
-        console.print("[dim]  this method learned no values[/]")
+        console.print("[dim]  no values: it learned none, or chooses its words without them[/]")
         return
     console.print(f"[dim]  Q {notes['q']:.3f}  V {notes['v']:.3f}[/]")
     for candidate in notes.get("candidates", ()):

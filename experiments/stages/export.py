@@ -81,6 +81,7 @@ def model_card(config: ConfigDict, folder: RunFolder, unit: Unit, about: dict[st
         about=about,
         base=base,
         base_on_hub=bool(base) and not Path(base).expanduser().exists(),
+        value_trunk=config.model.value_trunk,
         learns_values=parse_method(unit.method).learns_values,
         dialogues=sum(1 for _ in iterate_dialogues(folder.dialogues)),
         results=_results(folder, unit),

@@ -292,7 +292,7 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
     objective = settings.objective_config(config, unit.method)
     train_config = settings.train_config(config, unit.method)
     data = TrainingData.load(config, folder, 0 if method.on_pairs else method.rounds)
-    shape = settings.model_config(config, data.tokenizer.vocab_size)
+    shape = settings.model_config(config, data.tokenizer.vocab_size, unit.method)
     start_from = pretrained_start(config, shape, unit.seed, mesh)
     if method.on_pairs:
         before = folder.checkpoints(Unit(PAIRS_START_FROM, unit.seed))
@@ -347,7 +347,7 @@ def trained_network(
     config: ConfigDict, folder: RunFolder, unit: Unit, vocab_size: int
 ) -> tuple[ModelConfig, Params]:
     """What a unit has learned, as a network like any other: adapters are merged into it."""
-    shape = settings.model_config(config, vocab_size)
+    shape = settings.model_config(config, vocab_size, unit.method)
     start_from = pretrained_start(config, shape, unit.seed)
     params = restore_params(folder.checkpoints(unit), shape, start_from=start_from)
     return merge_adapters(shape, params)

@@ -1,5 +1,8 @@
 """`ActorCritic`: one trunk, the language-model head, twin Q heads and a V head (ILQL, sec. 4).
 
+With a trunk of its own for the values (as in the code of ILQL and of LMRL-Gym) policy and values
+are two transformers, which start the same and share nothing: no gradient of one moves the other.
+
 Outside of the networks parameters are plain nested dicts of arrays: functions over them need no
 Flax, and passing them through a jitted step costs less Python than a tree of Flax variables.
 `with_params` puts them back into a network where its methods are called.
@@ -11,10 +14,14 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from ilql_jax.models.decoder import Decoder, DecoderConfig
 from ilql_jax.models.heads import KINDS, QHeads, VHead
+
+VALUE_TRUNKS = ("shared", "separate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +37,16 @@ class ModelConfig:
             all of it (the value of a token's own decision; needed for credit "token").
         value_heads: Kind of the value heads: mlp (the papers), linear, or tied, which have no
             vocabulary-sized matrix of their own (see `heads.py`).
+        value_trunk: What the value heads read. "shared": the policy's trunk. "separate": one of
+            their own, for methods that learn values. It starts as a copy of the policy's, so that
+            a training differs from one with a shared trunk in its gradients alone.
     """
 
     decoder: DecoderConfig
     value_inner_size: int
     utterance_q: str = "sum"
     value_heads: str = "mlp"
+    value_trunk: str = "shared"
 
     def __post_init__(self):
         if self.utterance_q not in ("sum", "last"):
@@ -44,10 +55,24 @@ class ModelConfig:
             raise ValueError(
                 f"value_heads is {self.value_heads!r}, but must be one of {', '.join(KINDS)}."
             )
+        if self.value_trunk not in VALUE_TRUNKS:
+            raise ValueError(
+                f"value_trunk is {self.value_trunk!r}, but must be {' or '.join(VALUE_TRUNKS)}."
+            )
         if self.value_inner_size < 1:
             raise ValueError(
                 f"value_inner_size is {self.value_inner_size}, but must be at least 1."
             )
+
+    @property
+    def value_decoder(self) -> DecoderConfig:
+        """Shape of a trunk of the values' own: without an output matrix, since it says no words."""
+        return dataclasses.replace(self.decoder, tied_output=True)
+
+    @property
+    def num_trunks(self) -> int:
+        """Transformers that read a conversation."""
+        return 2 if self.value_trunk == "separate" else 1
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
@@ -68,14 +93,44 @@ class ActorCritic(nnx.Module):
         self.trunk = Decoder(config.decoder, rngs)
         self.q = QHeads(width, inner, config.decoder.vocab_size, rngs, kind)
         self.v = VHead(width, inner, rngs, kind)
+        if config.value_trunk == "separate":
+            self.value_trunk = Decoder(config.value_decoder, rngs)
+
+    @property
+    def trunks(self) -> tuple[Decoder, ...]:
+        """What a conversation is read by: the policy looks at the first, the values at the last."""
+        separate = self.config.value_trunk == "separate"
+        return (self.trunk, self.value_trunk) if separate else (self.trunk,)
+
+    def hidden_states(
+        self,
+        tokens: Int[Array, "batch time"],
+        segment_ids: Int[Array, "batch time"],
+        positions: Int[Array, "batch time"],
+    ) -> tuple[Float[Array, "batch time width"], Float[Array, "batch time width"]]:
+        """Of packed rows: what the policy reads, and what the value heads read."""
+        hidden = [trunk(tokens, segment_ids, positions) for trunk in self.trunks]
+        return hidden[0], hidden[-1]
 
 
 Params = dict[str, Any]
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:
-    """Fresh parameters."""
-    return nnx.to_pure_dict(nnx.state(ActorCritic(config, nnx.Rngs(seed))))
+    """Fresh parameters; those of the heads and of the policy are the same with either trunk."""
+    params = nnx.to_pure_dict(nnx.state(ActorCritic(config, nnx.Rngs(seed))))
+    if config.value_trunk == "separate":
+        params["value_trunk"] = copy_for_values(params["trunk"])
+    return params
+
+
+def copy_for_values(trunk: Params) -> Params:
+    """What a trunk of the values' own starts from: a policy's, without its output matrix."""
+    return {
+        name: jax.tree.map(jnp.copy, each)
+        for name, each in trunk.items()
+        if name != "output_embedding"
+    }
 
 
 def abstract_params(config: ModelConfig) -> Params:
@@ -93,6 +148,9 @@ def with_params(config: ModelConfig, params: Params) -> ActorCritic:
 
 def target_q_heads(config: ModelConfig, target_q: Params, params: Params) -> QHeads:
     """The target network: Q heads with the parameters `target_q`.
+
+    They read the hidden states of the trunk that is being trained, also of one of the values' own:
+    the trunk is not copied (LMRL-Gym copies it). That saves a third pass over every batch.
 
     Tied heads read the output matrix of `params`, those being trained, as they are now: only the
     map before it is copied. The matrix is moved by the policy's loss alone, not by the values (see

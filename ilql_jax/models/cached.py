@@ -7,6 +7,8 @@ of the same `Decoder` that training does.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,8 +25,9 @@ from ilql_jax.models.decoder_config import DecoderConfig
 class KeyValues(NamedTuple):
     """Keys and values, an array [..., heads, columns, head_size] for each layer.
 
-    Arrays of their own, since taking a layer out of a larger one copies it, in every step. Heads
-    stand before columns, so that the products of attention read them in order.
+    Where a second trunk reads along, its layers follow those of the first. They are arrays of
+    their own, since taking a layer out of a larger one copies it, in every step. Heads stand before
+    columns, so that the products of attention read them in order.
     """
 
     keys: tuple[Float[Array, "... heads columns head_size"], ...]
@@ -35,11 +38,24 @@ class KeyValues(NamedTuple):
         return self.keys[0].shape[-2]
 
     @classmethod
-    def zeros(cls, config: DecoderConfig, rows: tuple[int, ...], columns: int) -> KeyValues:
+    def zeros(
+        cls, config: DecoderConfig, rows: tuple[int, ...], columns: int, trunks: int = 1
+    ) -> KeyValues:
         """Empty, for `rows` conversations or continuations of up to `columns` tokens."""
         shape = (*rows, config.kv_heads, columns, config.head_size)
-        layers, dtype = range(config.num_layers), dtype_of(config)
+        layers, dtype = range(trunks * config.num_layers), dtype_of(config)
         return cls(*(tuple(jnp.zeros(shape, dtype) for _ in layers) for _ in cls._fields))
+
+    def by_trunk(self, config: DecoderConfig) -> list[KeyValues]:
+        """Those of each trunk that reads."""
+        size = config.num_layers
+        starts = range(0, len(self.keys), size)
+        return [KeyValues(self.keys[i : i + size], self.values[i : i + size]) for i in starts]
+
+    @classmethod
+    def of_trunks(cls, each: Sequence[KeyValues]) -> KeyValues:
+        """Those of several trunks, behind one another."""
+        return cls(*(tuple(itertools.chain(*layers)) for layers in zip(*each, strict=True)))
 
 
 def extend(

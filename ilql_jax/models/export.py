@@ -1,7 +1,8 @@
 """Hugging Face checkpoints out: a folder that `transformers` loads, and this project too.
 
     config.json  model.safetensors (or several, with an index)   the policy
-    value_heads.safetensors                                     Q and V, and what they are
+    value_heads.safetensors                                     Q and V, and what they are; with
+                                                                their trunk, if it is their own
     README.md                                                   the model card
 
 Tokenizer files are written beside them by whoever has the tokenizer.
@@ -23,7 +24,14 @@ from jax.sharding import Sharding
 
 from ilql_jax.models.actor_critic import ModelConfig, Params, abstract_params
 from ilql_jax.models.adapters import merge_adapters
-from ilql_jax.models.families import Layout, PretrainedError, hugging_face_config
+from ilql_jax.models.decoder_config import DecoderConfig
+from ilql_jax.models.families import (
+    Family,
+    Layout,
+    PretrainedError,
+    Table,
+    hugging_face_config,
+)
 from ilql_jax.models.pretrained import (
     INDEX,
     SINGLE,
@@ -31,14 +39,17 @@ from ilql_jax.models.pretrained import (
     flat,
     for_each,
     load_trunk,
+    load_trunk_named,
     name_of,
     read_config,
+    read_family,
     trunk_shapes,
     under,
     unstacked,
 )
 
 VALUE_HEADS = "value_heads.safetensors"
+VALUE_TRUNK = "value_trunk/"  # before the names that the family has for its tensors
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -60,10 +71,10 @@ def save_pretrained(
         config: Shape of the network.
         params: Its parameters; adapters are merged into the matrices they belong to.
         card: Text of the model card.
-        dtype: Of the policy's tensors: float32 or bfloat16; the value heads stay float32.
+        dtype: Of the trunks' tensors: float32 or bfloat16; the value heads stay float32.
         special_tokens: For `config.json`: `eos_token_id`, `pad_token_id`, ...
         about: Plain JSON kept with the value heads.
-        max_file_bytes: Tensors beyond this go to another file.
+        max_file_bytes: The policy's tensors beyond this go to another file.
 
     Raises:
         PretrainedError: None of the families has this shape; nothing is written then.
@@ -77,8 +88,7 @@ def save_pretrained(
     fields |= {"dtype": dtype, **(special_tokens or {})}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shapes = trunk_shapes(unstacked(config.decoder))
-    table = {n: each for n, each in family.table(config.decoder).items() if each[0] in shapes}
+    shapes, table = trunk_shapes(unstacked(config.decoder)), _table(family, config.decoder)
     sizes = {
         name: int(np.prod(shapes[path].shape)) * DTYPES[dtype].itemsize
         for name, (path, _) in table.items()
@@ -86,13 +96,17 @@ def save_pretrained(
     files = _files(sizes, max_file_bytes)
     trunk = flat(params["trunk"])
     for file, names in files.items():
-        tensors = {name: _tensor(trunk, *table[name]).astype(DTYPES[dtype]) for name in names}
+        tensors = _tensors(trunk, {name: table[name] for name in names}, dtype)
         save_file(tensors, folder / file, metadata={"format": "pt"})
     if len(files) > 1:
         where = {name: file for file, names in files.items() for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
         (folder / INDEX).write_text(json.dumps(index, indent=1), "utf-8")
-    heads = {path: np.asarray(x) for path, x in flat({**params, "trunk": {}}).items()}
+    heads = {path: np.asarray(x) for path, x in flat({n: params[n] for n in ("q", "v")}).items()}
+    if config.value_trunk == "separate":
+        table = _table(family, config.value_decoder)
+        tensors = _tensors(flat(params["value_trunk"]), table, dtype)
+        heads |= {VALUE_TRUNK + name: tensor for name, tensor in tensors.items()}
     kept = {"heads": _head_fields(config), "about": dict(about or {})}
     save_file(heads, folder / VALUE_HEADS, metadata={k: json.dumps(v) for k, v in kept.items()})
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
@@ -126,8 +140,12 @@ def load_network(
     with safetensors.safe_open(path, framework="np") as file:
         kept = {key: json.loads(value) for key, value in file.metadata().items()}
         config = ModelConfig(decoder, **kept["heads"])
-        shapes = {name: each for name, each in abstract_params(config).items() if name != "trunk"}
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: x for name, x in abstract_params(config).items() if name in ("q", "v")}
+        found = {
+            name: tuple(file.get_slice(name).get_shape())
+            for name in file.keys()  # noqa: SIM118
+            if config.value_trunk == "shared" or not name.startswith(VALUE_TRUNK)
+        }
         _check_heads(found, shapes, path)
 
         def place(keys, shape: jax.ShapeDtypeStruct, where: Sharding) -> jax.Array:
@@ -135,11 +153,13 @@ def load_network(
 
         where = {name: for_each(under(sharding, name), each) for name, each in shapes.items()}
         heads = jax.tree_util.tree_map_with_path(place, shapes, where)
-    return (
-        config,
-        {"trunk": load_trunk(folder, decoder, under(sharding, "trunk")), **heads},
-        kept["about"],
-    )
+    params = {"trunk": load_trunk(folder, decoder, under(sharding, "trunk")), **heads}
+    if config.value_trunk == "separate":
+        family, there = read_family(folder), under(sharding, "value_trunk")
+        params["value_trunk"] = load_trunk_named(
+            path, VALUE_TRUNK, family, config.value_decoder, there
+        )
+    return config, params, kept["about"]
 
 
 def _check_heads(found: dict[str, tuple], shapes: Params, path: Path) -> None:
@@ -156,6 +176,16 @@ def _check_heads(found: dict[str, tuple], shapes: Params, path: Path) -> None:
 def _head_fields(config: ModelConfig) -> dict[str, Any]:
     """What the shape says beside the trunk's."""
     return {name: x for name, x in dataclasses.asdict(config).items() if name != "decoder"}
+
+
+def _table(family: Family, config: DecoderConfig) -> Table:
+    """Those of the family's tensors that this network has."""
+    shapes = trunk_shapes(unstacked(config))
+    return {name: each for name, each in family.table(config).items() if each[0] in shapes}
+
+
+def _tensors(trunk: Mapping[str, jax.Array], table: Table, dtype: str) -> dict[str, np.ndarray]:
+    return {name: _tensor(trunk, *place).astype(DTYPES[dtype]) for name, place in table.items()}
 
 
 def _tensor(trunk: Mapping[str, jax.Array], path: str, layout: Layout) -> np.ndarray:

@@ -14,7 +14,9 @@ product. That is all the target network is ever asked for.
 E the output matrix of the language model. **No gradient of the values flows into E.** If it did,
 the regression targets would move E at full speed under the target network, whose slowness is what
 keeps bootstrapping stable; and what the policy says would be bent by what is worth how much. It
-also saves a third of the vocabulary's work.
+also saves a third of the vocabulary's work. With a trunk of the values' own (`value_trunk`) E is
+the policy's output matrix too: the values' trunk starts as a copy of the policy's, so what it says
+fits E as well, and there need be no second matrix that no gradient would move.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from ilql_jax.models.actor_critic import ModelConfig, Params, init_params
+from ilql_jax.models.actor_critic import ModelConfig, Params, copy_for_values, init_params
 from ilql_jax.models.adapters import ADAPTER
 from ilql_jax.models.decoder import Decoder
 from ilql_jax.models.decoder_config import DecoderConfig
@@ -45,8 +45,10 @@ __all__ = [
     "check_tensors",
     "find",
     "load_trunk",
+    "load_trunk_named",
     "params_from_gpt2",
     "read_config",
+    "read_family",
     "start_params",
 ]
 
@@ -93,6 +95,11 @@ def read_config(folder: str | os.PathLike[str]) -> DecoderConfig:
     return decoder_config(_config_fields(Path(folder)))
 
 
+def read_family(folder: str | os.PathLike[str]) -> Family:
+    """The family of the network in a folder. Raises `PretrainedError` as `read_config` does."""
+    return family_of(_config_fields(Path(folder)))
+
+
 def check_tensors(folder: str | os.PathLike[str]) -> None:
     """Reads names and shapes alone.
 
@@ -100,7 +107,7 @@ def check_tensors(folder: str | os.PathLike[str]) -> None:
         PretrainedError: Tensors that are missing, unknown or of another shape: all of them.
     """
     folder = Path(folder)
-    family, there = family_of(_config_fields(folder)), read_config(folder)
+    family, there = read_family(folder), read_config(folder)
     with _open_tensors(folder) as tensors:
         _matched(tensors, family, there)
 
@@ -126,7 +133,7 @@ def load_trunk(
             config of another network.
     """
     folder = Path(folder)
-    family, there = family_of(_config_fields(folder)), read_config(folder)
+    family, there = read_family(folder), read_config(folder)
     with _open_tensors(folder) as tensors:
         return _load(tensors, family, there, config, sharding, seed)
 
@@ -136,6 +143,8 @@ def start_params(
 ) -> Params:
     """What training starts from: the trunk of a checkpoint and fresh value heads.
 
+    A trunk of the values' own is copied from the first on the devices: the files are read once.
+
     Args:
         folder: See `load_trunk`.
         config: Shape of the network.
@@ -144,12 +153,46 @@ def start_params(
     """
 
     def heads() -> Params:
-        # XLA leaves out the trunk that nobody asks for.
-        return {name: each for name, each in init_params(config, seed).items() if name != "trunk"}
+        # XLA leaves out the trunks that nobody asks for.
+        return {name: x for name, x in init_params(config, seed).items() if name in ("q", "v")}
 
     shardings = {name: under(sharding, name) for name in jax.eval_shape(heads)}
     trunk = load_trunk(folder, config.decoder, under(sharding, "trunk"), seed)
-    return {"trunk": trunk, **jax.jit(heads, out_shardings=shardings)()}
+    started = {"trunk": trunk, **jax.jit(heads, out_shardings=shardings)()}
+    if config.value_trunk == "separate":
+        copy = jax.jit(copy_for_values, out_shardings=under(sharding, "value_trunk"))
+        started["value_trunk"] = copy(trunk)
+    return started
+
+
+def load_trunk_named(
+    path: str | os.PathLike[str],
+    prefix: str,
+    family: Family,
+    config: DecoderConfig,
+    sharding: Shardings = None,
+) -> Params:
+    """The parameters, float32, of a trunk that lies in a file beside other things.
+
+    Args:
+        path: A safetensors file.
+        prefix: What the names of its tensors begin with, before the family's names.
+        family: Whose names they are.
+        config: Shape of the trunk.
+        sharding: See `load_trunk`.
+
+    Raises:
+        PretrainedError: Tensors that are missing, unknown or of another shape: all of them.
+    """
+    import safetensors
+
+    with safetensors.safe_open(path, framework="np") as file:
+        tensors = {
+            name.removeprefix(prefix): _Tensor(file.get_slice(name))
+            for name in file.keys()  # noqa: SIM118
+            if name.startswith(prefix)
+        }
+        return _load(tensors, family, config, config, sharding, 0)
 
 
 def params_from_gpt2(tensors: Mapping[str, np.ndarray], config: DecoderConfig) -> Params:
