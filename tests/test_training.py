@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ilql_jax.train as training
-from ilql_jax import Trajectory, TrajectoryError, make_batches, packing_for
+from ilql_jax import Trajectory, TrajectoryError, chunks, make_batches, packing_for
 from ilql_jax.checkpoint import CheckpointError, read_metadata, restore_params
 from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
 from ilql_jax.models import Decoder, DecoderConfig, ModelConfig, QHeads, with_params
@@ -114,23 +114,25 @@ def test_padding_and_human_tokens_cost_no_vocabulary_work(
     decisions = {"token": packing.actions_per_row, "utterance": packing.utterances_per_row}
     rows = collections.defaultdict(set)
 
-    def count(owner, name):
-        original = getattr(owner, name)
+    original = chunks.cross_entropy
 
-        def counting(self, hidden):
-            rows[owner].add(math.prod(hidden.shape[:-1]))
-            return original(self, hidden)
+    def counting(features, *others):
+        heads, *decisions, _ = features.shape
+        rows["values" if heads == 2 else "policy"].add(math.prod(decisions))
+        return original(features, *others)
 
-        monkeypatch.setattr(owner, name, counting)
+    def forbidden(*_):
+        raise AssertionError("scores of the whole vocabulary outside of `cross_entropy`")
 
-    count(Decoder, "logits")
-    count(QHeads, "__call__")
+    monkeypatch.setattr(chunks, "cross_entropy", counting)
+    monkeypatch.setattr(Decoder, "logits", forbidden)
+    monkeypatch.setattr(QHeads, "__call__", forbidden)
     objective = dataclasses.replace(ILQL, method=method, credit=credit)
     step, state, batch = traced_step(objective, packing, model)
     jax.eval_shape(step, state, batch)
-    expected = {Decoder: {4 * packing.actions_per_row}}
+    expected = {"policy": {4 * packing.actions_per_row}}
     if method != "bc":
-        expected[QHeads] = {4 * decisions[looked_at]}
+        expected["values"] = {4 * decisions[looked_at]}
     assert rows == expected
     assert packing.actions_per_row < 0.5 * 128
 

@@ -179,15 +179,18 @@ def test_muon_moves_its_matrices_too():
 
 def test_with_a_frozen_policy_the_values_learn_with_their_trunk(tmp_path):
     config = dataclasses.replace(TRAIN, freeze_trunk=True, optimizer="muon")
-    before = jax.device_get(init_state(MODEL, config, 0))
+    before = jax.device_get(jax.jit(lambda: init_params(MODEL, 0))())
     after = train(DATA, MODEL, ILQL, config, PACKING, 0, tmp_path)
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.params, jax.device_get(after))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, jax.device_get(after))
     assert not any(jax.tree.leaves(moved["trunk"]))
     assert all(jax.tree.leaves(moved["value_trunk"]["blocks"]))
-    kept = sum(x.size for x in jax.tree.leaves(before.optimizer))
-    learned = (before.params[name] for name in ("value_trunk", "q", "v"))
-    assert kept <= 2 * sum(x.size for x in jax.tree.leaves(list(learned))) + 16
-    # The checkpoint holds both trunks, and is told from one of a network that shares its own.
+    state = jax.eval_shape(lambda: init_state(MODEL, config, 0))
+    assert set(state.params) == {"value_trunk", "q", "v"}
+    kept, learned = (
+        sum(x.size for x in jax.tree.leaves(t)) for t in (state.optimizer, state.params)
+    )
+    assert kept <= 2 * learned + 16
+    # The checkpoint is told from one of a network whose values share the policy's trunk.
     assert_equal(restore_params(tmp_path, MODEL), after)
     with pytest.raises(CheckpointError, match="value_trunk was 'separate', now 'shared'"):
         restore_params(tmp_path, SHARED)
