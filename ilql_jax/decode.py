@@ -257,11 +257,13 @@ def write(
     def write_token(lanes: Lanes) -> Lanes:
         age = lanes.clock - lanes.born
         of_policy, of_values = lanes.hidden[0], lanes.hidden[-1]
-        logits = jnp.where(allowed, model.trunk.logits(of_policy), -jnp.inf)
-        scores = logits
         if steered:
-            q, v = jnp.min(model.q(of_values), axis=0), model.v(of_values)
+            logits, every_q = model.logits_and_q(of_policy, of_values)
+            logits = jnp.where(allowed, logits, -jnp.inf)
+            q, v = jnp.min(every_q, axis=0), model.v(of_values)
             scores = losses.steer_logits(logits, q, v, steering_strength)
+        else:
+            scores = logits = jnp.where(allowed, model.trunk.logits(of_policy), -jnp.inf)
         token = _choose(lanes.keys, age, scores, temperature)
         token = jnp.where((age == longest - 1)[:, None], stop_token, token)
         log_prob = -losses.policy_loss(logits, token)

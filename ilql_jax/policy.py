@@ -20,6 +20,7 @@ from jaxtyping import Bool, Int
 from ilql_jax.decode import Lanes, Samples, admit, empty_lanes, read, write
 from ilql_jax.models import ModelConfig, Params
 from ilql_jax.models.cached import KeyValues
+from ilql_jax.models.few_rows import for_decoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +156,7 @@ class Policy:
         self.max_utterance = max_utterance
         self.batch_size = batch_size
         self.max_context = model_config.decoder.max_positions - max_utterance
-        self._config = model_config
-        self._params = params
+        self._config, self._params = for_decoding(model_config, params)
         self._allowed = jnp.asarray(allowed)
         if self.max_context < 1:
             raise ContextError(

@@ -1,11 +1,12 @@
 """Decoding against Hugging Face's `generate`, and conversations a second.
 
     python experiments/benchmarks/decoding.py               # needs the extra `parity` (torch)
-    python experiments/benchmarks/decoding.py --json=decoding.json
+    python experiments/benchmarks/decoding.py --heads=tied --json=decoding.json
 
 The same GPT-2 (random weights), the same 8 prompts of 64 tokens, 32 greedy tokens after each, one
 thread each, in turn; the tokens must agree. Ours writes plainly, which is the same work, and
-steered by the values of every token, which adds a value head as wide as the vocabulary, twice.
+steered by the values of every token, which adds a value head as wide as the vocabulary, twice; or
+with tied heads two more rows a conversation in the product with the output matrix.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ import numpy as np
 
 from ilql_jax.decode import generate
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params
+from ilql_jax.models.few_rows import for_decoding
+from ilql_jax.models.heads import KINDS
 from ilql_jax.models.pretrained import params_from_gpt2
 
 CONVERSATIONS, PROMPT, NEW = 8, 64, 32
@@ -40,32 +43,37 @@ SIZES = {  # hidden size, layers, heads, vocabulary
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--heads", choices=KINDS, default="mlp", help="kind of the value heads")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="where the figures go, too")
     given = parser.parse_args()
-    found = run(given.size, given.rounds)
+    found = run(given.size, given.heads, given.rounds)
     for name, value in found.items():
         print(f"{name.replace('_', ' ')}: {value:.2f}")
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
 
 
-def run(size: str, rounds: int) -> dict[str, float]:
+def run(size: str, heads: str, rounds: int) -> dict[str, float]:
     """Tokens a second of each, and the ratios."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    width, layers, heads, vocab = SIZES[size]
+    width, layers, num_heads, vocab = SIZES[size]
     theirs = GPT2LMHeadModel(
-        GPT2Config(vocab_size=vocab, n_embd=width, n_layer=layers, n_head=heads, n_positions=128)
+        GPT2Config(
+            vocab_size=vocab, n_embd=width, n_layer=layers, n_head=num_heads, n_positions=128
+        )
     ).eval()
-    config = ModelConfig(DecoderConfig(vocab, width, layers, heads, 4 * width, 128), width)
+    decoder = DecoderConfig(vocab, width, layers, num_heads, 4 * width, 128)
+    config = ModelConfig(decoder, width, value_heads=heads)
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     params = init_params(config, 0)
     params["trunk"] = jax.tree.map(jnp.asarray, params_from_gpt2(tensors, config.decoder))
     del tensors
+    config, params = for_decoding(config, params)  # as `Policy` does, once
     prompts = np.random.default_rng(0).integers(1, vocab, (CONVERSATIONS, PROMPT)).astype(np.int32)
 
     def hugging_face() -> np.ndarray:

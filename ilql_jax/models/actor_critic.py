@@ -112,6 +112,20 @@ class ActorCritic(nnx.Module):
         hidden = [trunk(tokens, segment_ids, positions) for trunk in self.trunks]
         return hidden[0], hidden[-1]
 
+    def logits_and_q(
+        self, of_policy: Float[Array, "... width"], of_values: Float[Array, "... width"]
+    ) -> tuple[Float[Array, "... vocab"], Float[Array, "heads ... vocab"]]:
+        """Scores of the next token, and its value from each head.
+
+        Tied heads and the policy go through the output matrix together: it is read once.
+        """
+        if self.config.value_heads != "tied":
+            return self.trunk.logits(of_policy), self.q(of_values)
+        mapped, shared = self.q.mapped(of_values)
+        together = jnp.concatenate([of_policy[None], mapped.astype(of_policy.dtype)])
+        logits, *q = self.trunk.logits(together)
+        return logits, jnp.stack(q) + shared[..., None]
+
 
 Params = dict[str, Any]
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from ilql_jax.models.adapters import AdaptedLinear
 from ilql_jax.models.attention import attend
 from ilql_jax.models.decoder_config import DecoderConfig
+from ilql_jax.models.few_rows import TransposedLinear
 from ilql_jax.models.rotary import Rotation, rotate
 
 
@@ -111,6 +112,8 @@ def _linear(
         "dtype": dtype_of(config),
         "rngs": rngs,
     }
+    if config.transposed_kernels:
+        return TransposedLinear(size_in, size_out, **said)
     if not config.lora_rank:
         return nnx.Linear(size_in, size_out, **said)
     return AdaptedLinear(size_in, size_out, rank=config.lora_rank, scale=config.lora_scale, **said)

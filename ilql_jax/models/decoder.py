@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ilql_jax.models.attention import packed_causal_mask
 from ilql_jax.models.blocks import Block, dtype_of, norm
 from ilql_jax.models.decoder_config import DecoderConfig
+from ilql_jax.models.few_rows import times_rows
 from ilql_jax.models.rotary import Rotation, rotation
 from ilql_jax.sharding import split_rows
 
@@ -90,8 +91,7 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "... width"]) -> Float[Array, "... vocab"]:
         """Scores of the next token, float32."""
-        matrix = self.output_matrix().astype(hidden.dtype)
-        return jnp.dot(hidden, matrix.T, preferred_element_type=jnp.float32)
+        return times_rows(hidden, self.output_matrix().astype(hidden.dtype))
 
     def output_matrix(self) -> Float[Array, "vocab width"]:
         """What `logits` multiplies by, a row a token: the embedding, or a matrix of its own."""

@@ -54,6 +54,8 @@ class DecoderConfig:
         lora_rank: Width of the adapters beside the matrices of attention and MLP, which are frozen
             then, as all else in the trunk (LoRA; Hu et al., 2021); 0 = none.
         lora_scale: What the adapters' part is multiplied by (the paper's α / r).
+        transposed_kernels: Matrices of the blocks lie as [out, in]; not for training (see
+            `few_rows.for_decoding`).
     """
 
     vocab_size: int
@@ -84,6 +86,7 @@ class DecoderConfig:
     scan_layers: bool = False
     lora_rank: int = 0
     lora_scale: float = 1.0
+    transposed_kernels: bool = False
 
     def __post_init__(self):
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "mlp_size"):

@@ -27,6 +27,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from ilql_jax.models.few_rows import times_rows
+
 KINDS = ("mlp", "linear", "tied")
 NUM_HEADS = 2
 
@@ -98,9 +100,9 @@ class QHeads(nnx.Module):
     def __call__(self, hidden: Float[Array, "... width"]) -> Float[Array, "heads ... vocab"]:
         """Values of every token."""
         if self.kind == "tied":
-            mapped, shared = self._mapped(hidden)
-            return jnp.einsum("k...d,vd->k...v", mapped, self._output_matrix()) + shared[..., None]
-        product = jnp.einsum("k...m,kvm->k...v", self._features(hidden), self.out_kernel[...])
+            mapped, shared = self.mapped(hidden)
+            return times_rows(mapped, self._output_matrix()) + shared[..., None]
+        product = times_rows(self._features(hidden), self.out_kernel[...])
         return product + _by_head(self.out_bias[...], product.ndim)
 
     def last_layer(
@@ -115,7 +117,7 @@ class QHeads(nnx.Module):
         Their product is `self(hidden)`, up to what all tokens have in common (g_k(h), if tied).
         """
         if self.kind == "tied":
-            return self._mapped(hidden)[0], self._output_matrix()[None], None
+            return self.mapped(hidden)[0], self._output_matrix()[None], None
         return self._features(hidden), self.out_kernel[...], self.out_bias[...]
 
     def taken(
@@ -123,7 +125,7 @@ class QHeads(nnx.Module):
     ) -> Float[Array, "heads ..."]:
         """Values of the actions taken alone."""
         if self.kind == "tied":
-            mapped, shared = self._mapped(hidden)
+            mapped, shared = self.mapped(hidden)
             return jnp.sum(mapped * self._output_matrix()[action], axis=-1) + shared
         features = self._features(hidden)
         rows = self.out_kernel[...][:, action]  # [heads, ..., inner]
@@ -136,10 +138,10 @@ class QHeads(nnx.Module):
         product = jnp.einsum("...d,kdm->k...m", hidden, self.inner_kernel[...])
         return jax.nn.gelu(product + _by_head(self.inner_bias[...], product.ndim))
 
-    def _mapped(
+    def mapped(
         self, hidden: Float[Array, "... width"]
     ) -> tuple[Float[Array, "heads ... width"], Float[Array, "heads ..."]]:
-        """f_k(h), and g_k(h), which all tokens have in common."""
+        """Of tied heads: f_k(h), and g_k(h), which all tokens have in common."""
         inner = self._features(hidden)
         product = jnp.einsum("k...m,kmd->k...d", inner, self.map_kernel[...])
         mapped = product + _by_head(self.map_bias[...], product.ndim)

@@ -1,0 +1,86 @@
+"""Products of a few rows with large matrices, which decoding on a CPU consists of.
+
+Such a product reads the matrix once for little work, so how it is read decides. XLA:CPU packs the
+right factor of a product anew each time; as the left one, [out, in], a matrix is read as it lies,
+nearly twice as fast (`experiments/benchmarks/decoding.py`). Output matrices lie so anyway;
+`for_decoding` lays out the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from ilql_jax.sharding import platform
+
+if TYPE_CHECKING:  # which is built of what is here
+    from ilql_jax.models.actor_critic import ModelConfig, Params
+
+FEW = 64  # rows; with more, the work counts
+LARGE = 2**20  # bytes of a matrix that a core's cache does not keep
+
+
+def times_rows(
+    x: Float[Array, "*heads rows size_in"], matrix: Float[Array, "*heads size_out size_in"]
+) -> Float[Array, "*heads rows size_out"]:
+    """`x matrixᵀ`, float32, for each head of the matrix; any number of axes of rows."""
+    *heads, _, size_in = matrix.shape
+    leading = x.shape[:-1]
+    rows = x.reshape(*heads, -1, size_in)
+    if platform() != "cpu" or rows.shape[-2] > FEW:
+        product = jnp.einsum("...ri,...oi->...ro", rows, matrix, preferred_element_type=jnp.float32)
+        return product.reshape(*leading, -1)
+    product = jnp.einsum("...oi,...ri->...or", matrix, rows, preferred_element_type=jnp.float32)
+    # Behind a barrier, or XLA makes it the other product again.
+    return jnp.swapaxes(lax.optimization_barrier(product), -1, -2).reshape(*leading, -1)
+
+
+class TransposedLinear(nnx.Linear):
+    """`x W + b` with W kept as [size_out, size_in]."""
+
+    def __init__(self, size_in: int, size_out: int, **linear):
+        super().__init__(size_in, size_out, **linear)
+        self.kernel = nnx.Param(self.kernel[...].T)
+
+    def __call__(self, x: Float[Array, "... size_in"]) -> Float[Array, "... size_out"]:
+        y = times_rows(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return (y if self.bias is None else y + self.bias[...]).astype(self.dtype)
+
+
+def for_decoding(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+    """The same network, laid out for writing: layers apart, on CPUs large matrices transposed.
+
+    What is laid out as it should be is shared with `params`, everything else is copied: once, not
+    in every call.
+
+    Args:
+        config: Shape of the network; without adapters (see `adapters.merge_adapters`).
+        params: Its parameters.
+    """
+    shape = config.decoder
+    transposes = platform() == "cpu" and 4 * shape.hidden_size * shape.mlp_size >= LARGE
+    if shape.lora_rank or not (shape.scan_layers or (transposes and not shape.transposed_kernels)):
+        return config, params
+
+    def lay_out(trunk: Params) -> Params:
+        blocks = trunk["blocks"]
+        if shape.scan_layers:
+            layers = range(shape.num_layers)
+            blocks = {i: jax.tree.map(lambda x, i=i: x[i], blocks) for i in layers}
+        if transposes:
+            blocks = jax.tree_util.tree_map_with_path(_transposed, blocks)
+        return trunk | {"blocks": blocks}
+
+    decoder = dataclasses.replace(shape, scan_layers=False, transposed_kernels=transposes)
+    trunks = {name: lay_out(params[name]) for name in ("trunk", "value_trunk") if name in params}
+    return dataclasses.replace(config, decoder=decoder), params | trunks
+
+
+def _transposed(path: tuple[Any, ...], leaf: Array) -> Array:
+    return jnp.array(leaf.T) if path[-1].key == "kernel" else leaf
