@@ -270,7 +270,7 @@ def write(
         q = model.q.taken(of_values, token) if reads_values else jnp.zeros_like(lanes.q)
         running = ~lanes.done
         column = lanes.clock % longest
-        positions = jnp.broadcast_to((lanes.context_length + age)[:, None], token.shape)
+        positions = (lanes.context_length + age)[:, None]
         visible = (column - jnp.arange(longest)) % longest <= age[:, None]
 
         def read_token(trunk: Decoder, context: KeyValues, written: KeyValues):

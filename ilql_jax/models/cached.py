@@ -101,7 +101,7 @@ def extend(
 def write_step(
     decoder: Decoder,
     tokens: Int[Array, "rows samples"],
-    positions: Int[Array, "rows samples"],
+    positions: Int[Array, "rows 1"],
     context: KeyValues,
     context_length: Int[Array, "rows"],
     written: KeyValues,
@@ -113,7 +113,7 @@ def write_step(
     Args:
         decoder: The network.
         tokens: The token of each continuation.
-        positions: Its position in the conversation.
+        positions: Its position in the conversation, the same for all of a row.
         context: Of the conversations, [rows, heads, columns, head_size] each.
         context_length: How many of those columns are real.
         written: Of the continuations, [rows, samples, heads, written, head_size] each.
@@ -123,10 +123,8 @@ def write_step(
     Returns:
         Hidden states, and `written` with the token in it.
     """
-    columns = context.columns
-    in_context = jnp.arange(columns) < context_length[:, None]
-    # [rows, samples, kv_heads, group, columns]: what is far comes before what is near.
-    mask = jnp.concatenate([in_context, visible], axis=-1)[:, None, None, None]
+    in_context = (jnp.arange(context.columns) < context_length[:, None])[:, None, None, None]
+    visible = visible[:, None, None, None]
 
     def insert(old: Array, new: Array) -> Array:
         return lax.dynamic_update_slice(old, new[..., None, :], (0, 0, 0, column, 0))
@@ -141,12 +139,18 @@ def write_step(
         keys.append(insert(written.keys[layer], k))
         values.append(insert(written.values[layer], v))
         q = _grouped(q, k.shape[-2])
-        far = _product("rshgd,rhcd->rshgc", q, context.keys[layer])
-        near = _product("rshgd,rshcd->rshgc", q, keys[-1])
-        scores = jnp.where(mask, jnp.concatenate([far, near], axis=-1), NEGATIVE)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        heads = _product("rshgc,rhcd->rshgd", weights[..., :columns], context.values[layer])
-        heads += _product("rshgc,rshcd->rshgd", weights[..., columns:], values[-1])
+        # One softmax over what is far, [rows, heads, samples, group, columns], and what is near,
+        # [rows, samples, heads, group, written]: brought together only where they are small.
+        far = _product("rhsgd,rhcd->rhsgc", jnp.swapaxes(q, 1, 2), context.keys[layer])
+        near = _product("rshgd,rshwd->rshgw", q, keys[-1])
+        far, near = jnp.where(in_context, far, NEGATIVE), jnp.where(visible, near, NEGATIVE)
+        largest = jnp.maximum(near.max(axis=-1), jnp.swapaxes(far.max(axis=-1), 1, 2))[..., None]
+        far, near = jnp.exp(far - jnp.swapaxes(largest, 1, 2)), jnp.exp(near - largest)
+        total = near.sum(axis=-1) + jnp.swapaxes(far.sum(axis=-1), 1, 2)
+        heads = _product("rhsgc,rhcd->rhsgd", far.astype(v.dtype), context.values[layer])
+        heads = jnp.swapaxes(heads, 1, 2)
+        heads += _product("rshgw,rshwd->rshgd", near.astype(v.dtype), values[-1])
+        heads /= total[..., None]
         x = _rest_of_block(block, x, heads)
     return decoder.final_norm(x), KeyValues(tuple(keys), tuple(values))
 

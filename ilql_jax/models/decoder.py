@@ -106,7 +106,9 @@ class Decoder(nnx.Module):
         config = self.config
         if config.position_encoding != "rotary":
             return None
-        return rotation(positions, config.head_size, config.rotary_base, config.rotary_scaling)
+        turn = rotation(positions, config.head_size, config.rotary_base, config.rotary_scaling)
+        # Or XLA:CPU works sines and cosines out again wherever something is turned by them.
+        return jax.lax.optimization_barrier(turn)
 
     def _uses_rotary(self) -> Bool[np.ndarray, "layers"] | None:
         """Which layers do, or None: all that can."""

@@ -133,9 +133,10 @@ class QHeads(nnx.Module):
 
     def _features(self, hidden: Float[Array, "... width"]) -> Float[Array, "heads ... inner"]:
         """What the last layer reads."""
+        hidden = jnp.broadcast_to(hidden, (NUM_HEADS, *hidden.shape))
         if self.kind == "linear":
-            return jnp.broadcast_to(hidden, (NUM_HEADS, *hidden.shape))
-        product = jnp.einsum("...d,kdm->k...m", hidden, self.inner_kernel[...])
+            return hidden
+        product = jnp.einsum("k...d,kdm->k...m", hidden, self.inner_kernel[...])
         return jax.nn.gelu(product + _by_head(self.inner_bias[...], product.ndim))
 
     def mapped(
