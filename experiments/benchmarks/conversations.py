@@ -4,7 +4,8 @@
     python experiments/benchmarks/conversations.py --workdir=runs/persuasion --method=bc
 
 In as many processes as there are cores, each with one thread, as the evaluation has it; compiling
-is not counted. Every way of choosing words of the method (`config.decoding`) is timed.
+is not counted: as many episodes are played before. Every way of choosing words of the method
+(`config.decoding`) is timed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="of a run that was trained")
     parser.add_argument("--method", default="ilql")
-    parser.add_argument("--episodes", type=int, default=300, help="of each process")
+    parser.add_argument("--episodes", type=int, default=600, help="of each process")
     parser.add_argument("--json", type=Path, help="where the figures go, too")
     given = parser.parse_args()
     with launch.told_errors() as console:
@@ -68,9 +69,9 @@ def _play(
     for place, choice in enumerate(choices):
         report(place, len(choices), str(choice))
         agent.policy.decoding = choice
-        evaluate.play(scene, agent, human, "average", episodes, SEED)  # compiles
+        evaluate.play(scene, agent, human, "average", episodes, SEED)
         start = time.perf_counter()
-        evaluate.play(scene, agent, human, "average", episodes, SEED + 1 + index)
+        evaluate.play(scene, agent, human, "average", episodes, SEED + episodes * (1 + index))
         rates[str(choice)] = episodes / (time.perf_counter() - start)
     report(len(choices), len(choices), "")
     return rates
