@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_networks
 
 from ilql_jax import Trajectory, losses, make_batches, packing_for
 from ilql_jax.checkpoint import CheckpointError, restore_params
@@ -32,25 +33,10 @@ ILQL = ObjectiveConfig("ilql", cql_weight=0.1)
 
 
 def random_params(kind, seed=0):
-    """Random everywhere: fresh value heads are zero."""
-    leaves, structure = jax.tree.flatten(init_params(MODELS[kind], seed))
-    rng = np.random.default_rng(seed)
-    noise = [jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype) for leaf in leaves]
-    return jax.tree.unflatten(structure, [a + b for a, b in zip(leaves, noise, strict=True)])
+    return small_networks.random_params(MODELS[kind], 0.3, seed)
 
 
-def dialogues(count=12):
-    rng = np.random.default_rng(0)
-    found = []
-    for length in rng.integers(10, 20, count):
-        is_action = np.arange(length) % 5 >= 3
-        rewards = np.where(is_action, rng.normal(size=length), 0).astype(np.float32)
-        tokens = rng.integers(4, VOCAB, length).astype(np.int32)
-        found.append(Trajectory(tokens, is_action, rewards))
-    return found
-
-
-DATA = dialogues()
+DATA = small_networks.random_dialogues(VOCAB)
 PACKING = packing_for(DATA, batch_rows=2, row_length=24)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_networks
 from safetensors.numpy import load_file, save_file
 from test_export import LLAMA, OURS, ROW, SCANNED, transformers_model
 
@@ -45,25 +46,10 @@ def apart(config):
 
 
 def random_params(config, seed=0):
-    """Random everywhere, so that the two trunks differ and values are not zero."""
-    leaves, structure = jax.tree.flatten(init_params(config, seed))
-    rng = np.random.default_rng(seed)
-    noise = [jnp.asarray(rng.normal(0, 0.2, leaf.shape), leaf.dtype) for leaf in leaves]
-    return jax.tree.unflatten(structure, [a + b for a, b in zip(leaves, noise, strict=True)])
+    return small_networks.random_params(config, 0.2, seed)
 
 
-def dialogues(count=12):
-    rng = np.random.default_rng(0)
-    found = []
-    for length in rng.integers(10, 20, count):
-        is_action = np.arange(length) % 5 >= 3
-        rewards = np.where(is_action, rng.normal(size=length), 0).astype(np.float32)
-        tokens = rng.integers(4, VOCAB, length).astype(np.int32)
-        found.append(Trajectory(tokens, is_action, rewards))
-    return found
-
-
-DATA = dialogues()
+DATA = small_networks.random_dialogues(VOCAB)
 PACKING = packing_for(DATA, batch_rows=2, row_length=24)
 BATCH = next(make_batches(DATA, PACKING, 0))
 
