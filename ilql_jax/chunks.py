@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float, Int
+
+from ilql_jax.sharding import platform
 
 
 def cross_entropy(
@@ -79,19 +82,18 @@ def _sum_forward(dtype, *inputs):
     )
     learns = inputs[0].perturbed  # not so where the matrix is another's (tied heads)
     rounded_matrix = matrix.astype(dtype)
-    barrier = lax.optimization_barrier  # XLA:CPU would fuse a softmax into something much slower
 
     def of_part(part):
         features, actions, weight = part
         rounded = features.astype(dtype)
         scores = _scores(rounded, rounded_matrix, bias)
-        largest = barrier(scores.max(-1, keepdims=True))
-        exponential = barrier(jnp.exp(scores - largest))
-        normalizer = barrier(exponential.sum(-1, keepdims=True))
+        largest = _barrier(scores.max(-1, keepdims=True))
+        exponential = _barrier(jnp.exp(scores - largest))
+        normalizer = _barrier(exponential.sum(-1, keepdims=True))
         value = (jnp.log(normalizer) + largest)[..., 0] - _taken(scores, actions)
         is_taken = lax.broadcasted_iota(actions.dtype, (1, scores.shape[-1]), 1)
         is_taken = is_taken == actions[..., None]
-        to_scores = barrier(weight[..., None] * (exponential / normalizer - is_taken))
+        to_scores = _barrier(weight[..., None] * (exponential / normalizer - is_taken))
         to_features = _product("knv,kvm->knm", to_scores.astype(dtype), rounded_matrix)
         sums = {"value": jnp.sum(weight * value)}
         if learns:
@@ -124,6 +126,11 @@ def _sum_backward(dtype, saved, gradient):
 
 
 _sum.defvjp(_sum_forward, _sum_backward, symbolic_zeros=True)
+
+
+def _barrier(x: Any) -> Any:
+    """XLA:CPU would fuse a softmax into something much slower; others fuse it well."""
+    return lax.optimization_barrier(x) if platform() == "cpu" else x
 
 
 def _scores(features: Array, matrix: Array, bias: Array | None) -> Array:
