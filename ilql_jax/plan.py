@@ -141,7 +141,7 @@ class Compiled:
         rows: In a batch.
         memory: What it takes on each chip.
         fits: Whether the chip has as much.
-        program: None if the compiler gave up, since it has not.
+        program: None if the compiler gave up, or wrote what cannot be read.
         seconds: That compiling took.
     """
 
@@ -163,7 +163,7 @@ class Plan:
         step: The step, compiled.
         others: The same with other numbers of rows, in the order they were tried.
         flops: Of matrix products.
-        memory_traffic: To and from main memory; None where the compiler gave up.
+        memory_traffic: To and from main memory; None where there is no program to count it in.
         interconnect: Sent by each chip, by collective; likewise.
         most_rows: By the line through the sizes tried, how many rows would fit; None = no limit.
     """
@@ -357,8 +357,15 @@ def compile_step(setting: Setting, mesh: Mesh, rows: int, limit: int | None) -> 
         temporary=sizes.temp_size_in_bytes + max(0, beside),
     )
     fits = limit is None or memory.total <= limit
-    program = hlo.parse(compiled.as_text())
-    return Compiled(rows, memory, fits, program, time.monotonic() - start)
+    return Compiled(rows, memory, fits, _program(compiled), time.monotonic() - start)
+
+
+def _program(compiled: jax.stages.Compiled) -> hlo.Program | None:
+    """What was compiled, or None where the compiler writes what JAX's reader does not know yet."""
+    try:
+        return hlo.parse(compiled.as_text())
+    except jax.errors.JaxRuntimeError:
+        return None
 
 
 def _out_of_memory(error: str) -> tuple[int, int] | None:
@@ -529,7 +536,8 @@ def _describe_memory(plan: Plan) -> list[str]:
 def _describe_work(plan: Plan) -> list[str]:
     lines = [f"a step, per chip:\n  matrix products {plan.flops / 1e12:>9.4g} TFLOP"]
     if plan.interconnect is None:
-        return [*lines, "  (what is moved and the time are not known, since it does not fit)", ""]
+        why = "its program cannot be read" if plan.step.fits else "it does not fit"
+        return [*lines, f"  (what is moved and the time are not known, since {why})", ""]
     lines.append(f"  memory          {_size(plan.memory_traffic):>12}")
     lines += [
         f"  {kind:<16}{_size(size):>12}  sent" for kind, size in sorted(plan.interconnect.items())

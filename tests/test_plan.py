@@ -220,3 +220,11 @@ def test_the_command_reads_an_experiments_config(capsys, monkeypatch):
     text = capsys.readouterr().out
     assert "2 rows of 240 tokens, 112 of them the agent's" in text
     assert "compiled for 1 rows" in text
+
+
+def test_a_program_that_cannot_be_read_is_said_and_memory_is_still_told():
+    class Unreadable:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    assert plan._program(Unreadable()) is None
