@@ -25,7 +25,7 @@ ROW_LENGTH, ACTIONS, UTTERANCES = 256, 128, 8
 # Narrow networks with GPT-2's vocabulary: what is measured is what grows with both.
 SIZES = {
     "small": (DecoderConfig(50_257, 64, 2, 2, 128, ROW_LENGTH), (16, 32, 64, 128, 256, 512)),
-    "tiny": (DecoderConfig(5_003, 16, 1, 2, 32, ROW_LENGTH), (4, 8, 16)),
+    "tiny": (DecoderConfig(5_003, 16, 1, 2, 32, ROW_LENGTH), (8, 16, 32)),
 }
 OBJECTIVE = ObjectiveConfig("ilql", credit="token", cql_weight=0.1)
 TRAIN = TrainConfig(steps=10, learning_rate=1e-4)
