@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from ilql_jax.sharding import platform
+from ilql_jax.sharding import platform, row_parts
 
 
 def cross_entropy(
@@ -47,7 +47,8 @@ def cross_entropy(
         bias: Of the last layer, or None.
         actions: Of the decisions.
         weight: 0 for padding.
-        size: Most decisions that are looked at together (`ObjectiveConfig.action_chunk`).
+        size: Most decisions that are looked at together on a device
+            (`ObjectiveConfig.action_chunk`).
         dtype: What the products' factors are rounded to; they are summed up in float32.
     """
     if len(matrix) < len(features):
@@ -162,7 +163,8 @@ def each(
         function: Elementwise over decisions.
         states: Hidden states at the decisions.
         actions: Of the decisions.
-        size: Most decisions that are looked at together (`ObjectiveConfig.action_chunk`).
+        size: Most decisions that are looked at together on a device
+            (`ObjectiveConfig.action_chunk`).
     """
     parts = _split((states, actions), size)
     values = lax.map(lambda part: jax.checkpoint(function)(*part), parts)
@@ -172,10 +174,11 @@ def each(
 def _split(arrays: tuple[Array, ...], size: int) -> tuple[Array, ...]:
     """[batch, decisions, ...] to [parts, batch, chunk, ...], the last chunk filled up with zeros.
 
-    Each part takes a slice of every row, so that rows on different devices stay there.
+    Each part takes a slice of every row, so that rows on different devices stay there; the size is
+    that of a device.
     """
     rows, columns = arrays[0].shape[:2]
-    count = -(-columns // max(1, size // rows))
+    count = -(-columns // max(1, size * row_parts() // rows))
     chunk = -(-columns // count)
 
     def split(x: Array) -> Array:

@@ -61,8 +61,8 @@ class ObjectiveConfig:
         kl_weight: β of DPO, the weight of the KL to the reference policy: the larger, the closer
             the policy stays to it.
         action_chunk: Most decisions of a batch whose scores over the whole vocabulary are in
-            memory together; at least one a row. It bounds memory and changes no result. On
-            several devices it counts those of all of them.
+            memory of a device together; at least one a row. It bounds memory and changes no
+            result.
     """
 
     method: str = "ilql"

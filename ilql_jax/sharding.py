@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that a batch's rows are split over
@@ -55,10 +55,6 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Too small to be split.
     (r"(bias|scale)", ()),
 )
-
-# What rows are looked up in. XLA cannot split both a lookup's rows and the table's width over
-# `fsdp`, and would repeat what was looked up for the whole batch on every device.
-LOOKED_UP = r"(embedding|q/out_kernel)"
 
 
 class MeshError(ValueError):
@@ -295,7 +291,7 @@ def on_host(tree: Any) -> Any:
 
 
 def tracing_for(mesh: Mesh | None) -> contextlib.AbstractContextManager:
-    """Inside a function that is compiled for a mesh: what `split_rows` and `platform` go by."""
+    """Inside a function that is compiled for a mesh: what `split_rows` and the like go by."""
     if mesh is None:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
@@ -311,26 +307,28 @@ def split_rows(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
 
 
-def put_tables_together(params: Any, prefix: str = "") -> Any:
-    """Parameters with what is looked up in (`LOOKED_UP`) whole over `fsdp`; no-op without a mesh.
+def look_up(
+    table: Float[Array, "*stacked rows width"], index: Int[Array, "batch *index"]
+) -> Float[Array, "*stacked batch *index width"]:
+    """`table[..., index, :]`, of a table whose width may be split over `fsdp`.
 
-    Args:
-        params: Nested dicts of arrays.
-        prefix: Where they lie in the network's, e.g. "q/".
+    Each device looks up its part of the width for the whole batch, then they exchange: all of the
+    width for its own rows of the batch. So none holds the table whole, nor the table's gradient;
+    left alone, XLA would put both together on every device.
     """
+    if jax.sharding.get_abstract_mesh().empty:
+        return table[..., index, :]
+    stacked, inner = (None,) * (table.ndim - 2), (None,) * (index.ndim - 1)
+    index = jax.lax.with_sharding_constraint(index, PartitionSpec("data"))
+    found = table[..., index, :]
+    found = jax.lax.with_sharding_constraint(found, PartitionSpec(*stacked, "data", *inner, "fsdp"))
+    return jax.lax.with_sharding_constraint(found, PartitionSpec(*stacked, ROWS))
+
+
+def row_parts() -> int:
+    """How many devices a batch's rows are split over, in a function compiled for a mesh; or 1."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return params
-
-    def place(path, leaf) -> Array:
-        name = prefix + _name(path)
-        if not _ends_with(LOOKED_UP, name):
-            return leaf
-        spec = partition_spec(name, leaf.shape, mesh)
-        kept = (None if axis == "fsdp" else axis for axis in spec)
-        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*kept))
-
-    return jax.tree_util.tree_map_with_path(place, params)
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def platform() -> str:

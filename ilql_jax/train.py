@@ -245,12 +245,9 @@ def make_train_step(
             )
 
         def whole(params: Params) -> Params:
-            joined = join_params(frozen, params) if freezes else params
-            return sharding.put_tables_together(joined)
+            return join_params(frozen, params) if freezes else params
 
-        tables = sharding.put_tables_together(state.target_q, "q/")
-        together = whole(state.params)
-        target_q = target_q_heads(model_config, tables, together)
+        target_q = target_q_heads(model_config, state.target_q, whole(state.params))
         progress = state.step / config.steps
         totals = totals_of(batch)
 

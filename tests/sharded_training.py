@@ -46,6 +46,7 @@ METHODS = {
     (2, 2, 2): "ilql",
 }
 GOES_ON = (1, 2, 4)
+LOOKED_UP_ON = ((1, 8, 1), (2, 4, 1), (2, 2, 2))
 
 
 class Stopped(Exception):
@@ -138,8 +139,34 @@ def meshes(folder):
         }.items()
     }
     difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), alone, sharding.on_host(params))
+    found["looked_up"] = [looked_up(sharding.make_mesh(MeshConfig(*s))) for s in LOOKED_UP_ON]
     found["difference"] = float(max(jax.tree.leaves(difference)))
     return found
+
+
+def looked_up(mesh):
+    """How wrong a lookup's gradient is on a mesh, and whether the table is whole anywhere."""
+    rng = np.random.default_rng(0)
+    table, index = rng.standard_normal((48, 16), np.float32), rng.integers(0, 48, (8, 5))
+    weight = rng.standard_normal((8, 5, 16), np.float32)
+
+    def score(table, index, weight):
+        return (weight * sharding.look_up(table, index) ** 2).sum()
+
+    def score_on_mesh(*arguments):
+        with sharding.tracing_for(mesh):
+            return score(*arguments)
+
+    name = "trunk/token_embedding/embedding"
+    lies = jax.NamedSharding(mesh, sharding.partition_spec(name, table.shape, mesh))
+    rows = sharding.over_rows(mesh)
+    gradient = jax.jit(jax.grad(score_on_mesh), in_shardings=(lies, rows, rows), out_shardings=lies)
+    program = gradient.lower(table, index, weight).compile()
+    expected = jax.grad(score)(table, index, weight)
+    return {
+        "error": float(np.abs(program(table, index, weight) - expected).max()),
+        "whole": "f32[48,16]" in program.as_text(),
+    }
 
 
 def host(folder, port, number, die_at):

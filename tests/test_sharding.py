@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from sharded_training import GOES_ON, METHODS, SHORT
 
-from ilql_jax import ModelConfig, sharding
+from ilql_jax import ModelConfig, chunks, sharding
 from ilql_jax.models import DecoderConfig
 from ilql_jax.sharding import HostsConfig, MeshConfig, MeshError, make_mesh, partition_spec
 from ilql_jax.train import TrainConfig, abstract_state
@@ -69,6 +70,20 @@ def test_no_device_holds_more_than_its_part(on_meshes):
     (part, whole), (kernel, of) = on_meshes["parts"]["q/out_kernel"], on_meshes["parts"]["mlp_in"]
     assert part == [2, whole[1] // tensor, whole[2] // fsdp]
     assert kernel == [of[0] // fsdp, of[1] // tensor]
+
+
+def test_no_device_puts_a_table_together_to_look_something_up(on_meshes):
+    assert len(on_meshes["looked_up"]) == 3
+    for found in on_meshes["looked_up"]:
+        assert found["error"] < 1e-5 and not found["whole"]
+
+
+def test_a_device_looks_at_a_chunk_of_its_own_decisions():
+    rows = jnp.zeros((8, 64))
+    parts = len(chunks._split((rows,), 16)[0])
+    with jax.sharding.use_abstract_mesh(mesh_of(2, 2, 2)):
+        assert sharding.row_parts() == 4
+        assert parts == 4 * len(chunks._split((rows,), 16)[0])
 
 
 def two_hosts(folder, die_at=0):

@@ -22,7 +22,7 @@ from ilql_jax.models.blocks import Block, dtype_of, norm
 from ilql_jax.models.decoder_config import DecoderConfig
 from ilql_jax.models.few_rows import times_rows
 from ilql_jax.models.rotary import Rotation, rotation
-from ilql_jax.sharding import split_rows
+from ilql_jax.sharding import look_up, split_rows
 
 __all__ = ["Decoder", "DecoderConfig", "packed_causal_mask"]
 
@@ -44,10 +44,10 @@ class Decoder(nnx.Module):
             self.output_embedding = _embedding(config, config.vocab_size, rngs)
 
     def embed(self, tokens: Int[Array, "..."], positions: Int[Array, "..."]) -> Array:
-        x = self.token_embedding(tokens)
+        x = look_up(self.token_embedding.embedding[...], tokens)
         if self.config.position_encoding == "learned":
-            x = x + self.position_embedding(positions)
-        return x
+            x = x + look_up(self.position_embedding.embedding[...], positions)
+        return x.astype(dtype_of(self.config))
 
     def __call__(
         self,

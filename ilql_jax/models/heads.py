@@ -28,6 +28,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ilql_jax.models.few_rows import times_rows
+from ilql_jax.sharding import look_up
 
 KINDS = ("mlp", "linear", "tied")
 NUM_HEADS = 2
@@ -126,9 +127,9 @@ class QHeads(nnx.Module):
         """Values of the actions taken alone."""
         if self.kind == "tied":
             mapped, shared = self.mapped(hidden)
-            return jnp.sum(mapped * self._output_matrix()[action], axis=-1) + shared
+            return jnp.sum(mapped * look_up(self._output_matrix(), action), axis=-1) + shared
         features = self._features(hidden)
-        rows = self.out_kernel[...][:, action]  # [heads, ..., inner]
+        rows = look_up(self.out_kernel[...], action)  # [heads, ..., inner]
         return jnp.sum(features * rows, axis=-1) + self.out_bias[...][:, action]
 
     def _features(self, hidden: Float[Array, "... width"]) -> Float[Array, "heads ... inner"]:
