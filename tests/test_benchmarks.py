@@ -36,6 +36,7 @@ def test_the_pipeline_is_timed_beside_a_loop_without_it():
     found = pipeline.run("tiny")
     assert found["times_faster"] > 0
     assert found["seconds_per_step_with_input"] > 0
+    assert 0 <= found["idle_share"] < 1
 
 
 def test_scaling_fits_exponents(tmp_path):
@@ -47,9 +48,12 @@ def test_scaling_fits_exponents(tmp_path):
     assert written["measured"]["versions"]["jax"]
 
 
-@pytest.mark.skipif(
+needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="the other side needs the extra 'parity'"
 )
+
+
+@needs_torch
 @pytest.mark.parametrize("heads", ["mlp", "tied"])
 def test_the_train_step_is_compared_with_torch(heads, tmp_path):
     file = tmp_path / "train_step.json"
@@ -63,3 +67,15 @@ def test_the_train_step_is_compared_with_torch(heads, tmp_path):
         assert ours == pytest.approx(theirs, abs=1e-3)
     assert found["losses"][0][0] > found["losses"][-1][0]  # something was learned
     assert found["speed_ratio"] > 0 and found["memory_ratio"] > 0
+
+
+@needs_torch
+@pytest.mark.parametrize("heads", ["mlp", "linear"])
+def test_decoding_is_compared_with_torch(heads, tmp_path):
+    file = tmp_path / "decoding.json"
+    command = [sys.executable, "-m", "experiments.benchmarks.decoding", "--size=tiny"]
+    command += ["--rounds=1", f"--heads={heads}", f"--json={file}"]
+    written = subprocess.run(command, check=True, timeout=300, capture_output=True, text=True)
+    found = json.loads(file.read_text())
+    assert set(found["times_faster"]) == {"plain", "steered"}
+    assert len(written.stdout.splitlines()) == 4  # a table of two rows

@@ -1,12 +1,13 @@
-"""Decoding against Hugging Face's `generate`, and conversations a second.
+"""Decoding against Hugging Face's `generate`, plain and steered by the values.
 
     python experiments/benchmarks/decoding.py               # needs the extra `parity` (torch)
     python experiments/benchmarks/decoding.py --heads=tied --json=decoding.json
 
 The same GPT-2 (random weights), the same 8 prompts of 64 tokens, 32 greedy tokens after each, one
-thread each, in turn; the tokens must agree. Ours writes plainly, which is the same work, and
-steered by the values of every token, which adds a value head as wide as the vocabulary, twice; or
-with tied heads two more rows a conversation in the product with the output matrix.
+thread each, in turn; the tokens must agree. Steered, the values of every token are added to its
+scores: on the other side by a module in the place of the output layer, with the papers' heads
+(`torch_ilql.Steered`). With another kind of heads ours is another network then, and only the plain
+tokens are compared.
 """
 
 from __future__ import annotations
@@ -17,78 +18,138 @@ import os
 os.environ["NPROC"] = os.environ["PJRT_NPROC"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import argparse
-import json
-import statistics
-import time
-from pathlib import Path
+import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from experiments.benchmarks import measuring
+from experiments.benchmarks.torch_ilql import Steered, head
 from ilql_jax.decode import generate
-from ilql_jax.models import DecoderConfig, ModelConfig, init_params
+from ilql_jax.models import DecoderConfig, ModelConfig, Params, init_params
 from ilql_jax.models.few_rows import for_decoding
 from ilql_jax.models.heads import KINDS
 from ilql_jax.models.pretrained import params_from_gpt2
 
 CONVERSATIONS, PROMPT, NEW = 8, 64, 32
-SIZES = {  # hidden size, layers, heads, vocabulary
-    "small": (768, 12, 12, 50_257),
-    "tiny": (32, 2, 2, 101),
+STRENGTH = 1.0  # of the steering
+SIZES = {
+    "small": DecoderConfig(50_257, 768, 12, 12, 3072, 128),
+    "tiny": DecoderConfig(101, 32, 2, 2, 128, 128),
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--heads", choices=KINDS, default="mlp", help="kind of the value heads")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="where the figures go, too")
-    given = parser.parse_args()
-    found = run(given.size, given.heads, given.rounds)
-    for name, value in found.items():
-        print(f"{name.replace('_', ' ')}: {value:.2f}")
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1))
-
-
-def run(size: str, heads: str, rounds: int) -> dict[str, float]:
+def run(size: str, heads: str, rounds: int) -> dict:
     """Tokens a second of each, and the ratios."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    width, layers, num_heads, vocab = SIZES[size]
-    theirs = GPT2LMHeadModel(
+    shape = SIZES[size]
+    gpt2 = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=vocab, n_embd=width, n_layer=layers, n_head=num_heads, n_positions=128
+            vocab_size=shape.vocab_size,
+            n_embd=shape.hidden_size,
+            n_layer=shape.num_layers,
+            n_head=shape.num_heads,
+            n_positions=shape.max_positions,
         )
     ).eval()
-    decoder = DecoderConfig(vocab, width, layers, num_heads, 4 * width, 128)
-    config = ModelConfig(decoder, width, value_heads=heads)
-    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    params = init_params(config, 0)
-    params["trunk"] = jax.tree.map(jnp.asarray, params_from_gpt2(tensors, config.decoder))
-    del tensors
+    tensors = {name: tensor.numpy() for name, tensor in gpt2.state_dict().items()}
+    config = ModelConfig(shape, 2 * shape.hidden_size, value_heads=heads)
+    trunk = jax.tree.map(jnp.asarray, params_from_gpt2(tensors, shape))
+    params = init_params(config, 0) | {"trunk": trunk} | random_heads(config)
+    prompts = np.random.default_rng(0).integers(1, shape.vocab_size, (CONVERSATIONS, PROMPT))
+    prompts = prompts.astype(np.int32)
+    theirs = hugging_face(gpt2, config, prompts)
+    ours = decoding(config, params, prompts)
+    ways = {
+        f"{whose} {how}": lambda write=write, how=how: write(how == "steered")
+        for how in ("plain", "steered")
+        for whose, write in (("Hugging Face", theirs), ("ours", ours))
+    }
+
+    written = {name: way() for name, way in ways.items()}
+    for how in ("plain", "steered") if heads == "mlp" else ("plain",):
+        agreeing = np.mean(written[f"ours {how}"] == written[f"Hugging Face {how}"])
+        if agreeing < 0.99:  # a tie may be broken by rounding
+            raise SystemExit(f"the {how} tokens differ: {agreeing:.1%} agree.")
+    timed = {name: lambda way=way: measuring.seconds(way) for name, way in ways.items()}
+    seconds = measuring.in_turn(timed, rounds)
+    return {
+        "size": size,
+        "heads": heads,
+        "rounds": rounds,
+        "tokens_per_second": {name: CONVERSATIONS * NEW / each for name, each in seconds.items()},
+        "times_faster": {
+            how: seconds[f"Hugging Face {how}"] / seconds[f"ours {how}"]
+            for how in ("plain", "steered")
+        },
+    }
+
+
+def random_heads(config: ModelConfig) -> Params:
+    """Value heads with something in them: fresh ones are zero, and would not steer."""
+    fresh, rng = init_params(config, 0), np.random.default_rng(1)
+    return jax.tree.map(
+        lambda x: jnp.asarray(0.05 * rng.standard_normal(x.shape, np.float32)),
+        {name: fresh[name] for name in ("q", "v")},
+    )
+
+
+def hugging_face(
+    model: GPT2LMHeadModel, config: ModelConfig, prompts: np.ndarray
+) -> Callable[[bool], np.ndarray]:
+    """`generate`, which takes whether the values steer; with heads of kind "mlp"."""
+    heads = random_heads(dataclasses.replace(config, value_heads="mlp"))
+    q, v = heads["q"], heads["v"]
+    width, inner, vocab = (
+        config.decoder.hidden_size,
+        config.value_inner_size,
+        config.decoder.vocab_size,
+    )
+    layers = [
+        (q["inner_kernel"][k].T, q["inner_bias"][k], q["out_kernel"][k], q["out_bias"][k])
+        for k in range(2)
+    ]
+    layers.append(
+        (v["inner"]["kernel"].T, v["inner"]["bias"], v["out"]["kernel"].T, v["out"]["bias"])
+    )
+    modules = [head(width, inner, out) for out in (vocab, vocab, 1)]
+    with torch.no_grad():
+        for module, tensors in zip(modules, layers, strict=True):
+            for parameter, tensor in zip(module.parameters(), tensors, strict=True):
+                parameter.copy_(torch.tensor(np.array(tensor)))
+    plain = model.lm_head
+    steered = Steered(plain, modules[:2], modules[2], STRENGTH)
+    tokens = torch.from_numpy(prompts).long()
+
+    @torch.no_grad()
+    def write(is_steered: bool) -> np.ndarray:
+        model.lm_head = steered if is_steered else plain
+        written = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            max_new_tokens=NEW,
+            min_new_tokens=NEW,
+            pad_token_id=0,
+        )
+        return written[:, PROMPT:].numpy()
+
+    return write
+
+
+def decoding(
+    config: ModelConfig, params: Params, prompts: np.ndarray
+) -> Callable[[bool], np.ndarray]:
+    """`decode.generate`, which takes whether the values steer."""
+    allowed = jnp.arange(config.decoder.vocab_size) > 0  # nobody stops before the end
     config, params = for_decoding(config, params)  # as `Policy` does, once
-    prompts = np.random.default_rng(0).integers(1, vocab, (CONVERSATIONS, PROMPT)).astype(np.int32)
 
-    def hugging_face() -> np.ndarray:
-        with torch.no_grad():
-            tokens = theirs.generate(
-                torch.from_numpy(prompts).long(),
-                attention_mask=torch.ones(prompts.shape, dtype=torch.long),
-                do_sample=False,
-                max_new_tokens=NEW,
-                min_new_tokens=NEW,
-                pad_token_id=0,
-            )
-        return tokens[:, PROMPT:].numpy()
-
-    def ours(steering_strength: float) -> np.ndarray:
+    def write(is_steered: bool) -> np.ndarray:
         samples = generate(
             config,
             params,
@@ -97,35 +158,33 @@ def run(size: str, heads: str, rounds: int) -> dict[str, float]:
             jax.vmap(jax.random.key)(np.arange(CONVERSATIONS)),
             allowed,
             jnp.float32(0.0),
-            jnp.float32(steering_strength),
+            jnp.float32(STRENGTH),
             num_samples=1,
             max_length=NEW + 1,  # the last one is the stop token
             stop_token=0,
-            steered=steering_strength > 0,
+            steered=is_steered,
         )
         return samples.tokens[:, 0, :NEW]
 
-    allowed = jnp.arange(vocab) > 0  # nobody stops before the end
-    ways = {
-        "hugging_face": hugging_face,
-        "plain": lambda: ours(0.0),
-        "steered": lambda: ours(1.0),
-    }
-    written = {name: way() for name, way in ways.items()}
-    agreeing = np.mean(written["plain"] == written["hugging_face"])
-    if agreeing < 0.99:  # a tie may be broken by rounding
-        raise SystemExit(f"the tokens differ: {agreeing:.1%} agree.")
-    seconds = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - start)
-    rates = {name: CONVERSATIONS * NEW / statistics.median(each) for name, each in seconds.items()}
-    found = {f"{name}_tokens_per_second": rate for name, rate in rates.items()}
-    for name in ("plain", "steered"):
-        found[f"{name}_over_hugging_face"] = rates[name] / rates["hugging_face"]
-    return found
+    return write
+
+
+def main() -> None:
+    line = measuring.arguments(__doc__, size=tuple(SIZES), heads=KINDS, rounds=5)
+    result = run(line.size, line.heads, line.rounds)
+    rates = result["tokens_per_second"]
+    measuring.print_table(
+        [
+            {
+                f"tokens a second, ours with {result['heads']} heads": how,
+                "Hugging Face": rates[f"Hugging Face {how}"],
+                "ours": rates[f"ours {how}"],
+                "times faster": times,
+            }
+            for how, times in result["times_faster"].items()
+        ]
+    )
+    measuring.write_json(line.json, result)
 
 
 if __name__ == "__main__":

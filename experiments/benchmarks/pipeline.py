@@ -2,17 +2,20 @@
 
     python experiments/benchmarks/pipeline.py
 
-Two figures, for the network of `experiments/config.py` and dialogues that fill its context: how
-many times faster batches are made than steps eat them; and how much longer the loop of
-`train.train` takes than the same loop over a single batch that is there already, block by block in
-turn. In both a step is started before the metrics of the one before it are read.
+Three figures, for the network of `experiments/config.py` and dialogues that fill its context: how
+many times faster batches are made than steps eat them; how much longer the loop of `train.train`
+takes than the same loop over a single batch that is there already, block by block in turn; and the
+share of a profiler's trace of that loop in which the device had no step to run. A step is always
+started before the metrics of the one before it are read.
 """
 
 from __future__ import annotations
 
 import itertools
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,6 +27,7 @@ from ilql_jax.train import init_state, make_train_step
 
 SIZES = {"default": (2000, 200), "tiny": (60, 10)}  # dialogues, steps timed
 BLOCK = 10
+CPU_STEP = "ThunkExecutor::Execute (wait for completion)"  # what XLA:CPU calls a program that runs
 
 
 def make_dialogues(count: int, longest: int, vocab_size: int, seed: int = 0) -> list[Trajectory]:
@@ -83,6 +87,7 @@ def run(size: str) -> dict:
         for name, source in sources.items()
     }
     times = measuring.in_turn(blocks, rounds=-(-steps // BLOCK))
+    idle = idle_share(lambda: loop(batches), BLOCK)
     return {
         "size": size,
         "seconds_per_batch": making,
@@ -90,7 +95,39 @@ def run(size: str) -> dict:
         "seconds_per_step_with_input": times["pipeline"],
         "times_faster": times["one batch"] / making,
         "waiting_share": times["pipeline"] / times["one batch"] - 1,
+        "idle_share": idle,
     }
+
+
+def idle_share(run_steps: Callable[[], None], count: int) -> float:
+    """Share of a trace, from its first step's start to its last one's end, without a step running.
+
+    Args:
+        run_steps: Runs that many steps and waits for them; nothing else on the device.
+        count: How many.
+
+    Raises:
+        RuntimeError: The steps are not in the trace, or more than they.
+    """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # it would slow the loop down
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, profiler_options=options):
+            run_steps()
+        file = next(Path(folder).rglob("*.xplane.pb"))
+        planes = jax.profiler.ProfileData.from_file(str(file)).planes
+        steps = sorted(
+            (event.start_ns, event.end_ns)
+            for plane in planes
+            for line in plane.lines
+            for event in line.events
+            if line.name == "XLA Modules"  # a line of each GPU and TPU
+            or (line.name.startswith("tf_XLAPjRtCpuClient") and event.name == CPU_STEP)
+        )
+    if len(steps) != count:
+        raise RuntimeError(f"{len(steps)} steps are in the trace, but {count} were run.")
+    waits = sum(max(0, next_start - end) for (_, end), (next_start, _) in itertools.pairwise(steps))
+    return waits / (steps[-1][1] - steps[0][0])
 
 
 def main() -> None:
@@ -104,6 +141,7 @@ def main() -> None:
                 "with the pipeline": 1e3 * result["seconds_per_step_with_input"],
                 "times faster": result["times_faster"],
                 "longer by": f"{result['waiting_share']:.1%}",
+                "idle in the trace": f"{result['idle_share']:.2%}",
             }
         ]
     )

@@ -60,6 +60,26 @@ class ILQL(nn.Module):
         self.target_q.load_state_dict(self.q.state_dict())
 
 
+class Steered(nn.Module):
+    """In the place of a language model's output layer: its scores, steered by the values.
+
+    Args:
+        output: That layer.
+        q: Twin heads.
+        v: V.
+        strength: Of the steering, β in eq. 6 of ILQL.
+    """
+
+    def __init__(self, output: nn.Module, q: Sequence[nn.Module], v: nn.Module, strength: float):
+        super().__init__()
+        self.output, self.q, self.v, self.strength = output, nn.ModuleList(q), v, strength
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        q = torch.minimum(*(head(hidden) for head in self.q))
+        log_prob = F.log_softmax(self.output(hidden), dim=-1)
+        return log_prob + self.strength * (q - self.v(hidden))
+
+
 class Trainer:
     """Takes one step after the other on the same batch.
 
