@@ -61,7 +61,7 @@ class Lanes(NamedTuple):
         context_length: Columns of them that are real, [B].
         keys: A random key an utterance, [B, N].
         hidden: State before the next token in each trunk that reads, [trunks, B, N, width].
-        written: Keys and values of the utterances, [B, N, heads, S, head_size] each.
+        written: Keys and values of the utterances, [B · N, heads, S, head_size] each.
         tokens: [B, N, S], a lane's first at column `born` modulo S.
         length: Tokens of each utterance so far, [B, N].
         log_prob: log π_β of each, [B, N].
@@ -117,7 +117,7 @@ def empty_lanes(
         context_length=jnp.ones(lanes, jnp.int32),
         keys=jnp.broadcast_to(jax.random.key(0), each),
         hidden=jnp.zeros((trunks, *each, decoder.hidden_size), dtype_of(decoder)),
-        written=KeyValues.zeros(decoder, each, max_length, trunks),
+        written=KeyValues.zeros(decoder, (lanes * num_samples,), max_length, trunks),
         tokens=jnp.zeros((*each, max_length), jnp.int32),
         length=jnp.zeros(each, jnp.int32),
         log_prob=jnp.zeros(each),
@@ -365,7 +365,18 @@ def _choose(
         per_lane = jax.vmap(jax.random.fold_in, in_axes=(0, None))
         return _sample(jax.vmap(per_lane)(keys, age), scores / temperature)
 
-    return jax.lax.cond(temperature > 0, sampled, lambda: jnp.argmax(scores, axis=-1))
+    return jax.lax.cond(temperature > 0, sampled, lambda: _best(scores))
+
+
+def _best(scores: Float[Array, "... vocab"]) -> Int[Array, "..."]:
+    """The first of the highest scores.
+
+    XLA:CPU does two plain reductions in vectors, but not one that carries an index along.
+    """
+    last = scores.shape[-1] - 1
+    index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+    is_best = scores == scores.max(axis=-1, keepdims=True)
+    return jnp.where(is_best, index, last).min(axis=-1)
 
 
 def _sample(

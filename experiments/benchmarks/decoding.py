@@ -73,7 +73,8 @@ def run(size: str, heads: str, rounds: int) -> dict:
 
     written = {name: way() for name, way in ways.items()}
     for how in ("plain", "steered") if heads == "mlp" else ("plain",):
-        agreeing = np.mean(written[f"ours {how}"] == written[f"Hugging Face {how}"])
+        our_tokens, their_tokens = written[f"ours {how}"], written[f"Hugging Face {how}"]
+        agreeing = np.mean(our_tokens[:, :-1] == their_tokens[:, :-1])  # up to the stop token
         if agreeing < 0.99:  # a tie may be broken by rounding
             raise SystemExit(f"the {how} tokens differ: {agreeing:.1%} agree.")
     timed = {name: lambda way=way: measuring.seconds(way) for name, way in ways.items()}
@@ -160,11 +161,11 @@ def decoding(
             jnp.float32(0.0),
             jnp.float32(STRENGTH),
             num_samples=1,
-            max_length=NEW + 1,  # the last one is the stop token
+            max_length=NEW,  # the last of them the stop token, with all that is computed for it
             stop_token=0,
             steered=is_steered,
         )
-        return samples.tokens[:, 0, :NEW]
+        return samples.tokens[:, 0]
 
     return write
 

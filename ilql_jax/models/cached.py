@@ -116,7 +116,8 @@ def write_step(
         positions: Its position in the conversation, the same for all of a row.
         context: Of the conversations, [rows, heads, columns, head_size] each.
         context_length: How many of those columns are real.
-        written: Of the continuations, [rows, samples, heads, written, head_size] each.
+        written: Of the continuations, [rows · samples, heads, written, head_size] each. (As one
+            axis: with one of size 1, XLA:CPU would insert into them twice, and copy them for it.)
         column: Where the token goes in `written`.
         visible: Which columns of `written` belong to the row's continuations, `column` included.
 
@@ -126,8 +127,15 @@ def write_step(
     in_context = (jnp.arange(context.columns) < context_length[:, None])[:, None, None, None]
     visible = visible[:, None, None, None]
 
+    rows, samples = tokens.shape
+
     def insert(old: Array, new: Array) -> Array:
-        return lax.dynamic_update_slice(old, new[..., None, :], (0, 0, 0, column, 0))
+        new = new.reshape(rows * samples, -1, 1, new.shape[-1])
+        return lax.dynamic_update_slice(old, new, (0, 0, column, 0))
+
+    def near_product(indices: str, a: Array, b: Array) -> Array:
+        product = _product(indices, a.reshape(rows * samples, *a.shape[2:]), b)
+        return product.reshape(rows, samples, *product.shape[1:])
 
     # What goes on past the longest context is finished and waits to be replaced.
     positions = jnp.minimum(positions, decoder.config.max_positions - 1)
@@ -142,14 +150,14 @@ def write_step(
         # One softmax over what is far, [rows, heads, samples, group, columns], and what is near,
         # [rows, samples, heads, group, written]: brought together only where they are small.
         far = _product("rhsgd,rhcd->rhsgc", jnp.swapaxes(q, 1, 2), context.keys[layer])
-        near = _product("rshgd,rshwd->rshgw", q, keys[-1])
+        near = near_product("nhgd,nhwd->nhgw", q, keys[-1])
         far, near = jnp.where(in_context, far, NEGATIVE), jnp.where(visible, near, NEGATIVE)
         largest = jnp.maximum(near.max(axis=-1), jnp.swapaxes(far.max(axis=-1), 1, 2))[..., None]
         far, near = jnp.exp(far - jnp.swapaxes(largest, 1, 2)), jnp.exp(near - largest)
         total = near.sum(axis=-1) + jnp.swapaxes(far.sum(axis=-1), 1, 2)
         heads = _product("rhsgc,rhcd->rhsgd", far.astype(v.dtype), context.values[layer])
         heads = jnp.swapaxes(heads, 1, 2)
-        heads += _product("rshgw,rshwd->rshgd", near.astype(v.dtype), values[-1])
+        heads += near_product("nhgw,nhwd->nhgd", near.astype(v.dtype), values[-1])
         heads /= total[..., None]
         x = _rest_of_block(block, x, heads)
     return decoder.final_norm(x), KeyValues(tuple(keys), tuple(values))
