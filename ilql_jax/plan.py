@@ -24,8 +24,10 @@ import math
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -141,7 +143,7 @@ class Compiled:
         rows: In a batch.
         memory: What it takes on each chip.
         fits: Whether the chip has as much.
-        program: None if the compiler gave up, or wrote what cannot be read.
+        program: None if the compiler gave up.
         seconds: That compiling took.
     """
 
@@ -183,11 +185,16 @@ class Plan:
         return CHIPS.get(self.mesh.devices.flat[0].device_kind)
 
     @property
-    def activations(self) -> int:
-        """What of the temporary memory grows with the rows, at the rows planned."""
+    def activations(self) -> int | None:
+        """What of the temporary memory grows with the rows, at the rows planned.
+
+        None where the compiler found a way to need no more for more rows.
+        """
         fewer, more = sorted((self.step, self.others[0]), key=lambda compiled: compiled.rows)
         grows = (more.memory.temporary - fewer.memory.temporary) / (more.rows - fewer.rows)
-        return min(int(max(0, grows) * self.step.rows), self.step.memory.temporary)
+        if grows <= 0:
+            return None
+        return min(int(grows * self.step.rows), self.step.memory.temporary)
 
     @property
     def seconds(self) -> dict[str, float] | None:
@@ -340,7 +347,7 @@ def compile_step(setting: Setting, mesh: Mesh, rows: int, limit: int | None) -> 
     step = make_train_step(setting.model, setting.objective, setting.train, mesh)
     lowered = step.lower(*arguments)
     try:
-        compiled = lowered.compile()
+        compiled, program = _compile(lowered, is_for_tpu=mesh.devices.flat[0].platform == "tpu")
     except jax.errors.JaxRuntimeError as error:
         found = _out_of_memory(str(error))
         if found is None:
@@ -357,15 +364,28 @@ def compile_step(setting: Setting, mesh: Mesh, rows: int, limit: int | None) -> 
         temporary=sizes.temp_size_in_bytes + max(0, beside),
     )
     fits = limit is None or memory.total <= limit
-    return Compiled(rows, memory, fits, _program(compiled), time.monotonic() - start)
+    return Compiled(rows, memory, fits, program, time.monotonic() - start)
 
 
-def _program(compiled: jax.stages.Compiled) -> hlo.Program | None:
-    """What was compiled, or None where the compiler writes what JAX's reader does not know yet."""
-    try:
-        return hlo.parse(compiled.as_text())
-    except jax.errors.JaxRuntimeError:
-        return None
+def _compile(
+    lowered: jax.stages.Lowered, is_for_tpu: bool
+) -> tuple[jax.stages.Compiled, hlo.Program]:
+    """The compiled step, and its program as the compiler itself writes it down.
+
+    What libtpu compiled is not read from JAX: it may be newer than JAX's reader of programs.
+    """
+    if not is_for_tpu:
+        compiled = lowered.compile()
+        return compiled, hlo.parse(compiled.as_text())
+    with tempfile.TemporaryDirectory() as folder:
+        dump = {
+            "xla_dump_to": folder,
+            "xla_dump_hlo_as_text": True,
+            "xla_dump_hlo_module_re": "jit_step.*",
+        }
+        compiled = lowered.compile(compiler_options=dump)
+        files = list(Path(folder).glob("*jit_step*.after_optimizations.txt"))
+        return compiled, hlo.parse(files[0].read_text() if files else compiled.as_text())
 
 
 def _out_of_memory(error: str) -> tuple[int, int] | None:
@@ -514,13 +534,19 @@ def _count(shapes: Any) -> int:
 
 def _describe_memory(plan: Plan) -> list[str]:
     memory, activations = plan.step.memory, plan.activations
+    temporaries = [("temporaries", memory.temporary, "activations, gradients, ...")]
+    if activations is not None:
+        rest = memory.temporary - activations
+        temporaries = [
+            ("activations", activations, "what grows with the rows"),
+            ("temporaries", rest, "gradients, parameters put together, ..."),
+        ]
     lines = [
         *([("frozen", memory.frozen, "parameters that are not learned")] if memory.frozen else []),
         ("parameters", memory.parameters, "with the target heads"),
         ("optimizer", memory.optimizer, ""),
         ("batch", memory.batch, ""),
-        ("activations", activations, "what grows with the rows"),
-        ("temporaries", memory.temporary - activations, "gradients, parameters put together, ..."),
+        *temporaries,
         ("program", memory.program, ""),
         ("in all", memory.total, ""),
     ]
@@ -536,8 +562,7 @@ def _describe_memory(plan: Plan) -> list[str]:
 def _describe_work(plan: Plan) -> list[str]:
     lines = [f"a step, per chip:\n  matrix products {plan.flops / 1e12:>9.4g} TFLOP"]
     if plan.interconnect is None:
-        why = "its program cannot be read" if plan.step.fits else "it does not fit"
-        return [*lines, f"  (what is moved and the time are not known, since {why})", ""]
+        return [*lines, "  (what is moved and the time are not known, since it does not fit)", ""]
     lines.append(f"  memory          {_size(plan.memory_traffic):>12}")
     lines += [
         f"  {kind:<16}{_size(size):>12}  sent" for kind, size in sorted(plan.interconnect.items())

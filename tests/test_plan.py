@@ -1,5 +1,6 @@
 """Planning: what a compiled step moves and needs, and what cannot be planned is told."""
 
+import dataclasses
 import importlib.util
 import math
 from pathlib import Path
@@ -143,7 +144,11 @@ def test_the_step_on_this_machine_is_planned_from_its_own_compilation():
     # Forward and backward: at least thrice the products of the trunk's matrices with the tokens.
     assert found.flops > 3 * 2 * 4 * 16 * (16 * 64 + 2 * 16 * 32)
     text = plan.describe(found, "local")
-    assert "fits: " in text and "no peak figures of 'cpu'" in text
+    assert "fits: " in text and "no peak figures of 'cpu'" in text and "what grows with" in text
+    same = dataclasses.replace(found.others[0], memory=found.step.memory)
+    flat = dataclasses.replace(found, others=(same,))  # more rows that need no more
+    text = plan.describe(flat, "local")
+    assert flat.activations is None and "grows with" not in text and "activations, gradi" in text
 
 
 def of_size(rows, total, limit=10_000):
