@@ -53,11 +53,16 @@ def score(
         params: Its parameters.
         packing: Only the shapes are read; the trajectories get a row each.
         mesh: What the parameters are laid out on, if they are; rows are split over it.
+
+    Raises:
+        MeshError: The rows of the packing cannot be split evenly.
     """
+    if mesh is not None:
+        sharding.check_rows(packing.batch_rows, mesh)
     results: list[Scores] = []
     for batch in one_per_row(trajectories, packing):
         placed = batch if mesh is None else sharding.place_batch(batch, mesh)
-        log_prob, v, q = sharding.on_host(_score_batch(config, params, placed))
+        log_prob, v, q = sharding.on_host(_score_batch(config, mesh, params, placed))
         for row in range(packing.batch_rows):
             tokens = batch.by_token.weight[row] > 0
             utterances = batch.by_utterance.weight[row] > 0
@@ -82,13 +87,14 @@ def pair_log_probs(
     return np.asarray(sums, np.float32).reshape(len(pairs), 2)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jax.jit, static_argnames=("config", "mesh"))
 def _score_batch(
-    config: ModelConfig, params: Params, batch: Batch
+    config: ModelConfig, mesh: Mesh | None, params: Params, batch: Batch
 ) -> tuple[Float[Array, "batch a"], Float[Array, "batch u"], Float[Array, "batch u"]]:
-    model = with_params(config, params)
-    hidden, of_values = model.hidden_states(batch.tokens, batch.segment_ids, batch.positions)
-    log_prob = log_prob_of_tokens(model, hidden, batch)
-    q = q_of_utterances(model.q, config.utterance_q, of_values, batch)
-    v = model.v(gather(of_values, batch.by_utterance.value_state))
-    return log_prob, v, jnp.min(q, axis=0)
+    with sharding.tracing_for(mesh):
+        model = with_params(config, params)
+        hidden, of_values = model.hidden_states(batch.tokens, batch.segment_ids, batch.positions)
+        log_prob = log_prob_of_tokens(model, hidden, batch)
+        q = q_of_utterances(model.q, config.utterance_q, of_values, batch)
+        v = model.v(gather(of_values, batch.by_utterance.value_state))
+        return log_prob, v, jnp.min(q, axis=0)

@@ -178,6 +178,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(grid, AXES)
 
 
+def mesh_to_use(config: MeshConfig) -> Mesh | None:
+    """Where a network that was trained on a mesh is laid out to talk: in the same parts, once.
+
+    None, which stands for one device, if its parameters were not split, or if this host has not as
+    many devices as they were split over.
+    """
+    here = jax.local_devices()
+    parts = math.prod(size for size in (config.fsdp, config.tensor) if size != -1)
+    if config.fsdp == config.tensor == 1 or len(here) == 1 or len(here) % parts:
+        return None
+    return make_mesh(dataclasses.replace(config, data=1), here)
+
+
 def partition_spec(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
     """Mesh axes of each dimension of an array, by its name.
 

@@ -18,7 +18,9 @@ import numpy as np
 from ilql_jax import PreferencePair, Trajectory, packing_for, sharding
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params
 from ilql_jax.objectives import ObjectiveConfig
+from ilql_jax.policy import DecodingConfig, Policy
 from ilql_jax.preferences import Preferences, packing_for_pairs
+from ilql_jax.scoring import score
 from ilql_jax.sharding import HostsConfig, MeshConfig
 from ilql_jax.train import TrainConfig, train
 
@@ -139,9 +141,31 @@ def meshes(folder):
         }.items()
     }
     difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), alone, sharding.on_host(params))
+    params = init_params(MODEL, 2)
+    kernel = params["q"]["out_kernel"]
+    params["q"]["out_kernel"] = jax.random.normal(jax.random.key(0), kernel.shape)
+    there = sharding.mesh_to_use(MeshConfig(data=-1, fsdp=2, tensor=4))
+    found["used"] = [used(params, mesh) for mesh in (None, there)]
     found["looked_up"] = [looked_up(sharding.make_mesh(MeshConfig(*s))) for s in LOOKED_UP_ON]
     found["difference"] = float(max(jax.tree.leaves(difference)))
     return found
+
+
+def used(params, mesh):
+    """What a policy writes and how dialogues are scored, with the parameters laid out on a mesh."""
+    if mesh is not None:
+        params = jax.device_put(params, sharding.shardings(params, mesh))
+    decoding = DecodingConfig(temperature=0.7, steering_strength=2.0, candidates=2)
+    policy = Policy(MODEL, params, decoding, 0, np.arange(VOCAB) > 0, 6, batch_size=3)
+    contexts = [dialogue.tokens[: 5 + i] for i, dialogue in enumerate(dataset(5))]
+    written = [(r.tokens.tolist(), r.q) for r in policy.respond(contexts, range(5))]
+    packing = packing_for(dataset(), batch_rows=8, row_length=32)
+    scores = score(dataset(5), MODEL, params, packing, mesh)
+    return {
+        "tokens": [tokens for tokens, _ in written],
+        "q": [q for _, q in written] + [float(x) for s in scores for x in s.q],
+        "devices": len(policy._store.keys[0].sharding.device_set),
+    }
 
 
 def looked_up(mesh):

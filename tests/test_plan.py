@@ -227,9 +227,15 @@ def test_the_command_reads_an_experiments_config(capsys, monkeypatch):
     assert "compiled for 1 rows" in text
 
 
-def test_a_program_that_cannot_be_read_is_said_and_memory_is_still_told():
-    class Unreadable:
-        def as_text(self):
-            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+def test_a_program_for_a_tpu_is_read_as_the_compiler_wrote_it_down():
+    class Lowered:
+        def compile(self, compiler_options):
+            name = "module_0002.jit_step_on_mesh.after_optimizations.txt"
+            Path(compiler_options["xla_dump_to"], name).write_text(HLO)
+            return self
 
-    assert plan._program(Unreadable()) is None
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: newer than JAX's reader")
+
+    _, program = plan._compile(Lowered(), is_for_tpu=True)
+    assert program == hlo.parse(HLO)

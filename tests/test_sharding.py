@@ -86,6 +86,23 @@ def test_a_device_looks_at_a_chunk_of_its_own_decisions():
         assert parts == 4 * len(chunks._split((rows,), 16)[0])
 
 
+def test_a_network_in_parts_writes_and_scores_as_on_one_device(on_meshes):
+    alone, there = on_meshes["used"]
+    assert (alone["devices"], there["devices"]) == (1, 8)
+    assert there["tokens"] == alone["tokens"] and len(alone["tokens"]) == 5
+    assert there["q"] == pytest.approx(alone["q"], abs=1e-4) and len(set(alone["q"])) > 5
+
+
+def test_a_network_lies_in_parts_where_there_are_enough_devices(monkeypatch):
+    assert sharding.mesh_to_use(MeshConfig(data=-1, fsdp=4)) is None  # there is one
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices() * 6)
+    monkeypatch.setattr(sharding, "make_mesh", lambda config, devices: (config, len(devices)))
+    assert sharding.mesh_to_use(MeshConfig(data=-1)) is None  # its parameters were not split
+    assert sharding.mesh_to_use(MeshConfig(data=-1, fsdp=4)) is None  # not a part of six
+    assert sharding.mesh_to_use(MeshConfig(data=8, tensor=2)) == (MeshConfig(1, 1, 2), 6)
+    assert sharding.mesh_to_use(MeshConfig(data=2, fsdp=-1)) == (MeshConfig(1, -1, 1), 6)
+
+
 def two_hosts(folder, die_at=0):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -15,11 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from experiments import config as settings
 from experiments.methods import parse_method
 from experiments.run_folder import RunFolder, Unit, write_atomically
 from experiments.stages.regenerate import load_task
 from experiments.stages.statistics import bootstrap_auroc, calibration_bins
 from experiments.stages.train import trained_network, units
+from ilql_jax import sharding
 from ilql_jax.batching import packing_for
 from ilql_jax.checkpoint import read_metadata
 from ilql_jax.scoring import Scores, score
@@ -68,9 +70,10 @@ def _score(
     scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
     trajectories = tokenizer.trajectories(dialogues, scale)
     packing = packing_for(trajectories, config.train.batch_rows, config.model.max_positions)
+    mesh = sharding.mesh_to_use(settings.mesh_config(config))  # as the parameters lie
     return [
         Scores(s.log_prob, s.v / scale, s.q / scale)
-        for s in score(trajectories, shape, params, packing)
+        for s in score(trajectories, shape, params, packing, mesh)
     ]
 
 

@@ -346,10 +346,14 @@ def pretrained_start(
 def trained_network(
     config: ConfigDict, folder: RunFolder, unit: Unit, vocab_size: int
 ) -> tuple[ModelConfig, Params]:
-    """What a unit has learned, as a network like any other: adapters are merged into it."""
+    """What a unit has learned, as a network like any other: adapters are merged into it.
+
+    Its parameters lie on one device, or where `sharding.mesh_to_use` says.
+    """
     shape = settings.model_config(config, vocab_size, unit.method)
-    start_from = pretrained_start(config, shape, unit.seed)
-    params = restore_params(folder.checkpoints(unit), shape, start_from=start_from)
+    mesh = sharding.mesh_to_use(settings.mesh_config(config))
+    start_from = pretrained_start(config, shape, unit.seed, mesh)
+    params = restore_params(folder.checkpoints(unit), shape, mesh, start_from)
     return merge_adapters(shape, params)
 
 
