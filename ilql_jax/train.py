@@ -391,7 +391,7 @@ def train(
         TrajectoryError: Data that breaks the contract or is longer than the network's context,
             before anything is compiled.
         CheckpointError: The folder holds a checkpoint of another run, or one made beside frozen
-            parameters that were others.
+            parameters or a reference that were others.
         NotFiniteError: The loss became NaN or infinite.
         ValueError: The data is not what the method learns from, the reference is a network of
             another shape, or the rows of a batch are not a multiple of `gradient_accumulation`;
@@ -425,6 +425,8 @@ def train(
     )
     with contextlib.closing(checkpoints):
         step_function = make_train_step(model_config, objective, config, mesh)
+        if reference is not None:
+            checkpoints.metadata["reference"] = fingerprint(reference)
         frozen, given = None, None
         if freezes:
             given = make_start()

@@ -46,6 +46,7 @@ def test_scaling_fits_exponents(tmp_path):
     written = json.loads((tmp_path / "new" / "scaling.json").read_text())
     assert written["scaling"] == found["scaling"]
     assert written["measured"]["versions"]["jax"]
+    assert scaling._exponent([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2)
 
 
 needs_torch = pytest.mark.skipif(

@@ -11,7 +11,7 @@ import pytest
 
 import ilql_jax.train as training
 from ilql_jax import PackingConfig, PreferencePair, Trajectory, TrajectoryError
-from ilql_jax.checkpoint import restore_params
+from ilql_jax.checkpoint import CheckpointError, restore_params
 from ilql_jax.models import Decoder, DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.objectives import OBJECTIVES, ObjectiveConfig
 from ilql_jax.preferences import (
@@ -255,6 +255,9 @@ def test_an_interrupted_run_ends_with_the_same_bits_and_compiles_once(
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     assert again == {step: seen[step] for step in range(4, 10)}
     assert [step._cache_size() for step in steps] == [1, 1, 1]
+    other = jax.tree.map(lambda x: x + 1e-3, cloned)
+    with pytest.raises(CheckpointError, match=r"reference was '[0-9a-f]+', now '"):
+        run(tmp_path / "parts", other)
 
 
 # --- bad input ----------------------------------------------------------------------------------

@@ -4,11 +4,13 @@
 
 One thing is varied at a time, all settings of it timed in turn. The exponent is that of the power
 law fitted to them: 1 where time grows in proportion, less where part of it does not grow at all.
+That of the last two alone, where such a part counts least, stands beside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -106,14 +108,20 @@ def run(size: str, heads: str, rounds: int) -> dict:
         timed = {key: lambda step=step: measuring.seconds(step) for key, step in steps.items()}
         times = list(measuring.in_turn(timed, rounds).values())
         sizes = [GROWS[name](setting) for setting in settings]
-        exponent, _ = np.polyfit(np.log(sizes), np.log(times), 1)
         found[name] = {
             "settings": [dataclasses.asdict(setting) for setting in settings],
             "sizes": sizes,
             "seconds": times,
-            "exponent": float(exponent),
+            "exponent": _exponent(sizes, times),
+            "last_exponent": _exponent(sizes[-2:], times[-2:]),
         }
     return {"size": size, "heads": heads, "rounds": rounds, "scaling": found}
+
+
+def _exponent(sizes: Sequence[int], times: Sequence[float]) -> float:
+    """Slope of the line through the logarithms."""
+    slope, _ = np.polyfit(np.log(sizes), np.log(times), 1)
+    return float(slope)
 
 
 def main() -> None:
@@ -128,6 +136,7 @@ def main() -> None:
                 "from, to": f"{each['sizes'][0]:,} to {each['sizes'][-1]:,}",
                 "milliseconds a step": ", ".join(f"{1e3 * t:.3g}" for t in each["seconds"]),
                 "exponent": each["exponent"],
+                "of the last two": each["last_exponent"],
             }
             for name, each in result["scaling"].items()
         ]
