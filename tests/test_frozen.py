@@ -86,13 +86,14 @@ def noisy(params, seed=0):
 
 
 def outputs(config, params):
-    """Of packed rows, and of the same words read into a cache."""
+    """Of packed rows, and of the same words read into a cache; and the values of the rows."""
     words = np.arange(17) * 3 % VOCAB
     model = with_params(config, params)
-    hidden = model.trunk(*pack([words, words[:9]], 28))
+    hidden, of_values = model.hidden_states(*pack([words, words[:9]], 28))
     cache = KeyValues.zeros(config.decoder, (1,), 20)
     cached, _ = extend(model.trunk, cache, jnp.asarray(words[None]), jnp.zeros(1, jnp.int32))
-    return [np.asarray(each) for each in (model.trunk.logits(hidden), model.trunk.logits(cached))]
+    found = [model.trunk.logits(hidden), model.trunk.logits(cached), model.q(of_values)]
+    return [np.asarray(each) for each in found]
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +123,12 @@ def test_a_network_with_fresh_adapters_computes_what_the_one_without_does(bases,
     } - {"v/inner", "v/out"}
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_merged_adapters_and_their_export_compute_the_same(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "value_trunk"), [*((name, "shared") for name in DECODERS), ("llama", "separate")]
+)
+def test_merged_adapters_and_their_export_compute_the_same(tmp_path, name, value_trunk):
     config = with_adapters(DECODERS[name], lora_scale=0.5)
+    config = dataclasses.replace(config, value_trunk=value_trunk)
     params = noisy(init_params(config, 0))
     expected = outputs(config, params)
     unscaled = dataclasses.replace(config.decoder, lora_scale=1.0)
@@ -187,6 +191,11 @@ KINDS = {
         ALL_AT_ONCE,
         dataclasses.replace(SHORT, gradient_accumulation=2),
         "scan",
+    ),
+    "adapters, a trunk for values": (
+        dataclasses.replace(with_adapters(LLAMA), value_trunk="separate", value_heads="tied"),
+        SHORT,
+        "llama",
     ),
     "frozen trunk": (ModelConfig(GPT2, 8), dataclasses.replace(SHORT, freeze_trunk=True), "gpt2"),
 }
