@@ -270,6 +270,14 @@ def test_bad_settings_are_told_before_any_work(arguments: list[str], expected: s
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.fixture(scope="module")
+def imagined(tmp_path_factory) -> Path:
+    """A run that has imagined its dialogues and nothing else."""
+    folder = tmp_path_factory.mktemp("imagined") / "run"
+    assert launch(f"--workdir={folder}", *TINY, "--stage=imagine").returncode == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -284,9 +292,11 @@ def test_bad_settings_are_told_before_any_work(arguments: list[str], expected: s
         ),
     ],
 )
-def test_broken_dialogues_are_told_before_training(change, expected: str, tmp_path: Path):
+def test_broken_dialogues_are_told_before_training(
+    change, expected: str, imagined: Path, tmp_path: Path
+):
     folder = tmp_path / "run"
-    assert launch(f"--workdir={folder}", *TINY, "--stage=imagine").returncode == 0
+    shutil.copytree(imagined, folder)
     lines = (folder / "dialogues.jsonl").read_text().splitlines()
     lines[2] = change(lines[2])
     (folder / "dialogues.jsonl").write_text("\n".join(lines) + "\n")

@@ -24,7 +24,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
-from tensorboardX import SummaryWriter
 
 from experiments import config as settings
 from experiments.methods import PAIRS_START_FROM, parse_method
@@ -378,7 +377,7 @@ class MetricsLog:
         self.log_every = log_every
         self._before = 0.0
         self._start = time.monotonic()
-        self._writer: SummaryWriter | None = None
+        self._writer: Any = None  # of TensorBoard
 
     def go_on_after(self, step: int) -> None:
         """Forgets what was logged after this step, which will be done again."""
@@ -395,6 +394,9 @@ class MetricsLog:
         # TensorBoard's files lose what was not flushed: they are made again from ours.
         board = self.path.with_suffix("")
         shutil.rmtree(board, ignore_errors=True)
+        # Only now: where torch is installed this loads it, which takes a second in every process.
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(board))
         for line in kept:
             record = json.loads(line)
