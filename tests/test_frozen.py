@@ -143,6 +143,23 @@ def test_merged_adapters_and_their_export_compute_the_same(tmp_path, name, value
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_what_is_frozen_is_kept_as_what_it_is_computed_with(bases):
+    small, large = (
+        flat(start_of(bases["scan"], with_adapters(DECODERS["scan"], compute_dtype=dtype)))
+        for dtype in ("bfloat16", "float32")
+    )
+    halved = {path for path, x in small.items() if x.dtype == jnp.bfloat16}
+    assert halved == {
+        path for path in small if path.startswith("trunk/") and path.endswith(("kernel", "bedding"))
+    }
+    for path, x in small.items():  # the same numbers, rounded once
+        np.testing.assert_array_equal(x, large[path].astype(x.dtype))
+    assert all(x.dtype == jnp.float32 for x in large.values())
+    config = with_adapters(DECODERS["scan"], compute_dtype="bfloat16")
+    _, merged = merge_adapters(config, start_of(bases["scan"], config))
+    assert all(x.dtype == jnp.float32 for x in flat(merged).values())
+
+
 def test_what_was_split_is_joined_again():
     for config, learned_paths in (
         (ADAPTED, lambda path: "/lora/" in path or path[0] in "qv"),

@@ -36,18 +36,18 @@ def merge_adapters(config: ModelConfig, params: Params) -> tuple[ModelConfig, Pa
     """The same network without adapters: they are added to the matrices they belong to.
 
     So it computes what a network that never had any does. All that has no adapter is shared with
-    `params`.
+    `params`, unless it is kept in a smaller dtype beside adapters: the result is float32.
     """
     scale = config.decoder.lora_scale
 
     def merged(part):
         if not isinstance(part, dict):
-            return part
+            return part.astype(jnp.float32)
         kept = {name: merged(each) for name, each in part.items() if name != ADAPTER}
         if thin := part.get(ADAPTER):
             # A TPU would multiply in bfloat16 if not told otherwise.
             product = jnp.matmul(thin["lora_a"], thin["lora_b"], precision="highest")
-            kept["kernel"] = kept["kernel"] + scale * product
+            kept["kernel"] += scale * product
         return kept
 
     if not config.decoder.lora_rank:

@@ -98,6 +98,14 @@ def dtype_of(config: DecoderConfig) -> jnp.dtype:
     return jnp.dtype(config.compute_dtype)
 
 
+def kept_as(config: DecoderConfig) -> jnp.dtype:
+    """What matrices are kept as in memory: float32, which small steps can be added to.
+
+    Beside adapters they are frozen, and kept as what they are computed with.
+    """
+    return dtype_of(config) if config.lora_rank else jnp.dtype("float32")
+
+
 def _linear(
     config: DecoderConfig,
     size_in: int,
@@ -110,6 +118,7 @@ def _linear(
         "use_bias": use_bias,
         "kernel_init": nnx.initializers.normal(initializer_range or config.initializer_range),
         "dtype": dtype_of(config),
+        "param_dtype": kept_as(config),
         "rngs": rngs,
     }
     if config.transposed_kernels:

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ilql_jax.models.attention import packed_causal_mask
-from ilql_jax.models.blocks import Block, dtype_of, norm
+from ilql_jax.models.blocks import Block, dtype_of, kept_as, norm
 from ilql_jax.models.decoder_config import DecoderConfig
 from ilql_jax.models.few_rows import times_rows
 from ilql_jax.models.rotary import Rotation, rotation
@@ -128,7 +128,12 @@ def _for_layer(by: Rotation | None, uses_rotary: Bool[Array, ""] | None) -> Rota
 def _embedding(config: DecoderConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
     init = nnx.initializers.normal(config.initializer_range)
     return nnx.Embed(
-        rows, config.hidden_size, embedding_init=init, dtype=dtype_of(config), rngs=rngs
+        rows,
+        config.hidden_size,
+        embedding_init=init,
+        dtype=dtype_of(config),
+        param_dtype=kept_as(config),
+        rngs=rngs,
     )
 
 

@@ -118,7 +118,7 @@ def load_trunk(
     sharding: Shardings = None,
     seed: int = 0,
 ) -> Params:
-    """The trunk's parameters, float32, out of a checkpoint.
+    """The trunk's parameters out of a checkpoint: float32; beside adapters see `blocks.kept_as`.
 
     Args:
         folder: With `config.json` and safetensors, one file or several.
