@@ -105,10 +105,14 @@ def memory_traffic(program: Program) -> int:
     Every operand and result of every kernel counts once; of a slice, what is taken or put; arrays
     that the compiler keeps on the chip do not count.
     """
-    return sum(
+    kernels = sum(
         times * _traffic(program, computation, instruction)
         for computation, times in _runs(program)
         for instruction in computation.instructions.values()
+    )
+    return kernels + sum(
+        times * (each.memory_size + sum(x.memory_size for x in _operands(computation, each)))
+        for times, computation, each in _chains(program).values()
     )
 
 
@@ -119,32 +123,53 @@ def interconnect_traffic(program: Program) -> dict[str, int]:
     twice that of what is summed on all (Thakur et al., 2005).
     """
     found: dict[str, int] = {}
-    for computation, times in _runs(program):
-        for kind, sent in _collectives(program, computation).values():
-            found[kind] = found.get(kind, 0) + times * sent
+    alone = (
+        (times, inside, each)
+        for computation, times in _runs(program)
+        for inside, each in _collectives(program, computation)
+        if not _chain(each)
+    )
+    for times, computation, each in (*alone, *_chains(program).values()):
+        kind = each.opcode.removesuffix("-start")
+        if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"  # a TPU's: summed, and of the sum each keeps its part
+        size = sum(operand.size for operand in _operands(computation, each))
+        sent = _sent(kind, size, group_size(each.attributes, program.devices))
+        found[kind] = found.get(kind, 0) + times * sent
     return found
 
 
-def _collectives(program: Program, computation: Computation) -> dict[str, tuple[str, int]]:
-    """Kind and bytes sent of each collective, those inside of fusions included.
-
-    A TPU carries out one collective in several fusions beside other work; they share a chain.
-    """
-    found = {}
+def _collectives(
+    program: Program, computation: Computation
+) -> Iterator[tuple[Computation, Instruction]]:
+    """Each collective, those inside of fusions included, and the computation that it stands in."""
     for instruction in computation.instructions.values():
-        kind = instruction.opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
-            if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
-                kind = "reduce-scatter"  # a TPU's: summed, and of the sum each keeps its part
-            operands = _operands(computation, instruction)
-            chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
-            key = f"chain {chain[1]}" if chain else f"{computation.name} {instruction.name}"
-            group = group_size(instruction.attributes, program.devices)
-            size = sum(operand.size for operand in operands)
-            found[key] = (kind, _sent(kind, size, group))
+        if instruction.opcode.removesuffix("-start") in COLLECTIVES:
+            yield computation, instruction
         elif instruction.opcode in ("fusion", "async-start"):
-            found |= _collectives(program, program.computations[_called(instruction, "calls")])
+            yield from _collectives(program, program.computations[_called(instruction, "calls")])
+
+
+def _chains(program: Program) -> dict[str, tuple[int, Computation, Instruction]]:
+    """How often each chain runs, and one of its parts.
+
+    A TPU carries out one collective in several fusions beside other work. They may stand in loops
+    inside of the computation that it begins and ends in, whose runs are the fewest.
+    """
+    found: dict[str, tuple[int, Computation, Instruction]] = {}
+    for computation, times in _runs(program):
+        for inside, each in _collectives(program, computation):
+            chain = _chain(each)
+            if chain and (chain not in found or times < found[chain][0]):
+                found[chain] = times, inside, each
     return found
+
+
+def _chain(instruction: Instruction) -> str | None:
+    """What the parts of one collective have in common, None for one that is in one piece."""
+    chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
+    channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+    return f"{chain[1]} {channel and channel[1]}" if chain else None
 
 
 def _sent(kind: str, size: int, group: int) -> int:
@@ -219,9 +244,8 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
     operands = _operands(computation, instruction)
     if opcode == "fusion":
         fused = program.computations[_called(instruction, "calls")]
-        return _written(fused, instruction) + sum(
-            _read(fused, number, operand) for number, operand in enumerate(operands)
-        )
+        read = [_read(fused, number, operand) for number, operand in enumerate(operands)]
+        return _written(fused, instruction) + sum(read)
     if opcode in ("dynamic-slice", "gather"):
         return 2 * instruction.memory_size
     if opcode == "dynamic-update-slice":
@@ -237,6 +261,11 @@ def _read(fused: Computation, number: int, operand: Instruction) -> int:
         if each.opcode == "parameter" and each.inside == str(number)
     )
     uses = list(_uses(fused, parameter.name))
+    if chained := _in_chain(fused):
+        # Buffers of the collective that are only handed on; `memory_traffic` counts them.
+        uses = [use for use in uses if use[0].name not in chained and use[0] is not fused.root]
+        if not uses:
+            return 0
     if operand.memory_size and uses and all(_takes_part(use, name) for use, name in uses):
         return sum(use.size for use, _ in uses if use.opcode != "dynamic-update-slice")
     return operand.memory_size
@@ -259,19 +288,28 @@ def _takes_part(use: Instruction, name: str) -> bool:
 
 def _written(fused: Computation, fusion: Instruction) -> int:
     """What a kernel writes: where it updates a part of an array in place, that part."""
-    roots = [fused.root]
+    roots, chained = [fused.root], _in_chain(fused)
     if fused.root.opcode == "tuple":
         roots = [fused.instructions[name] for name in fused.root.operands]
+    if chained and fused.root.opcode in ("custom-call", *COLLECTIVES):
+        return 0  # begins or ends the collective
     if len(roots) != len(fusion.pieces):
         return fusion.memory_size
     written = 0
     for root, piece in zip(roots, fusion.pieces, strict=True):
+        if chained and (root.name in chained or root.opcode == "parameter"):
+            continue  # handed on
         while root.opcode == "bitcast" and root.operands[0] in fused.instructions:
             root = fused.instructions[root.operands[0]]
         in_place = root.opcode == "dynamic-update-slice"
         size = fused.instructions[root.operands[1]].size if in_place else piece.size
         written += size if piece.in_memory else 0
     return written
+
+
+def _in_chain(fused: Computation) -> set[str]:
+    """Names of the collectives in a kernel that are carried out in several."""
+    return {each.name for each in fused.instructions.values() if _chain(each)}
 
 
 def _operands(computation: Computation, instruction: Instruction) -> list[Instruction]:

@@ -25,7 +25,7 @@ SETTING = Setting(
 )
 
 # As XLA writes it for TPUs and GPUs, shortened: a loop of six rounds that gathers; a sum of which
-# each device keeps a part; one collective in two fusions.
+# each device keeps a part; one collective in three fusions, of which one is in the loop.
 HLO = """HloModule jit_f, is_scheduled=true, num_partitions=8
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -50,6 +50,14 @@ HLO = """HloModule jit_f, is_scheduled=true, num_partitions=8
   ROOT %all-gather.2 = bf16[8,16]{1,0} all-gather(%p.2), channel_id=3, replica_groups=[4,2]<=[8], dimensions={0}, frontend_attributes={chain_id="7"}
 }
 
+%part.3 (p.5: bf16[4,16], p.6: bf16[8,16]) -> (f32[7], bf16[4,16], bf16[8,16]) {
+  %p.5 = bf16[4,16]{1,0} parameter(0)
+  %p.6 = bf16[8,16]{1,0} parameter(1)
+  %all-gather.3 = bf16[8,16]{1,0} all-gather(%p.5), channel_id=3, replica_groups=[4,2]<=[8], dimensions={0}, frontend_attributes={chain_id="7"}
+  %own = f32[7]{0} iota(), iota_dimension=0
+  ROOT %parts = (f32[7]{0}, bf16[4,16]{1,0}, bf16[8,16]{1,0}) tuple(%own, %p.5, %all-gather.3)
+}
+
 %sliced (p.3: f32[6,100], p.4: s32[]) -> f32[100] {
   %p.3 = f32[6,100]{1,0} parameter(0)
   %p.4 = s32[] parameter(1)
@@ -70,6 +78,9 @@ HLO = """HloModule jit_f, is_scheduled=true, num_partitions=8
   %stack = f32[6,100]{1,0} get-tuple-element(%s), index=1
   %layer = f32[100]{0} fusion(%stack, %j), kind=kLoop, calls=%sliced
   %gathered = f32[400]{0:T(256)S(1)} all-gather(%layer), channel_id=2, replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}
+  %shard = bf16[4,16]{1,0} get-tuple-element(%s), index=2
+  %whole = bf16[8,16]{1,0} get-tuple-element(%s), index=3
+  %beside = (f32[7]{0}, bf16[4,16]{1,0}, bf16[8,16]{1,0}) fusion(%shard, %whole), kind=kOutput, calls=%part.3
   ROOT %out = (s32[], f32[6,100]{1,0}) tuple(%j, %stack)
 }
 
@@ -91,7 +102,7 @@ ENTRY %main (x: f32[6,100], y: f32[512,8], z: bf16[4,16]) -> f32[] {
 
 def test_collectives_are_counted_by_kind_group_and_rounds():
     assert hlo.interconnect_traffic(hlo.parse(HLO)) == {
-        # Six rounds with 3 of 4 parts of 400 bytes each; and once, though in two fusions, 128.
+        # Six rounds with 3 of 4 parts of 400 bytes each; and once, though in three fusions, 128.
         "all-gather": 6 * 3 * 400 + 4 * 16 * 2,
         "reduce-scatter": 512 * 8 * 4 // 2,
         "all-reduce": 2 * 512 * 8 * 4 * 7 // 8,  # no groups: all eight
@@ -100,9 +111,10 @@ def test_collectives_are_counted_by_kind_group_and_rounds():
 
 def test_memory_traffic_counts_slices_and_rounds_but_not_what_stays_on_the_chip():
     body = 2 * 400 + 400  # a layer read and written, read by the gather; its result is in S(1)
-    rest = (512 + 256) * 8 * 4 + 2 * (4 + 8) * 16 * 2 + 2 * 512 * 8 * 4
-    condition_free = 6 * (body + 4) + rest  # the counter is in S(6); j's 4 bytes do not count
-    assert hlo.memory_traffic(hlo.parse(HLO)) == condition_free - 6 * 4
+    body += 7 * 4  # what is done beside a part of the chain; the counter in S(6) does not count
+    chain = (4 + 8) * 16 * 2  # once, though three kernels hand it on
+    rest = (512 + 256) * 8 * 4 + chain + 2 * 512 * 8 * 4
+    assert hlo.memory_traffic(hlo.parse(HLO)) == 6 * body + rest
 
 
 @pytest.mark.parametrize(
