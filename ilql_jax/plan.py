@@ -257,8 +257,9 @@ def make_plan(
     Raises:
         MeshError: The mesh does not divide the rows or a parameter.
     """
-    sharding.check_rows(setting.packing.batch_rows, mesh)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    accumulation = setting.train.gradient_accumulation
+    sharding.check_rows(setting.packing.batch_rows, mesh, accumulation)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * accumulation
     limit = memory_limit(mesh.devices.flat[0])
     rows = setting.packing.batch_rows
     tried: list[Compiled] = []
@@ -629,7 +630,7 @@ def main(arguments: Sequence[str]) -> None:
     mesh_config = MeshConfig(**{"data": 1, **asked})
     mesh = mesh_for(mesh_config, devices_of(values.topology))
     rows = setting.packing.batch_rows
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * setting.train.gradient_accumulation
     if mesh_config.is_single and rows % parts:
         packing = dataclasses.replace(setting.packing, batch_rows=-(-rows // parts) * parts)
         setting = dataclasses.replace(setting, packing=packing)

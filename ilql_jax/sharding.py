@@ -273,13 +273,20 @@ def over_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
-def check_rows(rows: int, mesh: Mesh) -> None:
-    """Raises `MeshError` if a batch of so many rows cannot be split evenly."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % parts:
+def check_rows(rows: int, mesh: Mesh, accumulation: int = 1) -> None:
+    """Raises `MeshError` if a batch of so many rows cannot be split evenly.
+
+    Args:
+        rows: Of a batch.
+        mesh: What it is laid out on.
+        accumulation: Parts that it is looked at in, of which each is split.
+    """
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % (devices * accumulation):
+        each = f" each of {accumulation} parts (gradient_accumulation)" if accumulation > 1 else ""
         raise MeshError(
-            f"batch_rows is {rows}, but is split over data x fsdp = {mesh.shape['data']} x "
-            f"{mesh.shape['fsdp']}: it must be a multiple of {parts}."
+            f"batch_rows is {rows}, but{each} is split over data x fsdp = {mesh.shape['data']} x "
+            f"{mesh.shape['fsdp']}: it must be a multiple of {devices * accumulation}."
         )
 
 

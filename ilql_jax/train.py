@@ -404,7 +404,7 @@ def train(
     check_start(model_config, start_from is not None or isinstance(data, Preferences))
     wanted = abstract_state(model_config, config)
     if mesh is not None:
-        sharding.check_rows(packing.batch_rows, mesh)
+        sharding.check_rows(packing.batch_rows, mesh, config.gradient_accumulation)
         wanted = sharding.with_shardings(wanted, mesh)
     batches = _make_batches(data, model_config, objective, packing, seed, mesh)
     reference = data.reference if isinstance(data, Preferences) else None

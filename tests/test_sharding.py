@@ -208,6 +208,9 @@ def test_a_dimension_that_an_axis_does_not_divide_is_named():
 def test_rows_that_cannot_be_split_evenly_are_refused():
     with pytest.raises(MeshError, match=r"batch_rows is 6, .* 2 x 2: it must be a multiple of 4"):
         sharding.check_rows(6, mesh_of(2, 2, 1))
+    with pytest.raises(MeshError, match=r"8, but each of 3 parts .*multiple of 12"):
+        sharding.check_rows(8, mesh_of(2, 2, 1), accumulation=3)
+    sharding.check_rows(24, mesh_of(2, 2, 1), accumulation=3)
 
 
 @pytest.mark.parametrize(

@@ -106,9 +106,10 @@ def _check_mesh(config: ConfigDict) -> None:
     if not _on_mesh(config):
         return
     mesh = sharding.make_mesh(settings.mesh_config(config))
-    sharding.check_rows(config.train.batch_rows, mesh)
+    accumulation = config.train.gradient_accumulation
+    sharding.check_rows(config.train.batch_rows, mesh, accumulation)
     if any(parse_method(name).on_pairs for name in config.methods):
-        sharding.check_rows(settings.rows_of_pairs(config), mesh)
+        sharding.check_rows(settings.rows_of_pairs(config), mesh, accumulation)
 
 
 def _is_writer(config: ConfigDict) -> bool:
