@@ -101,6 +101,11 @@ def _run(
     if config.machine.coordinator:
         run_on_hosts(name, config, folder, line.stage, console)
         return
+    if line.stage in STAGES[STAGES.index("train") :]:
+        # Before the settings are kept with the run, and before dialogues are paid for.
+        from experiments.stages import train
+
+        train.check_start(config, folder)
     run_stages(name, config, folder, line.stage, console)
 
 

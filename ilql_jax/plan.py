@@ -39,6 +39,7 @@ from ml_collections import ConfigDict, config_flags
 
 from ilql_jax import hlo, sharding
 from ilql_jax.batching import Batch, PackingConfig
+from ilql_jax.frozen import check_start
 from ilql_jax.losses import Transitions
 from ilql_jax.models import DecoderConfig, ModelConfig, Params
 from ilql_jax.models.decoder_config import LEFT_OPEN
@@ -477,19 +478,30 @@ def setting_of(
         method: Which of `objectives.OBJECTIVES`.
         agent_share: Fraction of the tokens that are the agent's.
         utterance_tokens: Length of an agent's utterance.
+
+    Raises:
+        PlanError: Dialogues longer than what the pretrained network reads.
+        ValueError: Adapters without one, or another setting that cannot be.
     """
     said = _fields(config.model, DecoderConfig)
     if pretrained := config.model.get("pretrained"):
         found = read_config(find(pretrained, weights=False))
+        if config.model.max_positions > found.max_positions:
+            raise PlanError(
+                f"max_positions is {config.model.max_positions}, but {pretrained} reads at most "
+                f"{found.max_positions} tokens."
+            )
         how = {name: said[name] for name in LEFT_OPEN if name in said}
         decoder = dataclasses.replace(found, **how)
     else:
         decoder = DecoderConfig(vocab_size=config.tokenizer.vocab_size, **said)
+    model = network_of(method, ModelConfig(decoder, **_fields(config.model, ModelConfig)))
+    check_start(model, there_is=bool(pretrained))
     length = config.model.max_positions
     actions = max(1, -(-int(length * agent_share) // 8) * 8)
     pairs = -(-actions // (2 * utterance_tokens))
     return Setting(
-        network_of(method, ModelConfig(decoder, **_fields(config.model, ModelConfig))),
+        model,
         ObjectiveConfig(method=method, **_fields(config.objective, ObjectiveConfig)),
         TrainConfig(**_fields(config.train, TrainConfig)),
         PackingConfig(config.train.batch_rows, length, actions, 2 * pairs),
@@ -620,13 +632,27 @@ def main(arguments: Sequence[str]) -> None:
     flags.DEFINE_float("agent_share", 0.45, "Of the tokens, the agent's.", 0, 1, values)
     flags.DEFINE_integer("utterance_tokens", 16, "Length of an utterance.", 1, None, values)
     flags.DEFINE_integer("compilations", 2, "Most that are done.", 2, None, values)
-    values(list(arguments))
-    if values.config is None:
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
+    try:
+        _, *rest = values(list(arguments))
+        config = values.config
+        _ = config is None or config.keys()  # a file that could not be read is told only now
+    except OSError as error:  # says where it was looked for, and last why it was not there
+        raise PlanError(f"--config: {str(error).splitlines()[-1].strip()}.") from None
+    except (AttributeError, KeyError) as error:
+        name = re.sub(r"\W", "", str(error))
+        raise PlanError(f"--config: there is no setting {name!r} in it.") from None
+    if values.help:
+        print(f"{__doc__}\n{values.get_help()}")
+        return
+    if rest:
+        raise PlanError(f"unexpected argument {rest[0]!r}; see --help.")
+    if config is None:
         raise PlanError("--config is missing: a file with get_config(), e.g. one of experiments/.")
     if values.topology != "local":
         jax.config.update("jax_platforms", "cpu")  # no accelerator of this machine is taken
-    setting = setting_of(values.config, values.method, values.agent_share, values.utterance_tokens)
-    asked = _fields(values.config.get("mesh", ConfigDict()), MeshConfig)
+    setting = setting_of(config, values.method, values.agent_share, values.utterance_tokens)
+    asked = _fields(config.get("mesh", ConfigDict()), MeshConfig)
     mesh_config = MeshConfig(**{"data": 1, **asked})
     mesh = mesh_for(mesh_config, devices_of(values.topology))
     rows = setting.packing.batch_rows

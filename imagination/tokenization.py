@@ -88,8 +88,9 @@ class DialogueTokenizer:
             return cls(AutoTokenizer.from_pretrained(str(name_or_folder), use_fast=True))
         except (OSError, ValueError) as error:
             raise DialogueError(
-                f"no tokenizer {str(name_or_folder)!r}: give a folder with tokenizer.json or a "
-                f"name on the Hugging Face hub ({str(error).splitlines()[0]})."
+                f"no tokenizer that can be used in {str(name_or_folder)!r}: "
+                f"{str(error).splitlines()[0].rstrip('.')}. Give a folder with tokenizer.json or a "
+                "name on the Hugging Face hub."
             ) from None
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -270,6 +270,13 @@ def test_bad_settings_are_told_before_any_work(arguments: list[str], expected: s
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_what_was_refused_is_not_kept_with_the_run(tmp_path: Path):
+    result = launch(f"--workdir={tmp_path / 'run'}", *TINY, "--config.mesh.data=3")
+    assert result.returncode == 1
+    assert "the mesh data 3 x fsdp 1 x tensor 1 does not divide" in flattened(result.stdout)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def imagined(tmp_path_factory) -> Path:
     """A run that has imagined its dialogues and nothing else."""

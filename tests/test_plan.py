@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import math
 from pathlib import Path
 
@@ -196,9 +197,37 @@ def test_an_unknown_topology_is_told_with_the_known_ones(name):
         devices_of(name)
 
 
-def test_a_config_is_asked_for():
-    with pytest.raises(PlanError, match="--config is missing"):
-        plan.main(["plan", "--topology=local"])
+TEACHING = f"--config={ROOT}/experiments/teaching.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology=local"], "--config is missing"),
+        (["--config=nowhere.py"], r"--config: .*No such file or directory: 'nowhere.py'"),
+        ([TEACHING, "--config.model.nosuch=3"], "there is no setting 'nosuch'"),
+        ([TEACHING, "more"], "unexpected argument 'more'"),
+        ([TEACHING, "--config.model.lora_rank=4"], "lora_rank is 4, but adapters need"),
+    ],
+)
+def test_a_wrong_command_line_is_told(arguments, message, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    with pytest.raises(ValueError, match=message):
+        plan.main(["plan", *arguments])
+
+
+def test_help_is_given(capsys):
+    plan.main(["plan", "--help"])
+    assert "--compilations" in capsys.readouterr().out
+
+
+def test_a_plan_is_not_longer_than_what_a_pretrained_model_reads(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    fields = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_positions": 128}
+    fields |= {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(PlanError, match=r"max_positions is 240, but .* reads at most 128 tokens"):
+        plan.main(["plan", TEACHING, f"--config.model.pretrained={tmp_path}"])
 
 
 needs_libtpu = pytest.mark.skipif(

@@ -22,7 +22,7 @@ from rich.console import Console
 from experiments import config as settings
 from experiments import launch
 from experiments.parallel import Report, run_units, workers_for
-from experiments.run_folder import RunFolder, Unit
+from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.stages import evaluate
 from experiments.stages.scene import load_scene
 from imagination.simulation import SimulatedHuman, load_world
@@ -49,6 +49,8 @@ def run(workdir: Path, method: str, episodes: int, console: Console) -> dict[str
     """Conversations a second, by way of choosing words."""
     folder = RunFolder(workdir)
     task = folder.experiment
+    if not task:
+        raise RunError(f"{workdir} holds no run: give the --workdir of one that was trained.")
     defaults = importlib.import_module(f"experiments.{task}").get_config()
     config = launch.with_saved(defaults, folder, {})
     processes = max(1, workers_for(config.workers, 10_000))

@@ -59,6 +59,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         save_once(tokenizer, folder.tokenizer)
     if config.machine.coordinator:
         sharding.wait_for_all("the tokenizer")
+    _check_parameters(config, tokenizer.vocab_size, todo)
     learned = {parse_method(unit.method) for unit in todo}
     rounds = max((method.rounds for method in learned if not method.on_pairs), default=0)
     made = _regenerated(folder, tokenizer, rounds)
@@ -96,6 +97,20 @@ def check_dialogues(
     return tokenizer
 
 
+def check_start(config: ConfigDict, folder: RunFolder) -> None:
+    """What can be wrong with a training that is still to be done, whatever the dialogues are.
+
+    Raises:
+        MeshError: The devices or the rows of a batch do not fit the mesh.
+        DialogueError: The tokenizer cannot be read, or is of no use.
+    """
+    if all(is_trained(folder, unit) for unit in units(config)):
+        return
+    _check_mesh(config)
+    if (config.tokenizer.pretrained or config.model.pretrained) and not folder.tokenizer.exists():
+        _tokenizer(config, [])
+
+
 def _on_mesh(config: ConfigDict) -> bool:
     """Whether a training takes more than one device."""
     return bool(config.machine.coordinator) or not settings.mesh_config(config).is_single
@@ -110,6 +125,16 @@ def _check_mesh(config: ConfigDict) -> None:
     sharding.check_rows(config.train.batch_rows, mesh, accumulation)
     if any(parse_method(name).on_pairs for name in config.methods):
         sharding.check_rows(settings.rows_of_pairs(config), mesh, accumulation)
+
+
+def _check_parameters(config: ConfigDict, vocab_size: int, todo: list[Unit]) -> None:
+    """Raises `MeshError` if a parameter cannot be split as the mesh has it."""
+    if not _on_mesh(config):
+        return
+    mesh = sharding.make_mesh(settings.mesh_config(config))
+    for method in dict.fromkeys(unit.method for unit in todo):
+        shape = settings.model_config(config, vocab_size, method)
+        sharding.shardings(abstract_params(shape), mesh)
 
 
 def _is_writer(config: ConfigDict) -> bool:
@@ -306,6 +331,12 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
     writes = _is_writer(config)
     report(0, train_config.steps, "compiling")
 
+    def on_start(step: int) -> None:
+        if writes:
+            metrics.go_on_after(step)
+        if step:
+            report(step, train_config.steps, f"goes on from step {step}")
+
     def on_metrics(step: int, values: dict[str, float]) -> None:
         if writes:
             metrics.write(step, values)
@@ -320,7 +351,7 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
         seed=config.seed + unit.seed,
         folder=folder.checkpoints(unit),
         metadata={"method": unit.method, "reward_scale": data.reward_scale},
-        on_start=metrics.go_on_after if writes else None,
+        on_start=on_start,
         on_metrics=on_metrics,
         start_from=start_from,
         mesh=mesh,

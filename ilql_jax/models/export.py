@@ -109,6 +109,8 @@ def save_pretrained(
         heads |= {VALUE_TRUNK + name: tensor for name, tensor in tensors.items()}
     kept = {"heads": _head_fields(config), "about": dict(about or {})}
     save_file(heads, folder / VALUE_HEADS, metadata={k: json.dumps(v) for k, v in kept.items()})
+    for file in (*files, VALUE_HEADS):
+        (folder / file).chmod(0o644)  # safetensors lets nobody else read, unlike the files beside
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
     if special_tokens:
         (folder / "generation_config.json").write_text(json.dumps(dict(special_tokens)), "utf-8")

@@ -261,7 +261,8 @@ def _matched(
             problems.append(f"{shown[name]} gives {found}, but {needed} is needed")
     if problems:
         raise PretrainedError(
-            f"these are not the tensors of {there}: {'; '.join(sorted(problems))}."
+            f"{'; '.join(sorted(problems))}: these are not the tensors of a network of "
+            f"{there.num_layers} layers of width {there.hidden_size} with {there.vocab_size} words."
         )
     return given, table
 
