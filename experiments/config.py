@@ -468,7 +468,7 @@ def _check_imagination(config: ConfigDict) -> None:
 _OF_WORLD_HINDSIGHT = ("belief", "error_rate")
 
 
-def _check_methods(config: ConfigDict) -> None:
+def check_methods(config: ConfigDict) -> None:
     if not config.methods or len(set(config.methods)) < len(config.methods):
         raise ConfigError(f"config.methods is {config.methods}; name each method once.")
     try:
@@ -601,21 +601,23 @@ def _check_world(config: ConfigDict, judged: bool) -> None:
         )
 
 
-def check(config: ConfigDict, judged: bool = True) -> None:
+def check(config: ConfigDict, judged: bool = True, trained: bool = True) -> None:
     """Raises `ConfigError` for the first value that cannot work.
 
     Args:
         config: The settings.
         judged: Whether agents are to be judged with them.
+        trained: Whether networks are to be trained with them; those that are there need not find
+            again what they were trained from.
     """
-    _check_methods(config)
+    check_methods(config)
     _check_imagination(config)
     _check_world(config, judged)
     _check_hindsight(config)
     _check_evaluation(config)
     _check_llm(config)
     builders: dict[str, Any] = {
-        "model": lambda: _check_model(config),
+        "model": lambda: _check_model(config) if trained else None,
         "data": lambda: read_options(config),
         "mesh": lambda: mesh_config(config),
         "machine": lambda: hosts_config(config),

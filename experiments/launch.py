@@ -82,7 +82,7 @@ def _run(
     folder.check_experiment(name)
     config = with_saved(line.config, folder, line.overrides)
     is_judged = not line.dry_run and line.stage in STAGES[STAGES.index("evaluate") :]
-    settings.check(config, is_judged)
+    settings.check(config, is_judged, trained=not _has_all(config, folder))
     if line.dry_run:
         _print_plans(config, folder, console)
         return
@@ -107,6 +107,16 @@ def _run(
 
         train.check_start(config, folder)
     run_stages(name, config, folder, line.stage, console)
+
+
+def _has_all(config: ConfigDict, folder: RunFolder) -> bool:
+    """Whether all networks are there that were to be made of a pretrained one."""
+    if not config.model.pretrained or not folder.config_file.exists():
+        return False
+    from experiments.stages import train
+
+    settings.check_methods(config)
+    return all(train.is_trained(folder, unit) for unit in train.units(config))
 
 
 def _print_plans(config: ConfigDict, folder: RunFolder, console: Console) -> None:

@@ -172,12 +172,16 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def from_base(base, tmp_path_factory):
-    """A run that started from it, exported."""
+    """A run that started from it, exported when it was not there any more."""
     folder = tmp_path_factory.mktemp("runs") / "from_base"
     pretrained = (f"--config.model.pretrained={base}", "--config.model.max_positions=1000")
     slowly = "--config.train.learning_rate=1e-9", "--config.train.muon_learning_rate=1e-9"
     run(f"--workdir={folder}", "--stage=train", *TINY, *pretrained, *slowly)
-    output = run(f"--workdir={folder}", "--stage=export")
+    elsewhere = base.rename(base.with_name("elsewhere"))
+    try:
+        output = run(f"--workdir={folder}", "--stage=export")
+    finally:
+        elsewhere.rename(base)
     assert f"Exported: {folder}/export/ilql-seed0" in output
     return folder
 

@@ -183,10 +183,23 @@ def test_dialogues_that_do_not_fit_say_how_much_room_all_of_them_need():
     config = settings.base_config()
     data = [trajectory("a", 9), trajectory("b", 300), trajectory("c", 200, 200)]
     expected = (
-        "c: 402 tokens do not fit in the context of 240, nor do 1 shorter.*max_positions to 402"
+        r"c: 402 tokens do not fit in the context of 240; 2 of 3 dialogues are too long\. "
+        r"Set config\.model\.max_positions to 402"
     )
     with pytest.raises(RunError, match=expected):
         _check_lengths(config, data, make_console())
+
+
+def test_dialogues_longer_than_a_pretrained_model_reads_are_not_sent_there(tmp_path: Path):
+    fields = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_positions": 300}
+    fields |= {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config = settings.base_config()
+    config.model.pretrained = str(tmp_path)
+    with pytest.raises(RunError, match=r"too long\. Shorten or drop them: .* at most 300\."):
+        _check_lengths(config, [trajectory("a", 400)], make_console())
+    with pytest.raises(RunError, match="max_positions to 261 or more"):
+        _check_lengths(config, [trajectory("a", 260)], make_console())
 
 
 def test_agents_that_will_be_cut_off_are_told(capsys):

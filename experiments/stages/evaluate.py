@@ -137,7 +137,7 @@ def load_agent(
 ) -> PolicyAgent:
     """The trained network of a unit as an agent that speaks in `batch_size` conversations."""
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    shape, params = trained_network(config, folder, unit, tokenizer.vocab_size)
+    shape, params = trained_network(config, folder, unit)
     policy = Policy(
         shape,
         params,

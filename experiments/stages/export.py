@@ -41,7 +41,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
             "--config.export.seed=... and --workdir=..."
         )
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    shape, params = trained_network(config, folder, unit, tokenizer.vocab_size)
+    shape, params = trained_network(config, folder, unit)
     about = {"method": unit.method, "decoding": str(chosen_decoding(config, folder, unit))}
     if parse_method(unit.method).learns_values:
         about["reward_scale"] = read_metadata(folder.checkpoints(unit))["reward_scale"]
@@ -80,7 +80,8 @@ def model_card(config: ConfigDict, folder: RunFolder, unit: Unit, about: dict[st
         unit=unit,
         about=about,
         base=base,
-        base_on_hub=bool(base) and not Path(base).expanduser().exists(),
+        # A name on the hub: of an owner and a model, or of an old model alone.
+        base_on_hub=bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base)) and not Path(base).exists(),
         value_trunk=config.model.value_trunk,
         learns_values=parse_method(unit.method).learns_values,
         dialogues=sum(1 for _ in iterate_dialogues(folder.dialogues)),

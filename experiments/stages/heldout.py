@@ -66,7 +66,7 @@ def _score(
 ) -> list[Scores]:
     """Scores with values in the task's units."""
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    shape, params = trained_network(config, folder, unit, tokenizer.vocab_size)
+    shape, params = trained_network(config, folder, unit)
     scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
     trajectories = tokenizer.trajectories(dialogues, scale)
     packing = packing_for(trajectories, config.train.batch_rows, config.model.max_positions)

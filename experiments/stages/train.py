@@ -33,10 +33,10 @@ from experiments.stages.hindsight import read_hindsight
 from experiments.stages.imagine import is_for_training
 from ilql_jax import PreferencePair, Trajectory, sharding
 from ilql_jax.batching import PackingConfig, packing_for
-from ilql_jax.checkpoint import restore_params
+from ilql_jax.checkpoint import read_metadata, restore_params
 from ilql_jax.models import ModelConfig, Params, abstract_params
 from ilql_jax.models.adapters import merge_adapters
-from ilql_jax.models.pretrained import check_tensors, find, start_params
+from ilql_jax.models.pretrained import check_tensors, find, read_config, start_params
 from ilql_jax.objectives import select_trajectories
 from ilql_jax.preferences import Preferences, packing_for_pairs
 from ilql_jax.train import train
@@ -178,10 +178,15 @@ def _check_lengths(config: ConfigDict, trajectories: list[Trajectory], console: 
     needed, context = len(longest.tokens), config.model.max_positions
     if needed > context:
         count = sum(len(trajectory.tokens) > context for trajectory in trajectories)
+        longest_there_is = _most_positions(config)
+        way_out = f"Set config.model.max_positions to {needed} or more; or shorten or drop them."
+        if longest_there_is is not None and longest_there_is < needed:
+            way_out = (
+                f"Shorten or drop them: {config.model.pretrained} reads at most {longest_there_is}."
+            )
         raise RunError(
-            f"{longest.name}: {needed} tokens do not fit in the context of {context}, nor do "
-            f"{count - 1:,} shorter ones of {len(trajectories):,} dialogues. Set "
-            f"config.model.max_positions to {needed} or more; or shorten or drop them."
+            f"{longest.name}: {needed} tokens do not fit in the context of {context}; {count:,} of "
+            f"{len(trajectories):,} dialogues are too long. {way_out}"
         )
     utterances = np.concatenate([_utterance_lengths(trajectory) for trajectory in trajectories])
     cut_off = np.mean(utterances > config.decoding.max_utterance)
@@ -191,6 +196,13 @@ def _check_lengths(config: ConfigDict, trajectories: list[Trajectory], console: 
             f"config.decoding.max_utterance, {config.decoding.max_utterance} tokens, at which "
             f"agents will be cut off in conversation; the longest takes {utterances.max()}."
         )
+
+
+def _most_positions(config: ConfigDict) -> int | None:
+    """What a pretrained network reads at most; None = a fresh one, made for any length."""
+    if not config.model.pretrained:
+        return None
+    return read_config(find(config.model.pretrained, weights=False)).max_positions
 
 
 def _utterance_lengths(trajectory: Trajectory) -> np.ndarray:
@@ -375,13 +387,14 @@ def pretrained_start(
 
 
 def trained_network(
-    config: ConfigDict, folder: RunFolder, unit: Unit, vocab_size: int
+    config: ConfigDict, folder: RunFolder, unit: Unit
 ) -> tuple[ModelConfig, Params]:
     """What a unit has learned, as a network like any other: adapters are merged into it.
 
-    Its parameters lie on one device, or where `sharding.mesh_to_use` says.
+    Its parameters lie on one device, or where `sharding.mesh_to_use` says. What it was trained from
+    is needed only where that is frozen in it.
     """
-    shape = settings.model_config(config, vocab_size, unit.method)
+    shape = ModelConfig.from_dict(read_metadata(folder.checkpoints(unit))["model"])
     mesh = sharding.mesh_to_use(settings.mesh_config(config))
     start_from = pretrained_start(config, shape, unit.seed, mesh)
     params = restore_params(folder.checkpoints(unit), shape, mesh, start_from)
