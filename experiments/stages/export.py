@@ -6,6 +6,7 @@ Leaves `export/<method>-seed<k>/`: policy, tokenizer, value heads and a model ca
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
