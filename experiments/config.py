@@ -18,7 +18,7 @@ from experiments.methods import PAIRS_START_FROM, parse_method, rounds_of
 from ilql_jax.frozen import check_start
 from ilql_jax.models import DecoderConfig, ModelConfig
 from ilql_jax.models.decoder_config import COMPUTE_DTYPES, LEFT_OPEN
-from ilql_jax.models.pretrained import check_tensors, find, read_config
+from ilql_jax.models.pretrained import check_tensors, shape_for
 from ilql_jax.objectives import ObjectiveConfig, network_of
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.sharding import HostsConfig, MeshConfig
@@ -346,12 +346,7 @@ def _whole_network(config: ConfigDict, vocab_size: int) -> ModelConfig:
     pretrained = shape.pop("pretrained")
     if not pretrained:
         return ModelConfig(DecoderConfig(vocab_size=vocab_size, **shape), **heads)
-    found = read_config(find(pretrained, weights=False))
-    if shape["max_positions"] > found.max_positions:
-        raise ValueError(
-            f"max_positions is {shape['max_positions']}, but {pretrained} reads at most "
-            f"{found.max_positions} tokens."
-        )
+    found = shape_for(pretrained, shape["max_positions"])
     # Checkpoints may have room for more tokens than there are, or lack the tokenizer's markers.
     said = {"vocab_size": max(vocab_size, found.vocab_size)}
     said |= {name: shape[name] for name in LEFT_OPEN}

@@ -105,7 +105,7 @@ def _run(
         # Before the settings are kept with the run, and before dialogues are paid for.
         from experiments.stages import train
 
-        train.check_start(config, folder)
+        train.check_settings(config, folder)
     run_stages(name, config, folder, line.stage, console)
 
 

@@ -244,8 +244,10 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
     operands = _operands(computation, instruction)
     if opcode == "fusion":
         fused = program.computations[_called(instruction, "calls")]
-        read = [_read(fused, number, operand) for number, operand in enumerate(operands)]
-        return _written(fused, instruction) + sum(read)
+        chained = {each.name for each in fused.instructions.values() if _chain(each)}
+        return _written(fused, instruction, chained) + sum(
+            _read(fused, number, operand, chained) for number, operand in enumerate(operands)
+        )
     if opcode in ("dynamic-slice", "gather"):
         return 2 * instruction.memory_size
     if opcode == "dynamic-update-slice":
@@ -253,16 +255,18 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
     return instruction.memory_size + sum(operand.memory_size for operand in operands)
 
 
-def _read(fused: Computation, number: int, operand: Instruction) -> int:
-    """What a kernel reads of an operand: of one that it only slices, the slices."""
+def _read(fused: Computation, number: int, operand: Instruction, chained: set[str]) -> int:
+    """What a kernel reads of an operand: of one that it only slices, the slices.
+
+    Buffers of a chained collective that it only hands on are counted with the collective.
+    """
     parameter = next(
         each
         for each in fused.instructions.values()
         if each.opcode == "parameter" and each.inside == str(number)
     )
     uses = list(_uses(fused, parameter.name))
-    if chained := _in_chain(fused):
-        # Buffers of the collective that are only handed on; `memory_traffic` counts them.
+    if chained:
         uses = [use for use in uses if use[0].name not in chained and use[0] is not fused.root]
         if not uses:
             return 0
@@ -286,9 +290,9 @@ def _takes_part(use: Instruction, name: str) -> bool:
     return slices and use.operands[0] == name and name not in use.operands[1:]
 
 
-def _written(fused: Computation, fusion: Instruction) -> int:
+def _written(fused: Computation, fusion: Instruction, chained: set[str]) -> int:
     """What a kernel writes: where it updates a part of an array in place, that part."""
-    roots, chained = [fused.root], _in_chain(fused)
+    roots = [fused.root]
     if fused.root.opcode == "tuple":
         roots = [fused.instructions[name] for name in fused.root.operands]
     if chained and fused.root.opcode in ("custom-call", *COLLECTIVES):
@@ -305,11 +309,6 @@ def _written(fused: Computation, fusion: Instruction) -> int:
         size = fused.instructions[root.operands[1]].size if in_place else piece.size
         written += size if piece.in_memory else 0
     return written
-
-
-def _in_chain(fused: Computation) -> set[str]:
-    """Names of the collectives in a kernel that are carried out in several."""
-    return {each.name for each in fused.instructions.values() if _chain(each)}
 
 
 def _operands(computation: Computation, instruction: Instruction) -> list[Instruction]:

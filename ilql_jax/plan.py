@@ -43,7 +43,7 @@ from ilql_jax.frozen import check_start
 from ilql_jax.losses import Transitions
 from ilql_jax.models import DecoderConfig, ModelConfig, Params
 from ilql_jax.models.decoder_config import LEFT_OPEN
-from ilql_jax.models.pretrained import find, read_config
+from ilql_jax.models.pretrained import shape_for
 from ilql_jax.objectives import LEARNS_FROM_PAIRS, ObjectiveConfig, network_of
 from ilql_jax.preferences import PreferenceBatch
 from ilql_jax.sharding import MeshConfig
@@ -480,17 +480,12 @@ def setting_of(
         utterance_tokens: Length of an agent's utterance.
 
     Raises:
-        PlanError: Dialogues longer than what the pretrained network reads.
+        PretrainedError: Dialogues longer than what the pretrained network reads.
         ValueError: Adapters without one, or another setting that cannot be.
     """
     said = _fields(config.model, DecoderConfig)
     if pretrained := config.model.get("pretrained"):
-        found = read_config(find(pretrained, weights=False))
-        if config.model.max_positions > found.max_positions:
-            raise PlanError(
-                f"max_positions is {config.model.max_positions}, but {pretrained} reads at most "
-                f"{found.max_positions} tokens."
-            )
+        found = shape_for(pretrained, config.model.max_positions)
         how = {name: said[name] for name in LEFT_OPEN if name in said}
         decoder = dataclasses.replace(found, **how)
     else:
@@ -656,11 +651,16 @@ def main(arguments: Sequence[str]) -> None:
     mesh_config = MeshConfig(**{"data": 1, **asked})
     mesh = mesh_for(mesh_config, devices_of(values.topology))
     rows = setting.packing.batch_rows
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * setting.train.gradient_accumulation
+    accumulation = setting.train.gradient_accumulation
+    parts = mesh.size * accumulation
     if mesh_config.is_single and rows % parts:
         packing = dataclasses.replace(setting.packing, batch_rows=-(-rows // parts) * parts)
         setting = dataclasses.replace(setting, packing=packing)
-        print(f"{rows} rows cannot be split over {parts} chips: planned with {packing.batch_rows}.")
+        often = f" {accumulation} times" if accumulation > 1 else ""
+        print(
+            f"{rows} rows cannot be split over {mesh.size} chips{often}: planned with "
+            f"{packing.batch_rows}."
+        )
 
     def tell(compiled: Compiled) -> None:
         print(

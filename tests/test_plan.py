@@ -226,7 +226,7 @@ def test_a_plan_is_not_longer_than_what_a_pretrained_model_reads(tmp_path, monke
     fields = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_positions": 128}
     fields |= {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(PlanError, match=r"max_positions is 240, but .* reads at most 128 tokens"):
+    with pytest.raises(ValueError, match=r"max_positions is 240, but .* reads at most 128 tokens"):
         plan.main(["plan", TEACHING, f"--config.model.pretrained={tmp_path}"])
 
 

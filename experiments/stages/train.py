@@ -97,7 +97,7 @@ def check_dialogues(
     return tokenizer
 
 
-def check_start(config: ConfigDict, folder: RunFolder) -> None:
+def check_settings(config: ConfigDict, folder: RunFolder) -> None:
     """What can be wrong with a training that is still to be done, whatever the dialogues are.
 
     Raises:

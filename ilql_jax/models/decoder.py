@@ -131,7 +131,6 @@ def _embedding(config: DecoderConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
         rows,
         config.hidden_size,
         embedding_init=init,
-        dtype=dtype_of(config),
         param_dtype=kept_as(config),
         rngs=rngs,
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,9 @@ def save_pretrained(
         heads |= {VALUE_TRUNK + name: tensor for name, tensor in tensors.items()}
     kept = {"heads": _head_fields(config), "about": dict(about or {})}
     save_file(heads, folder / VALUE_HEADS, metadata={k: json.dumps(v) for k, v in kept.items()})
-    for file in (*files, VALUE_HEADS):
-        (folder / file).chmod(0o644)  # safetensors lets nobody else read, unlike the files beside
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
+    for file in (*files, VALUE_HEADS):  # safetensors lets nobody else read, whatever the umask says
+        shutil.copymode(folder / "config.json", folder / file)
     if special_tokens:
         (folder / "generation_config.json").write_text(json.dumps(dict(special_tokens)), "utf-8")
     (folder / "README.md").write_text(card, "utf-8")

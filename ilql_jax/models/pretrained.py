@@ -95,6 +95,21 @@ def read_config(folder: str | os.PathLike[str]) -> DecoderConfig:
     return decoder_config(_config_fields(Path(folder)))
 
 
+def shape_for(name: str | os.PathLike[str], max_positions: int) -> DecoderConfig:
+    """The shape of a checkpoint (see `find`) that is to read so many tokens.
+
+    Raises:
+        PretrainedError: It reads fewer; or there is none, or one that is not supported.
+    """
+    found = read_config(find(name, weights=False))
+    if max_positions > found.max_positions:
+        raise PretrainedError(
+            f"max_positions is {max_positions}, but {name} reads at most "
+            f"{found.max_positions} tokens."
+        )
+    return found
+
+
 def read_family(folder: str | os.PathLike[str]) -> Family:
     """The family of the network in a folder. Raises `PretrainedError` as `read_config` does."""
     return family_of(_config_fields(Path(folder)))
