@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from experiments.methods import PAIRS_START_FROM, parse_method, rounds_of
-from ilql_jax.frozen import check_start
 from ilql_jax.models import DecoderConfig, ModelConfig
-from ilql_jax.models.decoder_config import COMPUTE_DTYPES, LEFT_OPEN
-from ilql_jax.models.pretrained import check_tensors, shape_for
+from ilql_jax.models.config import COMPUTE_DTYPES, LEFT_OPEN
+from ilql_jax.models.hugging_face.read import check_tensors, shape_for
 from ilql_jax.objectives import ObjectiveConfig, network_of
+from ilql_jax.partition import check_start
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.sharding import HostsConfig, MeshConfig
 from ilql_jax.train import TrainConfig, check_adapters, check_learns, check_parts
@@ -113,7 +113,7 @@ def base_config() -> ConfigDict:
     # Of the pretrained one: thin adapters learn, beside the value heads (LoRA).
     config.model.lora_rank = 0  # width of the adapters; 0 = none, all of the network learns
     config.model.lora_scale = 1.0  # of what they add (the paper's α / r)
-    # Of both (see ilql_jax/models/decoder_config.py):
+    # Of both (see ilql_jax/models/config.py):
     config.model.compute_dtype = "float32"  # or bfloat16; parameters are float32 in any case
     config.model.attention = "xla"  # on accelerators; or cudnn (GPUs, with bfloat16)
     config.model.remat = False  # keep less for the backward pass, compute it again
@@ -192,7 +192,7 @@ def base_config() -> ConfigDict:
     config.evaluation.human = "world"  # who agents talk with; prompted: played by config.llm
     config.evaluation.human_guidance = ""  # what else a prompted human is told of such people
 
-    # The tree search with a prompted model (see imagination/prompted/gdp_zero.py).
+    # The tree search with a prompted model (see imagination/agents/gdp_zero.py).
     config.evaluation.gdp_zero = ConfigDict()
     config.evaluation.gdp_zero.simulations = 10  # walks down the tree per turn
     config.evaluation.gdp_zero.max_realizations = 3  # ways in words of a sequence of acts
@@ -545,7 +545,7 @@ def _check_evaluation(config: ConfigDict) -> None:
     """Who talks in the evaluation."""
     prompted, human = config.evaluation.prompted, config.evaluation.human
     if prompted:
-        from imagination.prompted import AGENTS
+        from imagination.agents import AGENTS
 
         if unknown := [name for name in prompted if name not in AGENTS]:
             raise ConfigError(
@@ -564,8 +564,8 @@ def _check_evaluation(config: ConfigDict) -> None:
 
 
 def _check_gdp_zero(config: ConfigDict) -> None:
-    from imagination.prompted.agents import check_acts
-    from imagination.prompted.gdp_zero import SearchConfig
+    from imagination.agents.gdp_zero import SearchConfig
+    from imagination.agents.prompted import check_acts
 
     search = agent_settings(config, "gdp_zero")
     try:

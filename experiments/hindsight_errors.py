@@ -91,7 +91,7 @@ def run(
     found = collect(originals, folders, config.seed)
     write_atomically(home / "errors.json", json.dumps([dataclasses.asdict(p) for p in found]))
     write_atomically(home / "errors.md", markdown(found))
-    from experiments.stages import figures
+    from experiments.report import figures
 
     (home / "errors.png").write_bytes(figures.to_png(draw(found, originals)))
     console.print(f"\n{markdown(found)}\nFigure: {home / 'errors.png'}", highlight=False)
@@ -140,7 +140,7 @@ class Point:
 
 def collect(originals: RunFolder, folders: Mapping[float, RunFolder], seed: int) -> list[Point]:
     """The scores of all runs; intervals are over trainings and episodes."""
-    from experiments.stages.statistics import bootstrap_mean
+    from experiments.evaluation.statistics import bootstrap_mean
 
     points = []
     for population, references in json.loads(originals.references.read_text()).items():
@@ -187,7 +187,7 @@ def _shown(interval: tuple[float, float, float]) -> str:
 
 def draw(points: Sequence[Point], originals: RunFolder):
     """Score against error rate, a panel for each population; what needs no hindsight as lines."""
-    from experiments.stages import figures, results
+    from experiments.report import figures, wording
 
     evaluation = json.loads(originals.evaluation.read_text())["population"]
     with figures.styled():
@@ -198,11 +198,11 @@ def draw(points: Sequence[Point], originals: RunFolder):
             y, low, high = np.array([point.score for point in own]).T
             color = figures.color(LOOKING_BACK)
             axis.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
-            label = results.method_name(LOOKING_BACK)
+            label = wording.method_name(LOOKING_BACK)
             axis.plot(x, y, marker="o", ms=5, lw=1.8, color=color, label=label)
             for method in ON_ORIGINALS:
                 level = population["methods"][method]["normalized"]
-                label = results.method_name(method)
+                label = wording.method_name(method)
                 axis.axhline(level, color=figures.color(method), ls=(0, (4, 2)), label=label)
             axis.set_title(f"{name} population")
             axis.set_xlabel("wrong proposals of the controller (%)")

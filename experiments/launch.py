@@ -221,7 +221,8 @@ def _derive(config: ConfigDict, folder: RunFolder, console: Console) -> None:
 
 def _run_stage(stage: str, config: ConfigDict, folder: RunFolder, console: Console) -> None:
     # Imported late: an error in the settings is told before the libraries of the stages load.
-    from experiments.stages import evaluate, imagine, regenerate, report, train
+    from experiments.report import page
+    from experiments.stages import evaluate, imagine, regenerate, train
 
     start = time.monotonic()
     folder.begin_stage(stage, config)
@@ -234,9 +235,9 @@ def _run_stage(stage: str, config: ConfigDict, folder: RunFolder, console: Conso
     elif stage == "evaluate":
         evaluate.run(config, folder, console)
     else:
-        page = report.write_report(folder.path)
+        path = page.write_report(folder.path)
         evaluate.print_results(folder, console)
-        console.print(f"Report: {page}")
+        console.print(f"Report: {path}")
     console.print(f"[dim]{stage}: {time.monotonic() - start:.0f} s[/dim]")
 
 

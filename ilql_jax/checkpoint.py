@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from ilql_jax import sharding
-from ilql_jax.frozen import FROZEN, fingerprint, join_params, split_params, start_or_fresh
 from ilql_jax.models import ModelConfig, Params, abstract_params
+from ilql_jax.partition import FROZEN, fingerprint, join_params, split_params, start_or_fresh
 
 
 class CheckpointError(RuntimeError):

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ilql_jax import losses
 from ilql_jax.models import Decoder, ModelConfig, Params, with_params
 from ilql_jax.models.blocks import dtype_of
-from ilql_jax.models.cached import KeyValues, extend, write_step
+from ilql_jax.models.kv_cache import KeyValues, extend, write_step
 
 
 class Samples(NamedTuple):

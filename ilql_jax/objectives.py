@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ilql_jax import chunks, losses
+from ilql_jax import chunked_cross_entropy, losses
 from ilql_jax.batching import Batch
 from ilql_jax.losses import NEXT_UTTERANCE, SAME_UTTERANCE, Transitions
 from ilql_jax.models import ActorCritic, ModelConfig, QHeads
@@ -355,7 +355,7 @@ def log_prob_of_tokens(
         return -losses.policy_loss(model.trunk.logits(states), actions)
 
     tokens = batch.by_token
-    return chunks.each(log_prob, gather(hidden, tokens.state), tokens.action, chunk)
+    return chunked_cross_entropy.each(log_prob, gather(hidden, tokens.state), tokens.action, chunk)
 
 
 def _policy_loss(
@@ -370,7 +370,7 @@ def _policy_loss(
 
     states = gather(hidden, tokens.state)
     weight = weight / jnp.maximum(totals.tokens, 1e-8)
-    return chunks.cross_entropy(
+    return chunked_cross_entropy.cross_entropy(
         states[None],
         model.trunk.output_matrix()[None],
         None,
@@ -406,7 +406,7 @@ def _conservative(
 
     states = gather(hidden, tokens.state)
     weight = scale * weight / jnp.maximum(total, 1e-8)
-    return chunks.cross_entropy(
+    return chunked_cross_entropy.cross_entropy(
         *model.q.last_layer(states), tokens.action, weight, config.action_chunk, states.dtype
     )
 

@@ -39,12 +39,12 @@ from ml_collections import ConfigDict, config_flags
 
 from ilql_jax import hlo, sharding
 from ilql_jax.batching import Batch, PackingConfig
-from ilql_jax.frozen import check_start
 from ilql_jax.losses import Transitions
 from ilql_jax.models import DecoderConfig, ModelConfig, Params
-from ilql_jax.models.decoder_config import LEFT_OPEN
-from ilql_jax.models.pretrained import shape_for
+from ilql_jax.models.config import LEFT_OPEN
+from ilql_jax.models.hugging_face.read import shape_for
 from ilql_jax.objectives import LEARNS_FROM_PAIRS, ObjectiveConfig, network_of
+from ilql_jax.partition import check_start
 from ilql_jax.preferences import PreferenceBatch
 from ilql_jax.sharding import MeshConfig
 from ilql_jax.train import (

@@ -19,8 +19,8 @@ from jaxtyping import Bool, Int
 
 from ilql_jax.decode import Lanes, Samples, admit, empty_lanes, read, write
 from ilql_jax.models import ModelConfig, Params
-from ilql_jax.models.cached import KeyValues
-from ilql_jax.models.few_rows import for_decoding
+from ilql_jax.models.cpu_matmul import for_decoding
+from ilql_jax.models.kv_cache import KeyValues
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,14 +24,6 @@ from jaxtyping import Array, Int
 from ilql_jax import sharding
 from ilql_jax.batching import Batch, PackingConfig, check_trajectories, make_batches
 from ilql_jax.checkpoint import Checkpoints
-from ilql_jax.frozen import (
-    FROZEN,
-    check_start,
-    fingerprint,
-    join_params,
-    split_params,
-    start_or_fresh,
-)
 from ilql_jax.models import (
     ModelConfig,
     Params,
@@ -47,6 +39,14 @@ from ilql_jax.objectives import (
     ObjectiveConfig,
     check_network,
     totals_of,
+)
+from ilql_jax.partition import (
+    FROZEN,
+    check_start,
+    fingerprint,
+    join_params,
+    split_params,
+    start_or_fresh,
 )
 from ilql_jax.preferences import (
     PreferenceBatch,

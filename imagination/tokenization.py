@@ -17,8 +17,7 @@ import tokenizers
 from jaxtyping import Bool, Int
 
 from ilql_jax.trajectory import Trajectory
-from imagination.dialogue import Dialogue, DialogueError, Turn
-from imagination.formats import (
+from imagination.chat_formats import (
     AGENT,
     END,
     HUMAN,
@@ -31,6 +30,7 @@ from imagination.formats import (
     MarkerFormat,
     TemplateFormat,
 )
+from imagination.dialogue import Dialogue, DialogueError, Turn
 
 
 class DialogueTokenizer:

@@ -21,10 +21,10 @@ from rich.console import Console
 
 from experiments import config as settings
 from experiments import launch
+from experiments.evaluation.environment import load_scene
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.stages import evaluate
-from experiments.stages.scene import load_scene
 from imagination.simulation import SimulatedHuman, load_world
 
 SEED = 30_000_001  # far from the seeds of data, validation and test

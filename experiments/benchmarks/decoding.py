@@ -31,9 +31,9 @@ from experiments.benchmarks import measuring
 from experiments.benchmarks.torch_ilql import Steered, head
 from ilql_jax.decode import generate
 from ilql_jax.models import DecoderConfig, ModelConfig, Params, init_params
-from ilql_jax.models.few_rows import for_decoding
+from ilql_jax.models.cpu_matmul import for_decoding
 from ilql_jax.models.heads import KINDS
-from ilql_jax.models.pretrained import params_from_gpt2
+from ilql_jax.models.hugging_face.read import params_from_gpt2
 
 CONVERSATIONS, PROMPT, NEW = 8, 64, 32
 STRENGTH = 1.0  # of the steering

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 # The stand-in for a model belongs to the tests; nothing else of them is used.
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
 from messages_server import MessagesServer
 from world_llm import WorldLLM

@@ -142,7 +142,7 @@ def make_ours(name: str, heads: str, rows: int, chunk: int) -> Callable[[], floa
     import jax
 
     from ilql_jax.models import init_params
-    from ilql_jax.models.pretrained import params_from_gpt2
+    from ilql_jax.models.hugging_face.read import params_from_gpt2
     from ilql_jax.train import init_state, make_train_step
 
     size = SIZES[name]

@@ -11,8 +11,8 @@ from rich.markup import escape
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.stages.evaluate import chosen_decoding, load_agent
 from experiments.stages.train import is_trained
+from imagination.agents.policy import PolicyAgent
 from imagination.dialogue import Turn, iterate_dialogues
-from imagination.policy_agent import PolicyAgent
 from imagination.speakers import Conversation
 
 HELP = "/values shows or hides the values, /new starts again, /quit ends."

@@ -15,10 +15,10 @@ from rich.console import Console
 from experiments import config as settings
 from experiments.run_folder import RunFolder, write_atomically
 from experiments.terminal import progress_bars
+from imagination.dataset_card import card_sections
 from imagination.dialogue import Dialogue
 from imagination.engine import Imagined, derive_task, imagine_dialogues, plan
 from imagination.llm import Client
-from imagination.quality import card_sections
 from imagination.simulation import load_world
 from imagination.task import Task
 

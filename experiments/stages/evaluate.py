@@ -20,20 +20,21 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import config as settings
+from experiments.evaluation import heldout, prompted
+from experiments.evaluation.environment import Scene, load_scene
+from experiments.evaluation.prompted import Progress
+from experiments.evaluation.summary import summarize
 from experiments.methods import parse_method
 from experiments.parallel import Report, run_units, workers_for
+from experiments.report import tables
 from experiments.run_folder import RunFolder, Unit, write_atomically
-from experiments.stages import heldout, prompted, tables
-from experiments.stages.prompted import Progress
-from experiments.stages.scene import Scene, load_scene
-from experiments.stages.summary import summarize
 from experiments.stages.train import trained_network, units
 from ilql_jax.checkpoint import read_metadata
 from ilql_jax.policy import DecodingConfig, Policy
+from imagination.agents import GdpZeroAgent, prompted_agent
+from imagination.agents.policy import PolicyAgent
 from imagination.dialogue import Dialogue, json_line
 from imagination.llm import Client
-from imagination.policy_agent import PolicyAgent
-from imagination.prompted import GdpZeroAgent, prompted_agent
 from imagination.simulation import (
     POPULATIONS,
     load_world,

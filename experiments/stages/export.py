@@ -1,7 +1,7 @@
 """Stage export: a trained network as a folder that Hugging Face's `transformers` loads.
 
 Leaves `export/<method>-seed<k>/`: policy, tokenizer, value heads and a model card (see
-`ilql_jax/models/export.py`).
+`ilql_jax/models/hugging_face/write.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.stages.evaluate import chosen_decoding
 from experiments.stages.train import is_trained, trained_network
 from ilql_jax.checkpoint import read_metadata
-from ilql_jax.models.export import save_pretrained
+from ilql_jax.models.hugging_face.write import save_pretrained
 from imagination.dialogue import iterate_dialogues, read_dialogues
 from imagination.simulation import load_world
 from imagination.task import Task
@@ -67,7 +67,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
 def model_card(config: ConfigDict, folder: RunFolder, unit: Unit, about: dict[str, Any]) -> str:
     """What the model is, what it learned from, how it did, and how it is loaded."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "report" / "templates"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.report.wording import number
 from experiments.run_folder import RunFolder
 from experiments.stages.imagine import is_for_training
-from experiments.stages.results import number
 from imagination.dialogue import Dialogue, iterate_dialogues
 
 

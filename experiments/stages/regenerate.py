@@ -134,9 +134,9 @@ def open_engine(config: ConfigDict, folder: RunFolder, task: Task) -> Iterator[O
         yield OpenEngine(WorldHindsight(world, **how, seed=config.seed), CHUNK)
         return
     # The LLM client is loaded only where it is used.
+    from imagination.agents import run_async
     from imagination.hindsight.prompted import PromptedHindsight
     from imagination.llm import Client
-    from imagination.prompted import run_async
 
     client = Client(settings.hindsight_llm(config), folder.answers(config.hindsight))
     how = {name: section[name] for name in ("way", "judge_votes", "conversations")}

@@ -35,8 +35,8 @@ from ilql_jax import PreferencePair, Trajectory, sharding
 from ilql_jax.batching import PackingConfig, packing_for
 from ilql_jax.checkpoint import read_metadata, restore_params
 from ilql_jax.models import ModelConfig, Params, abstract_params
-from ilql_jax.models.adapters import merge_adapters
-from ilql_jax.models.pretrained import check_tensors, find, read_config, start_params
+from ilql_jax.models.hugging_face.read import check_tensors, find, read_config, start_params
+from ilql_jax.models.lora import merge_adapters
 from ilql_jax.objectives import select_trajectories
 from ilql_jax.preferences import Preferences, packing_for_pairs
 from ilql_jax.train import train

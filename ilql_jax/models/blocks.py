@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from ilql_jax.models.adapters import AdaptedLinear
 from ilql_jax.models.attention import attend
-from ilql_jax.models.decoder_config import DecoderConfig
-from ilql_jax.models.few_rows import TransposedLinear
+from ilql_jax.models.config import DecoderConfig
+from ilql_jax.models.cpu_matmul import TransposedLinear
+from ilql_jax.models.lora import AdaptedLinear
 from ilql_jax.models.rotary import Rotation, rotate
 
 

@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ilql_jax.models.attention import packed_causal_mask
 from ilql_jax.models.blocks import Block, dtype_of, kept_as, norm
-from ilql_jax.models.decoder_config import DecoderConfig
-from ilql_jax.models.few_rows import times_rows
+from ilql_jax.models.config import DecoderConfig
+from ilql_jax.models.cpu_matmul import times_rows
 from ilql_jax.models.rotary import Rotation, rotation
 from ilql_jax.sharding import look_up, split_rows
 

@@ -27,7 +27,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ilql_jax.models.few_rows import times_rows
+from ilql_jax.models.cpu_matmul import times_rows
 from ilql_jax.sharding import look_up
 
 KINDS = ("mlp", "linear", "tied")

@@ -20,7 +20,7 @@ class EngineConfig:
         way: `script`, a whole dialogue in one call towards an outcome fixed beforehand, or
             `rollout`, agent and human played in turn.
         rewards: Whose rating is a dialogue's reward: `outcome` (what a script was written for),
-            `judge` or `human` (see `imagination/rewards.py`).
+            `judge` or `human` (see `imagination/engine/rewards.py`).
         also_rewards: Ratings that are computed beside it, for the card's table of agreement.
         outcomes: Values of the reward that scripts are written for, evenly spaced over the
             task's range; 2 = failure and success, as in the paper.

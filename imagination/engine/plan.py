@@ -15,14 +15,14 @@ from typing import Any
 from imagination.asking import Answering
 from imagination.engine.config import EngineConfig
 from imagination.engine.critique import Verdicts
-from imagination.engine.derive import (
+from imagination.engine.personas import write_profiles
+from imagination.engine.run import draw, imagine_dialogues
+from imagination.engine.task_from_prompt import (
     derive_request,
     missing_fields,
     task_from,
     task_placeholders,
 )
-from imagination.engine.reason import write_profiles
-from imagination.engine.run import draw, imagine_dialogues
 from imagination.llm import Answer, LLMConfig, Request, Usage
 from imagination.llm.requests import schema_json
 from imagination.task import Task

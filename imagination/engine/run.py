@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from imagination import rewards
 from imagination.asking import (
     Answering,
     Correspondence,
@@ -19,9 +18,10 @@ from imagination.asking import (
     load_behaviours,
 )
 from imagination.dialogue import Dialogue, Turn
+from imagination.engine import rewards
 from imagination.engine.config import EngineConfig
 from imagination.engine.critique import Critique, critique_and_refine
-from imagination.engine.reason import (
+from imagination.engine.personas import (
     Persona,
     Profile,
     draw_evenly,

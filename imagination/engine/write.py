@@ -12,7 +12,7 @@ import pydantic
 
 from imagination.asking import Correspondence, Dropped, load_prompt
 from imagination.dialogue import Turn
-from imagination.engine.reason import Persona, Profile
+from imagination.engine.personas import Persona, Profile
 from imagination.llm import Request
 from imagination.prompting import without_label
 from imagination.task import Task

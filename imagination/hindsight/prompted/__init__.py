@@ -6,12 +6,12 @@
     run_async(client.close())
 
 `engine.py` plays the three parts: `controller.py` asks where a dialogue went wrong, `forward.py`
-plays it on from there, the judge of `imagination/rewards.py` rates it. `plan.py` counts and prices
+plays it on from there, the judge of `engine/rewards.py` rates it. `plan.py` counts and prices
 the calls beforehand. The prompts are in `prompts/`.
 """
 
-from imagination.hindsight.prompted.engine import PromptedHindsight
-from imagination.hindsight.prompted.forward import PROFILE
+from imagination.hindsight.forward_model import PROFILE
+from imagination.hindsight.llm import PromptedHindsight
 from imagination.hindsight.prompted.plan import plan
 
 __all__ = ["PROFILE", "PromptedHindsight", "plan"]

@@ -13,7 +13,7 @@ from imagination.engine.plan import (
     Stage,
     plan_step,
 )
-from imagination.hindsight.prompted.engine import PromptedHindsight
+from imagination.hindsight.llm import PromptedHindsight
 from imagination.hindsight.regeneration import Branch, Continuation, Proposal
 from imagination.llm import LLMConfig, Request
 from imagination.task import Task

@@ -1,0 +1,1 @@
+"""Judging agents: environments, prompted baselines, held-out dialogues, statistics."""

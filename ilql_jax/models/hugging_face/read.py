@@ -1,0 +1,458 @@
+"""Hugging Face checkpoints in: safetensors straight onto the devices, tensor by tensor.
+
+Which names and options there are is in `families.py`. A file's tensors are read slice by slice, as
+each device needs them, so the host never holds more than one of them; what is wrong with a
+checkpoint is told before anything big is allocated. `export.py` writes such folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from ilql_jax.models.actor_critic import ModelConfig, Params, copy_for_values, init_params
+from ilql_jax.models.config import DecoderConfig
+from ilql_jax.models.decoder import Decoder
+from ilql_jax.models.hugging_face.families import (
+    BUFFERS,
+    FAMILIES,
+    GPT2,
+    OUTPUTS,
+    Family,
+    Index,
+    PretrainedError,
+    Table,
+    decoder_config,
+    family_of,
+    shape_alone,
+)
+from ilql_jax.models.lora import ADAPTER
+
+__all__ = [
+    "GPT2",
+    "PretrainedError",
+    "check_tensors",
+    "find",
+    "load_trunk",
+    "load_trunk_named",
+    "params_from_gpt2",
+    "read_config",
+    "read_family",
+    "start_params",
+]
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SMALL = ("*.json", "*.jinja", "*.model", "*.txt")  # configs and tokenizers
+
+# One sharding for all parameters, or one for each, as a tree like the parameters.
+Shardings = Sharding | Params | None
+
+
+def find(name: str | os.PathLike[str], weights: bool = True) -> Path:
+    """The folder of a checkpoint; one that is named as on the hub is downloaded, or found there.
+
+    Args:
+        name: A folder, or a name on the Hugging Face hub.
+        weights: Whether the tensors are wanted too, not the config and tokenizer alone.
+
+    Raises:
+        PretrainedError: There is neither.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    patterns = [*_SMALL, "*.safetensors"] if weights else list(_SMALL)
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=patterns))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PretrainedError(
+            f"no checkpoint {str(name)!r}: give a folder with config.json and safetensors, or a "
+            f"name on the Hugging Face hub ({told})."
+        ) from None
+
+
+def read_config(folder: str | os.PathLike[str]) -> DecoderConfig:
+    """The shape of the network in a folder.
+
+    Raises:
+        PretrainedError: No config, or one that is not supported.
+    """
+    return decoder_config(_config_fields(Path(folder)))
+
+
+def shape_for(name: str | os.PathLike[str], max_positions: int) -> DecoderConfig:
+    """The shape of a checkpoint (see `find`) that is to read so many tokens.
+
+    Raises:
+        PretrainedError: It reads fewer; or there is none, or one that is not supported.
+    """
+    found = read_config(find(name, weights=False))
+    if max_positions > found.max_positions:
+        raise PretrainedError(
+            f"max_positions is {max_positions}, but {name} reads at most "
+            f"{found.max_positions} tokens."
+        )
+    return found
+
+
+def read_family(folder: str | os.PathLike[str]) -> Family:
+    """The family of the network in a folder. Raises `PretrainedError` as `read_config` does."""
+    return family_of(_config_fields(Path(folder)))
+
+
+def check_tensors(folder: str | os.PathLike[str]) -> None:
+    """Reads names and shapes alone.
+
+    Raises:
+        PretrainedError: Tensors that are missing, unknown or of another shape: all of them.
+    """
+    folder = Path(folder)
+    family, there = read_family(folder), read_config(folder)
+    with _open_tensors(folder) as tensors:
+        _matched(tensors, family, there)
+
+
+def load_trunk(
+    folder: str | os.PathLike[str],
+    config: DecoderConfig,
+    sharding: Shardings = None,
+    seed: int = 0,
+) -> Params:
+    """The trunk's parameters out of a checkpoint: float32; beside adapters see `blocks.kept_as`.
+
+    Args:
+        folder: With `config.json` and safetensors, one file or several.
+        config: Shape of the trunk: that of `read_config`, with other fields about how it is
+            computed. Its vocabulary may be larger: new words start near the mean of the others.
+            With adapters in it there are fresh ones, which change nothing yet.
+        sharding: Where the parameters go; None = all on the first device.
+        seed: Of the new words and of the adapters.
+
+    Raises:
+        PretrainedError: Tensors that are missing, unknown or of another shape: all of them; or a
+            config of another network.
+    """
+    folder = Path(folder)
+    family, there = read_family(folder), read_config(folder)
+    with _open_tensors(folder) as tensors:
+        return _load(tensors, family, there, config, sharding, seed)
+
+
+def start_params(
+    folder: str | os.PathLike[str], config: ModelConfig, seed: int, sharding: Shardings = None
+) -> Params:
+    """What training starts from: the trunk of a checkpoint and fresh value heads.
+
+    A trunk of the values' own is copied from the first on the devices: the files are read once.
+
+    Args:
+        folder: See `load_trunk`.
+        config: Shape of the network.
+        seed: Of the value heads, of new words and of adapters.
+        sharding: Where the parameters go.
+    """
+
+    def heads() -> Params:
+        # XLA leaves out the trunks that nobody asks for.
+        return {name: x for name, x in init_params(config, seed).items() if name in ("q", "v")}
+
+    shardings = {name: under(sharding, name) for name in jax.eval_shape(heads)}
+    trunk = load_trunk(folder, config.decoder, under(sharding, "trunk"), seed)
+    started = {"trunk": trunk, **jax.jit(heads, out_shardings=shardings)()}
+    if config.value_trunk == "separate":
+        copy = jax.jit(copy_for_values, out_shardings=under(sharding, "value_trunk"))
+        started["value_trunk"] = copy(trunk)
+    return started
+
+
+def load_trunk_named(
+    path: str | os.PathLike[str],
+    prefix: str,
+    family: Family,
+    config: DecoderConfig,
+    sharding: Shardings = None,
+) -> Params:
+    """The parameters, float32, of a trunk that lies in a file beside other things.
+
+    Args:
+        path: A safetensors file.
+        prefix: What the names of its tensors begin with, before the family's names.
+        family: Whose names they are.
+        config: Shape of the trunk.
+        sharding: See `load_trunk`.
+
+    Raises:
+        PretrainedError: Tensors that are missing, unknown or of another shape: all of them.
+    """
+    import safetensors
+
+    with safetensors.safe_open(path, framework="np") as file:
+        tensors = {
+            name.removeprefix(prefix): _Tensor(file.get_slice(name))
+            for name in file.keys()  # noqa: SIM118
+            if name.startswith(prefix)
+        }
+        return _load(tensors, family, config, config, sharding, 0)
+
+
+def params_from_gpt2(tensors: Mapping[str, np.ndarray], config: DecoderConfig) -> Params:
+    """The trunk's parameters out of a GPT-2's tensors.
+
+    Args:
+        tensors: By Hugging Face's names, with or without `transformer.` in front.
+        config: Shape of the trunk they shall fit.
+
+    Raises:
+        PretrainedError: Tensors that are missing, unknown or of another shape: all of them.
+    """
+    arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+    return _load(arrays, FAMILIES[0], config, config, None, 0)
+
+
+# --- names and shapes ---------------------------------------------------------------------------
+
+
+def flat(params: Params) -> dict[str, Any]:
+    """Leaves by their path, with slashes."""
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def name_of(path: Any) -> str:
+    """Keys of a tree, with slashes between them."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def trunk_shapes(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the trunk's parameters by path."""
+    return flat(jax.eval_shape(lambda: _fresh_trunk(config)))
+
+
+def _fresh_trunk(config: DecoderConfig, seed: int = 0) -> Params:
+    return nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(seed))))
+
+
+def unstacked(config: DecoderConfig) -> DecoderConfig:
+    """The same network with a place of its own for each block's parameters, as in files."""
+    return dataclasses.replace(config, scan_layers=False)
+
+
+def _matched(
+    tensors: Mapping[str, Any], family: Family, there: DecoderConfig
+) -> tuple[dict[str, Any], Table]:
+    """The tensors under whole names, and their table. Raises `PretrainedError` for what differs."""
+    shapes = trunk_shapes(unstacked(there))
+    table = {name: each for name, each in family.table(there).items() if each[0] in shapes}
+    given, shown = {}, {}
+    for name, tensor in tensors.items():
+        whole = name if name.startswith(family.prefix) or name in OUTPUTS else family.prefix + name
+        if name.endswith(BUFFERS) or (whole in OUTPUTS and there.tied_output):
+            continue
+        given[whole], shown[whole] = tensor, name
+    problems = [
+        f"{shown.get(name, _as_given(name, family, tensors))} is missing"
+        for name in table
+        if name not in given
+    ]
+    problems += [f"{shown[name]} is not part of it" for name in given if name not in table]
+    for name in table.keys() & given.keys():
+        path, layout = table[name]
+        needed, found = layout.shape(shapes[path].shape), tuple(given[name].shape)
+        if found != needed:
+            problems.append(f"{shown[name]} gives {found}, but {needed} is needed")
+    if problems:
+        raise PretrainedError(
+            f"{'; '.join(sorted(problems))}: these are not the tensors of a network of "
+            f"{there.num_layers} layers of width {there.hidden_size} with {there.vocab_size} words."
+        )
+    return given, table
+
+
+def _as_given(name: str, family: Family, tensors: Mapping[str, Any]) -> str:
+    """A missing tensor is called as the others in the file are."""
+    with_prefix = any(each.startswith(family.prefix) for each in tensors)
+    return name if with_prefix else name.removeprefix(family.prefix)
+
+
+# --- arrays -------------------------------------------------------------------------------------
+
+Read = Callable[[Index], np.ndarray]
+
+
+def _load(
+    tensors: Mapping[str, Any],
+    family: Family,
+    there: DecoderConfig,
+    wanted: DecoderConfig,
+    sharding: Shardings,
+    seed: int,
+) -> Params:
+    """Matches the tensors, then places them one after the other."""
+    grown = dataclasses.replace(there, vocab_size=max(wanted.vocab_size, there.vocab_size))
+    if shape_alone(wanted) != shape_alone(grown):
+        raise PretrainedError(
+            f"the checkpoint holds {there}, which is not the network asked for, {wanted}."
+        )
+    given, table = _matched(tensors, family, there)
+    readers = {
+        path: functools.partial(layout.read, given[name]) for name, (path, layout) in table.items()
+    }
+    vocabulary = there.vocab_size, wanted.vocab_size
+    shapes = jax.eval_shape(lambda: _fresh_trunk(wanted))
+    layout = for_each(sharding, shapes)
+    adapters = _fresh_adapters(wanted, layout, seed)
+
+    def place(path, shape: jax.ShapeDtypeStruct, where: Sharding) -> jax.Array:
+        name = name_of(path)
+        if name in adapters:
+            return adapters[name]
+        if name in readers:
+            read = readers[name]
+            if name in ("token_embedding/embedding", "output_embedding/embedding"):
+                read = _with_new_words(read, *vocabulary, shape.shape[1], wanted, seed)
+        else:
+            blocks, _, rest = name.partition("/")
+            layers = [readers[f"{blocks}/{layer}/{rest}"] for layer in range(wanted.num_layers)]
+            read = functools.partial(_stacked, layers)
+        return _placed(read, shape, where)
+
+    return jax.tree_util.tree_map_with_path(place, shapes, layout)
+
+
+def _fresh_adapters(config: DecoderConfig, layout: Params, seed: int) -> dict[str, jax.Array]:
+    """The adapters by path, none where there are none."""
+
+    if not config.lora_rank:
+        return {}
+
+    def chosen(trunk: Params) -> dict[str, Any]:
+        return {path: x for path, x in flat(trunk).items() if f"/{ADAPTER}/" in path}
+
+    # XLA leaves out all else.
+    return jax.jit(lambda: chosen(_fresh_trunk(config, seed)), out_shardings=chosen(layout))()
+
+
+def _placed(read: Read, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
+    """Each device reads its own part; the next tensor waits until this one is there."""
+
+    def part(index: Index) -> np.ndarray:
+        whole = tuple(slice(*each.indices(n)) for each, n in zip(index, shape.shape, strict=True))
+        return np.ascontiguousarray(read(whole).astype(shape.dtype, copy=False))
+
+    return jax.make_array_from_callback(shape.shape, sharding, part).block_until_ready()
+
+
+def _stacked(layers: list[Read], index: Index) -> np.ndarray:
+    """Layers one upon the other, of several tensors."""
+    chosen = layers[index[0]]
+    first = chosen[0](index[1:])
+    stack = np.empty((len(chosen), *first.shape), first.dtype)
+    stack[0] = first
+    for place, read in enumerate(chosen[1:], 1):
+        stack[place] = read(index[1:])
+    return stack
+
+
+def _with_new_words(
+    read: Read, known: int, wanted: int, width: int, config: DecoderConfig, seed: int
+) -> Read:
+    """An embedding with more rows: those beyond the known ones lie near the mean of these."""
+    if wanted == known:
+        return read
+
+    @functools.cache
+    def new_rows() -> np.ndarray:
+        mean = read((slice(0, known), slice(0, width))).mean(axis=0, dtype=np.float32)
+        noise = np.random.default_rng(seed).normal(size=(wanted - known, width))
+        return (mean + config.initializer_range * noise).astype(np.float32)
+
+    def read_grown(index: Index) -> np.ndarray:
+        rows, columns = index
+        old = read((slice(min(rows.start, known), min(rows.stop, known)), columns))
+        new = slice(max(rows.start - known, 0), max(rows.stop - known, 0))
+        return np.concatenate([old.astype(np.float32), new_rows()[new, columns]])
+
+    return read_grown
+
+
+def for_each(sharding: Shardings, shapes: Params) -> Params:
+    """A sharding for each parameter."""
+    if sharding is None:
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
+    if isinstance(sharding, Sharding):
+        return jax.tree.map(lambda _: sharding, shapes)
+    return sharding
+
+
+def under(sharding: Shardings, name: str) -> Shardings:
+    """What is said of the parameters under a name."""
+    return sharding[name] if isinstance(sharding, Mapping) else sharding
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def _config_fields(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise PretrainedError(f"{folder / 'config.json'} cannot be read: {error}.") from None
+
+
+class _Tensor:
+    """A tensor in a file: its shape, and slices of it."""
+
+    def __init__(self, in_file):
+        self.shape = tuple(in_file.get_shape())
+        self._in_file = in_file
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        return self._in_file[index]
+
+
+@contextlib.contextmanager
+def _open_tensors(folder: Path) -> Iterator[Mapping[str, _Tensor]]:
+    """The tensors of a folder by name; their data is read when they are sliced."""
+    import safetensors
+
+    with contextlib.ExitStack() as stack:
+        tensors: dict[str, _Tensor] = {}
+        for path in _files(folder):
+            try:
+                file = stack.enter_context(safetensors.safe_open(path, framework="np"))
+                tensors |= {name: _Tensor(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+            except (safetensors.SafetensorError, OSError) as error:
+                raise PretrainedError(f"{path} cannot be read: {error}.") from None
+        yield tensors
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / INDEX).exists():
+        try:
+            index = json.loads((folder / INDEX).read_text("utf-8"))
+            names = sorted(set(index["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise PretrainedError(f"{folder / INDEX} cannot be read: {error!r}.") from None
+        if missing := [name for name in names if not (folder / name).exists()]:
+            raise PretrainedError(f"{folder} lacks files that {INDEX} names: {', '.join(missing)}.")
+        return [folder / name for name in names]
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
+    raise PretrainedError(
+        f"{folder} holds neither {SINGLE} nor {INDEX}. Checkpoints in other formats are not read; "
+        "load and save it once with transformers, which writes safetensors."
+    )

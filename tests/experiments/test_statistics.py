@@ -1,0 +1,258 @@
+"""Intervals, tests and measures of prediction, against hand-worked values and simulations."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from experiments.evaluation import statistics
+
+
+def simulated(rng, seeds, episodes, between_seeds, between_humans, within, humans=None):
+    """Scores of an agent whose mean over trainings and humans is zero."""
+    if humans is None:
+        humans = between_humans * rng.normal(size=episodes)
+    trainings = between_seeds * rng.normal(size=(seeds, 1))
+    return trainings + humans + within * rng.normal(size=(seeds, episodes))
+
+
+class TestBootstrapMean:
+    def test_mean_is_the_plain_mean_and_the_interval_surrounds_it(self):
+        scores = np.array([[0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0]])
+        interval = statistics.bootstrap_mean(scores, seed=0)
+        assert interval.mean == 2.0
+        assert interval.low < 2.0 < interval.high
+
+    def test_same_seed_same_interval_whatever_the_chunks(self, monkeypatch):
+        scores = np.random.default_rng(0).normal(size=(3, 20))
+        first = statistics.bootstrap_mean(scores, seed=4)
+        assert statistics.bootstrap_mean(scores, seed=4) == first
+        assert statistics.bootstrap_mean(scores, seed=5) != first
+        monkeypatch.setattr(statistics, "_CHUNK_ELEMENTS", 60 * 7)
+        chunked = statistics.bootstrap_mean(scores, seed=4)
+        np.testing.assert_allclose(chunked, first, atol=0.1)
+
+    def test_one_seed_matches_the_normal_interval(self):
+        scores = np.random.default_rng(1).normal(size=(1, 400))
+        interval = statistics.bootstrap_mean(scores, seed=0)
+        half = 1.96 * scores.std() / 20
+        np.testing.assert_allclose(
+            [interval.low, interval.high], [scores.mean() - half, scores.mean() + half], atol=0.01
+        )
+
+    def test_equal_scores_leave_no_width(self):
+        assert statistics.bootstrap_mean(np.full((3, 5), 0.5), seed=0) == (0.5, 0.5, 0.5)
+
+    @pytest.mark.parametrize(
+        "seeds, between_seeds, between_humans, within",
+        [(1, 0.0, 1.0, 1.0), (3, 1.0, 0.2, 0.5), (3, 0.0, 1.0, 0.3), (10, 0.3, 1.0, 1.0)],
+        ids=["one seed", "training dominates", "humans dominate", "ten seeds"],
+    )
+    def test_covers_the_true_mean(self, seeds, between_seeds, between_humans, within):
+        rng = np.random.default_rng(2)
+        covered = 0
+        for repetition in range(200):
+            scores = simulated(rng, seeds, 40, between_seeds, between_humans, within)
+            interval = statistics.bootstrap_mean(scores, seed=repetition, resamples=400)
+            covered += interval.low <= 0 <= interval.high
+        # 0.95, less three standard errors of a share of 200.
+        assert covered / 200 >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 200)
+
+    @pytest.mark.parametrize(
+        "scores, message",
+        [
+            (np.zeros(3), r"\[seeds, episodes\] array, got \(3,\)"),
+            (np.zeros((2, 0)), r"non-empty .* got \(2, 0\)"),
+            (np.array([[0.0, 1.0], [0.0, np.nan]]), "got nan at seed 1, episode 1"),
+        ],
+    )
+    def test_unusable_scores_are_named(self, scores, message):
+        with pytest.raises(ValueError, match=message):
+            statistics.bootstrap_mean(scores, seed=0)
+
+
+class TestCompare:
+    def test_p_is_the_share_of_sign_assignments(self):
+        # Differences 1, 2, 3: of the 8 sign assignments only +++ and --- are as extreme.
+        a, b = np.array([[2.0, 4.0, 6.0]]), np.array([[1.0, 2.0, 3.0]])
+        difference, p = statistics.compare(a, b, seed=0)
+        assert difference == 2.0
+        assert p == pytest.approx(2 / 8, abs=0.015)
+
+    def test_seeds_are_averaged_per_episode(self):
+        a = np.array([[1.0, 5.0, 3.0], [3.0, 3.0, 9.0]])
+        b = np.zeros((1, 3))
+        assert statistics.compare(a, b, 0) == statistics.compare(a.mean(0, keepdims=True), b, 0)
+
+    def test_p_is_never_zero_and_one_without_any_difference(self):
+        ones, zeros = np.ones((3, 100)), np.zeros((3, 100))
+        assert statistics.compare(ones, zeros, seed=0, resamples=999) == (1.0, 1 / 1000)
+        assert statistics.compare(ones, ones, seed=0) == (0.0, 1.0)
+
+    def test_ties_count_as_extreme_despite_rounding(self):
+        # Any sign assignment of 0.1s whose sum is as far from zero as the observed one is a tie.
+        a = np.array([[0.1, 0.1, 0.1, -0.1]])
+        _, p = statistics.compare(a, np.zeros((1, 4)), seed=0)
+        assert p == pytest.approx(10 / 16, abs=0.02)
+
+    def test_p_is_uniform_for_equally_trained_agents(self):
+        rng = np.random.default_rng(3)
+        p_values = []
+        for repetition in range(200):
+            humans = rng.normal(size=30)
+            a, b = (simulated(rng, 3, 30, 0.0, 1.0, 1.0, humans) for _ in "ab")
+            p_values.append(statistics.compare(a, b, repetition, resamples=199)[1])
+        for level in (0.1, 0.5, 0.9):
+            assert np.mean(np.array(p_values) <= level) == pytest.approx(level, abs=0.11)
+
+    def test_other_humans_are_refused(self):
+        with pytest.raises(ValueError, match="same humans, got 3 and 4 episodes"):
+            statistics.compare(np.zeros((1, 3)), np.zeros((1, 4)), seed=0)
+
+
+class TestCompareTrainings:
+    def test_equals_welchs_t_test_over_seeds_where_humans_dont_differ(self):
+        # Means over seeds 1, 2, 3 and 5, 6, 7: t = -4 / sqrt(2/3), 4 degrees of freedom.
+        a, b = np.array([[1.0], [2.0], [3.0]]), np.array([[5.0], [6.0], [7.0]])
+        a, b = np.repeat(a, 4, 1), np.repeat(b, 4, 1)
+        assert statistics.compare_trainings(a, b) == pytest.approx(0.008049893, abs=1e-8)
+
+    def test_one_training_says_nothing(self):
+        assert statistics.compare_trainings(np.ones((1, 9)), np.zeros((3, 9))) is None
+
+    def test_rarely_rejects_equal_methods_whose_trainings_differ(self):
+        rng = np.random.default_rng(4)
+        rejected = {"agents": 0, "trainings": 0}
+        for repetition in range(200):
+            humans = rng.normal(size=60)
+            a, b = (simulated(rng, 3, 60, 0.5, 1.0, 0.5, humans) for _ in "ab")
+            rejected["agents"] += statistics.compare(a, b, repetition, resamples=99)[1] < 0.05
+            rejected["trainings"] += statistics.compare_trainings(a, b) < 0.05
+        assert rejected["trainings"] / 200 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+        # What the limit in the docstring of `compare` is about.
+        assert rejected["agents"] / 200 > 0.5
+
+    def test_identical_scores_without_any_spread(self):
+        assert statistics.compare_trainings(np.ones((2, 3)), np.ones((2, 3))) == 1.0
+        assert 0 < statistics.compare_trainings(np.ones((2, 3)), np.zeros((2, 3))) < 1e-9
+
+
+class TestHolm:
+    def test_hand_worked(self):
+        # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 = 0.02, 0.03, 0.06, 0.04 -> 0.06.
+        adjusted = statistics.holm([0.01, 0.04, 0.03, 0.005])
+        assert adjusted == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+    def test_capped_at_one_and_ties_stay_tied(self):
+        assert statistics.holm([0.5, 0.5, 0.9]) == [1.0, 1.0, 1.0]
+        assert statistics.holm([0.02, 0.02]) == pytest.approx([0.04, 0.04])
+
+    def test_nothing_and_nonsense(self):
+        assert statistics.holm([]) == []
+        assert statistics.holm([0.03]) == [0.03]
+        with pytest.raises(ValueError, match=r"\[0, 1\]"):
+            statistics.holm([0.2, float("nan")])
+
+
+class TestPairwiseTests:
+    def test_every_pair_with_its_difference_and_correction(self):
+        rng = np.random.default_rng(5)
+        scores = {"ilql": rng.normal(size=(3, 50)) + 1, "bc": rng.normal(size=(3, 50))}
+        scores["fbc"] = scores["bc"] + 0.5
+        records = statistics.pairwise_tests(scores, seed=0)
+        assert [(r["a"], r["b"]) for r in records] == list(itertools.combinations(scores, 2))
+        assert records[-1]["difference"] == pytest.approx(-0.5)
+        for name in ("p", "p_training"):
+            corrected = [record[f"{name}_holm"] for record in records]
+            assert corrected == statistics.holm([record[name] for record in records])
+        json.dumps(records, allow_nan=False)
+
+    def test_one_seed_leaves_the_question_of_training_open(self):
+        scores = {"a": np.eye(3)[:1], "b": np.zeros((1, 3)), "c": np.ones((1, 3))}
+        for record in statistics.pairwise_tests(scores, seed=0):
+            assert record["p_training"] is None and record["p_training_holm"] is None
+            assert 0 < record["p"] <= record["p_holm"] <= 1
+
+
+class TestNormalize:
+    def test_behaviour_is_zero_and_optimum_one(self):
+        scores = np.array([0.2, 0.5, 0.8, -0.1])
+        np.testing.assert_allclose(statistics.normalize(scores, 0.2, 0.8), [0, 0.5, 1, -0.5])
+
+    def test_an_optimum_below_the_behaviour_is_refused(self):
+        with pytest.raises(ValueError, match=r"optimum \(0.2\) must lie above the behaviour"):
+            statistics.normalize(0.5, 0.2, 0.2)
+
+
+class TestAuroc:
+    def test_equals_counting_pairs_ties_half(self):
+        rng = np.random.default_rng(6)
+        labels, scores = rng.integers(0, 2, size=40), rng.integers(0, 6, size=40).astype(float)
+        pairs = itertools.product(scores[labels == 1], scores[labels == 0])
+        wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p, n in pairs]
+        assert statistics.auroc(labels, scores) == pytest.approx(np.mean(wins))
+
+    def test_perfect_reversed_constant_and_one_class(self):
+        labels = np.array([True, True, False])
+        assert statistics.auroc(labels, np.array([2.0, 3.0, 1.0])) == 1.0
+        assert statistics.auroc(labels, np.array([1.0, 2.0, 3.0])) == 0.0
+        assert statistics.auroc(labels, np.ones(3)) == 0.5
+        assert np.isnan(statistics.auroc(np.ones(3), np.ones(3)))
+
+    def test_labels_and_scores_are_checked(self):
+        with pytest.raises(ValueError, match="labels must be 0 or 1"):
+            statistics.auroc(np.array([0.0, 0.5]), np.zeros(2))
+        with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
+            statistics.auroc(np.zeros(2), np.zeros(3))
+        with pytest.raises(ValueError, match="scores must be finite, got inf at 1"):
+            statistics.auroc(np.array([0, 1]), np.array([0.0, np.inf]))
+
+    def test_interval_covers_the_true_value(self):
+        rng = np.random.default_rng(7)
+        labels = np.repeat([0, 1], 40)
+        covered = 0
+        for repetition in range(100):
+            # Normal scores one apart: AUROC = Φ(1/√2).
+            interval = statistics.bootstrap_auroc(
+                labels, rng.normal(size=80) + labels, seed=repetition, resamples=300
+            )
+            covered += interval.low <= 0.76025 <= interval.high
+        assert covered >= 88
+
+    def test_interval_of_one_class_is_undefined(self):
+        assert np.isnan(statistics.bootstrap_auroc(np.ones(3), np.ones(3), seed=0)).all()
+
+
+class TestCalibrationBins:
+    def test_equally_many_per_bin_in_rising_order(self):
+        predictions = np.array([0.9, 0.1, 0.8, 0.2])
+        low, high = statistics.calibration_bins(predictions, np.array([1.0, 0.0, 1.0, 1.0]), 2)
+        assert (low["predicted"], low["observed"], low["count"]) == (pytest.approx(0.15), 0.5, 2)
+        assert (high["predicted"], high["observed"], high["count"]) == (pytest.approx(0.85), 1.0, 2)
+
+    def test_wilson_interval_keeps_a_width_where_all_outcomes_agree(self):
+        # All 10 of 10: Wilson's lower end is 10 / (10 + 1.96²).
+        (record,) = statistics.calibration_bins(np.zeros(10), np.ones(10), bins=5)
+        assert record["high"] == pytest.approx(1.0)
+        assert record["low"] == pytest.approx(10 / (10 + 1.959964**2))
+
+    def test_t_interval_for_other_outcomes(self):
+        # Mean 2, standard error 1/√3, t(2) = 4.30265.
+        (record,) = statistics.calibration_bins(np.zeros(3), np.array([1.0, 2.0, 3.0]), bins=1)
+        half = 4.30265 / np.sqrt(3)
+        assert (record["low"], record["high"]) == pytest.approx((2 - half, 2 + half), abs=1e-4)
+
+    def test_a_single_outcome_spans_the_range(self):
+        records = statistics.calibration_bins(np.array([0.0, 1.0]), np.array([0.5, 2.0]), bins=2)
+        assert [(r["low"], r["high"]) for r in records] == [(0.5, 2.0)] * 2
+
+    def test_equal_predictions_stay_together(self):
+        predictions = np.array([0.0] * 8 + [1.0, 2.0])
+        records = statistics.calibration_bins(predictions, np.zeros(10), bins=5)
+        assert records[0]["count"] == 8
+        assert sum(record["count"] for record in records) == 10
+
+    def test_nothing_to_bin(self):
+        with pytest.raises(ValueError, match="0 predictions in 10 bins"):
+            statistics.calibration_bins(np.zeros(0), np.zeros(0))

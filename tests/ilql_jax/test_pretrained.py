@@ -1,0 +1,371 @@
+"""Checkpoints in: sharded files, meshes, new words, training from them, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from ilql_jax.batching import packing_for
+from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
+from ilql_jax.models.hugging_face.read import (
+    PretrainedError,
+    check_tensors,
+    find,
+    load_trunk,
+    read_config,
+    start_params,
+)
+from ilql_jax.models.hugging_face.write import save_pretrained
+from ilql_jax.objectives import ObjectiveConfig
+from ilql_jax.train import TrainConfig, train
+from ilql_jax.trajectory import Trajectory
+
+ROOT = Path(__file__).parents[2]
+QWEN = DecoderConfig(
+    30,
+    16,
+    3,
+    4,
+    24,
+    32,
+    position_encoding="rotary",
+    num_kv_heads=2,
+    head_dim=4,
+    norm="rms_norm",
+    norm_epsilon=1e-6,
+    mlp="swiglu",
+    fused_qkv=False,
+    attention_bias=False,
+    mlp_bias=False,
+    tied_output=False,
+    initializer_range=0.1,
+)
+CONFIG = ModelConfig(QWEN, 8)
+SCANNED = dataclasses.replace(QWEN, scan_layers=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small Qwen 2 in several files, and its parameters."""
+    folder = tmp_path_factory.mktemp("qwen")
+    params = init_params(CONFIG, 3)
+    save_pretrained(folder, CONFIG, params, card="", max_file_bytes=4000)
+    return folder, params
+
+
+@pytest.fixture
+def copy(checkpoint, tmp_path):
+    """The checkpoint in one file, to be spoiled: its tensors, and what writes them back."""
+    folder, _ = checkpoint
+    tensors = {}
+    for file in folder.glob("model-*.safetensors"):
+        tensors |= load_file(file)
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+
+    def write(**changes):
+        kept = {name: x for name, x in (tensors | changes).items() if x is not None}
+        save_file(kept, tmp_path / "model.safetensors")
+        return tmp_path
+
+    return tensors, write
+
+
+def assert_equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_several_files_are_read_as_one(checkpoint):
+    folder, params = checkpoint
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 3
+    assert read_config(folder) == QWEN
+    check_tensors(folder)
+    assert_equal(load_trunk(folder, QWEN), params["trunk"])
+
+
+def test_stacked_layers_are_read_from_the_same_files(checkpoint):
+    folder, params = checkpoint
+    stacked = load_trunk(folder, SCANNED)["blocks"]
+    for layer in range(3):
+        one = jax.tree.map(lambda each, i=layer: each[i], stacked)
+        assert_equal(one, params["trunk"]["blocks"][layer])
+
+
+def test_bfloat16_files_become_float32_masters(copy):
+    tensors, write = copy
+    small = {name: x.astype(ml_dtypes.bfloat16) for name, x in tensors.items()}
+    found = load_trunk(write(**small), QWEN)["token_embedding"]["embedding"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, small["model.embed_tokens.weight"].astype(np.float32))
+
+
+ON_A_MESH = """
+import sys, jax, numpy as np, dataclasses
+from jax.sharding import NamedSharding, PartitionSpec
+from ilql_jax.models.hugging_face.read import load_trunk, read_config
+mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"))
+config = dataclasses.replace(read_config(sys.argv[1]), scan_layers=sys.argv[2] == "scan")
+def sharding(leaf):
+    axes = {3: (None, "fsdp", "tensor"), 2: (None, "fsdp")}.get(leaf.ndim, ())
+    return NamedSharding(mesh, PartitionSpec(*axes))
+whole = load_trunk(sys.argv[1], config)
+split = load_trunk(sys.argv[1], config, jax.tree.map(sharding, whole))
+jax.tree.map(np.testing.assert_array_equal, whole, split)
+kernel = split["token_embedding"]["embedding"]
+assert {each.data.shape for each in kernel.addressable_shards} == {(30, 8)}
+print("same on", len(jax.devices()))
+"""
+
+
+@pytest.mark.parametrize("layers", ["scan", "list"])
+def test_a_mesh_gets_the_same_parameters_each_device_its_part(checkpoint, layers):
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    result = subprocess.run(
+        [sys.executable, "-c", ON_A_MESH, str(checkpoint[0]), layers],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout.strip() == "same on 4", result.stderr
+
+
+def test_a_device_reads_no_more_of_a_file_than_its_part(checkpoint, monkeypatch):
+    """What is sliced out of the files, over all tensors, is the model once and never whole."""
+    from ilql_jax.models.hugging_face import read
+
+    folder, params = checkpoint
+    sizes = []
+
+    def watched(tensor, index):
+        part = tensor._in_file[index]
+        sizes.append(part.nbytes)
+        return part
+
+    monkeypatch.setattr(read._Tensor, "__getitem__", watched)
+    load_trunk(folder, SCANNED)
+    leaves = jax.tree.leaves(params["trunk"])
+    assert sum(sizes) == sum(leaf.nbytes for leaf in leaves)
+    assert max(sizes) == max(leaf.nbytes for leaf in leaves)
+
+
+def test_new_words_leave_the_known_ones_as_they_are(checkpoint):
+    folder, params = checkpoint
+    grown = dataclasses.replace(QWEN, vocab_size=37)
+    found = load_trunk(folder, grown, seed=5)
+    for name in ("token_embedding", "output_embedding"):
+        old, new = params["trunk"][name]["embedding"], found[name]["embedding"]
+        np.testing.assert_array_equal(new[:30], old)
+        distance = np.abs(new[30:] - np.mean(old, axis=0))
+        assert 0.05 < distance.mean() < 0.12  # 0.1 · sqrt(2 / π)
+        assert len(np.unique(new[30:], axis=0)) == 7
+    assert_equal(load_trunk(folder, grown, seed=5), found)
+    row = (np.arange(8)[None], np.ones((1, 8), np.int32), np.arange(8)[None])
+
+    def logits(config, trunk):
+        whole = init_params(ModelConfig(config, 8), 0) | {"trunk": trunk}
+        network = with_params(ModelConfig(config, 8), whole)
+        return network.trunk.logits(network.trunk(*row))
+
+    np.testing.assert_allclose(
+        logits(grown, found)[..., :30], logits(QWEN, params["trunk"]), atol=1e-5
+    )
+
+
+def test_value_heads_are_fresh_and_the_trunk_is_that_of_the_checkpoint(checkpoint):
+    folder, params = checkpoint
+    started = start_params(folder, CONFIG, seed=11)
+    assert_equal(started, init_params(CONFIG, 11) | {"trunk": params["trunk"]})
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def dialogues():
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        rewards = np.zeros(10, np.float32)
+        rewards[-1] = rng.random()
+        yield Trajectory(
+            tokens=rng.integers(30, size=10).astype(np.int32),
+            is_action=np.arange(10) > 4,
+            rewards=rewards,
+            terminal=True,
+            name=f"dialogue {number}",
+        )
+
+
+@pytest.mark.parametrize("decoder", [QWEN, SCANNED], ids=["list", "scan"])
+def test_training_starts_from_a_checkpoint_and_goes_on_without_it(checkpoint, tmp_path, decoder):
+    folder, _ = checkpoint
+    data, config = list(dialogues()), ModelConfig(decoder, 8)
+    expected = jax.tree.map(np.asarray, start_params(folder, config, seed=0))
+
+    def run(learning_rate, start_from, where):
+        return train(
+            data,
+            config,
+            ObjectiveConfig(),
+            TrainConfig(2, learning_rate, optimizer="muon", muon_learning_rate=learning_rate),
+            packing_for(data, 2, 32),
+            seed=0,
+            folder=tmp_path / where,
+            start_from=start_from,
+        )
+
+    still = run(1e-12, lambda: start_params(folder, config, seed=0), "still")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), still, expected)
+
+    moved = run(1e-2, lambda: start_params(folder, config, seed=0), "moved")
+    gap = jnp.abs(moved["trunk"]["final_norm"]["scale"] - 1)
+    assert 1e-4 < gap.max() < 0.1
+
+    def gone():
+        raise AssertionError("asked for the start of a run that is finished")
+
+    assert_equal(run(1e-2, gone, "moved"), moved)
+
+
+def test_muon_moves_stacked_matrices_as_it_moves_each(tmp_path):
+    data = list(dialogues())
+
+    def trained(decoder, where, params):
+        return train(
+            data,
+            ModelConfig(decoder, 8),
+            ObjectiveConfig(method="bc"),
+            TrainConfig(3, 1e-2, optimizer="muon", warmup_steps=0),
+            packing_for(data, 2, 32),
+            seed=0,
+            folder=tmp_path / where,
+            start_from=lambda: params,
+        )["trunk"]["blocks"]
+
+    fresh = init_params(CONFIG, 0)
+    blocks = fresh["trunk"]["blocks"]
+    together = jax.tree.map(lambda *each: jnp.stack(each), *(blocks[i] for i in range(3)))
+    stacked = jax.tree.map(jnp.copy, fresh | {"trunk": fresh["trunk"] | {"blocks": together}})
+    apart = trained(QWEN, "apart", fresh)
+    found = trained(SCANNED, "stacked", stacked)
+    for layer in range(3):
+        jax.tree.map(
+            lambda a, b, i=layer: np.testing.assert_allclose(a[i], b, atol=2e-4),
+            found,
+            apart[layer],
+        )
+    assert np.abs(found["mlp_in"]["kernel"] - together["mlp_in"]["kernel"]).max() > 1e-2
+
+
+def test_configs_of_older_checkpoints_have_the_defaults_of_new_fields():
+    old = {
+        "decoder": {
+            "vocab_size": 50,
+            "hidden_size": 32,
+            "num_layers": 3,
+            "num_heads": 4,
+            "mlp_size": 48,
+            "max_positions": 24,
+            "norm_epsilon": 1e-5,
+            "position_encoding": "rotary",
+            "rotary_base": 100.0,
+            "initializer_range": 0.02,
+        },
+        "value_inner_size": 8,
+        "utterance_q": "last",
+    }
+    decoder = DecoderConfig(50, 32, 3, 4, 48, 24, position_encoding="rotary", rotary_base=100.0)
+    assert ModelConfig.from_dict(old) == ModelConfig(decoder, 8, "last")
+    whole = json.loads(json.dumps(dataclasses.asdict(CONFIG)))
+    assert ModelConfig.from_dict(whole) == CONFIG
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def test_all_that_is_missing_extra_or_misshapen_is_named_at_once(copy):
+    folder = copy[1](
+        **{
+            "model.layers.1.self_attn.k_proj.bias": None,
+            "lm_head.weight": None,
+            "model.layers.0.self_attn.o_proj.bias": np.zeros(16, np.float32),
+            "model.layers.2.mlp.up_proj.weight": np.zeros((16, 24), np.float32),
+        }
+    )
+    with pytest.raises(PretrainedError) as caught:
+        check_tensors(folder)
+    for problem in (
+        "model.layers.1.self_attn.k_proj.bias is missing",
+        "lm_head.weight is missing",
+        "model.layers.0.self_attn.o_proj.bias is not part of it",
+        "model.layers.2.mlp.up_proj.weight gives (16, 24), but (24, 16) is needed",
+    ):
+        assert problem in str(caught.value)
+    with pytest.raises(PretrainedError, match=r"lm_head\.weight is missing"):
+        load_trunk(folder, QWEN)
+
+
+def test_names_without_prefix_and_buffers_of_old_files_are_understood(copy, checkpoint):
+    tensors, write = copy
+    bare = {name.removeprefix("model."): x for name, x in tensors.items()}
+    bare |= {"layers.0.self_attn.rotary_emb.inv_freq": np.zeros(2, np.float32)}
+    gone = {name: None for name in tensors if name not in bare}
+    assert_equal(load_trunk(write(**bare, **gone), QWEN), checkpoint[1]["trunk"])
+
+
+def test_a_network_of_another_shape_is_refused(checkpoint):
+    with pytest.raises(PretrainedError, match="is not the network asked for"):
+        load_trunk(checkpoint[0], dataclasses.replace(QWEN, num_layers=2))
+    with pytest.raises(PretrainedError, match="is not the network asked for"):
+        load_trunk(checkpoint[0], dataclasses.replace(QWEN, vocab_size=20))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "model.safetensors").unlink(), "holds neither model.safetensors nor"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"{}"),
+            "model.safetensors cannot be read",
+        ),
+        (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
+        (
+            lambda f: (f / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
+            ),
+            "lacks files that .* names: model-1.safetensors, model-2.safetensors",
+        ),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(copy, spoil, message):
+    folder = copy[1]()
+    spoil(folder)
+    with pytest.raises(PretrainedError, match=message):
+        check_tensors(folder)
+
+
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub_says_what_would_be(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(PretrainedError, match=r"no checkpoint './no/such/place': give a folder"):
+        find("./no/such/place")
+
+
+def test_files_hold_what_they_say(checkpoint):
+    folder, params = checkpoint
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    for name, file in index["weight_map"].items():
+        with safe_open(folder / file, framework="np") as opened:
+            assert name in opened.keys()  # noqa: SIM118
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params["trunk"]))
+    assert index["metadata"]["total_size"] == size

@@ -1,0 +1,543 @@
+"""Training: work done, compilations, resuming to the bit, and what goes wrong said in time."""
+
+import collections
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ilql_jax.train as training
+from ilql_jax import Trajectory, TrajectoryError, chunked_cross_entropy, make_batches, packing_for
+from ilql_jax.checkpoint import CheckpointError, read_metadata, restore_params
+from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
+from ilql_jax.models import Decoder, DecoderConfig, ModelConfig, QHeads, with_params
+from ilql_jax.objectives import (
+    OBJECTIVES,
+    ObjectiveConfig,
+    _awac_weights,
+    _traces,
+    select_trajectories,
+    totals_of,
+)
+from ilql_jax.train import (
+    NotFiniteError,
+    TrainConfig,
+    accumulated,
+    init_state,
+    make_train_step,
+    train,
+)
+
+VOCAB = 101  # a number that nothing else here has
+MODEL = ModelConfig(DecoderConfig(VOCAB, 8, 1, 2, 16, 32, initializer_range=0.08), 8)
+LAST = dataclasses.replace(MODEL, utterance_q="last")
+# Decisions, how an utterance's Q is read, and the tokens that Q looks at.
+WAYS = [("token", LAST, "token"), ("utterance", LAST, "utterance"), ("utterance", MODEL, "token")]
+ILQL = ObjectiveConfig("ilql", cql_weight=0.1, utterance_trace=0.5, awac_temperature=1.0)
+SHORT = TrainConfig(
+    steps=12,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    polyak_rate=0.25,
+    checkpoint_every=4,
+    log_every=1,
+)
+
+
+def dataset(count=40, seed=0):
+    """Mostly the human's words: one or two utterances of the agent in dialogues of 10 to 30."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for number in range(count):
+        length = int(rng.integers(10, 31))
+        is_action = np.zeros(length, bool)
+        is_action[3:6] = is_action[length - 3 :] = True
+        tokens = rng.integers(1, VOCAB, length).astype(np.int32)
+        tokens[is_action] = 1 + np.arange(is_action.sum()) % 5
+        rewards = np.zeros(length, np.float32)
+        rewards[-1] = rng.normal() + 1
+        result.append(Trajectory(tokens, is_action, rewards, name=f"dialogue {number}"))
+    return result
+
+
+DATA = dataset()
+PACKING = packing_for(DATA, batch_rows=2, row_length=32)
+
+
+def run(folder, objective=ILQL, config=SHORT, data=DATA, model=MODEL, seed=0, **callbacks):
+    return train(data, model, objective, config, PACKING, seed, folder, **callbacks)
+
+
+@functools.cache
+def _compiled_step(*arguments):
+    return make_train_step(*arguments)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_once():
+    """Runs of the same configs share a step: compiling is most of what these tests cost."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "make_train_step", _compiled_step)
+        yield
+
+
+# --- work ---------------------------------------------------------------------------------------
+
+
+def traced_step(objective, packing, model=MODEL):
+    """Abstract state, batch and step: nothing is computed."""
+    state = jax.eval_shape(lambda: init_state(model, SHORT, 0))
+    batch = next(make_batches(DATA, packing, 0))
+    return make_train_step(model, objective, SHORT), state, batch
+
+
+def arrays_of(jaxpr):
+    """Shapes of everything that a program computes, inner programs included."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.shape for variable in equation.outvars)
+        inner = jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns"))
+        for program in inner:
+            if hasattr(program, "eqns"):
+                yield from arrays_of(program)
+
+
+@pytest.mark.parametrize(("credit", "model", "looked_at"), WAYS)
+@pytest.mark.parametrize("method", ["bc", "mc", "ilql"])
+def test_padding_and_human_tokens_cost_no_vocabulary_work(
+    monkeypatch, method, credit, model, looked_at
+):
+    packing = packing_for(DATA, batch_rows=4, row_length=128)
+    decisions = {"token": packing.actions_per_row, "utterance": packing.utterances_per_row}
+    rows = collections.defaultdict(set)
+
+    original = chunked_cross_entropy.cross_entropy
+
+    def counting(features, *others):
+        heads, *decisions, _ = features.shape
+        rows["values" if heads == 2 else "policy"].add(math.prod(decisions))
+        return original(features, *others)
+
+    def forbidden(*_):
+        raise AssertionError("scores of the whole vocabulary outside of `cross_entropy`")
+
+    monkeypatch.setattr(chunked_cross_entropy, "cross_entropy", counting)
+    monkeypatch.setattr(Decoder, "logits", forbidden)
+    monkeypatch.setattr(QHeads, "__call__", forbidden)
+    objective = dataclasses.replace(ILQL, method=method, credit=credit)
+    step, state, batch = traced_step(objective, packing, model)
+    jax.eval_shape(step, state, batch)
+    expected = {"policy": {4 * packing.actions_per_row}}
+    if method != "bc":
+        expected["values"] = {4 * decisions[looked_at]}
+    assert rows == expected
+    assert packing.actions_per_row < 0.5 * 128
+
+
+@pytest.mark.parametrize(("credit", "model", "looked_at"), WAYS)
+def test_no_array_of_the_step_is_wider_than_decisions_by_vocabulary(credit, model, looked_at):
+    packing = packing_for(DATA, batch_rows=4, row_length=128)
+    step, state, batch = traced_step(dataclasses.replace(ILQL, credit=credit), packing, model)
+    shapes = list(arrays_of(jax.make_jaxpr(step)(state, batch).jaxpr))
+    slots = 4 * packing.actions_per_row
+    rows = {math.prod(shape) // VOCAB for shape in shapes if VOCAB in shape}
+    assert slots in rows
+    assert max(rows) <= 2 * slots < 4 * 128  # the twin heads
+    if looked_at == "utterance":
+        assert max(rows) == slots
+
+
+def test_the_slots_for_agent_tokens_are_nearly_filled():
+    packing = packing_for(DATA, batch_rows=4, row_length=256)
+    batches = make_batches(DATA, packing, 0)
+    filled = np.mean([next(batches).by_token.weight for _ in range(10)])
+    assert filled > 0.75
+
+
+# --- gradient accumulation ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ObjectiveConfig("bc"),
+        dataclasses.replace(ILQL, credit="token", awac_temperature=0.5),
+        ILQL,
+    ],
+    ids=["bc", "ilql by token", "ilql by utterance"],
+)
+def test_parts_of_a_batch_add_up_to_its_gradient_and_metrics(objective):
+    model = LAST if objective.credit == "token" else MODEL
+    packing = packing_for(DATA, batch_rows=4, row_length=64)
+    batch = next(make_batches(DATA, packing, 0))
+    # Rows that are filled unevenly: a mean over the parts' means would be another.
+    emptied = jax.tree.map(lambda x: x.copy(), batch)
+    for decisions in (emptied.by_token, emptied.by_utterance):
+        decisions.weight[1:3] = 0
+    state = init_state(model, SHORT, 0)
+    target_q = with_params(model, state.params).q
+    totals = totals_of(emptied)
+
+    def gradient(part):
+        def loss(params):
+            network = with_params(model, params)
+            compute = OBJECTIVES[objective.method]
+            return compute(network, target_q, part, objective, jnp.float32(0.5), totals)
+
+        return jax.grad(loss, has_aux=True)(state.params)
+
+    whole = accumulated(gradient, emptied, 1)
+    for parts in (2, 4):
+        found = jax.jit(lambda batch, parts=parts: accumulated(gradient, batch, parts))(emptied)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, whole
+        )
+
+
+def test_a_run_with_accumulation_learns_what_one_without_learns(tmp_path):
+    short = dataclasses.replace(SHORT, steps=3)
+    found = {}
+    for parts in (1, 2):
+        config = dataclasses.replace(short, gradient_accumulation=parts)
+        run(tmp_path / str(parts), config=config, on_metrics=lambda s, m: found.update({s: m}))
+        if parts == 1:
+            expected = dict(found)
+    for step, metrics in expected.items():
+        assert found[step] == pytest.approx(metrics, rel=1e-3, abs=1e-5)
+
+
+def test_parts_that_do_not_divide_the_rows_are_refused(tmp_path, steps):
+    with pytest.raises(ValueError, match="gradient_accumulation is 3, which does not divide the 2"):
+        run(tmp_path, config=dataclasses.replace(SHORT, gradient_accumulation=3))
+    assert not steps
+
+
+# --- compilation --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The jitted steps that runs make, each a fresh one."""
+    made = []
+
+    def remember(*arguments):
+        made.append(make_train_step(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(training, "make_train_step", remember)
+    return made
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(step):
+    def on_metrics(now, metrics):
+        if now == step:
+            raise Killed
+
+    return on_metrics
+
+
+def test_the_step_is_compiled_once_in_a_run_and_once_more_in_the_resumed_one(steps, tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, ObjectiveConfig("bc"), on_metrics=kill_at(6))
+    run(tmp_path, ObjectiveConfig("bc"))
+    assert [step._cache_size() for step in steps] == [1, 1]
+
+
+def test_a_step_of_cloning_gives_up_its_state_and_moves_the_trunk_alone():
+    undecayed = dataclasses.replace(SHORT, warmup_steps=0, weight_decay=0.0)
+    state = init_state(MODEL, undecayed, 0)
+    before = jax.tree.map(np.array, state.params)  # copies: a view would forbid the donation
+    step = make_train_step(MODEL, ObjectiveConfig("bc"), undecayed)
+    new, _ = step(state, next(make_batches(DATA, PACKING, 0)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    for part in ("q", "v"):
+        jax.tree.map(np.testing.assert_array_equal, before[part], new.params[part])
+    old, now = (p["trunk"]["final_norm"]["scale"] for p in (before, new.params))
+    assert (old != now).any()
+
+
+# --- resuming -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole_folder):
+    metrics = {}
+    params = run(whole_folder, on_metrics=metrics.__setitem__)
+    return jax.device_get(params), metrics
+
+
+@pytest.mark.parametrize("stops", [(2,), (5, 9)])
+def test_an_interrupted_run_ends_with_the_same_bits(uninterrupted, tmp_path, stops):
+    params, metrics = uninterrupted
+    starts, again = [], {}
+    for stop in stops:
+        with pytest.raises(Killed):
+            run(tmp_path, on_start=starts.append, on_metrics=kill_at(stop))
+    resumed = run(tmp_path, on_start=starts.append, on_metrics=again.__setitem__)
+    assert starts == {(2,): [0, 0], (5, 9): [0, 4, 8]}[stops]
+    jax.tree.map(np.testing.assert_array_equal, params, resumed)
+    assert list(again) == list(range(starts[-1] + 1, SHORT.steps + 1))
+    assert again == {step: metrics[step] for step in again}
+
+
+def test_a_finished_run_is_only_read(uninterrupted, whole_folder):
+    starts, seen = [], {}
+    params = run(whole_folder, on_start=starts.append, on_metrics=seen.__setitem__)
+    assert starts == [12] and not seen
+    jax.tree.map(np.testing.assert_array_equal, uninterrupted[0], params)
+    saved = restore_params(whole_folder, MODEL)
+    jax.tree.map(np.testing.assert_array_equal, uninterrupted[0], saved)
+
+
+def test_metadata_rebuilds_the_network(tmp_path):
+    train(DATA, MODEL, ILQL, SHORT, PACKING, 0, tmp_path, metadata={"reward_scale": 2.0})
+    saved = read_metadata(tmp_path)
+    assert saved["reward_scale"] == 2.0
+    decoder = DecoderConfig(**saved["model"].pop("decoder"))
+    assert ModelConfig(decoder, **saved["model"]) == MODEL
+
+
+# --- what goes wrong ----------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_step_and_keeps_the_checkpoint(
+    tmp_path, monkeypatch
+):
+    def broken_from_step_seven(*arguments):
+        step_function = _compiled_step(*arguments)
+
+        def step(state, batch):
+            now = int(state.step) + 1
+            state, metrics = step_function(state, batch)
+            return state, metrics | {"loss": metrics["loss"] * (jnp.nan if now >= 7 else 1)}
+
+        return step
+
+    monkeypatch.setattr(training, "make_train_step", broken_from_step_seven)
+    seen = {}
+    with pytest.raises(NotFiniteError, match=r"ilql: loss became nan at step 7.* is step 4"):
+        run(tmp_path, on_metrics=seen.__setitem__)
+    assert max(seen) == 6
+    params = restore_params(tmp_path, MODEL)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_rewards_beyond_all_bounds_stop_the_first_step_and_save_nothing(tmp_path):
+    data = [dataclasses.replace(t, rewards=t.rewards * np.float32(1e38)) for t in DATA]
+    with pytest.raises(NotFiniteError, match=r"at step 1\. The last good checkpoint is step 0"):
+        run(tmp_path, data=data)
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        read_metadata(tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(uninterrupted, whole_folder):
+    wider = dataclasses.replace(MODEL, value_inner_size=16)
+    other = dataclasses.replace(SHORT, learning_rate=0.5)
+    with pytest.raises(CheckpointError) as caught:
+        run(whole_folder, config=other, model=wider, seed=3)
+    for difference in (
+        "model.value_inner_size was 8, now 16",
+        "train.learning_rate was 0.01, now 0.5",
+        "seed was 0, now 3",
+    ):
+        assert difference in str(caught.value)
+    assert "trace_fade" not in str(caught.value)  # a tuple that JSON made a list is the same
+
+
+def test_a_checkpoint_of_a_network_of_another_shape_is_refused(uninterrupted, whole_folder):
+    wider = dataclasses.replace(MODEL, value_inner_size=16)
+    with pytest.raises(CheckpointError, match="network of another shape"):
+        restore_params(whole_folder, wider)
+
+
+def test_a_folder_without_checkpoints_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere: no such folder"):
+        restore_params(tmp_path / "nowhere", MODEL)
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        restore_params(tmp_path, MODEL)
+
+
+def test_broken_data_is_refused_before_anything_is_compiled(tmp_path, steps):
+    rewards = np.where(np.arange(len(DATA[3].rewards)) == 4, np.nan, 0).astype(np.float32)
+    broken = [*DATA[:3], dataclasses.replace(DATA[3], rewards=rewards)]
+    with pytest.raises(TrajectoryError, match=r"dialogue 3: rewards\[4\] is nan"):
+        run(tmp_path, data=broken)
+    assert not steps
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "ppo"}, "method is 'ppo', but must be one of bc, fbc, mc, ilql, dpo"),
+        ({"credit": "word"}, "credit is 'word', but must be one of utterance, token"),
+        ({"kl_weight": 0.0}, "kl_weight is 0.0"),
+        ({"expectile": 1.0}, "expectile is 1.0"),
+        ({"expectile": 0.0}, "expectile is 0.0"),
+        ({"fbc_fraction": 0.0}, "fbc_fraction is 0.0"),
+        ({"token_trace": 1.5}, "token_trace is 1.5"),
+        ({"cql_weight": -0.1}, "cql_weight is -0.1"),
+        ({"awac_temperature": float("nan")}, "awac_temperature is nan"),
+        ({"trace_fade": (0.5, 0.2)}, r"two rising fractions, got \(0.5, 0.2\)"),
+    ],
+)
+def test_objectives_that_make_no_sense_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"steps": 0}, "steps is 0"), ({"log_every": 0}, "log_every is 0"),
+     ({"polyak_rate": 0.0}, "polyak_rate is 0.0"), ({"polyak_rate": 1.5}, "polyak_rate is 1.5"),
+     ({"optimizer": "sgd"}, "optimizer is 'sgd', but must be adamw or muon"),
+     ({"muon_learning_rate": 0.0}, "muon_learning_rate is 0.0")],
+)  # fmt: skip
+def test_training_configs_that_make_no_sense_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**({"steps": 1, "learning_rate": 1e-3} | fields))
+
+
+# --- methods ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["bc", "mc", "ilql"])  # fbc is bc on the best of the data
+def test_each_method_lowers_its_losses(method, tmp_path):
+    config = TrainConfig(60, 1e-2, warmup_steps=5, checkpoint_every=60, log_every=1)
+    objective = ObjectiveConfig(method)
+    metrics = {}
+    data = select_trajectories(DATA, objective)
+    run(tmp_path, objective, config, data, on_metrics=metrics.__setitem__)
+
+    def mean(name, steps):
+        return np.mean([metrics[step][name] for step in steps])
+
+    names = ["policy_loss"] if method == "bc" else ["policy_loss", "q_loss"]
+    for name in names:
+        first, last = mean(name, range(1, 6)), mean(name, range(56, 61))
+        assert last < 0.8 * first, name
+
+
+def test_muon_moves_the_trunks_matrices_along_orthogonal_directions_and_nothing_else():
+    adamw = dataclasses.replace(SHORT, warmup_steps=0, weight_decay=0.0)
+    muon = dataclasses.replace(adamw, optimizer="muon", muon_learning_rate=0.02)
+    moved = {}
+    for config in (adamw, muon):
+        state = init_state(MODEL, config, 0)
+        before = jax.device_get(state.params)
+        after = make_train_step(MODEL, ILQL, config)(state, next(make_batches(DATA, PACKING, 0)))
+        difference = jax.tree.map(np.subtract, jax.device_get(after[0].params), before)
+        moved[config.optimizer] = dict(jax.tree_util.tree_leaves_with_path(difference))
+    for path, by_adamw in moved["adamw"].items():
+        by_muon = moved["muon"][path]
+        if path[1].key == "blocks" and path[-1].key == "kernel":
+            # Newton and Schulz's five steps bring singular values near one, times √(out/in).
+            spread = np.linalg.svd(by_muon, compute_uv=False)
+            shape = by_muon.shape
+            spread /= 0.02 * max(1, shape[1] / shape[0]) ** 0.5
+            assert spread[len(spread) // 2] > 0.3 and spread[0] < 1.5, path
+        else:
+            np.testing.assert_array_equal(by_muon, by_adamw, err_msg=str(path))
+
+
+def test_an_interrupted_run_with_muon_ends_with_the_same_bits(tmp_path):
+    config = dataclasses.replace(SHORT, optimizer="muon")
+    whole = run(tmp_path / "whole", config=config)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(step, _):
+        if step == 6:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(tmp_path / "parts", config=config, on_metrics=stop)
+    resumed = run(tmp_path / "parts", config=config)
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+def test_credit_by_token_with_utterances_as_sums_is_refused():
+    step, state, batch = traced_step(dataclasses.replace(ILQL, credit="token"), PACKING)
+    with pytest.raises(ValueError, match="utterance_q is 'sum', but must be last for credit"):
+        jax.eval_shape(step, state, batch)
+
+
+def test_the_target_follows_the_q_heads_at_the_polyak_rate():
+    state, batches = init_state(MODEL, SHORT, 0), make_batches(DATA, PACKING, 0)
+    step = _compiled_step(MODEL, ILQL, SHORT)
+    state, _ = step(state, next(batches))  # the warm-up's first step has rate zero
+    old = jax.device_get(state.target_q)
+    new, _ = step(state, next(batches))
+    expected = jax.tree.map(lambda q, t: 0.25 * q + 0.75 * t, new.params["q"], old)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.target_q, expected)
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), new.target_q, old))
+    assert max(moved) > 1e-4
+
+
+def test_filtered_cloning_keeps_exactly_the_best_share():
+    best = select_trajectories(DATA, ObjectiveConfig("fbc", fbc_fraction=0.25))
+    worst_kept = min(t.total_reward for t in best)
+    assert len(best) == 10
+    assert sum(t.total_reward > worst_kept for t in DATA) == 9
+    assert select_trajectories(DATA, ObjectiveConfig("ilql")) == DATA
+    same = [dataclasses.replace(t, rewards=t.rewards * 0) for t in DATA]
+    assert len(select_trajectories(same, ObjectiveConfig("fbc"))) == 10
+    with pytest.raises(TrajectoryError, match=r"fbc_fraction 0.25 of 3 dialogues keeps none"):
+        select_trajectories(DATA[:3], ObjectiveConfig("fbc"))
+
+
+def test_awac_weights_tokens_by_their_own_advantage():
+    batch = next(make_batches(DATA, PACKING, 0))
+    config = ObjectiveConfig(credit="token", awac_temperature=2.0, awac_max_weight=5.0)
+    advantage = jnp.asarray(np.random.default_rng(0).normal(0, 4, batch.by_token.weight.shape))
+    expected = np.minimum(np.exp(advantage / 2), 5)
+    np.testing.assert_allclose(_awac_weights(advantage, batch, config), expected, rtol=1e-5)
+
+
+def test_awac_weights_all_tokens_of_an_utterance_by_its_advantage():
+    packing = packing_for(DATA, batch_rows=2, row_length=128)  # several dialogues a row
+    batch = next(make_batches(DATA, packing, 0))
+    config = ObjectiveConfig(credit="utterance", awac_temperature=1.0, awac_max_weight=1e6)
+    # An utterance's advantage is its last token's column: so each token tells its owner.
+    advantage = jnp.log(batch.by_utterance.state.astype(jnp.float32) + 1)
+    owners = np.asarray(_awac_weights(advantage, batch, config)) - 1
+    for row, slot in zip(*np.nonzero(batch.by_token.weight), strict=True):
+        end = slot
+        while batch.by_token.boundary[row, end] == SAME_UTTERANCE:
+            end += 1
+        assert owners[row, slot] == pytest.approx(batch.by_token.state[row, end], abs=1e-2)
+
+
+def test_no_awac_temperature_is_plain_cloning():
+    batch = next(make_batches(DATA, PACKING, 0))
+    ones = _awac_weights(batch.by_token.reward + 9, batch, ObjectiveConfig(credit="token"))
+    assert (ones == 1).all()
+
+
+def test_traces_fade_from_monte_carlo_to_their_settings():
+    decisions = next(make_batches(DATA, PACKING, 0)).by_token
+    decisions = decisions._replace(boundary=np.int32([[SAME_UTTERANCE, NEXT_UTTERANCE, END]]))
+    config = ObjectiveConfig(token_trace=0.9, utterance_trace=0.5, trace_fade=(0.2, 0.6))
+    for progress, expected in [(0.0, [1, 1, 0]), (0.4, [0.95, 0.75, 0]), (0.9, [0.9, 0.5, 0])]:
+        traces = _traces(decisions, config, jnp.float32(progress))
+        np.testing.assert_allclose(traces[0], expected, rtol=1e-5)
+    unfaded = dataclasses.replace(config, trace_fade=(0.0, 0.0))
+    np.testing.assert_allclose(_traces(decisions, unfaded, jnp.float32(0))[0], [0.9, 0.5, 0])
+
+
+def test_a_frozen_trunk_leaves_nothing_to_clone(tmp_path):
+    config = dataclasses.replace(SHORT, freeze_trunk=True)
+    with pytest.raises(ValueError, match="freeze_trunk is true, but bc learns the policy alone"):
+        run(tmp_path, ObjectiveConfig("bc"), config)

@@ -1,0 +1,408 @@
+"""The evaluation talks to LLMs: through the launcher, over real HTTP on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from messages_server import MessagesServer
+from ml_collections import ConfigDict
+from test_experiments import ROOT, TINY
+
+from experiments import config as settings
+from experiments.launch import parse_flags
+from experiments.run_folder import RunError, RunFolder, Unit
+from experiments.evaluation import prompted
+from experiments.report import wording
+from experiments.evaluation import statistics
+from experiments.evaluation import summary
+from experiments.report import tables
+
+KEY = "sk-a-secret-that-stays-in-the-environment"
+PRICES = ("--config.llm.price_input=3.0", "--config.llm.price_output=15.0")
+
+
+def answer(body: dict) -> str:
+    """Sensible answers, told apart by the fields that the schema asks for."""
+    fields = set(body["output_config"]["format"]["schema"]["properties"])
+    said = body["messages"][-1]["content"]
+    if "rating" in fields:
+        return json.dumps({"reason": "It was fine.", "rating": len(said) % 5 / 4})
+    if "acts" in fields:
+        return json.dumps({"acts": [{"name": f"act {i}", "description": "do"} for i in range(6)]})
+    if "weights" in fields:
+        return json.dumps({"weights": [{"act": "act 1", "weight": 90}]})
+    if "ambiguous" in fields:
+        return json.dumps({"missing": "what they know", "ambiguous": True})
+    line = {"text": "A function that calls itself. Goodbye!", "ends": said.count("\n\n") > 2}
+    if "reasoning" in fields:
+        return json.dumps({"reasoning": "Hm.", "line": line})
+    return json.dumps(line)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[MessagesServer]:
+    with MessagesServer(answer) as server:
+        yield server
+
+
+def launch(server: MessagesServer, *arguments: str, key: str = KEY) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ANTHROPIC")}
+    environment |= {"JAX_PLATFORMS": "cpu", "NO_COLOR": "1"}
+    if key:
+        environment["ANTHROPIC_API_KEY"] = key
+    return subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / "teaching.py"), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=300,
+    )
+
+
+def llm(server: MessagesServer) -> tuple[str, ...]:
+    return ("--config.llm.model=tiny-1", f"--config.llm.base_url={server.url}", *PRICES)
+
+
+@pytest.fixture(scope="module")
+def trained(server: MessagesServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run as it is without LLMs."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    result = launch(server, f"--workdir={folder}", *TINY, "--stage=evaluate", key="")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert not server.calls
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_agents(server: MessagesServer, trained: Path) -> Path:
+    """The same run, prompted agents added when it was finished."""
+    folder = Path(shutil.copytree(trained, trained.with_name("agents")))
+    result = launch(
+        server,
+        f"--workdir={folder}",
+        "--config.evaluation.prompted=plain,clam,gdp_zero",
+        "--config.evaluation.gdp_zero.simulations=4",
+        "--config.evaluation.prompted_episodes=3",
+        *llm(server),
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (folder / "output.txt").write_text(result.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_human(server: MessagesServer, trained: Path) -> Path:
+    """The same networks, judged by humans who are played by an LLM."""
+    folder = Path(shutil.copytree(trained, trained.with_name("human")))
+    forget_evaluation(folder)
+    result = launch(
+        server,
+        f"--workdir={folder}",
+        "--config.evaluation.human=prompted",
+        "--config.evaluation.prompted=reasoning",
+        *llm(server),
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (folder / "output.txt").write_text(result.stdout)
+    return folder
+
+
+def forget_evaluation(folder: Path) -> None:
+    shutil.rmtree(folder / "evaluation")
+    (folder / "evaluation.json").unlink()
+
+
+def evaluation_of(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def conversations_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "conversations.jsonl").open()]
+
+
+def test_a_run_without_llm_never_loads_the_sdk():
+    script = """
+import sys
+from experiments import config, launch, teaching
+from experiments.stages import chat, evaluate, imagine, train
+from experiments.report import page
+config.check(teaching.get_config())
+import imagination.engine, imagination.llm, imagination.agents
+sys.exit("anthropic" in sys.modules)
+"""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment).returncode == 0
+
+
+def test_prompted_agents_are_rows_with_calls_and_cost(with_agents: Path):
+    for population, part in evaluation_of(with_agents)["population"].items():
+        for name, calls_a_turn in (("plain", 1), ("clam", 2)):
+            row = part["methods"][name]
+            assert row["episodes"] == 3, population
+            assert row["calls"] == pytest.approx(calls_a_turn * row["turns"])
+            assert row["cost"] > 0
+            assert row["model"] == "tiny-1" and f"{name}" in row["prompt"]
+            assert row["normalized"] is not None
+            for empty in ("seeds", "train_seconds", "decoding"):
+                assert row[empty] is None
+        tree = part["methods"]["gdp_zero"]
+        assert tree["search"]["simulations"] == 4
+        assert tree["calls"] > 10 and tree["setup_calls"] == 1 and tree["setup_cost"] > 0
+        pairs = {(t["a"], t["b"]): t for t in part["tests"]}
+        assert pairs["ilql", "plain"]["p_holm"] > 0
+        assert pairs["ilql", "plain"]["episodes"] == 3
+
+
+def test_the_tree_search_walks_as_often_as_asked(with_agents: Path):
+    turns = [
+        message["annotations"]
+        for dialogue in conversations_of(with_agents)
+        if dialogue["source"]["method"] == "gdp_zero"
+        for message in dialogue["messages"]
+        if message["role"] == "assistant"
+    ]
+    assert turns and {sum(notes["visits"].values()) for notes in turns} == {4}
+
+
+def test_prompted_agents_are_in_table_and_report(with_agents: Path):
+    output = (with_agents / "output.txt").read_text()
+    assert "plain prompt" in output and "CLAM" in output
+    assert "calls" in output and "cost" in output
+    page = (with_agents / "report.html").read_text()
+    assert "plain prompt" in page and "CLAM" in page
+
+
+def test_without_prompted_agents_the_table_has_no_calls(trained: Path):
+    table = tables.markdown(evaluation_of(trained))
+    assert "normalized" in table and "calls" not in table and "cost" not in table
+
+
+@pytest.mark.parametrize("run", ["with_agents", "with_human"])
+def test_episode_for_episode_the_same_humans(run: str, request: pytest.FixtureRequest):
+    folder = request.getfixturevalue(run)
+    personas: dict[tuple, set] = {}
+    methods: dict[tuple, set] = {}
+    for dialogue in conversations_of(folder):
+        source = dialogue["source"]
+        episode = (source["population"], source["episode"])
+        opening = dialogue["messages"][0]["content"]
+        personas.setdefault(episode, set()).add(json.dumps([dialogue["persona"], opening]))
+        methods.setdefault(episode, set()).add(source["method"])
+    assert all(len(each) == 1 for each in personas.values())
+    agents = {"plain", "clam", "gdp_zero"} if run == "with_agents" else {"reasoning"}
+    assert methods["average", 0] == methods["difficult", 2] == {"bc", "ilql"} | agents
+
+
+def test_played_humans_are_those_of_the_world(trained: Path, with_human: Path):
+    def personas(folder: Path) -> dict:
+        return {d["id"]: d["persona"] for d in conversations_of(folder)}
+
+    of_world = personas(trained)
+    played = personas(with_human)
+    assert of_world == {key: played[key] for key in of_world}
+
+
+def test_played_humans_have_no_normalized_score_but_names_and_slips(with_human: Path):
+    evaluation = evaluation_of(with_human)
+    human = evaluation["human"]
+    assert human["kind"] == "prompted" and human["model"] == "tiny-1"
+    assert human["prompt"].startswith("human/") and human["rating_prompt"].startswith("rate/")
+    for part in evaluation["population"].values():
+        assert part["references"] == {}
+        for row in part["methods"].values():
+            assert row["normalized"] is None and row["normalized_ci95"] is None
+            assert 0 <= row["mean_reward"] <= 1
+            assert row["not_understood"] is None
+            assert row["human_calls"] > 0 and row["human_cost"] > 0
+            assert set(row["slips"]) == {
+                "speaks_for_agent",
+                "reveals_persona",
+                "goes_on_after_end",
+            }
+        assert part["methods"]["bc"]["decoding"] == "greedy"
+    assert "normalized" not in (with_human / "output.txt").read_text()
+    page = (with_human / "report.html").read_text()
+    assert "<th>normalized score</th>" not in page and "exact optimum" not in page
+    assert "tiny-1" in page and "goes on after the end" in page
+
+
+def test_evaluating_again_makes_no_call(with_human: Path, server: MessagesServer, tmp_path: Path):
+    folder = Path(shutil.copytree(with_human, tmp_path / "again"))
+    before = evaluation_of(folder)
+    forget_evaluation(folder)  # as if it had been killed, but for the answers on disk
+    calls = len(server.calls)
+    # What is only about getting answers may change.
+    operational = ("--config.llm.max_in_flight=2", "--config.llm.max_cost=9.0")
+    result = launch(server, f"--workdir={folder}", "--stage=evaluate", *operational, key="")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(server.calls) == calls
+    assert evaluation_of(folder) == before
+
+
+def test_the_key_is_in_no_file(with_agents: Path, with_human: Path, server: MessagesServer):
+    assert {call.key for call in server.calls} == {KEY}
+    for folder in (with_agents, with_human):
+        assert (folder / "llm" / "cache.jsonl").exists()
+        for path in folder.rglob("*"):
+            assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config.evaluation.prompted=plain,oracle"], "'oracle'; there are plain, reasoning"),
+        (["--config.evaluation.prompted=clam,clam"], "name each agent once"),
+        (["--config.evaluation.prompted=plain"], "config.llm.model must be the name of a model"),
+        (["--config.evaluation.human=prompted"], "config.llm.model must be the name of a model"),
+        (["--config.evaluation.human=robot"], "must be one of world, prompted"),
+        (["--config.evaluation.prompted_episodes=-1"], "prompted_episodes is -1"),
+        (
+            ["--config.evaluation.gdp_zero.simulations=0"],
+            "config.evaluation.gdp_zero.simulations: ",
+        ),
+        (["--config.evaluation.gdp_zero.q_0=2.0"], "config.evaluation.gdp_zero.q_0: expected"),
+        (["--config.llm.max_in_flight=0"], "config.llm.max_in_flight must be a whole number"),
+        (["--config.llm.model=m", "--config.llm.base_url=here"], "config.llm.base_url must be"),
+    ],
+)
+def test_bad_settings_are_told_before_any_work(arguments: list[str], expected: str):
+    with pytest.raises(settings.ConfigError) as caught:
+        settings.check(config_with(*arguments))
+    assert expected in str(caught.value)
+
+
+def config_with(*arguments: str) -> ConfigDict:
+    config = settings.base_config()
+    config.task.world = "teaching"
+    return parse_flags("teaching", config, ["teaching.py", *arguments]).config
+
+
+def test_a_run_on_real_dialogues_has_nobody_to_talk_with():
+    config = config_with("--config.evaluation.prompted=plain", "--config.llm.model=m")
+    config.data.source = "persuasionforgood"
+    with pytest.raises(settings.ConfigError, match="set apart, where nobody talks"):
+        settings.check(config)
+
+
+def test_acts_of_the_tree_search_are_given_in_the_experiments_file():
+    config = config_with()
+    config.evaluation.gdp_zero.acts = {"ask": "Asks what is known."}
+    with pytest.raises(settings.ConfigError, match=r"config\.evaluation\.gdp_zero\.acts: expected"):
+        settings.check(config)
+    config.evaluation.gdp_zero.acts = {"ask": "Asks what is known.", "explain": "Explains."}
+    settings.check(config)
+    assert settings.agent_settings(config, "gdp_zero")["acts"]["explain"] == "Explains."
+    assert settings.agent_settings(config_with(), "gdp_zero")["acts"] is None
+
+
+AGENTS = ("--config.evaluation.prompted=plain", "--config.llm.model=m")
+TREE = ("--config.evaluation.prompted=plain,gdp_zero", "--config.llm.model=m")
+DEEPER = "--config.evaluation.gdp_zero.simulations=20"
+GUIDED = "--config.evaluation.human_guidance=They are shy."
+HUMAN = ("--config.evaluation.human=prompted", "--config.llm.model=m")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "differs"),
+    [
+        ((), AGENTS, ""),  # agents can be added
+        ((), ("--config.llm.model=m",), ""),  # nobody is asked
+        (AGENTS, (*AGENTS, "--config.evaluation.prompted=plain,clam"), ""),
+        (AGENTS, (), ""),
+        (AGENTS, (*AGENTS, "--config.llm.max_in_flight=1", "--config.llm.price_input=1.0"), ""),
+        (AGENTS, (*AGENTS, "--config.llm.cache=false"), ""),
+        (AGENTS, (*AGENTS, "--config.llm.model=n"), "config.llm.model was 'm', now 'n'"),
+        (AGENTS, (*AGENTS, "--config.evaluation.prompted_episodes=2"), "prompted_episodes was 0"),
+        (AGENTS, (*AGENTS, DEEPER), ""),  # plain has nothing of it
+        (AGENTS, (*TREE, DEEPER), ""),
+        (TREE, (*TREE, DEEPER), "gdp_zero.simulations was 10, now 20"),
+        (AGENTS, (*AGENTS, GUIDED), ""),  # for a human whom nobody plays
+        (HUMAN, (*HUMAN, GUIDED), "human_guidance was None, now 'They are shy.'"),
+        ((), HUMAN, "config.evaluation.human was 'world', now 'prompted'"),
+        (HUMAN, (), "config.evaluation.human was 'prompted', now 'world'"),
+        (HUMAN, (*HUMAN, "--config.llm.base_url=http://b"), "config.llm.base_url was ''"),
+    ],
+)
+def test_which_settings_make_another_evaluation(before, now, differs: str, tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    folder.begin_stage("evaluate", config_with(*before))
+    (tmp_path / "evaluation").mkdir()
+    if differs:
+        with pytest.raises(RunError, match=differs):
+            folder.check_stage("evaluate", config_with(*now))
+    else:
+        folder.begin_stage("evaluate", config_with(*now))
+        folder.begin_stage("evaluate", config_with(*before))
+
+
+def test_agents_of_another_model_are_not_taken_for_those_that_were_left_out(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "evaluation").mkdir()
+    folder.begin_stage("evaluate", config_with(*AGENTS))
+    folder.begin_stage("evaluate", config_with())
+    with pytest.raises(RunError, match=r"llm\.model was 'm', now 'n'"):
+        folder.check_stage("evaluate", config_with(*AGENTS, "--config.llm.model=n"))
+
+
+def test_episodes_without_rating_are_dropped_from_pairs():
+    nan = float("nan")
+    scores = {
+        "ilql": np.array([[1.0, 2.0, 3.0, 9.0]]),
+        "plain": np.array([[0.0, nan, 1.0]]),
+        "clam": np.array([[nan, nan, nan]]),
+    }
+    records = {(r["a"], r["b"]): r for r in statistics.pairwise_tests(scores, seed=0)}
+    assert records["ilql", "plain"]["episodes"] == 2
+    assert records["ilql", "plain"]["difference"] == 1.5
+    for pair in (("ilql", "clam"), ("plain", "clam")):
+        assert records[pair]["episodes"] == 0
+        assert records[pair]["difference"] is records[pair]["p_holm"] is None
+
+
+def test_a_conversation_without_rating_is_counted_and_never_zero(with_agents: Path, tmp_path: Path):
+    folder = RunFolder(shutil.copytree(with_agents, tmp_path / "unrated"))
+    config = folder.saved_config()
+    units = [Unit(name, 0) for name in ("bc", "ilql", "plain", "clam")]
+    path = folder.unit_conversations(Unit("plain", 0))
+    lines = [json.loads(line) for line in path.open()]
+    for number, dialogue in enumerate(lines):
+        dialogue["reward"] = None if number == 0 else 0.5
+        if number == 1:
+            dialogue["messages"][1]["annotations"]["failure"] = "nothing came"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    part = summary.summarize(config, folder, units)["population"]["average"]
+    row = part["methods"]["plain"]
+    assert (row["episodes"], row["unrated"], row["broken_off"]) == (3, 1, 1)
+    assert row["mean_reward"] == 0.5
+    pairs = {(t["a"], t["b"]): t["episodes"] for t in part["tests"]}
+    assert pairs["bc", "plain"] == pairs["plain", "clam"] == 2
+    assert pairs["bc", "ilql"] == 4 and pairs["bc", "clam"] == 3
+
+
+def test_failures_are_told():
+    population = {
+        "methods": {
+            "ilql": {"episodes": 4, "seeds": 2, "unrated": 1},
+            "plain": {"episodes": 3, "calls": 2.0, "broken_off": 2},
+        }
+    }
+    note = wording.missing_note(population)
+    assert "ILQL: 1 of 8 conversations have no rating" in note
+    assert "Plain prompt: in 2 of 3 conversations the model gave no answer" in note
+    assert "Plain prompt had the first 3 of 4 episodes" in note
+
+
+def test_agents_that_met_humans_of_different_prompts_are_not_compared():
+    config = config_with(*HUMAN)
+    found = {Unit(name, 0): {"human": {"prompt": name}} for name in ("bc", "ilql")}
+    with pytest.raises(RunError, match="different humans"):
+        prompted.describe_human(config, found)
