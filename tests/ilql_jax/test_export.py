@@ -15,41 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
-from hugging_face import pack, torch_logits
-from test_chat_templates import CHATML, raw_tokenizer
+from chat_templates import CHATML, raw_tokenizer
+from hugging_face import LLAMA, OURS, ROW, SCANNED, torch_logits, transformers_model
 
-from experiments.config import base_config, model_config
-from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
+from ilql_jax.models import ModelConfig, init_params, with_params
 from ilql_jax.models.hugging_face.read import PretrainedError
 from ilql_jax.models.hugging_face.write import load_network, save_pretrained
 from imagination.dialogue import Turn
 from imagination.tokenization import DialogueTokenizer
 
 ROOT = Path(__file__).parents[2]
-OURS = model_config(base_config(), vocab_size=60)  # of the experiments: no family's first choice
-LLAMA = ModelConfig(
-    DecoderConfig(
-        300,
-        16,
-        2,
-        4,
-        24,
-        256,
-        position_encoding="rotary",
-        num_kv_heads=2,
-        head_dim=4,
-        norm="rms_norm",
-        mlp="swiglu",
-        fused_qkv=False,
-        qkv_bias=False,
-        attention_bias=False,
-        mlp_bias=False,
-        initializer_range=0.1,
-    ),
-    8,
-    "last",
-)
-SCANNED = dataclasses.replace(LLAMA, decoder=dataclasses.replace(LLAMA.decoder, scan_layers=True))
 
 
 def random_params(config, seed=0):
@@ -64,18 +39,6 @@ def outputs(config, params, row):
     model = with_params(config, params)
     hidden = model.trunk(*row)
     return [np.asarray(x) for x in (model.trunk.logits(hidden), model.q(hidden), model.v(hidden))]
-
-
-ROW = pack([np.arange(17) * 3 % 60, np.arange(9) * 7 % 60], 28)
-
-
-def transformers_model(folder):
-    pytest.importorskip("torch", reason="parity with torch needs the extra 'parity'")
-    from transformers import AutoModelForCausalLM
-
-    model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not any(told.values()), told
-    return model.eval()
 
 
 @pytest.mark.parametrize("config", [OURS, LLAMA, SCANNED], ids=["ours", "llama", "scanned"])

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_networks
+from hugging_face import LLAMA, OURS, ROW, SCANNED, transformers_model
 from safetensors.numpy import load_file, save_file
-from test_export import LLAMA, OURS, ROW, SCANNED, transformers_model
 
 from ilql_jax import Trajectory, decode, make_batches, packing_for, plan
 from ilql_jax.checkpoint import CheckpointError, restore_params

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from test_engine import FakeClient, failing_first_time, imagine
+from imagination_client import FakeClient, failing_first_time, imagine
 
 from imagination.dialogue import Dialogue, Turn, read_dialogues, write_dialogues
 

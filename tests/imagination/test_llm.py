@@ -643,7 +643,7 @@ def test_a_question_nobody_waits_for_any_more_is_not_sent(tmp_path):
 
 KILLED = """
     import asyncio, pathlib, sys
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = {folders!r}
     from test_llm import Client, LLMConfig, requests
 
     async def run():
@@ -656,7 +656,7 @@ KILLED = """
 
 def start_process(folder, count, **settings):
     script = textwrap.dedent(KILLED).format(
-        tests=str(Path(__file__).parents[1] / "support"),
+        folders=[str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")],
         settings=settings,
         folder=str(folder),
         count=count,

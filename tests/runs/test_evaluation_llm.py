@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from messages_server import MessagesServer
 from ml_collections import ConfigDict
-from test_experiments import ROOT, TINY
+from launching import ROOT, TINY
 
 from experiments import config as settings
 from experiments.launch import parse_flags

@@ -18,7 +18,7 @@ import pytest
 from hindsight_llm import BETTER, HindsightLLM
 from messages_server import MessagesServer
 from rich.console import Console
-from test_experiments import ROOT, TINY, command, flattened, launch, write_corpus
+from launching import ROOT, TINY, command, flattened, launch, write_corpus
 
 from experiments import config as settings
 from experiments import counseling, hindsight_errors, persuasion

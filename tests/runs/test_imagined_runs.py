@@ -13,30 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from launching import DESCRIPTION, ROOT, TINY_IMAGINED as TINY
 from messages_server import MessagesServer
 from world_llm import WorldLLM
 
-ROOT = Path(__file__).parents[2]
 KEY = "sk-this-must-never-be-written-down"
-DESCRIPTION = "A travel agent finds out what a traveller would enjoy and recommends it."
 DIALOGUES = 150
-TINY = (
-    "--config.train.steps=20",
-    "--config.train.checkpoint_every=10",
-    "--config.model.hidden_size=16",
-    "--config.model.mlp_size=32",
-    "--config.model.value_inner_size=16",
-    "--config.evaluation.validation_episodes=2",
-    "--config.evaluation.average_episodes=4",
-    "--config.evaluation.difficult_episodes=3",
-    "--config.decoding.batch_size=4",
-    "--config.decoding.max_utterance=12",
-    '--config.decoding.ilql=("sampled, best of 2",)',
-    "--config.methods=ilql",
-    "--config.workers=1",
-)
-
-
 def command(folder: Path, url: str, *arguments: str) -> list[str]:
     return [
         *(sys.executable, str(ROOT / "experiments" / "travel.py"), f"--workdir={folder}"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from messages_server import MessagesServer
-from test_imagined_runs import DESCRIPTION, ROOT, TINY
+from launching import DESCRIPTION, ROOT, TINY_IMAGINED as TINY
 from world_llm import WorldLLM
 
 from experiments import config as settings

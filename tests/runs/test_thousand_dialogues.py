@@ -94,7 +94,7 @@ def test_killed_twice_among_faults_and_resumed_gives_the_same_dataset(smooth, tm
     imagined, needed = smooth
     script = f"""
 import pathlib, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]!r}
 import test_thousand_dialogues
 test_thousand_dialogues.imagine(sys.argv[1], pathlib.Path(sys.argv[2]))
 """

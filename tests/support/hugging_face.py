@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+
+from experiments.config import base_config, model_config
+from ilql_jax.models import DecoderConfig, ModelConfig
 
 VOCAB, POSITIONS = 50, 64
 _SIZES = {
@@ -90,3 +95,39 @@ def pack(dialogues: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarr
         positions[0, here] = np.arange(len(dialogue))
         start += len(dialogue)
     return tokens, segments, positions
+
+
+OURS = model_config(base_config(), vocab_size=60)  # of the experiments: no family's first choice
+LLAMA = ModelConfig(
+    DecoderConfig(
+        300,
+        16,
+        2,
+        4,
+        24,
+        256,
+        position_encoding="rotary",
+        num_kv_heads=2,
+        head_dim=4,
+        norm="rms_norm",
+        mlp="swiglu",
+        fused_qkv=False,
+        qkv_bias=False,
+        attention_bias=False,
+        mlp_bias=False,
+        initializer_range=0.1,
+    ),
+    8,
+    "last",
+)
+SCANNED = dataclasses.replace(LLAMA, decoder=dataclasses.replace(LLAMA.decoder, scan_layers=True))
+ROW = pack([np.arange(17) * 3 % 60, np.arange(9) * 7 % 60], 28)
+
+
+def transformers_model(folder):
+    pytest.importorskip("torch", reason="parity with torch needs the extra 'parity'")
+    from transformers import AutoModelForCausalLM
+
+    model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(told.values()), told
+    return model.eval()

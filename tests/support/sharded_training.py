@@ -1,7 +1,7 @@
 """Small trainings on several devices or hosts, as processes of their own (see test_sharding.py).
 
-python tests/sharded_training.py meshes FOLDER            eight devices, every mesh and method
-python tests/sharded_training.py host FOLDER PORT ID DIE  one of two hosts; DIE: at this step
+python tests/support/sharded_training.py meshes FOLDER            eight devices, all meshes
+python tests/support/sharded_training.py host FOLDER PORT ID DIE  one of two; DIE: at this step
 """
 
 import dataclasses
