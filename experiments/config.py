@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from experiments.methods import PAIRS_START_FROM, parse_method, rounds_of
+from ilql_jax.errors import UserError
 from ilql_jax.models import DecoderConfig, ModelConfig
 from ilql_jax.models.config import COMPUTE_DTYPES, LEFT_OPEN
 from ilql_jax.models.hugging_face.read import check_tensors, shape_for
@@ -30,7 +31,7 @@ if TYPE_CHECKING:  # loaded where an LLM is used
     from imagination.llm import LLMConfig
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting that cannot be used. The message names key, value and what would be right."""
 
 

@@ -18,21 +18,19 @@ from typing import Any
 from rich.console import Console
 
 from experiments.terminal import progress_bars, quiet_libraries
+from ilql_jax.errors import UserError
 
 # done, total (or None where unknown), what to show behind the bar
 Report = Callable[[int, int | None, str], None]
 
 
-class WorkerError(RuntimeError):
+class WorkerError(UserError, RuntimeError):
     """A unit failed; carries the message of what happened there."""
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether our code raised it for bad input, with a message written for the user."""
-    home = type(error).__module__.split(".")[0]
-    return home in ("ilql_jax", "imagination", "experiments") or isinstance(
-        error, FileNotFoundError
-    )
+    """Tells errors whose message is written for the user from bugs, which need a traceback."""
+    return isinstance(error, UserError | FileNotFoundError)
 
 
 def workers_for(requested: int, units: int) -> int:

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from experiments.config import base_config, imagines_with_llm
 from experiments.methods import parse_method, rounds_of
+from ilql_jax.errors import UserError
 from imagination.task import Task
 
 STAGES = ("imagine", "regenerate", "train", "evaluate", "report")
@@ -59,7 +60,7 @@ _NEVER_SHAPING = (
 )
 
 
-class RunError(RuntimeError):
+class RunError(UserError, RuntimeError):
     """A run folder that does not fit. The message says what differs and what to do."""
 
 

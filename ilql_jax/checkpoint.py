@@ -20,11 +20,12 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from ilql_jax import sharding
+from ilql_jax.errors import UserError
 from ilql_jax.models import ModelConfig, Params, abstract_params
 from ilql_jax.partition import FROZEN, fingerprint, join_params, split_params, start_or_fresh
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing or of another model. The message says what to do."""
 
 

@@ -39,6 +39,7 @@ from ml_collections import ConfigDict, config_flags
 
 from ilql_jax import hlo, sharding
 from ilql_jax.batching import Batch, PackingConfig
+from ilql_jax.errors import UserError
 from ilql_jax.losses import Transitions
 from ilql_jax.models import DecoderConfig, ModelConfig, Params
 from ilql_jax.models.config import LEFT_OPEN
@@ -56,7 +57,7 @@ from ilql_jax.train import (
 )
 
 
-class PlanError(ValueError):
+class PlanError(UserError, ValueError):
     """Something that cannot be planned. The message says what can."""
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from ilql_jax.decode import Lanes, Samples, admit, empty_lanes, read, write
+from ilql_jax.errors import UserError
 from ilql_jax.models import ModelConfig, Params
 from ilql_jax.models.cpu_matmul import for_decoding
 from ilql_jax.models.kv_cache import KeyValues
@@ -113,7 +114,7 @@ class Response:
     candidates: tuple[tuple[Int[np.ndarray, "time"], float], ...] = ()
 
 
-class ContextError(ValueError):
+class ContextError(UserError, ValueError):
     """A conversation that the network cannot read on. The message gives the limit."""
 
 

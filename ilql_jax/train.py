@@ -24,6 +24,7 @@ from jaxtyping import Array, Int
 from ilql_jax import sharding
 from ilql_jax.batching import Batch, PackingConfig, check_trajectories, make_batches
 from ilql_jax.checkpoint import Checkpoints
+from ilql_jax.errors import UserError
 from ilql_jax.models import (
     ModelConfig,
     Params,
@@ -60,7 +61,7 @@ from ilql_jax.trajectory import Trajectory
 AnyBatch = Batch | PreferenceBatch
 
 
-class NotFiniteError(FloatingPointError):
+class NotFiniteError(UserError, FloatingPointError):
     """The loss became NaN or infinite. The last good checkpoint is untouched."""
 
 

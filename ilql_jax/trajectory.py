@@ -11,8 +11,10 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from ilql_jax.errors import UserError
 
-class TrajectoryError(ValueError):
+
+class TrajectoryError(UserError, ValueError):
     """A trajectory that cannot be trained on. The message names it, the field and the value."""
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from ilql_jax.errors import UserError
 from imagination import prompting
 from imagination.dialogue import Turn
 from imagination.llm import Answer, Failure, Request
@@ -25,7 +26,7 @@ PROMPTS = Path(__file__).parent / "prompts"
 T = TypeVar("T")
 
 
-class EngineError(RuntimeError):
+class EngineError(UserError, RuntimeError):
     """The engine cannot go on. The message says what happened and the way out."""
 
 

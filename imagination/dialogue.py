@@ -15,13 +15,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from ilql_jax.errors import UserError
+
 Speaker = Literal["human", "agent"]
 
 ROLE_OF_SPEAKER = {"human": "user", "agent": "assistant"}
 SPEAKER_OF_ROLE = {role: speaker for speaker, role in ROLE_OF_SPEAKER.items()}
 
 
-class DialogueError(ValueError):
+class DialogueError(UserError, ValueError):
     """A dialogue that cannot be used. The message names the place, the value and the way out."""
 
 

@@ -22,10 +22,11 @@ from typing import Any
 import jinja2
 import pydantic
 
+from ilql_jax.errors import UserError
 from imagination.llm import Request
 
 
-class PromptError(ValueError):
+class PromptError(UserError, ValueError):
     """A prompt file that cannot be used. The message names the file and what it lacks."""
 
 

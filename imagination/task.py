@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from ilql_jax.errors import UserError
+
 FEWEST_WORDS = 3  # a description of less says nothing that a persona could be derived from
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
@@ -19,7 +21,7 @@ _SCALE = re.compile(
 )
 
 
-class TaskError(ValueError):
+class TaskError(UserError, ValueError):
     """A task that cannot be used. The message names place, field and value, and the way out."""
 
 

@@ -10,13 +10,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ilql_jax.errors import UserError
 from imagination.dialogue import Dialogue, Turn
 from imagination.task import Task
 
 MISSING_OUTCOME = ("drop", "unchanged")
 
 
-class CorpusError(ValueError):
+class CorpusError(UserError, ValueError):
     """A corpus that cannot be read. The message names file, place and value, and the way out."""
 
 

@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from scipy import stats
 
+from ilql_jax.errors import UserError
 from imagination.dialogue import Dialogue, Turn
 from imagination.task import Task
 
@@ -28,7 +29,7 @@ T = TypeVar("T")
 _FEWEST_RATED = 5  # dialogues that a reward model can be compared on
 
 
-class HindsightError(ValueError):
+class HindsightError(UserError, ValueError):
     """Regeneration that cannot be done or trusted. The message says why, and the way out."""
 
 

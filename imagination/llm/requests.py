@@ -15,8 +15,10 @@ from typing import Any
 
 import pydantic
 
+from ilql_jax.errors import UserError
 
-class LLMError(RuntimeError):
+
+class LLMError(UserError, RuntimeError):
     """Stops the run. The message says what to change; answers already held stay usable."""
 
 

@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from ilql_jax.errors import UserError
 from imagination.simulation.dice import Dice
 
 _SPECIAL = re.compile(r"[\[\]|]")
@@ -24,7 +25,7 @@ _SLOT = re.compile(r"\{(\w+)\}")
 _SPACE_BEFORE_SIGN = re.compile(r"\s+([.,:;?!])")
 
 
-class GrammarError(ValueError):
+class GrammarError(UserError, ValueError):
     """A template that cannot be read. The message shows it and says what is wrong."""
 
 

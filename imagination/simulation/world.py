@@ -17,6 +17,7 @@ import functools
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
+from ilql_jax.errors import UserError
 from imagination.simulation import grammar
 from imagination.simulation.dice import SLOTS, Dice
 from imagination.simulation.grammar import Phrasing
@@ -31,7 +32,7 @@ Reply = str
 POPULATIONS = ("average", "difficult")
 
 
-class WorldError(ValueError):
+class WorldError(UserError, ValueError):
     """A world that cannot be used. The message names the place, the value and the way out."""
 
 

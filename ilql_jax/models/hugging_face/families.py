@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ilql_jax.errors import UserError
 from ilql_jax.models.config import LEFT_OPEN, DecoderConfig
 from ilql_jax.models.rotary import RotaryScaling
 
 Index = tuple[slice, ...]
 
 
-class PretrainedError(ValueError):
+class PretrainedError(UserError, ValueError):
     """A checkpoint that cannot be used. The message names everything that is wrong with it."""
 
 
