@@ -27,8 +27,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ilql_jax import losses
 from ilql_jax.models import Decoder, ModelConfig, Params, with_params
-from ilql_jax.models.blocks import dtype_of
-from ilql_jax.models.kv_cache import KeyValues, extend, write_step
+from ilql_jax.models.blocks import compute_dtype
+from ilql_jax.models.kv_cache import KVCache, decode_step, extend
 
 
 class Samples(NamedTuple):
@@ -73,11 +73,11 @@ class Lanes(NamedTuple):
 
     clock: Int[Array, ""]
     born: Int[Array, "batch"]
-    context: KeyValues
+    context: KVCache
     context_length: Int[Array, "batch"]
     keys: Key[Array, "batch samples"]
     hidden: Float[Array, "trunks batch samples width"]
-    written: KeyValues
+    written: KVCache
     tokens: Int[Array, "batch samples time"]
     length: Int[Array, "batch samples"]
     log_prob: Float[Array, "batch samples"]
@@ -113,11 +113,11 @@ def empty_lanes(
     return Lanes(
         clock=jnp.zeros((), jnp.int32),
         born=jnp.zeros(lanes, jnp.int32),
-        context=KeyValues.zeros(decoder, (lanes,), columns, trunks),
+        context=KVCache.zeros(decoder, (lanes,), columns, trunks),
         context_length=jnp.ones(lanes, jnp.int32),
         keys=jnp.broadcast_to(jax.random.key(0), each),
-        hidden=jnp.zeros((trunks, *each, decoder.hidden_size), dtype_of(decoder)),
-        written=KeyValues.zeros(decoder, (lanes * num_samples,), max_length, trunks),
+        hidden=jnp.zeros((trunks, *each, decoder.hidden_size), compute_dtype(decoder)),
+        written=KVCache.zeros(decoder, (lanes * num_samples,), max_length, trunks),
         tokens=jnp.zeros((*each, max_length), jnp.int32),
         length=jnp.zeros(each, jnp.int32),
         log_prob=jnp.zeros(each),
@@ -131,14 +131,14 @@ def empty_lanes(
 def read(
     config: ModelConfig,
     params: Params,
-    store: KeyValues,
+    store: KVCache,
     slots: Int[Array, "rows"],
     tokens: Int[Array, "rows new"],
     start: Int[Array, "rows"],
     last: Int[Array, "rows"],
     *,
     columns: int,
-) -> tuple[Float[Array, "trunks rows width"], KeyValues, KeyValues]:
+) -> tuple[Float[Array, "trunks rows width"], KVCache, KVCache]:
     """Reads on in conversations of the store.
 
     Args:
@@ -158,7 +158,7 @@ def read(
     rows = jax.tree.map(lambda x: x[slots, :, :columns], store)
     trunks = zip(with_params(config, params).trunks, rows.by_trunk(config.decoder), strict=False)
     hidden, rows = zip(*(extend(*each, tokens, start) for each in trunks), strict=True)
-    rows = KeyValues.of_trunks(rows)
+    rows = KVCache.of_trunks(rows)
     store = jax.tree.map(
         lambda kept, new: kept.at[slots, :, :columns].set(new, mode="drop"), store, rows
     )
@@ -172,7 +172,7 @@ def admit(
     params: Params,
     lanes: Lanes,
     into: Int[Array, "rows"],
-    context: KeyValues,
+    context: KVCache,
     context_length: Int[Array, "rows"],
     hidden: Float[Array, "trunks rows width"],
     keys: Key[Array, "rows"],
@@ -267,15 +267,15 @@ def write(
         token = _choose(lanes.keys, age, scores, temperature)
         token = jnp.where((age == longest - 1)[:, None], stop_token, token)
         log_prob = -losses.policy_loss(logits, token)
-        q = model.q.taken(of_values, token) if reads_values else jnp.zeros_like(lanes.q)
+        q = model.q.at_actions(of_values, token) if reads_values else jnp.zeros_like(lanes.q)
         running = ~lanes.done
         column = lanes.clock % longest
         positions = (lanes.context_length + age)[:, None]
         visible = (column - jnp.arange(longest)) % longest <= age[:, None]
 
-        def read_token(trunk: Decoder, context: KeyValues, written: KeyValues):
+        def read_token(trunk: Decoder, context: KVCache, written: KVCache):
             length = lanes.context_length
-            return write_step(trunk, token, positions, context, length, written, column, visible)
+            return decode_step(trunk, token, positions, context, length, written, column, visible)
 
         caches = (each.by_trunk(config.decoder) for each in (lanes.context, lanes.written))
         hidden, written = zip(*map(read_token, model.trunks, *caches), strict=True)
@@ -283,7 +283,7 @@ def write(
         return lanes._replace(
             clock=lanes.clock + 1,
             hidden=jnp.stack(hidden),
-            written=KeyValues.of_trunks(written),
+            written=KVCache.of_trunks(written),
             tokens=lanes.tokens.at[:, :, column].set(kept),
             length=lanes.length + running,
             log_prob=lanes.log_prob + jnp.where(running, log_prob, 0.0),
@@ -333,7 +333,7 @@ def generate(
     batch, columns = context.shape
     rows, lengths = jnp.arange(batch), jnp.asarray(context_length)
     trunks = config.num_trunks
-    store = KeyValues.zeros(config.decoder, (batch,), columns, trunks)
+    store = KVCache.zeros(config.decoder, (batch,), columns, trunks)
     hidden, read_rows, _ = read(
         config, params, store, rows, context, 0 * rows, lengths - 1, columns=columns
     )

@@ -32,7 +32,7 @@ from ilql_jax.batching import Batch
 from ilql_jax.losses import NEXT_UTTERANCE, SAME_UTTERANCE, Transitions
 from ilql_jax.models import ActorCritic, ModelConfig, QHeads
 from ilql_jax.preferences import PreferenceBatch, split_pairs
-from ilql_jax.sharding import split_rows
+from ilql_jax.sharding import shard_batch
 from ilql_jax.trajectory import Trajectory, TrajectoryError
 
 Metrics = dict[str, Array]
@@ -300,14 +300,14 @@ def gather(
     hidden: Float[Array, "batch time width"], index: Int[Array, "batch decisions"]
 ) -> Float[Array, "batch decisions width"]:
     """Hidden states at decisions."""
-    return split_rows(jnp.take_along_axis(hidden, index[..., None], axis=1))
+    return shard_batch(jnp.take_along_axis(hidden, index[..., None], axis=1))
 
 
 def q_of_tokens(
     heads: QHeads, hidden: Float[Array, "batch time width"], batch: Batch
 ) -> Float[Array, "heads batch tokens"]:
     """Q of each agent token."""
-    return heads.taken(gather(hidden, batch.by_token.state), batch.by_token.action)
+    return heads.at_actions(gather(hidden, batch.by_token.state), batch.by_token.action)
 
 
 def q_of_utterances(
@@ -316,7 +316,7 @@ def q_of_utterances(
     """Q of each agent utterance, read `how` the network does it (`ModelConfig.utterance_q`)."""
     utterances = batch.by_utterance
     if how == "last":
-        return heads.taken(gather(hidden, utterances.state), utterances.action)
+        return heads.at_actions(gather(hidden, utterances.state), utterances.action)
     shares = q_of_tokens(heads, hidden, batch)
     return _sum_by_utterance(shares * batch.by_token.weight, batch)
 

@@ -443,10 +443,10 @@ def _arguments(
 ) -> tuple[TrainState | Batch | PreferenceBatch | Params, ...]:
     """Shapes of what a step is given, with where they lie: state, batch, and what is frozen."""
     state = sharding.with_shardings(abstract_state(setting.model, setting.train), mesh)
-    rows, over_rows = packing.batch_rows, sharding.over_rows(mesh)
+    rows, batch_sharding = packing.batch_rows, sharding.batch_sharding(mesh)
 
     def array(columns: int, dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, columns), dtype, sharding=over_rows)
+        return jax.ShapeDtypeStruct((rows, columns), dtype, sharding=batch_sharding)
 
     def transitions(columns: int) -> Transitions:
         reals = ("reward", "discount", "weight")

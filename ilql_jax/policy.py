@@ -20,8 +20,8 @@ from jaxtyping import Bool, Int
 from ilql_jax.decode import Lanes, Samples, admit, empty_lanes, read, write
 from ilql_jax.errors import UserError
 from ilql_jax.models import ModelConfig, Params
-from ilql_jax.models.cpu_matmul import for_decoding
-from ilql_jax.models.kv_cache import KeyValues
+from ilql_jax.models.cpu_matmul import decoding_layout
+from ilql_jax.models.kv_cache import KVCache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Policy:
         self.max_utterance = max_utterance
         self.batch_size = batch_size
         self.max_context = model_config.decoder.max_positions - max_utterance
-        self._config, self._params = for_decoding(model_config, params)
+        self._config, self._params = decoding_layout(model_config, params)
         self._allowed = jnp.asarray(allowed)
         if self.max_context < 1:
             raise ContextError(
@@ -172,7 +172,7 @@ class Policy:
         each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(self._empty)))
         slots = max(batch_size, int(store_megabytes * 2**20 // each))
         self._memory = _Memory(slots)
-        self._store: KeyValues | None = None
+        self._store: KVCache | None = None
         # A few at a time, so that a lane does not wait long for others to be free.
         self._group = -(-batch_size // 4)
 
@@ -290,9 +290,9 @@ class Policy:
             jax.vmap(jax.random.key)(own),
         )
 
-    def _empty(self, slots: int = 1) -> KeyValues:
+    def _empty(self, slots: int = 1) -> KVCache:
         """A store without conversations."""
-        return KeyValues.zeros(self._config.decoder, (slots,), self._columns, self._trunks)
+        return KVCache.zeros(self._config.decoder, (slots,), self._columns, self._trunks)
 
     def _select(self, samples: Samples, row: int) -> Response:
         ranking = np.argsort(-samples.q[row], kind="stable")

@@ -265,12 +265,12 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def over_rows(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Split along the first dimension, the rows of a batch."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
@@ -294,7 +294,7 @@ def check_rows(rows: int, mesh: Mesh, accumulation: int = 1) -> None:
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
     """Moves a batch (numpy, the same on every host) to the mesh; each host moves its own rows."""
-    sharding = over_rows(mesh)
+    sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(
@@ -313,13 +313,13 @@ def on_host(tree: Any) -> Any:
 
 
 def tracing_for(mesh: Mesh | None) -> contextlib.AbstractContextManager:
-    """Inside a function that is compiled for a mesh: what `split_rows` and the like go by."""
+    """Inside a function that is compiled for a mesh: what `shard_batch` and the like go by."""
     if mesh is None:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def split_rows(x: Array) -> Array:
+def shard_batch(x: Array) -> Array:
     """Keeps hidden states [rows, ...] split by rows and by nothing else; no-op without a mesh.
 
     Left alone, XLA may split their width as that of the parameters and repeat the rows everywhere.
@@ -329,7 +329,7 @@ def split_rows(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
 
 
-def look_up(
+def embedding_lookup(
     table: Float[Array, "*stacked rows width"], index: Int[Array, "batch *index"]
 ) -> Float[Array, "*stacked batch *index width"]:
     """`table[..., index, :]`, of a table whose width may be split over `fsdp`.

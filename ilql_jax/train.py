@@ -287,8 +287,8 @@ def make_train_step(
     frozen_layout = sharding.shardings(abstract_frozen(model_config, config), mesh)
     return jax.jit(
         step_on_mesh,
-        in_shardings=(layout, sharding.over_rows(mesh), *([frozen_layout] if freezes else [])),
-        out_shardings=(layout, sharding.everywhere(mesh)),
+        in_shardings=(layout, sharding.batch_sharding(mesh), *([frozen_layout] if freezes else [])),
+        out_shardings=(layout, sharding.replicated(mesh)),
         donate_argnums=0,
     )
 

@@ -31,8 +31,8 @@ from experiments.benchmarks import measuring
 from experiments.benchmarks.torch_ilql import Steered, head
 from ilql_jax.decode import generate
 from ilql_jax.models import DecoderConfig, ModelConfig, Params, init_params
-from ilql_jax.models.cpu_matmul import for_decoding
-from ilql_jax.models.heads import KINDS
+from ilql_jax.models.config import VALUE_HEAD_KINDS
+from ilql_jax.models.cpu_matmul import decoding_layout
 from ilql_jax.models.hugging_face.read import params_from_gpt2
 
 CONVERSATIONS, PROMPT, NEW = 8, 64, 32
@@ -148,7 +148,7 @@ def decoding(
 ) -> Callable[[bool], np.ndarray]:
     """`decode.generate`, which takes whether the values steer."""
     allowed = jnp.arange(config.decoder.vocab_size) > 0  # nobody stops before the end
-    config, params = for_decoding(config, params)  # as `Policy` does, once
+    config, params = decoding_layout(config, params)  # as `Policy` does, once
 
     def write(is_steered: bool) -> np.ndarray:
         samples = generate(
@@ -171,7 +171,7 @@ def decoding(
 
 
 def main() -> None:
-    line = measuring.arguments(__doc__, size=tuple(SIZES), heads=KINDS, rounds=5)
+    line = measuring.arguments(__doc__, size=tuple(SIZES), heads=VALUE_HEAD_KINDS, rounds=5)
     result = run(line.size, line.heads, line.rounds)
     rates = result["tokens_per_second"]
     measuring.print_table(

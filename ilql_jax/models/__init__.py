@@ -2,15 +2,14 @@
 
 from ilql_jax.models.actor_critic import (
     ActorCritic,
-    ModelConfig,
-    Params,
     abstract_params,
     copy_for_values,
     init_params,
     target_q_heads,
     with_params,
 )
-from ilql_jax.models.decoder import Decoder, DecoderConfig
+from ilql_jax.models.config import DecoderConfig, ModelConfig, Params
+from ilql_jax.models.decoder import Decoder
 from ilql_jax.models.heads import QHeads, VHead
 
 __all__ = [

@@ -10,74 +10,14 @@ Flax, and passing them through a jitted step costs less Python than a tree of Fl
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ilql_jax.models.decoder import Decoder, DecoderConfig
-from ilql_jax.models.heads import KINDS, QHeads, VHead
-
-VALUE_TRUNKS = ("shared", "separate")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Shape of an `ActorCritic`.
-
-    Attributes:
-        decoder: Shape of the trunk.
-        value_inner_size: Width of the hidden layer of the value heads (`linear` has none).
-        utterance_q: How the value of an utterance is read from the Q heads. "sum": each token
-            adds a share, Q(s, u) = Σ_t q(h_t, a_t), so that the word that matters is judged where
-            it is chosen, by a row of its own. "last": Q of the last token, which has to remember
-            all of it (the value of a token's own decision; needed for credit "token").
-        value_heads: Kind of the value heads: mlp (the papers), linear, or tied, which have no
-            vocabulary-sized matrix of their own (see `heads.py`).
-        value_trunk: What the value heads read. "shared": the policy's trunk. "separate": one of
-            their own, for methods that learn values. It starts as a copy of the policy's, so that
-            a training differs from one with a shared trunk in its gradients alone.
-    """
-
-    decoder: DecoderConfig
-    value_inner_size: int
-    utterance_q: str = "sum"
-    value_heads: str = "mlp"
-    value_trunk: str = "shared"
-
-    def __post_init__(self):
-        if self.utterance_q not in ("sum", "last"):
-            raise ValueError(f"utterance_q is {self.utterance_q!r}, but must be sum or last.")
-        if self.value_heads not in KINDS:
-            raise ValueError(
-                f"value_heads is {self.value_heads!r}, but must be one of {', '.join(KINDS)}."
-            )
-        if self.value_trunk not in VALUE_TRUNKS:
-            raise ValueError(
-                f"value_trunk is {self.value_trunk!r}, but must be {' or '.join(VALUE_TRUNKS)}."
-            )
-        if self.value_inner_size < 1:
-            raise ValueError(
-                f"value_inner_size is {self.value_inner_size}, but must be at least 1."
-            )
-
-    @property
-    def value_decoder(self) -> DecoderConfig:
-        """Shape of a trunk of the values' own: without an output matrix, since it says no words."""
-        return dataclasses.replace(self.decoder, tied_output=True)
-
-    @property
-    def num_trunks(self) -> int:
-        """Transformers that read a conversation."""
-        return 2 if self.value_trunk == "separate" else 1
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
-        """What `dataclasses.asdict` made of one, also by way of JSON; new fields have defaults."""
-        return cls(**fields | {"decoder": DecoderConfig.from_dict(fields["decoder"])})
+from ilql_jax.models.config import ModelConfig, Params
+from ilql_jax.models.decoder import Decoder
+from ilql_jax.models.heads import QHeads, VHead
 
 
 class ActorCritic(nnx.Module):
@@ -125,9 +65,6 @@ class ActorCritic(nnx.Module):
         together = jnp.concatenate([of_policy[None], mapped.astype(of_policy.dtype)])
         logits, *q = self.trunk.logits(together)
         return logits, jnp.stack(q) + shared[..., None]
-
-
-Params = dict[str, Any]
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:

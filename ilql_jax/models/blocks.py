@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from ilql_jax.models.attention import attend
 from ilql_jax.models.config import DecoderConfig
 from ilql_jax.models.cpu_matmul import TransposedLinear
-from ilql_jax.models.lora import AdaptedLinear
+from ilql_jax.models.lora import LoRALinear
 from ilql_jax.models.rotary import Rotation, rotate
 
 
@@ -90,20 +90,20 @@ class Block(nnx.Module):
 def norm(config: DecoderConfig, width: int, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
     """The norm that the family uses."""
     kind = nnx.LayerNorm if config.norm == "layer_norm" else nnx.RMSNorm
-    return kind(width, epsilon=config.norm_epsilon, dtype=dtype_of(config), rngs=rngs)
+    return kind(width, epsilon=config.norm_epsilon, dtype=compute_dtype(config), rngs=rngs)
 
 
-def dtype_of(config: DecoderConfig) -> jnp.dtype:
+def compute_dtype(config: DecoderConfig) -> jnp.dtype:
     """What layers compute in."""
     return jnp.dtype(config.compute_dtype)
 
 
-def kept_as(config: DecoderConfig) -> jnp.dtype:
+def param_dtype(config: DecoderConfig) -> jnp.dtype:
     """What matrices are kept as in memory: float32, which small steps can be added to.
 
     Beside adapters they are frozen, and kept as what they are computed with.
     """
-    return dtype_of(config) if config.lora_rank else jnp.dtype("float32")
+    return compute_dtype(config) if config.lora_rank else jnp.dtype("float32")
 
 
 def _linear(
@@ -117,15 +117,15 @@ def _linear(
     said = {
         "use_bias": use_bias,
         "kernel_init": nnx.initializers.normal(initializer_range or config.initializer_range),
-        "dtype": dtype_of(config),
-        "param_dtype": kept_as(config),
+        "dtype": compute_dtype(config),
+        "param_dtype": param_dtype(config),
         "rngs": rngs,
     }
     if config.transposed_kernels:
         return TransposedLinear(size_in, size_out, **said)
     if not config.lora_rank:
         return nnx.Linear(size_in, size_out, **said)
-    return AdaptedLinear(size_in, size_out, rank=config.lora_rank, scale=config.lora_scale, **said)
+    return LoRALinear(size_in, size_out, rank=config.lora_rank, scale=config.lora_scale, **said)
 
 
 def _linear_out(

@@ -3,13 +3,13 @@
 Such a product reads the matrix once for little work, so how it is read decides. XLA:CPU packs the
 right factor of a product anew each time; as the left one, [out, in], a matrix is read as it lies,
 nearly twice as fast (`experiments/benchmarks/decoding.py`). Output matrices lie so anyway;
-`for_decoding` lays out the others.
+`decoding_layout` lays out the others.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,14 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from ilql_jax.models.config import ModelConfig, Params
 from ilql_jax.sharding import platform
-
-if TYPE_CHECKING:  # which is built of what is here
-    from ilql_jax.models.actor_critic import ModelConfig, Params
 
 FEW = 64  # rows; with more, the work counts
 LARGE = 2**20  # bytes of a matrix that a core's cache does not keep
 
 
-def times_rows(
+def matmul_t(
     x: Float[Array, "*heads rows size_in"], matrix: Float[Array, "*heads size_out size_in"]
 ) -> Float[Array, "*heads rows size_out"]:
     """`x matrixᵀ`, float32, for each head of the matrix; any number of axes of rows."""
@@ -49,11 +47,11 @@ class TransposedLinear(nnx.Linear):
         self.kernel = nnx.Param(self.kernel[...].T)
 
     def __call__(self, x: Float[Array, "... size_in"]) -> Float[Array, "... size_out"]:
-        y = times_rows(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        y = matmul_t(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return (y if self.bias is None else y + self.bias[...]).astype(self.dtype)
 
 
-def for_decoding(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+def decoding_layout(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
     """The same network, laid out for writing: layers apart, on CPUs large matrices transposed.
 
     What is laid out as it should be is shared with `params`, everything else is copied: once, not

@@ -18,11 +18,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ilql_jax.models.attention import packed_causal_mask
-from ilql_jax.models.blocks import Block, dtype_of, kept_as, norm
+from ilql_jax.models.blocks import Block, compute_dtype, norm, param_dtype
 from ilql_jax.models.config import DecoderConfig
-from ilql_jax.models.cpu_matmul import times_rows
+from ilql_jax.models.cpu_matmul import matmul_t
 from ilql_jax.models.rotary import Rotation, rotation
-from ilql_jax.sharding import look_up, split_rows
+from ilql_jax.sharding import embedding_lookup, shard_batch
 
 __all__ = ["Decoder", "DecoderConfig", "packed_causal_mask"]
 
@@ -44,10 +44,10 @@ class Decoder(nnx.Module):
             self.output_embedding = _embedding(config, config.vocab_size, rngs)
 
     def embed(self, tokens: Int[Array, "..."], positions: Int[Array, "..."]) -> Array:
-        x = look_up(self.token_embedding.embedding[...], tokens)
+        x = embedding_lookup(self.token_embedding.embedding[...], tokens)
         if self.config.position_encoding == "learned":
-            x = x + look_up(self.position_embedding.embedding[...], positions)
-        return x.astype(dtype_of(self.config))
+            x = x + embedding_lookup(self.position_embedding.embedding[...], positions)
+        return x.astype(compute_dtype(self.config))
 
     def __call__(
         self,
@@ -58,14 +58,14 @@ class Decoder(nnx.Module):
         """Hidden states of packed rows; no attention across segments (0 = padding)."""
         mask = packed_causal_mask(segment_ids)
         turn = self.rotation(positions)
-        x = split_rows(self.embed(tokens, positions))
+        x = shard_batch(self.embed(tokens, positions))
         if self.config.scan_layers:
             graph, params = nnx.split(self.blocks)
 
             def scanned(x: Array, layer: Any) -> tuple[Array, None]:
                 params, uses_rotary = layer
                 x = nnx.merge(graph, params)(x, _for_layer(turn, uses_rotary), mask)
-                return split_rows(x), None
+                return shard_batch(x), None
 
             per_layer = params, self._uses_rotary()
             x, _ = jax.lax.scan(self._rematerialized(scanned), x, per_layer)
@@ -74,7 +74,7 @@ class Decoder(nnx.Module):
                 graph, params = nnx.split(block)
 
                 def once(x: Array, params: Any, graph=graph, rotary=uses_rotary) -> Array:
-                    return split_rows(nnx.merge(graph, params)(x, turn if rotary else None, mask))
+                    return shard_batch(nnx.merge(graph, params)(x, turn if rotary else None, mask))
 
                 x = self._rematerialized(once)(x, params)
         return self.final_norm(x)
@@ -91,7 +91,7 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "... width"]) -> Float[Array, "... vocab"]:
         """Scores of the next token, float32."""
-        return times_rows(hidden, self.output_matrix().astype(hidden.dtype))
+        return matmul_t(hidden, self.output_matrix().astype(hidden.dtype))
 
     def output_matrix(self) -> Float[Array, "vocab width"]:
         """What `logits` multiplies by, a row a token: the embedding, or a matrix of its own."""
@@ -131,7 +131,7 @@ def _embedding(config: DecoderConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
         rows,
         config.hidden_size,
         embedding_init=init,
-        param_dtype=kept_as(config),
+        param_dtype=param_dtype(config),
         rngs=rngs,
     )
 

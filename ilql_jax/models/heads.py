@@ -1,6 +1,6 @@
 """The value heads: V, and twin Q heads with one value per token of the vocabulary.
 
-They see hidden states that were gathered at decisions, never a whole row. `taken` asks for the
+They see hidden states that were gathered at decisions, never a whole row. `at_actions` asks for the
 value of the action taken alone, with one row of the output matrix per decision: no vocabulary-wide
 product. That is all the target network is ever asked for.
 
@@ -27,10 +27,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ilql_jax.models.cpu_matmul import times_rows
-from ilql_jax.sharding import look_up
+from ilql_jax.models.cpu_matmul import matmul_t
+from ilql_jax.sharding import embedding_lookup
 
-KINDS = ("mlp", "linear", "tied")
 NUM_HEADS = 2
 
 _per_head = nnx.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
@@ -102,8 +101,8 @@ class QHeads(nnx.Module):
         """Values of every token."""
         if self.kind == "tied":
             mapped, shared = self.mapped(hidden)
-            return times_rows(mapped, self._output_matrix()) + shared[..., None]
-        product = times_rows(self._features(hidden), self.out_kernel[...])
+            return matmul_t(mapped, self._output_matrix()) + shared[..., None]
+        product = matmul_t(self._features(hidden), self.out_kernel[...])
         return product + _by_head(self.out_bias[...], product.ndim)
 
     def last_layer(
@@ -121,15 +120,17 @@ class QHeads(nnx.Module):
             return self.mapped(hidden)[0], self._output_matrix()[None], None
         return self._features(hidden), self.out_kernel[...], self.out_bias[...]
 
-    def taken(
+    def at_actions(
         self, hidden: Float[Array, "... width"], action: Int[Array, "..."]
     ) -> Float[Array, "heads ..."]:
         """Values of the actions taken alone."""
         if self.kind == "tied":
             mapped, shared = self.mapped(hidden)
-            return jnp.sum(mapped * look_up(self._output_matrix(), action), axis=-1) + shared
+            return (
+                jnp.sum(mapped * embedding_lookup(self._output_matrix(), action), axis=-1) + shared
+            )
         features = self._features(hidden)
-        rows = look_up(self.out_kernel[...], action)  # [heads, ..., inner]
+        rows = embedding_lookup(self.out_kernel[...], action)  # [heads, ..., inner]
         return jnp.sum(features * rows, axis=-1) + self.out_bias[...][:, action]
 
     def _features(self, hidden: Float[Array, "... width"]) -> Float[Array, "heads ... inner"]:

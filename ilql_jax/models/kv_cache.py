@@ -1,6 +1,6 @@
 """The decoder with its keys and values kept: reading on, and writing many continuations.
 
-`extend` reads more of each conversation, from where its cache ends; `write_step` one more token of
+`extend` reads more of each conversation, from where its cache ends; `decode_step` one more token of
 several continuations of each, which share the cache of their conversation. Both take the weights
 of the same `Decoder` that training does.
 """
@@ -17,12 +17,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ilql_jax.models.attention import NEGATIVE
-from ilql_jax.models.blocks import Block, dtype_of
+from ilql_jax.models.blocks import Block, compute_dtype
 from ilql_jax.models.config import DecoderConfig
 from ilql_jax.models.decoder import Decoder
 
 
-class KeyValues(NamedTuple):
+class KVCache(NamedTuple):
     """Keys and values, an array [..., heads, columns, head_size] for each layer.
 
     Where a second trunk reads along, its layers follow those of the first. They are arrays of
@@ -40,30 +40,30 @@ class KeyValues(NamedTuple):
     @classmethod
     def zeros(
         cls, config: DecoderConfig, rows: tuple[int, ...], columns: int, trunks: int = 1
-    ) -> KeyValues:
+    ) -> KVCache:
         """Empty, for `rows` conversations or continuations of up to `columns` tokens."""
         shape = (*rows, config.kv_heads, columns, config.head_size)
-        layers, dtype = range(trunks * config.num_layers), dtype_of(config)
+        layers, dtype = range(trunks * config.num_layers), compute_dtype(config)
         return cls(*(tuple(jnp.zeros(shape, dtype) for _ in layers) for _ in cls._fields))
 
-    def by_trunk(self, config: DecoderConfig) -> list[KeyValues]:
+    def by_trunk(self, config: DecoderConfig) -> list[KVCache]:
         """Those of each trunk that reads."""
         size = config.num_layers
         starts = range(0, len(self.keys), size)
-        return [KeyValues(self.keys[i : i + size], self.values[i : i + size]) for i in starts]
+        return [KVCache(self.keys[i : i + size], self.values[i : i + size]) for i in starts]
 
     @classmethod
-    def of_trunks(cls, each: Sequence[KeyValues]) -> KeyValues:
+    def of_trunks(cls, each: Sequence[KVCache]) -> KVCache:
         """Those of several trunks, behind one another."""
         return cls(*(tuple(itertools.chain(*layers)) for layers in zip(*each, strict=True)))
 
 
 def extend(
     decoder: Decoder,
-    cache: KeyValues,
+    cache: KVCache,
     tokens: Int[Array, "rows new"],
     start: Int[Array, "rows"],
-) -> tuple[Float[Array, "rows new width"], KeyValues]:
+) -> tuple[Float[Array, "rows new width"], KVCache]:
     """Reads `tokens` behind the first `start` columns of each row.
 
     Args:
@@ -95,19 +95,19 @@ def extend(
         weights = jax.nn.softmax(jnp.where(visible[:, None], scores, NEGATIVE), axis=-1)
         heads = _product("rhgnc,rhcd->rnhgd", weights.astype(v.dtype), values[-1])
         x = _rest_of_block(block, x, heads)
-    return decoder.final_norm(x), KeyValues(tuple(keys), tuple(values))
+    return decoder.final_norm(x), KVCache(tuple(keys), tuple(values))
 
 
-def write_step(
+def decode_step(
     decoder: Decoder,
     tokens: Int[Array, "rows samples"],
     positions: Int[Array, "rows 1"],
-    context: KeyValues,
+    context: KVCache,
     context_length: Int[Array, "rows"],
-    written: KeyValues,
+    written: KVCache,
     column: Int[Array, ""],
     visible: Bool[Array, "rows written"],
-) -> tuple[Float[Array, "rows samples width"], KeyValues]:
+) -> tuple[Float[Array, "rows samples width"], KVCache]:
     """Reads one more token of each continuation.
 
     Args:
@@ -160,7 +160,7 @@ def write_step(
         heads += near_product("nhgw,nhwd->nhgd", near.astype(v.dtype), values[-1])
         heads /= total[..., None]
         x = _rest_of_block(block, x, heads)
-    return decoder.final_norm(x), KeyValues(tuple(keys), tuple(values))
+    return decoder.final_norm(x), KVCache(tuple(keys), tuple(values))
 
 
 def _grouped(q: Float[Array, "... heads head_size"], kv_heads: int) -> Array:

@@ -8,19 +8,17 @@ What is frozen then, and where it comes from again, is in `frozen.py`.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-if TYPE_CHECKING:  # which is built of what is here
-    from ilql_jax.models.actor_critic import ModelConfig, Params
+from ilql_jax.models.config import ModelConfig, Params
 
 ADAPTER = "lora"  # an adapter's name, beside the kernel that it belongs to
 
 
-class AdaptedLinear(nnx.Linear):
+class LoRALinear(nnx.Linear):
     """`x W + b + scale · x A B`; B starts at zero, so that an adapter changes nothing at first."""
 
     def __init__(self, size_in: int, size_out: int, *, rank: int, scale: float, **linear):

@@ -19,15 +19,15 @@ from ilql_jax.models import (
     target_q_heads,
     with_params,
 )
-from ilql_jax.models.heads import KINDS
+from ilql_jax.models.config import VALUE_HEAD_KINDS
 from ilql_jax.objectives import ObjectiveConfig
 from ilql_jax.scoring import score
 from ilql_jax.train import TrainConfig, init_state, make_train_step, train
 
 VOCAB, WIDTH, INNER, STOP = 31, 8, 12, 3
 BASE = ModelConfig(DecoderConfig(VOCAB, WIDTH, 1, 2, 16, 24, initializer_range=0.3), INNER)
-MODELS = {kind: dataclasses.replace(BASE, value_heads=kind) for kind in KINDS}
-EACH_KIND = pytest.mark.parametrize("kind", KINDS)
+MODELS = {kind: dataclasses.replace(BASE, value_heads=kind) for kind in VALUE_HEAD_KINDS}
+EACH_KIND = pytest.mark.parametrize("kind", VALUE_HEAD_KINDS)
 TRAIN = TrainConfig(steps=4, learning_rate=1e-2, warmup_steps=0, polyak_rate=0.25)
 ILQL = ObjectiveConfig("ilql", cql_weight=0.1)
 
@@ -47,7 +47,7 @@ def test_q_of_the_action_taken_is_its_entry_of_all_q(kind):
     action = jax.random.randint(jax.random.key(1), (3, 5), 0, VOCAB)
     every = losses.take_action(heads(hidden), action)
     assert every.shape == (2, 3, 5) and every.std() > 0.1
-    np.testing.assert_allclose(heads.taken(hidden, action), every, atol=1e-5)
+    np.testing.assert_allclose(heads.at_actions(hidden, action), every, atol=1e-5)
     assert not np.allclose(every[0], every[1])  # twins, not copies
 
 
@@ -95,7 +95,9 @@ def test_tied_heads_learn_nothing_into_the_policys_embedding_but_into_what_it_re
     def value(params):
         model = with_params(MODELS["tied"], params)
         hidden = model.trunk(tokens, jnp.ones_like(tokens), jnp.arange(4)[None])[:, :2]
-        return model.q.taken(hidden, later).sum() + losses.cql_loss(model.q(hidden), later).sum()
+        return (
+            model.q.at_actions(hidden, later).sum() + losses.cql_loss(model.q(hidden), later).sum()
+        )
 
     gradient = jax.grad(value)(params)
     to_embedding = gradient["trunk"]["token_embedding"]["embedding"]
@@ -167,7 +169,7 @@ def test_checkpoints_hold_the_kind(kind, tmp_path):
         restore_params(tmp_path, BASE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VALUE_HEAD_KINDS)
 def test_the_last_layer_gives_the_values_up_to_what_all_tokens_have_in_common(kind):
     model = with_params(MODELS[kind], random_params(kind))
     hidden = jax.random.normal(jax.random.key(0), (2, 3, WIDTH))

@@ -11,8 +11,7 @@ import pytest
 from ilql_jax import losses
 from ilql_jax.decode import generate
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
-from ilql_jax.models.attention import _attend_on_cpu, attend
-from ilql_jax.models.decoder import packed_causal_mask
+from ilql_jax.models.attention import _attend_on_cpu, attend, packed_causal_mask
 from ilql_jax.models.hugging_face.read import GPT2, PretrainedError, params_from_gpt2
 from ilql_jax.policy import ContextError, DecodingConfig, Policy
 
@@ -83,7 +82,7 @@ def test_q_of_the_action_taken_is_its_entry_of_all_q(params):
     hidden = jax.random.normal(jax.random.key(0), (3, 5, 16))
     action = jax.random.randint(jax.random.key(1), (3, 5), 0, VOCAB)
     every = losses.take_action(heads(hidden), action)
-    np.testing.assert_allclose(heads.taken(hidden, action), every, atol=1e-5)
+    np.testing.assert_allclose(heads.at_actions(hidden, action), every, atol=1e-5)
     assert not np.allclose(every[0], every[1])  # twins, not copies
 
 

@@ -25,7 +25,7 @@ from ilql_jax.models import (
 )
 from ilql_jax.models.hugging_face.read import PretrainedError, start_params
 from ilql_jax.models.hugging_face.write import VALUE_HEADS, load_network, save_pretrained
-from ilql_jax.models.kv_cache import KeyValues
+from ilql_jax.models.kv_cache import KVCache
 from ilql_jax.objectives import OBJECTIVES, ObjectiveConfig, network_of
 from ilql_jax.policy import DecodingConfig, Policy
 from ilql_jax.scoring import score
@@ -328,11 +328,11 @@ def test_a_batch_from_the_start_is_valued_too():
 
 def test_caches_of_several_trunks_come_apart_as_they_were():
     decoder = DecoderConfig(VOCAB, 8, 3, 2, 16, 96)
-    both = KeyValues(*(tuple(i + jnp.zeros((1, 2, 3, 4)) for i in range(6)) for _ in "kv"))
+    both = KVCache(*(tuple(i + jnp.zeros((1, 2, 3, 4)) for i in range(6)) for _ in "kv"))
     parts = both.by_trunk(decoder)
     assert [[int(x[0, 0, 0, 0]) for x in part.values] for part in parts] == [[0, 1, 2], [3, 4, 5]]
-    assert_equal(KeyValues.of_trunks(parts), both)
-    assert KeyValues.zeros(decoder, (1,), 3, trunks=2).by_trunk(decoder)[1].columns == 3
+    assert_equal(KVCache.of_trunks(parts), both)
+    assert KVCache.zeros(decoder, (1,), 3, trunks=2).by_trunk(decoder)[1].columns == 3
 
 
 # --- files --------------------------------------------------------------------------------------

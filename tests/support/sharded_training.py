@@ -175,7 +175,7 @@ def looked_up(mesh):
     weight = rng.standard_normal((8, 5, 16), np.float32)
 
     def score(table, index, weight):
-        return (weight * sharding.look_up(table, index) ** 2).sum()
+        return (weight * sharding.embedding_lookup(table, index) ** 2).sum()
 
     def score_on_mesh(*arguments):
         with sharding.tracing_for(mesh):
@@ -183,7 +183,7 @@ def looked_up(mesh):
 
     name = "trunk/token_embedding/embedding"
     lies = jax.NamedSharding(mesh, sharding.partition_spec(name, table.shape, mesh))
-    rows = sharding.over_rows(mesh)
+    rows = sharding.batch_sharding(mesh)
     gradient = jax.jit(jax.grad(score_on_mesh), in_shardings=(lies, rows, rows), out_shardings=lies)
     program = gradient.lower(table, index, weight).compile()
     expected = jax.grad(score)(table, index, weight)

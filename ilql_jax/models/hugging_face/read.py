@@ -21,8 +21,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from ilql_jax.models.actor_critic import ModelConfig, Params, copy_for_values, init_params
-from ilql_jax.models.config import DecoderConfig
+from ilql_jax.models.actor_critic import copy_for_values, init_params
+from ilql_jax.models.config import DecoderConfig, ModelConfig, Params
 from ilql_jax.models.decoder import Decoder
 from ilql_jax.models.hugging_face.families import (
     BUFFERS,
@@ -133,7 +133,7 @@ def load_trunk(
     sharding: Shardings = None,
     seed: int = 0,
 ) -> Params:
-    """The trunk's parameters out of a checkpoint: float32; beside adapters see `blocks.kept_as`.
+    """Reads the trunk's parameters from a checkpoint, in the dtype of `blocks.param_dtype`.
 
     Args:
         folder: With `config.json` and safetensors, one file or several.

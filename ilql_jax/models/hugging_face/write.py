@@ -23,8 +23,8 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Sharding
 
-from ilql_jax.models.actor_critic import ModelConfig, Params, abstract_params
-from ilql_jax.models.config import DecoderConfig
+from ilql_jax.models.actor_critic import abstract_params
+from ilql_jax.models.config import DecoderConfig, ModelConfig, Params
 from ilql_jax.models.hugging_face.families import (
     Family,
     Layout,

@@ -11,8 +11,8 @@ import small_networks
 from ilql_jax.decode import generate
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.models import cpu_matmul as module
-from ilql_jax.models.cpu_matmul import FEW, for_decoding, times_rows
-from ilql_jax.models.heads import KINDS
+from ilql_jax.models.config import VALUE_HEAD_KINDS
+from ilql_jax.models.cpu_matmul import FEW, decoding_layout, matmul_t
 
 VOCAB, STOP = 31, 3
 LLAMA = DecoderConfig(
@@ -34,7 +34,7 @@ def test_a_product_is_the_same_for_few_rows_and_many(rows, heads):
     x = rng.normal(size=(*heads, rows, 1, 5)).astype(np.float32)
     matrix = rng.normal(size=(*heads, 7, 5)).astype(np.float32)
     expected = x @ np.swapaxes(matrix, -1, -2)[..., None, :, :]
-    for function in (times_rows, jax.jit(times_rows)):
+    for function in (matmul_t, jax.jit(matmul_t)):
         np.testing.assert_allclose(function(x, matrix), expected, atol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_a_network_laid_out_for_decoding_writes_the_same(decoder, scan_layers, v
     decoder = dataclasses.replace(decoder, scan_layers=scan_layers)
     config = ModelConfig(decoder, 12, value_trunk=value_trunk)
     params = small_networks.random_params(config, 0.2)
-    laid_out, turned = for_decoding(config, params)
+    laid_out, turned = decoding_layout(config, params)
     assert laid_out.decoder.transposed_kernels and not laid_out.decoder.scan_layers
     inner = turned["trunk"]["blocks"][0]["mlp_in"]["kernel"]
     assert inner.shape == (decoder.mlp_size, decoder.hidden_size)
@@ -80,10 +80,10 @@ def test_a_network_laid_out_for_decoding_writes_the_same(decoder, scan_layers, v
 def test_a_small_network_stays_as_it_is():
     config = ModelConfig(GPT2, 12)
     params = init_params(config, 0)
-    assert for_decoding(config, params) == (config, params)
+    assert decoding_layout(config, params) == (config, params)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VALUE_HEAD_KINDS)
 def test_policy_and_values_together_are_what_they_are_apart(kind):
     config = ModelConfig(GPT2, 12, value_heads=kind)
     model = with_params(config, small_networks.random_params(config, 0.2))
