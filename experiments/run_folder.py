@@ -20,6 +20,7 @@ import yaml
 from ml_collections import ConfigDict
 
 from experiments.config import base_config, imagines_with_llm
+from experiments.files import write_atomically
 from experiments.methods import parse_method, rounds_of
 from ilql_jax.errors import UserError
 from imagination.task import Task
@@ -304,14 +305,6 @@ class RunFolder:
                     f"the disk is full: {self.path} could not be written. What it holds is safe. "
                     "Free some space and run again; the run goes on where it was."
                 ) from None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _shaping(stage: str, config: ConfigDict) -> dict[str, Any]:
