@@ -27,7 +27,8 @@ from rich.console import Console
 
 from experiments import config as settings
 from experiments import launch
-from experiments.run_folder import RunFolder, write_atomically
+from experiments.files import write_atomically
+from experiments.run_folder import RunFolder
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 ON_ORIGINALS = ("fbc", "ilql")

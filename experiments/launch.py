@@ -113,15 +113,16 @@ def _has_all(config: ConfigDict, folder: RunFolder) -> bool:
     """Whether all networks are there that were to be made of a pretrained one."""
     if not config.model.pretrained or not folder.config_file.exists():
         return False
-    from experiments.stages import train
+    from experiments import networks
 
     settings.check_methods(config)
-    return all(train.is_trained(folder, unit) for unit in train.units(config))
+    return all(networks.is_trained(folder, unit) for unit in networks.units(config))
 
 
 def _print_plans(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     """What the stages would ask of an LLM, and what it would cost."""
-    from experiments.stages import engine, regenerate
+    from experiments import llm_imagination
+    from experiments.stages import regenerate
 
     imagines = settings.imagines_with_llm(config)
     looks_back = config.hindsight.engine != "world" and rounds_of(config.methods) > 0
@@ -131,7 +132,7 @@ def _print_plans(config: ConfigDict, folder: RunFolder, console: Console) -> Non
             "or config.hindsight.engine=anthropic with a method that learns from hindsight."
         )
     if imagines:
-        engine.print_plan(config, folder, console)
+        llm_imagination.print_plan(config, folder, console)
     if looks_back:
         regenerate.print_plan(config, folder, console)
 
@@ -209,20 +210,19 @@ def run_on_hosts(
 
 
 def _derive(config: ConfigDict, folder: RunFolder, console: Console) -> None:
-    from experiments.stages import engine
+    from experiments import llm_imagination
 
     if not settings.imagines_with_llm(config):
         raise RunError(
             "--stage=derive writes the task that an LLM is to imagine; set "
             "config.imagination.engine=anthropic."
         )
-    engine.derive(config, folder, console)
+    llm_imagination.derive(config, folder, console)
 
 
 def _run_stage(stage: str, config: ConfigDict, folder: RunFolder, console: Console) -> None:
     # Imported late: an error in the settings is told before the libraries of the stages load.
-    from experiments.report import page
-    from experiments.stages import evaluate, imagine, regenerate, train
+    from experiments.stages import evaluate, imagine, regenerate, report, train
 
     start = time.monotonic()
     folder.begin_stage(stage, config)
@@ -235,9 +235,7 @@ def _run_stage(stage: str, config: ConfigDict, folder: RunFolder, console: Conso
     elif stage == "evaluate":
         evaluate.run(config, folder, console)
     else:
-        path = page.write_report(folder.path)
-        evaluate.print_results(folder, console)
-        console.print(f"Report: {path}")
+        report.run(folder, console)
     console.print(f"[dim]{stage}: {time.monotonic() - start:.0f} s[/dim]")
 
 

@@ -23,6 +23,7 @@ from experiments.config import base_config, imagines_with_llm
 from experiments.files import write_atomically
 from experiments.methods import parse_method, rounds_of
 from ilql_jax.errors import UserError
+from imagination.dialogue import Dialogue
 from imagination.task import Task
 
 STAGES = ("imagine", "regenerate", "train", "evaluate", "report")
@@ -97,6 +98,16 @@ class RunFolder:
     def task(self) -> Path:
         return self.path / "task.yaml"
 
+    def load_task(self) -> Task | None:
+        """The task as `task.yaml` says; None where the run has no such file.
+
+        Raises:
+            TaskError: The file cannot be used; the message names the field.
+        """
+        if not self.task.exists():
+            return None
+        return Task.from_yaml(self.task.read_text("utf-8"), str(self.task))
+
     @property
     def dataset_card(self) -> Path:
         return self.path / "dataset_card.md"
@@ -148,6 +159,10 @@ class RunFolder:
 
     def metrics(self, unit: Unit) -> Path:
         return self.path / "metrics" / f"{unit.name}.jsonl"
+
+    def finished(self, unit: Unit) -> Path:
+        """Written when a training is done; says how long it took."""
+        return self.metrics(unit).with_suffix(".finished.json")
 
     def unit_result(self, unit: Unit) -> Path:
         return self.path / "evaluation" / f"{unit.name}.json"
@@ -261,9 +276,9 @@ class RunFolder:
             "imagine": imagines_with_llm(config),
             "evaluate": config.evaluation.human == "prompted",
         }
-        if not counts.get(stage) or not self.task.exists():
+        task = self.load_task() if counts.get(stage) else None
+        if task is None:
             return {}
-        task = Task.from_yaml(self.task.read_text("utf-8"), str(self.task))
         fields = _lists(dataclasses.asdict(task))
         if stage == "imagine":
             del fields[_MAY_BE_SET_ANEW]
@@ -305,6 +320,11 @@ class RunFolder:
                     f"the disk is full: {self.path} could not be written. What it holds is safe. "
                     "Free some space and run again; the run goes on where it was."
                 ) from None
+
+
+def is_for_training(dialogue: Dialogue) -> bool:
+    """Whether a dialogue is learned from: all are, unless set apart for evaluation."""
+    return dialogue.source.get("part", "train") == "train"
 
 
 def _shaping(stage: str, config: ConfigDict) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import config as settings
-from experiments import launch
+from experiments import launch, networks
 from experiments.evaluation.environment import load_scene
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunError, RunFolder, Unit
@@ -66,7 +66,7 @@ def _play(
     folder = RunFolder(workdir)
     scene, human = load_scene(config, folder), SimulatedHuman(load_world(config.task.world))
     choices = settings.decodings(config, method)
-    agent = evaluate.load_agent(config, folder, Unit(method, 0), choices[0])
+    agent = networks.load_agent(config, folder, Unit(method, 0), choices[0])
     rates = {}
     for place, choice in enumerate(choices):
         report(place, len(choices), str(choice))

@@ -38,8 +38,8 @@ class Scene:
 
 def load_scene(config: ConfigDict, folder: RunFolder) -> Scene:
     """The scene of a run. Raises `TaskError` for a task.yaml that cannot be used."""
-    if config.evaluation.human == "prompted" and folder.task.exists():
-        task = Task.from_yaml(folder.task.read_text("utf-8"), str(folder.task))
+    task = folder.load_task() if config.evaluation.human == "prompted" else None
+    if task is not None:
         return Scene(task, None, lambda *asked: _of_task(task, folder, *asked))
     world = load_world(config.task.world)
 

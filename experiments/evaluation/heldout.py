@@ -17,10 +17,11 @@ from rich.console import Console
 
 from experiments import config as settings
 from experiments.evaluation.statistics import bootstrap_auroc, calibration_bins
+from experiments.files import write_atomically
 from experiments.methods import parse_method
-from experiments.run_folder import RunFolder, Unit, write_atomically
-from experiments.stages.regenerate import load_task
-from experiments.stages.train import trained_network, units
+from experiments.networks import trained_network, units
+from experiments.run_folder import RunFolder, Unit
+from experiments.tasks import load_task
 from ilql_jax import sharding
 from ilql_jax.batching import packing_for
 from ilql_jax.checkpoint import read_metadata

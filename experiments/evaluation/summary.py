@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from experiments.evaluation import prompted
 from experiments.evaluation.environment import load_scene
 from experiments.evaluation.statistics import bootstrap_mean, normalize, pairwise_tests
+from experiments.networks import train_seconds
 from experiments.run_folder import RunFolder, Unit
-from experiments.stages.train import train_seconds
 from imagination.dialogue import Dialogue, read_dialogues
 from imagination.simulation import POPULATIONS
 

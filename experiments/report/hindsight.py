@@ -9,8 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.report import figures, wording
-from experiments.stages.hindsight import (
+from experiments.hindsight_records import (
     ROUND_HEADERS,
     Hindsight,
     Round,
@@ -18,6 +17,7 @@ from experiments.stages.hindsight import (
     describe_calibration,
     round_cells,
 )
+from experiments.report import figures, wording
 from imagination.dialogue import Dialogue
 
 Pair = tuple[Dialogue, Dialogue]

@@ -20,9 +20,9 @@ import yaml
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from experiments.hindsight_records import Hindsight, read_hindsight
 from experiments.report import figures, hindsight, tables, wording
 from experiments.run_folder import RunError
-from experiments.stages.hindsight import Hindsight, read_hindsight
 from imagination.dialogue import Dialogue, read_dialogues
 
 MOST_BEHAVIOURS = 8

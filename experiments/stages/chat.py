@@ -8,9 +8,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.markup import escape
 
+from experiments.networks import chosen_decoding, is_trained, load_agent
 from experiments.run_folder import RunError, RunFolder, Unit
-from experiments.stages.evaluate import chosen_decoding, load_agent
-from experiments.stages.train import is_trained
 from imagination.agents.policy import PolicyAgent
 from imagination.dialogue import Turn, iterate_dialogues
 from imagination.speakers import Conversation

@@ -24,15 +24,11 @@ from experiments.evaluation import heldout, prompted
 from experiments.evaluation.environment import Scene, load_scene
 from experiments.evaluation.prompted import Progress
 from experiments.evaluation.summary import summarize
-from experiments.methods import parse_method
+from experiments.files import write_atomically
+from experiments.networks import load_agent, units
 from experiments.parallel import Report, run_units, workers_for
-from experiments.report import tables
-from experiments.run_folder import RunFolder, Unit, write_atomically
-from experiments.stages.train import trained_network, units
-from ilql_jax.checkpoint import read_metadata
-from ilql_jax.policy import DecodingConfig, Policy
+from experiments.run_folder import RunFolder, Unit
 from imagination.agents import GdpZeroAgent, prompted_agent
-from imagination.agents.policy import PolicyAgent
 from imagination.dialogue import Dialogue, json_line
 from imagination.llm import Client
 from imagination.simulation import (
@@ -41,7 +37,6 @@ from imagination.simulation import (
     reference_values,
 )
 from imagination.speakers import Agent, Human, converse
-from imagination.tokenization import DialogueTokenizer
 
 # Far from each other and from the seeds of the data.
 VALIDATION_SEED, TEST_SEED = 10_000_019, 20_000_003
@@ -119,47 +114,6 @@ def solve_world(config: ConfigDict, path: Path, report: Report) -> None:
         values[population] = reference_values(world, population)
     report(len(POPULATIONS), len(POPULATIONS), "")
     write_atomically(RunFolder(path).references, json.dumps(values, indent=1))
-
-
-def print_results(folder: RunFolder, console: Console) -> None:
-    """The table at the end of a run."""
-    if folder.evaluation.exists():
-        tables.print_results(console, json.loads(folder.evaluation.read_text()))
-    if folder.heldout.exists():
-        tables.print_heldout(console, json.loads(folder.heldout.read_text()))
-
-
-def load_agent(
-    config: ConfigDict,
-    folder: RunFolder,
-    unit: Unit,
-    decoding: DecodingConfig,
-    batch_size: int | None = None,
-) -> PolicyAgent:
-    """The trained network of a unit as an agent that speaks in `batch_size` conversations."""
-    tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    shape, params = trained_network(config, folder, unit)
-    policy = Policy(
-        shape,
-        params,
-        decoding,
-        stop_token=tokenizer.end,
-        allowed=tokenizer.writable(shape.decoder.vocab_size),
-        max_utterance=config.decoding.max_utterance,
-        batch_size=batch_size or config.decoding.batch_size,
-    )
-    scale = None
-    if parse_method(unit.method).learns_values:
-        scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
-    return PolicyAgent(policy, tokenizer, scale, keep_candidates=4)
-
-
-def chosen_decoding(config: ConfigDict, folder: RunFolder, unit: Unit) -> DecodingConfig:
-    """As chosen on validation episodes, else the first of the config's."""
-    result = folder.unit_result(unit)
-    if result.exists():
-        return DecodingConfig.parse(json.loads(result.read_text())["decoding"])
-    return settings.decodings(config, unit.method)[0]
 
 
 def evaluate_network(

@@ -17,14 +17,12 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments.methods import parse_method
+from experiments.networks import chosen_decoding, is_trained, trained_network
 from experiments.run_folder import RunError, RunFolder, Unit
-from experiments.stages.evaluate import chosen_decoding
-from experiments.stages.train import is_trained, trained_network
+from experiments.tasks import load_task
 from ilql_jax.checkpoint import read_metadata
 from ilql_jax.models.hugging_face.write import save_pretrained
 from imagination.dialogue import iterate_dialogues, read_dialogues
-from imagination.simulation import load_world
-from imagination.task import Task
 from imagination.tokenization import DialogueTokenizer
 
 
@@ -92,10 +90,8 @@ def model_card(config: ConfigDict, folder: RunFolder, unit: Unit, about: dict[st
 
 def _task(config: ConfigDict, folder: RunFolder) -> str:
     """What the dialogues are about, in as many words as are known."""
-    if folder.task.exists():
-        return Task.from_yaml(folder.task.read_text("utf-8"), str(folder.task)).description
-    if config.data.source == "world":
-        return load_world(config.task.world).task.description
+    if folder.task.exists() or config.data.source == "world":
+        return load_task(config, folder).description
     return next(iterate_dialogues(folder.dialogues)).task
 
 

@@ -1,8 +1,8 @@
 """Stage imagine: the dialogues of the run, in `dialogues.jsonl`, and their card.
 
 From an embedded world they are played between its humans and its behaviours; an LLM imagines them
-(`engine.py`); from a corpus they are read. What is written was asked for by the settings alone:
-same seed, same dialogues.
+(`llm_imagination.py`); from a corpus they are read. They depend on the settings alone: same seed,
+same dialogues.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import config as settings
-from experiments.run_folder import RunFolder, write_atomically
+from experiments import tasks
+from experiments.files import write_atomically
+from experiments.run_folder import RunFolder
 from experiments.terminal import progress_bars
 from imagination import corpora
 from imagination.dialogue import Dialogue, json_line, read_dialogues, write_dialogues
@@ -29,7 +31,6 @@ from imagination.simulation import (
     sample_conversations,
 )
 from imagination.speakers import Conversation, converse
-from imagination.task import Task
 
 CHUNK = 500  # dialogues played together; a killed run loses at most these
 
@@ -41,15 +42,15 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
             dialogues, facts = _read_corpus(config)
             console.print("\n".join(facts), markup=False, highlight=False)
             origin = "".join(["\n## Where it comes from\n\n", *(f"- {each}\n" for each in facts)])
-            write_atomically(folder.task, corpus_task(config).to_yaml())
+            write_atomically(folder.task, tasks.corpus_task(config).to_yaml())
             write_atomically(folder.dataset_card, dataset_card(dialogues) + origin)
             write_dialogues(folder.dialogues, dialogues)
         elif config.imagination.engine == "world":
             _play(config, folder.dialogues, console)
         else:
-            from experiments.stages import engine  # the LLM client is loaded only where it is used
+            from experiments import llm_imagination  # loads the LLM client
 
-            dialogues, sections = engine.run(config, folder, console)
+            dialogues, sections = llm_imagination.run(config, folder, console)
             # The card first: what it took cannot be told from the dialogues later.
             write_atomically(folder.dataset_card, dataset_card(dialogues) + "\n" + sections)
             write_dialogues(folder.dialogues, dialogues)
@@ -109,16 +110,6 @@ def _read_corpus(config: ConfigDict) -> tuple[list[Dialogue], list[str]]:
     marked = [dataclasses.replace(d, source={**d.source, "part": part_of[d.id]}) for d in dialogues]
     origin = f"{corpus.title} ({corpus.homepage}). Licence: {corpus.licence}."
     return marked, [origin, *reading.notes]
-
-
-def corpus_task(config: ConfigDict) -> Task:
-    """What the dialogues of the corpus are about."""
-    return corpora.CORPORA[config.data.source].task(settings.read_options(config))
-
-
-def is_for_training(dialogue: Dialogue) -> bool:
-    """Whether a dialogue is to be learned from: it is, unless it was set apart."""
-    return dialogue.source.get("part", "train") == "train"
 
 
 def dataset_card(dialogues: list[Dialogue]) -> str:

@@ -22,10 +22,11 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import config as settings
+from experiments import hindsight_records, training_data
+from experiments.files import write_atomically
 from experiments.methods import rounds_of
-from experiments.run_folder import RunError, RunFolder, write_atomically
-from experiments.stages import hindsight, train
-from experiments.stages.imagine import corpus_task, is_for_training
+from experiments.run_folder import RunError, RunFolder, is_for_training
+from experiments.tasks import load_task
 from experiments.terminal import progress_bars
 from imagination.dialogue import Dialogue, iterate_dialogues, read_dialogues
 from imagination.hindsight import HindsightEngine, calibrate, regenerate
@@ -49,10 +50,10 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         folder.hindsight_card.unlink(missing_ok=True)  # it tells of all rounds
         _do_rounds(config, folder, rounds, console)
     if not folder.hindsight_card.exists():
-        found = hindsight.read_hindsight(folder.path, _to_look_back_on(folder))
+        found = hindsight_records.read_hindsight(folder.path, _to_look_back_on(folder))
         for each in found.rounds:
-            console.print(hindsight.describe_round(each))
-        write_atomically(folder.hindsight_card, hindsight.card(found))
+            console.print(hindsight_records.describe_round(each))
+        write_atomically(folder.hindsight_card, hindsight_records.card(found))
 
 
 def _do_rounds(
@@ -61,7 +62,7 @@ def _do_rounds(
     """What is not there yet: the comparison with known outcomes, then each round."""
     if config.hindsight.engine != "world":
         # What could not be learned from should be told before its hindsight is paid for.
-        train.check_dialogues(config, folder, read_dialogues(folder.dialogues), console)
+        training_data.check_dialogues(config, folder, read_dialogues(folder.dialogues), console)
     parents = _to_look_back_on(folder)
     task = load_task(config, folder)
     with open_engine(config, folder, task) as engine:
@@ -77,15 +78,6 @@ def _do_rounds(
 
 def _to_look_back_on(folder: RunFolder) -> list[Dialogue]:
     return [dialogue for dialogue in read_dialogues(folder.dialogues) if is_for_training(dialogue)]
-
-
-def load_task(config: ConfigDict, folder: RunFolder) -> Task:
-    """What the dialogues are about: `task.yaml` where the run has one."""
-    if folder.task.exists():
-        return Task.from_yaml(folder.task.read_text("utf-8"), str(folder.task))
-    if config.data.source != "world":
-        return corpus_task(config)
-    return load_world(config.task.world).task
 
 
 def print_plan(config: ConfigDict, folder: RunFolder, console: Console) -> None:
@@ -183,7 +175,7 @@ def _compare_with_outcomes(
         ],
     }
     write_atomically(folder.calibration, json.dumps(record, indent=1))
-    console.print(hindsight.describe_calibration(record))
+    console.print(hindsight_records.describe_calibration(record))
 
 
 class _Remembering:
@@ -262,13 +254,13 @@ def _finish_round(folder: RunFolder, number: int, parents: int) -> None:
     rejections = [each for chunk in chunks for each in chunk["rejections"]]
     dialogues = [each for chunk in chunks for each in chunk["dialogues"]]
     if not dialogues and number == 1:
-        problems = hindsight.count_problems(rejections) or "nothing was found to put better"
+        problems = hindsight_records.count_problems(rejections) or "nothing was found to put better"
         raise RunError(
             f"of {parents:,} dialogues that were looked back on, none led to another one to learn "
             f"from ({problems}). Change config.hindsight and delete {folder.hindsight}, or leave "
             "out the methods that learn from hindsight."
         )
-    before = [each for each in hindsight.read_rejections(folder) if each["round"] < number]
+    before = [each for each in hindsight_records.read_rejections(folder) if each["round"] < number]
     write_atomically(folder.rejected, "".join(map(_line, [*before, *rejections])))
     write_atomically(folder.hindsight_round(number), "".join(map(_line, dialogues)))
 

@@ -12,36 +12,32 @@ TensorBoard).
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import config as settings
+from experiments import training_data
+from experiments.files import write_atomically
 from experiments.methods import PAIRS_START_FROM, parse_method
+from experiments.networks import is_trained, pretrained_start, units
 from experiments.parallel import Report, run_units, workers_for
-from experiments.run_folder import RunError, RunFolder, Unit, write_atomically
-from experiments.stages.hindsight import read_hindsight
-from experiments.stages.imagine import is_for_training
-from ilql_jax import PreferencePair, Trajectory, sharding
-from ilql_jax.batching import PackingConfig, packing_for
-from ilql_jax.checkpoint import read_metadata, restore_params
-from ilql_jax.models import ModelConfig, Params, abstract_params
-from ilql_jax.models.hugging_face.read import check_tensors, find, read_config, start_params
-from ilql_jax.models.lora import merge_adapters
+from experiments.run_folder import RunFolder, Unit, is_for_training
+from experiments.training_data import TrainingData
+from ilql_jax import Trajectory, sharding
+from ilql_jax.checkpoint import restore_params
+from ilql_jax.models import abstract_params
+from ilql_jax.models.hugging_face.read import check_tensors, find
 from ilql_jax.objectives import select_trajectories
-from ilql_jax.preferences import Preferences, packing_for_pairs
+from ilql_jax.preferences import Preferences
 from ilql_jax.train import train
-from imagination.dialogue import Dialogue, iterate_dialogues, read_dialogues
-from imagination.tokenization import DialogueTokenizer, save_once
+from imagination.dialogue import read_dialogues
+from imagination.tokenization import save_once
 
 
 def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
@@ -54,7 +50,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     # Everything that can be wrong with the data is told before anything is written or started.
     _check_mesh(config)
     dialogues = read_dialogues(folder.dialogues)
-    tokenizer = check_dialogues(config, folder, dialogues, console)
+    tokenizer = training_data.check_dialogues(config, folder, dialogues, console)
     if not folder.tokenizer.exists() and _is_writer(config):
         save_once(tokenizer, folder.tokenizer)
     if config.machine.coordinator:
@@ -62,11 +58,11 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     _check_parameters(config, tokenizer.vocab_size, todo)
     learned = {parse_method(unit.method) for unit in todo}
     rounds = max((method.rounds for method in learned if not method.on_pairs), default=0)
-    made = _regenerated(folder, tokenizer, rounds)
+    made = training_data.regenerated(folder, tokenizer, rounds)
     _tell(config, len(todo), sum(map(is_for_training, dialogues)), made, console)
     if any(method.on_pairs for method in learned):
-        pairs, left_out = preference_pairs(config, folder, tokenizer)
-        packing_of_pairs(config, pairs)
+        pairs, left_out = training_data.preference_pairs(config, folder, tokenizer)
+        training_data.packing_of_pairs(config, pairs)
         told = f"dpo goes on from bc, on {len(pairs):,} pairs of utterances"
         console.print(f"{told} ({left_out})." if left_out else f"{told}.")
     for wave in _waves(todo):
@@ -77,24 +73,6 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
             0 if _on_mesh(config) else workers_for(config.workers, len(wave)),
             console,
         )
-
-
-def check_dialogues(
-    config: ConfigDict, folder: RunFolder, dialogues: list[Dialogue], console: Console
-) -> DialogueTokenizer:
-    """The run's tokenizer, where all dialogues can be learned from as they are.
-
-    Raises:
-        RunError: A dialogue is too long. TrajectoryError: it breaks another rule.
-    """
-    if folder.tokenizer.exists():
-        tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    else:
-        tokenizer = _tokenizer(config, [d for d in dialogues if is_for_training(d)])
-    trajectories = tokenizer.trajectories(dialogues)
-    _check_lengths(config, trajectories, console)
-    packing(config, trajectories)
-    return tokenizer
 
 
 def check_settings(config: ConfigDict, folder: RunFolder) -> None:
@@ -108,7 +86,7 @@ def check_settings(config: ConfigDict, folder: RunFolder) -> None:
         return
     _check_mesh(config)
     if (config.tokenizer.pretrained or config.model.pretrained) and not folder.tokenizer.exists():
-        _tokenizer(config, [])
+        training_data.make_tokenizer(config, [])
 
 
 def _on_mesh(config: ConfigDict) -> bool:
@@ -147,7 +125,7 @@ def _tell(
 ) -> None:
     told = f"Training {networks} networks on {originals:,} dialogues"
     if made:
-        too_long = sum(not _fits(config, each) for each in made)
+        too_long = sum(not training_data.fits(config, each) for each in made)
         told += f" and {len(made) - too_long:,} regenerated ones"
         if too_long:
             told += (
@@ -165,162 +143,6 @@ def _waves(todo: list[Unit]) -> list[list[Unit]]:
     return [wave for wave in waves if wave]
 
 
-CUT_OFF = 0.01  # share of utterances longer than an agent may speak that is worth telling
-
-
-def _check_lengths(config: ConfigDict, trajectories: list[Trajectory], console: Console) -> None:
-    """Dialogues have to fit in the context, and their utterances should fit in an agent's turn.
-
-    Raises:
-        RunError: A dialogue that is too long; the message says how much room they all need.
-    """
-    longest = max(trajectories, key=lambda trajectory: len(trajectory.tokens))
-    needed, context = len(longest.tokens), config.model.max_positions
-    if needed > context:
-        count = sum(len(trajectory.tokens) > context for trajectory in trajectories)
-        longest_there_is = _most_positions(config)
-        way_out = f"Set config.model.max_positions to {needed} or more; or shorten or drop them."
-        if longest_there_is is not None and longest_there_is < needed:
-            way_out = (
-                f"Shorten or drop them: {config.model.pretrained} reads at most {longest_there_is}."
-            )
-        raise RunError(
-            f"{longest.name}: {needed} tokens do not fit in the context of {context}; {count:,} of "
-            f"{len(trajectories):,} dialogues are too long. {way_out}"
-        )
-    utterances = np.concatenate([_utterance_lengths(trajectory) for trajectory in trajectories])
-    cut_off = np.mean(utterances > config.decoding.max_utterance)
-    if cut_off > CUT_OFF:
-        console.print(
-            f"{cut_off:.0%} of what agents say in the dialogues is longer than "
-            f"config.decoding.max_utterance, {config.decoding.max_utterance} tokens, at which "
-            f"agents will be cut off in conversation; the longest takes {utterances.max()}."
-        )
-
-
-def _most_positions(config: ConfigDict) -> int | None:
-    """What a pretrained network reads at most; None = a fresh one, made for any length."""
-    if not config.model.pretrained:
-        return None
-    return read_config(find(config.model.pretrained, weights=False)).max_positions
-
-
-def _utterance_lengths(trajectory: Trajectory) -> np.ndarray:
-    """Tokens of each of the agent's utterances, with the one that ends it."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], trajectory.is_action, [False]])))
-    return edges[1::2] - edges[::2]
-
-
-def units(config: ConfigDict) -> list[Unit]:
-    """All trainings that the settings ask for."""
-    return [Unit(method, seed) for seed in range(config.seeds) for method in config.methods]
-
-
-def _tokenizer(config: ConfigDict, dialogues: list[Dialogue]) -> DialogueTokenizer:
-    if config.tokenizer.pretrained:
-        return DialogueTokenizer.load(config.tokenizer.pretrained)
-    if config.model.pretrained:
-        return DialogueTokenizer.load(find(config.model.pretrained, weights=False))
-    return DialogueTokenizer.train(dialogues, config.tokenizer.vocab_size)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """What a method learns from as trajectories, with rewards of unit spread.
-
-    The spread is that of the original dialogues, whatever is learned from beside them: so all
-    methods of a run have the same settings.
-    """
-
-    trajectories: list[Trajectory]
-    tokenizer: DialogueTokenizer
-    reward_scale: float
-
-    @classmethod
-    def load(cls, config: ConfigDict, folder: RunFolder, rounds: int = 0) -> TrainingData:
-        originals = [d for d in read_dialogues(folder.dialogues) if is_for_training(d)]
-        tokenizer = DialogueTokenizer.load(folder.tokenizer)
-        scale = reward_scale(originals)
-        made = _regenerated(folder, tokenizer, rounds, scale)
-        trajectories = tokenizer.trajectories(originals, scale)
-        trajectories += [each for each in made if _fits(config, each)]
-        return cls(trajectories, tokenizer, scale)
-
-
-def _regenerated(
-    folder: RunFolder, tokenizer: DialogueTokenizer, rounds: int, scale: float = 1.0
-) -> list[Trajectory]:
-    """The dialogues of the first rounds of hindsight."""
-    files = (folder.hindsight_round(number) for number in range(1, rounds + 1))
-    dialogues = [d for file in files for d in iterate_dialogues(file) if is_for_training(d)]
-    return tokenizer.trajectories(dialogues, scale)
-
-
-def _fits(config: ConfigDict, trajectory: Trajectory) -> bool:
-    """An original that is too long is an error; one that was played on may well become so."""
-    return len(trajectory.tokens) <= config.model.max_positions
-
-
-def reward_scale(dialogues: list[Dialogue]) -> float:
-    """One over the standard deviation of the returns, so that settings fit any rating scale."""
-    spread = float(np.std([d.total_reward for d in dialogues if d.reward is not None]))
-    return 1.0 / spread if spread > 1e-6 else 1.0
-
-
-def packing(config: ConfigDict, trajectories: list[Trajectory]) -> PackingConfig:
-    return packing_for(
-        trajectories,
-        config.train.batch_rows,
-        config.model.max_positions,
-        config.train.token_discount,
-        config.train.utterance_discount,
-    )
-
-
-def preference_pairs(
-    config: ConfigDict, folder: RunFolder, tokenizer: DialogueTokenizer
-) -> tuple[list[PreferencePair], str]:
-    """What was put better in the first round, against what was said there.
-
-    Which is better is the controller's word; how the dialogues ended is not asked. Pairs that are
-    too long are left out, and those whose difference the tokenizer does not see.
-
-    Returns:
-        The pairs, and in words what was left out, or nothing.
-
-    Raises:
-        RunError: No pair is left.
-    """
-    originals = read_dialogues(folder.dialogues)
-    found = read_hindsight(folder.path, originals).rounds[0].pairs
-    turns = [made.source["turn"] for _, made in found]
-    rejected, chosen = (
-        tokenizer.utterances(list(zip(dialogues, turns, strict=True)))
-        for dialogues in zip(*found, strict=True)
-    )
-    pairs = [PreferencePair(*halves) for halves in zip(chosen, rejected, strict=True)]
-    differing = [pair for pair in pairs if not pair.says_the_same]
-    fitting = [p for p in differing if _fits(config, p.chosen) and _fits(config, p.rejected)]
-    counts = {
-        "longer than config.model.max_positions": len(differing) - len(fitting),
-        "the same to the tokenizer": len(pairs) - len(differing),
-    }
-    left_out = ", ".join(f"{count:,} {why}" for why, count in counts.items() if count)
-    left_out = left_out and f"left out: {left_out}"
-    if not fitting:
-        raise RunError(
-            f"none of the {len(pairs):,} pairs of utterances of {folder.hindsight_round(1)} can be "
-            f"learned from ({left_out}). Raise config.model.max_positions, or leave out dpo."
-        )
-    return fitting, left_out
-
-
-def packing_of_pairs(config: ConfigDict, pairs: list[PreferencePair]) -> PackingConfig:
-    """Half as many rows of twice the length: both halves of any pair fit."""
-    rows = settings.rows_of_pairs(config)
-    return packing_for_pairs(pairs, rows, 2 * config.model.max_positions)
-
-
 def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> None:
     """Trains one network; runs in a process of its own, on a mesh in that of each host."""
     folder = RunFolder(path)
@@ -333,12 +155,12 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
     start_from = pretrained_start(config, shape, unit.seed, mesh)
     if method.on_pairs:
         before = folder.checkpoints(Unit(PAIRS_START_FROM, unit.seed))
-        pairs, _ = preference_pairs(config, folder, data.tokenizer)
+        pairs, _ = training_data.preference_pairs(config, folder, data.tokenizer)
         chosen = Preferences(pairs, restore_params(before, shape, mesh, start_from))
-        shapes = packing_of_pairs(config, pairs)
+        shapes = training_data.packing_of_pairs(config, pairs)
     else:
         chosen = select_trajectories(data.trajectories, objective)
-        shapes = packing(config, chosen)
+        shapes = training_data.packing(config, chosen)
     metrics = MetricsLog(folder.metrics(unit), config.train.log_every)
     writes = _is_writer(config)
     report(0, train_config.steps, "compiling")
@@ -370,48 +192,6 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
     )
     if writes:
         metrics.finish()
-
-
-def pretrained_start(
-    config: ConfigDict, shape: ModelConfig, seed: int, mesh: Mesh | None = None
-) -> Callable[[], Params] | None:
-    """Makes what trainings of this seed start from; None = a fresh network."""
-    if not config.model.pretrained:
-        return None
-
-    def start() -> Params:
-        layout = sharding.shardings(abstract_params(shape), mesh) if mesh else None
-        return start_params(find(config.model.pretrained), shape, config.seed + seed, layout)
-
-    return start
-
-
-def trained_network(
-    config: ConfigDict, folder: RunFolder, unit: Unit
-) -> tuple[ModelConfig, Params]:
-    """What a unit has learned, as a network like any other: adapters are merged into it.
-
-    Its parameters lie on one device, or where `sharding.mesh_to_use` says. What it was trained from
-    is needed only where that is frozen in it.
-    """
-    shape = ModelConfig.from_dict(read_metadata(folder.checkpoints(unit))["model"])
-    mesh = sharding.mesh_to_use(settings.mesh_config(config))
-    start_from = pretrained_start(config, shape, unit.seed, mesh)
-    params = restore_params(folder.checkpoints(unit), shape, mesh, start_from)
-    return merge_adapters(shape, params)
-
-
-def is_trained(folder: RunFolder, unit: Unit) -> bool:
-    return _finished(folder.metrics(unit)).exists()
-
-
-def train_seconds(folder: RunFolder, unit: Unit) -> float:
-    """Time the training took, over all the sessions that it needed."""
-    return json.loads(_finished(folder.metrics(unit)).read_text())["train_seconds"]
-
-
-def _finished(metrics: Path) -> Path:
-    return metrics.with_suffix(".finished.json")
 
 
 class MetricsLog:
@@ -458,7 +238,7 @@ class MetricsLog:
         """Marks the training as done."""
         self._writer.close()
         seconds = {"train_seconds": round(self._seconds(), 1)}
-        write_atomically(_finished(self.path), json.dumps(seconds))
+        write_atomically(self.path.with_suffix(".finished.json"), json.dumps(seconds))
 
     def _show(self, step: int, values: dict[str, float]) -> None:
         for name in values.keys() - {"seconds"}:

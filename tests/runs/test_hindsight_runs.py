@@ -25,12 +25,13 @@ from experiments import counseling, hindsight_errors, persuasion
 from experiments.launch import parse_flags
 from experiments.methods import Method, parse_method, rounds_of
 from experiments.run_folder import RunError, RunFolder
-from experiments.stages import regenerate, train
+from experiments import training_data
+from experiments.stages import regenerate
 from experiments.report import figures
 from experiments.report import hindsight
 from experiments.report import page
 from experiments.report import wording
-from experiments.stages.hindsight import read_hindsight
+from experiments.hindsight_records import read_hindsight
 from imagination.dialogue import Dialogue, Turn, read_dialogues, write_dialogues
 from imagination.hindsight import Continuation, Proposal
 from imagination.tokenization import DialogueTokenizer
@@ -126,7 +127,7 @@ def test_a_pair_is_what_was_said_and_what_was_put_better(monkeypatch, run_folder
     look_back(monkeypatch, run_folder, engine)
     tokenizer = DialogueTokenizer.train(read_dialogues(run_folder.dialogues), 300)
     config = config_with("--config.model.max_positions=60", "--config.decoding.max_utterance=8")
-    pairs, left_out = train.preference_pairs(config, run_folder, tokenizer)
+    pairs, left_out = training_data.preference_pairs(config, run_folder, tokenizer)
     assert len(pairs) == 15  # of sixteen
     assert left_out == "left out: 1 longer than config.model.max_positions"
     for pair in pairs:
@@ -135,7 +136,7 @@ def test_a_pair_is_what_was_said_and_what_was_put_better(monkeypatch, run_folder
             assert tokenizer.decode(half.tokens[half.is_action]) == said
             before = half.tokens[~half.is_action]
             assert before.tolist() == tokenizer.context([Turn("human", "Hi.")]).tolist()
-    packing = train.packing_of_pairs(config, pairs)
+    packing = training_data.packing_of_pairs(config, pairs)
     assert (packing.batch_rows, packing.row_length) == (2, 120)
 
 
@@ -145,7 +146,7 @@ def test_pairs_of_which_none_fits_are_told(monkeypatch, run_folder):
     tokenizer = DialogueTokenizer.train(read_dialogues(run_folder.dialogues), 300)
     config = config_with("--config.model.max_positions=60", "--config.decoding.max_utterance=8")
     with pytest.raises(RunError, match=r"none of the 16 pairs .* 16 longer than config\.model"):
-        train.preference_pairs(config, run_folder, tokenizer)
+        training_data.preference_pairs(config, run_folder, tokenizer)
 
 
 def test_a_killed_round_goes_on_to_the_same_bytes(finished: Path, tmp_path: Path):
@@ -353,7 +354,7 @@ def test_what_was_set_apart_is_neither_looked_back_on_nor_learned_from(monkeypat
     made = read_dialogues(run_folder.hindsight_round(1))
     assert {d.source["part"] for d in made} == {"train"}
     DialogueTokenizer.train(made, 300).save(run_folder.tokenizer)
-    names = {t.name for t in train.TrainingData.load(config_with(), run_folder, 1).trajectories}
+    names = {t.name for t in training_data.TrainingData.load(config_with(), run_folder, 1).trajectories}
     assert len(names) == 32 and not {f"dialogue {name}" for name in apart} & names
 
 
@@ -407,7 +408,7 @@ def test_a_reward_model_without_variation_says_so(monkeypatch, run_folder):
 def test_rewards_are_scaled_by_the_originals_alone(monkeypatch, run_folder):
     look_back(monkeypatch, run_folder, MadeUp(lambda d: known(d) if d.reward else 0.5))
     DialogueTokenizer.train(read_dialogues(run_folder.dialogues), 300).save(run_folder.tokenizer)
-    loaded = [train.TrainingData.load(config_with(), run_folder, rounds) for rounds in (0, 1)]
+    loaded = [training_data.TrainingData.load(config_with(), run_folder, rounds) for rounds in (0, 1)]
     assert loaded[0].reward_scale == loaded[1].reward_scale
     assert len(loaded[1].trajectories) == 2 * len(loaded[0].trajectories)
 
@@ -421,7 +422,7 @@ def test_a_replay_longer_than_the_context_is_left_out_an_original_is_an_error(
     originals = read_dialogues(run_folder.dialogues)
     DialogueTokenizer.train(originals, 300).save(run_folder.tokenizer)
     config = config_with("--config.model.max_positions=60", "--config.decoding.max_utterance=8")
-    names = [t.name for t in train.TrainingData.load(config, run_folder, 1).trajectories]
+    names = [t.name for t in training_data.TrainingData.load(config, run_folder, 1).trajectories]
     assert len(names) == 31 and "dialogue d7-r1t1" not in names and "dialogue d7" in names
 
 

@@ -18,8 +18,8 @@ from world_llm import WorldLLM
 
 from experiments import config as settings
 from experiments.run_folder import RunError, RunFolder
-from experiments.stages import engine
-from experiments.stages.train import _check_lengths
+from experiments import llm_imagination
+from experiments.training_data import check_lengths
 from experiments.terminal import make_console
 from ilql_jax import Trajectory
 from imagination.task import TaskError
@@ -187,7 +187,7 @@ def test_dialogues_that_do_not_fit_say_how_much_room_all_of_them_need():
         r"Set config\.model\.max_positions to 402"
     )
     with pytest.raises(RunError, match=expected):
-        _check_lengths(config, data, make_console())
+        check_lengths(config, data, make_console())
 
 
 def test_dialogues_longer_than_a_pretrained_model_reads_are_not_sent_there(tmp_path: Path):
@@ -197,16 +197,16 @@ def test_dialogues_longer_than_a_pretrained_model_reads_are_not_sent_there(tmp_p
     config = settings.base_config()
     config.model.pretrained = str(tmp_path)
     with pytest.raises(RunError, match=r"too long\. Shorten or drop them: .* at most 300\."):
-        _check_lengths(config, [trajectory("a", 400)], make_console())
+        check_lengths(config, [trajectory("a", 400)], make_console())
     with pytest.raises(RunError, match="max_positions to 261 or more"):
-        _check_lengths(config, [trajectory("a", 260)], make_console())
+        check_lengths(config, [trajectory("a", 260)], make_console())
 
 
 def test_agents_that_will_be_cut_off_are_told(capsys):
     config = settings.base_config()
-    _check_lengths(config, [trajectory("a", 24, 20)], make_console())
+    check_lengths(config, [trajectory("a", 24, 20)], make_console())
     assert not capsys.readouterr().out
-    _check_lengths(config, [trajectory("a", 24, 60, 30, 3)], make_console())
+    check_lengths(config, [trajectory("a", 24, 60, 30, 3)], make_console())
     told = " ".join(capsys.readouterr().out.split())
     assert told.startswith("50% of what agents say") and "the longest takes 60." in told
 
@@ -238,7 +238,7 @@ def test_runs_that_share_a_cache_pay_once_for_what_they_have_in_common(tmp_path:
         for rounds in (0, 1):
             config = own(**shared, **{"imagination.critique_rounds": rounds})
             folder = RunFolder(tmp_path / f"critique{rounds}")
-            made.append(engine.run(config, folder, make_console())[0])
+            made.append(llm_imagination.run(config, folder, make_console())[0])
             calls.append(len(server.calls))
             assert not folder.llm.exists()
     # 1 for the task, some for the personas, and 24 scripts; then 24 verdicts and nothing else.

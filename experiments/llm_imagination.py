@@ -1,4 +1,4 @@
-"""The imagine stage with an LLM: from a description to `task.yaml`, dialogues and their card.
+"""Imagination with an LLM: from a description to `task.yaml`, dialogues and their card.
 
 Every answer is on disk (`llm/` in the run's folder, if not elsewhere) before it is used, so a run
 that was stopped goes on with the same command and asks nothing twice.
@@ -7,19 +7,19 @@ that was stopped goes on with the same command and asks nothing twice.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import config as settings
-from experiments.run_folder import RunFolder, write_atomically
+from experiments.files import write_atomically
+from experiments.run_folder import RunFolder
+from experiments.tasks import given_task
 from experiments.terminal import progress_bars
 from imagination.dataset_card import card_sections
 from imagination.dialogue import Dialogue
 from imagination.engine import Imagined, derive_task, imagine_dialogues, plan
 from imagination.llm import Client
-from imagination.simulation import load_world
 from imagination.task import Task
 
 
@@ -51,8 +51,8 @@ def _open_client(config: ConfigDict, folder: RunFolder) -> Client:
 
 async def _task(config: ConfigDict, folder: RunFolder, client: Client) -> Task:
     """The task as it stands in `task.yaml`; derived and written there the first time."""
-    if folder.task.exists():
-        return Task.from_yaml(folder.task.read_text("utf-8"), str(folder.task))
+    if (task := folder.load_task()) is not None:
+        return task
     name, given = given_task(config, folder)
     task = await derive_task(client, name, given)
     write_atomically(folder.task, task.to_yaml())
@@ -85,29 +85,10 @@ async def _imagine(config: ConfigDict, task: Task, client: Client, console: Cons
         return await imagine_dialogues(client, task, engine, advance)
 
 
-def given_task(config: ConfigDict, folder: RunFolder) -> tuple[str, dict[str, Any]]:
-    """The task's name, and what the settings say of it; what is missing is derived.
-
-    Without a description it is the task of the embedded world; without a world it is named after
-    the experiment.
-    """
-    given = {name: config.task[name] for name in settings.TASK_FIELDS}
-    given["persona_axes"] = given["persona_axes"].to_dict()
-    if not config.task.world:
-        return folder.experiment or "task", given
-    task = load_world(config.task.world).task
-    if not given["description"]:
-        world = {name: getattr(task, name) for name in settings.TASK_FIELDS}
-        given = world | {name: value for name, value in given.items() if value}
-        given |= {"reward_range": task.reward_range, "success_reward": task.success_reward}
-    return task.name, given
-
-
 def print_plan(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     """Shows the prompts, how many calls and tokens, and what they would cost, without a call."""
-    if folder.task.exists():
-        task = Task.from_yaml(folder.task.read_text("utf-8"), str(folder.task))
-    else:
+    task = folder.load_task()
+    if task is None:
         name, given = given_task(config, folder)
         task = {"name": name, **given}
     planned = plan(task, settings.engine_config(config), settings.imagination_llm(config))

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiments.report.wording import number
-from experiments.run_folder import RunFolder
-from experiments.stages.imagine import is_for_training
+from experiments.run_folder import RunFolder, is_for_training
 from imagination.dialogue import Dialogue, iterate_dialogues
 
 
