@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ilql_jax import Trajectory, chunked_cross_entropy, losses
+from ilql_jax import Trajectory, losses
 from ilql_jax.batching import token_transitions
 from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
 
@@ -392,116 +392,6 @@ def test_weighted_mean_ignores_padding_and_survives_nothing_at_all():
 def test_shapes_that_do_not_agree_are_shown(call):
     with pytest.raises(ValueError, match=r"\(\d"):
         call()
-
-
-# --- chunks -------------------------------------------------------------------------------------
-
-ROWS, SLOTS, WIDTH, WORDS = 2, 7, 3, 11
-CHUNKS = pytest.mark.parametrize("size", [1, 2, 4, 6, 14, 1000])  # 4: two slots a row of seven
-
-
-def chunk_arguments():
-    rng = np.random.default_rng(0)
-    actions = jnp.asarray(rng.integers(WORDS, size=(ROWS, SLOTS)))
-    weight = jnp.asarray(rng.random((ROWS, SLOTS)) * (rng.random((ROWS, SLOTS)) < 0.7))
-    matrices = normal(1, WORDS, WIDTH), normal(2, 2, WORDS, WIDTH), normal(3, 2, WORDS)
-    return normal(0, ROWS, SLOTS, WIDTH), tuple(map(jnp.asarray, matrices)), actions, weight
-
-
-def per_decision(matrices):
-    """A policy's cross-entropy and the conservative term of twin heads."""
-    output, heads, bias = matrices
-
-    def loss(states, actions):
-        q = jnp.einsum("bad,kvd->kbav", states, heads) + bias[:, None, None]
-        policy = losses.policy_loss(states @ output.T, actions)
-        return policy + 0.5 * losses.cql_loss(q, actions).sum(axis=0)
-
-    return loss
-
-
-@CHUNKS
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("heads", ["a matrix each", "one matrix"])
-def test_cross_entropy_in_chunks_is_that_of_all_in_value_and_gradient(size, heads, bias):
-    _, (_, matrix, offset), actions, weight = chunk_arguments()
-    features = jnp.asarray(normal(0, 2, ROWS, SLOTS, WIDTH))
-    layer = (matrix if heads == "a matrix each" else matrix[:1],)
-    layer += (offset[: len(layer[0])],) if bias else ()
-
-    def plain(features, matrix, bias=None):
-        scores = features @ jnp.swapaxes(matrix, 1, 2)[:, None]
-        scores = scores if bias is None else scores + bias[:, None, None]
-        return jnp.sum(weight * losses.cql_loss(scores, actions)) ** 2
-
-    def in_chunks(features, matrix, bias=None):
-        return (
-            chunked_cross_entropy.cross_entropy(features, matrix, bias, actions, weight, size) ** 2
-        )
-
-    close(in_chunks(features, *layer), plain(features, *layer), 1e-4)
-    arguments = range(1 + len(layer))
-    expected = jax.grad(plain, arguments)(features, *layer)
-    for compiled in (lambda f: f, jax.jit):
-        found = compiled(jax.grad(in_chunks, arguments))(features, *layer)
-        jax.tree.map(lambda a, b: close(a, b, 1e-3), found, expected)
-
-
-def test_cross_entropy_in_bfloat16_is_near_that_in_float32():
-    _, (_, matrix, bias), actions, weight = chunk_arguments()
-    features = jnp.asarray(normal(0, 2, ROWS, SLOTS, WIDTH))
-
-    def gradients(dtype):
-        def loss(*layer):
-            return chunked_cross_entropy.cross_entropy(*layer, actions, weight, 4, dtype)
-
-        return jax.value_and_grad(loss, (0, 1, 2))(features, matrix, bias)
-
-    rounded, exact = gradients(jnp.bfloat16), gradients(jnp.float32)
-    jax.tree.map(lambda a, b: close(a, b, 0.1), rounded, exact)
-    assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(rounded))
-    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (rounded, exact)), strict=True))
-
-
-@CHUNKS
-def test_each_in_chunks_is_each_in_value_and_gradient(size):
-    states, matrices, actions, weight = chunk_arguments()
-
-    def plain(states, matrices):
-        return per_decision(matrices)(states, actions)
-
-    def in_chunks(states, matrices):
-        return chunked_cross_entropy.each(per_decision(matrices), states, actions, size)
-
-    def total(function):
-        return jax.grad(lambda *x: jnp.sum(jnp.sin(function(*x)) * weight), (0, 1))
-
-    close(in_chunks(states, matrices), plain(states, matrices))
-    expected = total(plain)(states, matrices)
-    jax.tree.map(close, total(in_chunks)(states, matrices), expected)
-
-
-def cross_entropy_of_policy(size, actions, weight):
-    def loss(states, output):
-        return chunked_cross_entropy.cross_entropy(
-            states[None], output[None], None, actions, weight, size
-        )
-
-    return loss
-
-
-def test_the_weight_of_a_sum_in_chunks_gets_no_gradient():
-    states, (output, _, _), actions, weight = chunk_arguments()
-    gradient = jax.grad(lambda w: cross_entropy_of_policy(4, actions, w)(states, output))(weight)
-    close(gradient, np.zeros(weight.shape), 0)
-
-
-@pytest.mark.parametrize("size", [2, 1000])
-@pytest.mark.parametrize(("learned", "products"), [((0, 1), 3), ((0,), 2)])
-def test_cross_entropy_takes_no_more_products_than_its_gradients_need(size, learned, products):
-    states, (output, _, _), actions, weight = chunk_arguments()
-    gradient = jax.grad(cross_entropy_of_policy(size, actions, weight), learned)
-    assert str(jax.make_jaxpr(gradient)(states, output)).count("dot_general") == products
 
 
 # --- transitions --------------------------------------------------------------------------------
