@@ -52,7 +52,9 @@ TESTS = {
     "imagination.simulation.planning": ["imagination/test_planning.py"],
 }
 # Imported once, before the processes fork; nothing here starts threads or a backend.
-WARM = ("jax", "jax.numpy", "flax.nnx", "optax", "scipy.stats", "orbax.checkpoint", "pytest")
+WARM = ("jax.numpy", "flax.nnx", "optax", "grain", "orbax.checkpoint", "scipy.stats", "pytest")
+# No plugins and no rewritten assertions: a verdict takes no explanation.
+PYTEST = ("-x", "-q", "-o", "addopts=", "--import-mode=importlib", "--assert=plain", "--tb=line")
 LEAST_SECONDS = 20.0  # a mutant's time limit, or ten times what the tests took
 KILLED, SURVIVED, EQUIVALENT_ = "killed", "survived", "equivalent"
 
@@ -118,6 +120,7 @@ def judge(mutants: Sequence[Mutant]) -> list[tuple[Mutant, str, str]]:
     """Mutant, verdict, and what killed it or its diff; tells of each as it goes."""
     with tempfile.TemporaryDirectory() as cache:
         # Mutants share all that was compiled for what they left as it was.
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         for name in WARM:
@@ -216,8 +219,8 @@ def run_tests(module: str, source: str, order: Sequence[str] | None, note: Calla
     recorder = _Recorder(order)
     _Recorder.current = recorder
     files = [str(ROOT / "tests" / name) for name in TESTS[module]]
-    quiet = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=line"]
-    status = pytest.main([*quiet, f"--rootdir={ROOT}", *files], plugins=[recorder])
+    quiet = [*PYTEST, "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
+    status = pytest.main([*quiet, *files], plugins=[recorder])
     lines = {test: sorted(found) for test, found in recorder.lines.items()}
     record = {"seconds": recorder.seconds, "lines": lines}
     note(record | ({"failed": recorder.failed} if recorder.failed else {}))

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from experiments.evaluation import statistics
 
@@ -40,6 +41,31 @@ class TestBootstrapMean:
         np.testing.assert_allclose(
             [interval.low, interval.high], [scores.mean() - half, scores.mean() + half], atol=0.01
         )
+
+    def test_interval_of_the_drawn_means_after_the_seeds_were_stretched(self):
+        # With one human all chance lies in the seeds: -s and s are stretched by √2 · t/z.
+        scores = np.array([[-1.0], [1.0]])
+        stretch = np.sqrt(2) * scipy.stats.t.ppf(0.9, 1) / scipy.stats.norm.ppf(0.9)
+        interval = statistics.bootstrap_mean(scores, seed=0, confidence=0.8)
+        np.testing.assert_allclose(interval, [0.0, -stretch, stretch], atol=1e-9)
+
+    def test_two_thousand_resamples_and_95_percent_unless_told_otherwise(self):
+        scores = np.random.default_rng(0).normal(size=(3, 20))
+        plain = statistics.bootstrap_mean(scores, seed=1)
+        assert plain == statistics.bootstrap_mean(scores, 1, resamples=2000, confidence=0.95)
+        labels, predictions = np.repeat([0, 1], 10), scores.ravel()[:20]
+        plain = statistics.bootstrap_auroc(labels, predictions, seed=1)
+        assert plain == statistics.bootstrap_auroc(
+            labels, predictions, 1, resamples=2000, confidence=0.95
+        )
+        few, many = scores[:1], scores[1:2]
+        assert statistics.compare(few, many, 1) == statistics.compare(few, many, 1, resamples=9999)
+
+    def test_chunks_add_up_to_the_resamples_and_keep_to_their_size(self, monkeypatch):
+        monkeypatch.setattr(statistics, "_CHUNK_ELEMENTS", 100)
+        assert list(statistics._chunks(25, 10)) == [10, 10, 5]
+        assert list(statistics._chunks(20, 10)) == [10, 10]
+        assert list(statistics._chunks(3, 101)) == [1, 1, 1]
 
     def test_equal_scores_leave_no_width(self):
         assert statistics.bootstrap_mean(np.full((3, 5), 0.5), seed=0) == (0.5, 0.5, 0.5)
@@ -151,8 +177,10 @@ class TestHolm:
     def test_nothing_and_nonsense(self):
         assert statistics.holm([]) == []
         assert statistics.holm([0.03]) == [0.03]
-        with pytest.raises(ValueError, match=r"\[0, 1\]"):
-            statistics.holm([0.2, float("nan")])
+        assert statistics.holm([0.0, 1.0]) == [0.0, 1.0]
+        for nonsense in (float("nan"), -0.01, 1.01):
+            with pytest.raises(ValueError, match=r"\[0, 1\]"):
+                statistics.holm([0.2, nonsense])
 
 
 class TestPairwiseTests:
@@ -173,6 +201,33 @@ class TestPairwiseTests:
         for record in statistics.pairwise_tests(scores, seed=0):
             assert record["p_training"] is None and record["p_training_holm"] is None
             assert 0 < record["p"] <= record["p_holm"] <= 1
+
+    def test_pairs_are_compared_on_the_episodes_that_both_have(self):
+        nan = np.nan
+        scores = {
+            "a": np.array([[1.0, 2.0, nan, 4.0, 9.0], [3.0, 2.0, 1.0, 6.0, 9.0]]),
+            "b": np.array([[0.0, nan, 5.0, 1.0]]),
+            "c": np.array([[nan, 1.0, 7.0]]),
+        }
+        ab, ac, bc = statistics.pairwise_tests(scores, seed=0)
+        # a and b both have episodes 0 and 3: means 2, 5 against 0, 1.
+        assert (ab["episodes"], ab["difference"]) == (2, 3.0)
+        assert ab["p"] == statistics.compare(np.array([[2.0, 5.0]]), np.array([[0.0, 1.0]]), 0)[1]
+        assert (ac["episodes"], ac["difference"]) == (1, 1.0)
+        # b and c share episode 2 alone.
+        assert (bc["episodes"], bc["difference"]) == (1, -2.0)
+
+    def test_a_pair_without_a_common_episode_has_no_numbers(self):
+        scores = {
+            "a": np.array([[1.0, np.nan]] * 2),
+            "b": np.array([[np.nan, 2.0]] * 2),
+            "c": np.array([[0.0, 1.0], [0.5, 2.0]]),
+        }
+        ab, ac, bc = statistics.pairwise_tests(scores, seed=0)
+        assert ab["episodes"] == 0
+        numbers = ("difference", "p", "p_holm", "p_training", "p_training_holm")
+        assert all(ab[name] is None for name in numbers)
+        assert [ac["p_holm"], bc["p_holm"]] == statistics.holm([ac["p"], bc["p"]])
 
 
 class TestNormalize:
@@ -198,7 +253,8 @@ class TestAuroc:
         assert statistics.auroc(labels, np.array([2.0, 3.0, 1.0])) == 1.0
         assert statistics.auroc(labels, np.array([1.0, 2.0, 3.0])) == 0.0
         assert statistics.auroc(labels, np.ones(3)) == 0.5
-        assert np.isnan(statistics.auroc(np.ones(3), np.ones(3)))
+        for one_class in (np.ones(3), np.zeros(3)):
+            assert np.isnan(statistics.auroc(one_class, np.arange(3.0)))
 
     def test_labels_and_scores_are_checked(self):
         with pytest.raises(ValueError, match="labels must be 0 or 1"):
@@ -221,7 +277,8 @@ class TestAuroc:
         assert covered >= 88
 
     def test_interval_of_one_class_is_undefined(self):
-        assert np.isnan(statistics.bootstrap_auroc(np.ones(3), np.ones(3), seed=0)).all()
+        for one_class in (np.ones(3), np.zeros(3)):
+            assert np.isnan(statistics.bootstrap_auroc(one_class, np.ones(3), seed=0)).all()
 
 
 class TestCalibrationBins:

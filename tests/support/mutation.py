@@ -193,10 +193,12 @@ class _Walker:
     def _constant(self, node: ast.Constant, parent: ast.AST) -> Iterator[_Edit]:
         value = node.value
         if isinstance(parent, ast.keyword) and parent.arg == "axis":
-            for axis in {0, 1, -1} - {value}:
-                yield self._replace(node, str(axis), "another axis")
+            # Not 1 for -1: of most arrays here that is the same axis.
+            yield self._replace(node, "1" if value == 0 else "0", "another axis")
         elif isinstance(value, bool):
             yield self._replace(node, str(not value), "constant")
+        elif isinstance(value, int) and value > 100:  # one more of so many is never seen
+            yield self._replace(node, str(2 * value), "constant, doubled")
         elif isinstance(value, int):
             yield self._replace(node, str(value + 1), "constant, one more")
             yield self._replace(node, f"({value - 1})", "constant, one less")
