@@ -29,7 +29,6 @@ from imagination.simulation import (
     load_world,
     sample_conversations,
 )
-from imagination.simulation import __main__ as printing
 from imagination.speakers import Conversation, converse
 from imagination.task import Task
 
@@ -287,7 +286,7 @@ def test_needs_no_llm_client():
 @pytest.fixture(scope="module")
 def coffee(tmp_path_factory: pytest.TempPathFactory) -> World:
     """The world of the page on how to write one; shy guests say hello less often."""
-    page = Path(printing.__file__).with_name("README.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "own_task.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     file = tmp_path_factory.mktemp("world") / "coffee.py"
     file.write_text(next(block for block in blocks if "WORLD = World(" in block))

@@ -36,7 +36,7 @@ from imagination.speakers import Conversation, Utterance, converse
 WORLDS = ("teaching", "travel", "persuasion", "counseling")
 FOR_HINDSIGHT = ("persuasion", "counseling")  # the data is poor on purpose
 FIND_OUT = {"persuasion": ("ask_reason", "doubt_yes"), "counseling": ("ask_behind",)}
-README = Path(printing.__file__).with_name("README.md")
+PAGE = Path(__file__).parents[2] / "docs" / "own_task.md"
 
 
 @pytest.fixture(params=WORLDS)
@@ -49,7 +49,7 @@ def coffee_source() -> str:
     """The complete example of the page on how to write a world."""
     (source,) = (
         block
-        for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
         if "WORLD = World(" in block
     )
     return source
@@ -431,7 +431,7 @@ def test_language_has_thousands_of_short_forms_and_few_words(world: World):
 
 
 def test_page_shows_the_figures_of_the_worlds(world: World):
-    assert printing.markdown(world) in README.read_text()
+    assert printing.markdown(world) in PAGE.read_text()
 
 
 # Grammar
