@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE, Transitions
+from ilql_jax.losses import CUT, END, NEXT_UTTERANCE, SAME_UTTERANCE, Transitions
 from ilql_jax.trajectory import Trajectory, TrajectoryError
 
 
@@ -28,6 +28,7 @@ class Batch(NamedTuple):
         positions: int32 [B, T], counted from 0 in each dialogue.
         by_token: Transitions [B, A], one per agent token.
         by_utterance: Transitions [B, U], one per agent utterance.
+        clone_weight: float32 [B, A], weight of each agent token's cloning loss; 0 = padding.
     """
 
     tokens: Int[Array, "batch time"]
@@ -35,6 +36,7 @@ class Batch(NamedTuple):
     positions: Int[Array, "batch time"]
     by_token: Transitions
     by_utterance: Transitions
+    clone_weight: Float[Array, "batch actions"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,9 +181,10 @@ _IN_MEMORY = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 # Transitions travel through the packer as one integer and one real matrix per level of decision.
 _INDICES = ("state", "value_state", "next_state")
 _INTEGERS = (*_INDICES, "action", "boundary")
-_REALS = ("reward", "discount", "weight")
+_REALS = ("reward", "discount", "weight", "tail")
 _EXTRA_AXES = {
     "tokens": (),
+    "clone_weight": (),
     "token_integers": (len(_INTEGERS),),
     "token_reals": (len(_REALS),),
     "utterance_integers": (len(_INTEGERS),),
@@ -191,7 +194,10 @@ _EXTRA_AXES = {
 
 def to_element(trajectory: Trajectory, packing: PackingConfig) -> dict[str, np.ndarray]:
     """A trajectory as the packer takes it: named arrays, indices counted from its start."""
-    element = {"tokens": np.asarray(trajectory.tokens, np.int32)}
+    element = {
+        "tokens": np.asarray(trajectory.tokens, np.int32),
+        "clone_weight": trajectory.clone_weight[trajectory.is_action],
+    }
     by_token = token_transitions(trajectory, packing.token_discount)
     by_utterance = utterance_transitions(trajectory, packing.utterance_discount)
     for level, transitions in (("token", by_token), ("utterance", by_utterance)):
@@ -205,6 +211,7 @@ def element_lengths(packing: PackingConfig) -> dict[str, int]:
     """Room in a row for each array of an element."""
     return {
         "tokens": packing.row_length,
+        "clone_weight": packing.actions_per_row,
         "token_integers": packing.actions_per_row,
         "token_reals": packing.actions_per_row,
         "utterance_integers": packing.utterances_per_row,
@@ -213,47 +220,65 @@ def element_lengths(packing: PackingConfig) -> dict[str, int]:
 
 
 def token_transitions(trajectory: Trajectory, discount: float) -> Transitions:
-    """One transition per agent token, vectors [A], indices counted from the dialogue's start."""
+    """One transition per agent token, vectors [A], indices counted from the trajectory's start."""
     at = np.flatnonzero(trajectory.is_action)
     state = at - 1
     following = np.append(state[1:], len(trajectory.tokens) - 1)
-    boundary = np.where(following == at, SAME_UTTERANCE, NEXT_UTTERANCE)
-    boundary[-1] = END
     return _transitions(
         trajectory,
+        discount=discount,
+        later_rewards=_later(trajectory)[1],
         state=state,
         value_state=state,
         action=trajectory.tokens[at],
         reward=trajectory.rewards[at],
         next_state=following,
-        discount=discount,
-        boundary=boundary,
+        boundary=np.where(following == at, SAME_UTTERANCE, NEXT_UTTERANCE),
+        weight=trajectory.credited[at],
     )
 
 
 def utterance_transitions(trajectory: Trajectory, discount: float) -> Transitions:
     """One transition per agent utterance: V before its first token, Q at its last (vectors [U])."""
-    first, last = _utterance_bounds(trajectory)
-    rewards = np.add.reduceat(trajectory.rewards, first)
+    first, last = utterance_bounds(trajectory.is_action)
     start = first - 1
-    boundary = np.full(len(first), NEXT_UTTERANCE)
-    boundary[-1] = END
+    later_first, later_rewards = _later(trajectory)
     return _transitions(
         trajectory,
+        discount=discount,
+        later_rewards=np.add.reduceat(later_rewards, later_first) if len(later_first) else [],
         state=last - 1,
         value_state=start,
         action=trajectory.tokens[last],
-        reward=rewards,
+        reward=np.add.reduceat(trajectory.rewards, first),
         next_state=np.append(start[1:], len(trajectory.tokens) - 1),
-        discount=discount,
-        boundary=boundary,
+        boundary=np.full(len(first), NEXT_UTTERANCE),
+        weight=np.logical_or.reduceat(trajectory.credited, first),
     )
 
 
-def _transitions(trajectory: Trajectory, *, discount: float, **columns: Any) -> Transitions:
-    """Adds what both levels share: the discount, zero at a terminal end, and weight one."""
+def _later(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
+    """Of the agent tokens behind a window's end: which begin an utterance, and their rewards.
+
+    Both are empty where the window reaches the episode's last decision, and where the episode was
+    cut off itself: its return is not known then, so the window's values bootstrap at its own end.
+    """
+    episode, later = trajectory.episode, trajectory.later
+    if episode is None or later is None or not episode.terminal:
+        return np.zeros(0, int), np.zeros(0)
+    is_action = episode.is_action[later]
+    first, _ = utterance_bounds(is_action)
+    return np.cumsum(is_action)[first] - 1, episode.rewards[later][is_action].astype(np.float64)
+
+
+def _transitions(
+    trajectory: Trajectory, *, discount: float, later_rewards: Sequence[float], **columns: Any
+) -> Transitions:
+    """Adds what both levels share: discounts, zero at a terminal end, and what lies behind it."""
     count = len(columns["state"])
-    discounts = np.full(count, discount, np.float32)
+    discounts, tail = np.full(count, discount, np.float32), np.zeros(count, np.float32)
+    columns["boundary"][-1] = CUT if len(later_rewards) else END
+    tail[-1] = np.dot(later_rewards, discount ** np.arange(len(later_rewards)))
     if trajectory.terminal:
         discounts[-1] = 0.0
     integers = {name: np.asarray(columns[name], np.int32) for name in _INTEGERS}
@@ -261,26 +286,34 @@ def _transitions(trajectory: Trajectory, *, discount: float, **columns: Any) -> 
         **integers,
         reward=np.asarray(columns["reward"], np.float32),
         discount=discounts,
-        weight=np.ones(count, np.float32),
+        weight=np.asarray(columns["weight"], np.float32),
+        tail=tail,
     )
 
 
-def _utterance_bounds(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
+def utterance_bounds(
+    is_action: Bool[np.ndarray, "time"],
+) -> tuple[Int[np.ndarray, "utterances"], Int[np.ndarray, "utterances"]]:
     """First and last token of each run of agent tokens."""
-    padded = np.concatenate([[False], trajectory.is_action, [False]])
+    padded = np.concatenate([[False], is_action, [False]])
     change = np.flatnonzero(padded[1:] != padded[:-1])
     return change[::2], change[1::2] - 1
 
 
 def _count_utterances(trajectory: Trajectory) -> int:
-    return len(_utterance_bounds(trajectory)[0])
+    return len(utterance_bounds(trajectory.is_action)[0])
 
 
 def assemble_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Drops the packer's bookkeeping and moves indices from the dialogue's start to the row's."""
     segments, positions = packed["tokens_segment_ids"], packed["tokens_positions"]
     starts = np.concatenate([[0], np.flatnonzero((positions == 0) & (segments > 0))])
-    row = {"tokens": packed["tokens"], "segment_ids": segments, "positions": positions}
+    row = {
+        "tokens": packed["tokens"],
+        "segment_ids": segments,
+        "positions": positions,
+        "clone_weight": packed["clone_weight"],
+    }
     for level in ("token", "utterance"):
         integers = packed[f"{level}_integers"].copy()
         owner = packed[f"{level}_integers_segment_ids"]
@@ -306,4 +339,5 @@ def assemble_batch(rows: dict[str, np.ndarray]) -> Batch:
         positions=rows["positions"].astype(np.int32),
         by_token=transitions("token"),
         by_utterance=transitions("utterance"),
+        clone_weight=rows["clone_weight"].astype(np.float32),
     )

@@ -33,9 +33,12 @@ class Transitions(NamedTuple):
         reward: float32, received on it.
         next_state: int32, index of the hidden state of the next decision (of the same dialogue).
         discount: float32, γ, or 0 at a terminal end.
-        weight: float32, 1, or 0 where the slot is padding.
+        weight: float32, 1 where values learn from the decision; 0 where they do not, though
+            returns pass through it, and where the slot is padding.
         boundary: int32, what lies between this decision and the next: `SAME_UTTERANCE`,
-            `NEXT_UTTERANCE` (the human spoke) or `END` (of the dialogue).
+            `NEXT_UTTERANCE` (the human spoke), `END` (of the dialogue) or `CUT` (the dialogue goes
+            on, but not in this row).
+        tail: float32, at `CUT` the Monte-Carlo return of the decisions that follow; elsewhere 0.
     """
 
     state: Int[Array, "batch decisions"]
@@ -46,9 +49,15 @@ class Transitions(NamedTuple):
     discount: Float[Array, "batch decisions"]
     weight: Float[Array, "batch decisions"]
     boundary: Int[Array, "batch decisions"]
+    tail: Float[Array, "batch decisions"]
+
+    @property
+    def is_real(self) -> Bool[Array, "batch decisions"]:
+        """True where the slot holds a decision: its next state lies behind its state."""
+        return self.next_state > self.state
 
 
-SAME_UTTERANCE, NEXT_UTTERANCE, END = 0, 1, 2
+SAME_UTTERANCE, NEXT_UTTERANCE, END, CUT = 0, 1, 2, 3
 
 
 def expectile_loss(
@@ -238,6 +247,31 @@ def lambda_returns(
     return lax.stop_gradient(jnp.moveaxis(returns, 0, -1))
 
 
+def returns_of(
+    transitions: Transitions,
+    next_values: Float[Array, "batch decisions"],
+    traces: Float[Array, "batch decisions"],
+) -> Float[Array, "batch decisions"]:
+    """`lambda_returns` of packed decisions, across the ends of windows too.
+
+    Behind a `CUT` the λ-return to come is not in the row; its Monte-Carlo return, `tail`, stands
+    for it: `G_t = r_t + γ_t ((1 − λ_t) V(h_{t+1}) + λ_t tail_t)`. For λ = 1 that is exact.
+
+    Args:
+        transitions: Decisions in the order of the row.
+        next_values: V at `next_state`.
+        traces: λ of each decision, 0 at `END`.
+    """
+    is_cut = transitions.boundary == CUT
+    mixed = (1 - traces) * next_values + traces * transitions.tail
+    return lambda_returns(
+        transitions.reward,
+        transitions.discount,
+        jnp.where(is_cut, mixed, next_values),
+        jnp.where(is_cut, 0.0, traces),
+    )
+
+
 def ilql_loss(
     *,
     q: Float[Array, "heads *batch"],
@@ -395,6 +429,7 @@ def transitions_from_mask(
         discount=jnp.where(is_real & ~ends, discount, 0.0),
         weight=is_real.astype(jnp.float32),
         boundary=jnp.where(is_real, boundary, END),
+        tail=jnp.zeros(columns.shape, rewards.dtype),
     )
     kept = jax.tree.map(lambda x: x[:, :max_actions], transitions)
     # Where decisions were left out, no return may pass on from the last one that is kept.

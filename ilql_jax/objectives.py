@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int
 
 from ilql_jax import chunked_cross_entropy, losses
 from ilql_jax.batching import Batch
-from ilql_jax.losses import NEXT_UTTERANCE, SAME_UTTERANCE, Transitions
+from ilql_jax.losses import CUT, END, NEXT_UTTERANCE, SAME_UTTERANCE, Transitions
 from ilql_jax.models import ActorCritic, ModelConfig, QHeads
 from ilql_jax.preferences import PreferenceBatch, split_pairs
 from ilql_jax.sharding import shard_batch
@@ -106,12 +106,14 @@ class Totals(NamedTuple):
 
     tokens: Float[Array, ""]
     utterances: Float[Array, ""]
+    cloned: Float[Array, ""]
 
 
 def totals_of(batch: Batch | PreferenceBatch) -> Totals:
     """Of everything in the batch."""
     rows = batch.dialogues if isinstance(batch, PreferenceBatch) else batch
-    return Totals(jnp.sum(rows.by_token.weight), jnp.sum(rows.by_utterance.weight))
+    weights = (rows.by_token.weight, rows.by_utterance.weight, rows.clone_weight)
+    return Totals(*map(jnp.sum, weights))
 
 
 def bc(
@@ -126,7 +128,7 @@ def bc(
     del target_q, progress
     totals = totals or totals_of(batch)
     hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
-    loss = _policy_loss(model, hidden, batch.by_token, batch.by_token.weight, config, totals)
+    loss = _policy_loss(model, hidden, batch.by_token, batch.clone_weight, config, totals)
     return loss, {"loss": loss, "policy_loss": loss}
 
 
@@ -169,9 +171,9 @@ def ilql(
     v = model.v(gather(of_values, decisions.value_state))
     next_v = jax.lax.stop_gradient(model.v(gather(of_values, decisions.next_state)))
     traces = _traces(decisions, config, progress)
-    returns = losses.lambda_returns(decisions.reward, decisions.discount, next_v, traces)
+    returns = losses.returns_of(decisions, next_v, traces)
     token_weight = _awac_weights(jnp.min(target, axis=0) - v, batch, config)
-    token_weight *= batch.by_token.weight
+    token_weight *= batch.clone_weight
     loss, metrics = losses.ilql_loss(
         q=q,
         target_q=target,
@@ -231,7 +233,7 @@ def dpo(
     rows = batch.dialogues
     hidden = model.trunk(rows.tokens, rows.segment_ids, rows.positions)
     token_log_prob = log_prob_of_tokens(model, hidden, rows, config.action_chunk)
-    log_prob = _sum_by_utterance(token_log_prob * rows.by_token.weight, rows)
+    log_prob = _sum_by_utterance(token_log_prob * rows.by_token.is_real, rows)
     (chosen, rejected), (reference_chosen, reference_rejected), (weight, _) = map(
         split_pairs, (log_prob, batch.reference_log_prob, rows.by_utterance.weight)
     )
@@ -318,7 +320,7 @@ def q_of_utterances(
     if how == "last":
         return heads.at_actions(gather(hidden, utterances.state), utterances.action)
     shares = q_of_tokens(heads, hidden, batch)
-    return _sum_by_utterance(shares * batch.by_token.weight, batch)
+    return _sum_by_utterance(shares * batch.by_token.is_real, batch)
 
 
 def _utterance_of_token(batch: Batch) -> Int[Array, "batch tokens"]:
@@ -366,10 +368,10 @@ def _policy_loss(
     config: ObjectiveConfig,
     totals: Totals,
 ) -> Float[Array, ""]:
-    """−log π_β of the agent's tokens, times these weights; mean over all agent tokens."""
+    """−log π_β of the agent's tokens, times these weights; over the sum of cloning weights."""
 
     states = gather(hidden, tokens.state)
-    weight = weight / jnp.maximum(totals.tokens, 1e-8)
+    weight = weight / jnp.maximum(totals.cloned, 1e-8)
     return chunked_cross_entropy.cross_entropy(
         states[None],
         model.trunk.output_matrix()[None],
@@ -421,21 +423,27 @@ def _traces(
     def now(trace):
         return 1.0 + faded * (trace - 1.0)
 
-    by_boundary = jnp.stack([now(config.token_trace), now(config.utterance_trace), 0.0])
-    assert (SAME_UTTERANCE, NEXT_UTTERANCE) == (0, 1)
+    across = now(config.utterance_trace)  # windows are cut between utterances
+    by_boundary = jnp.stack([now(config.token_trace), across, 0.0, across])
+    assert (SAME_UTTERANCE, NEXT_UTTERANCE, END, CUT) == (0, 1, 2, 3)
     return by_boundary[decisions.boundary]
 
 
 def _awac_weights(
     advantage: Float[Array, "batch decisions"], batch: Batch, config: ObjectiveConfig
 ) -> Float[Array, "batch tokens"]:
-    """Weight of each agent token's cloning loss; an utterance's advantage counts for all of it."""
-    tokens = batch.by_token
+    """Factor of each agent token's cloning weight; an utterance's advantage counts for all of it.
+
+    1 where the values do not learn from the decision: its advantage is not known.
+    """
+    credited = batch.by_token.weight
     if config.awac_temperature == 0:
-        return jnp.ones_like(tokens.weight)
+        return jnp.ones_like(credited)
     if config.credit == "utterance":
         advantage = _of_own_utterance(advantage, batch)
-    return losses.awac_weights(advantage, 1 / config.awac_temperature, config.awac_max_weight)
+        credited = _of_own_utterance(batch.by_utterance.weight, batch)
+    weight = losses.awac_weights(advantage, 1 / config.awac_temperature, config.awac_max_weight)
+    return jnp.where(credited > 0, weight, 1.0)
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:

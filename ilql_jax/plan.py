@@ -449,7 +449,7 @@ def _arguments(
         return jax.ShapeDtypeStruct((rows, columns), dtype, sharding=batch_sharding)
 
     def transitions(columns: int) -> Transitions:
-        reals = ("reward", "discount", "weight")
+        reals = ("reward", "discount", "weight", "tail")
         return Transitions(
             **{
                 name: array(columns, jnp.float32 if name in reals else jnp.int32)
@@ -458,8 +458,9 @@ def _arguments(
         )
 
     tokens = array(packing.row_length, jnp.int32)
+    by_token = transitions(packing.actions_per_row)
     by_utterance = transitions(packing.utterances_per_row)
-    batch = Batch(tokens, tokens, tokens, transitions(packing.actions_per_row), by_utterance)
+    batch = Batch(tokens, tokens, tokens, by_token, by_utterance, by_token.reward)
     if setting.objective.method in LEARNS_FROM_PAIRS:
         batch = PreferenceBatch(batch, by_utterance.reward)
     frozen = abstract_frozen(setting.model, setting.train)

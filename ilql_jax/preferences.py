@@ -36,6 +36,11 @@ class PreferencePair:
         """Returns itself, or raises `TrajectoryError` if the two do not make a pair."""
         before = []
         for half in (self.chosen, self.rejected):
+            if half.clone is not None or half.credit is not None:
+                raise TrajectoryError(
+                    f"{half.name}: clone or credit is given, but a pair is learned from as a "
+                    "whole; leave both None."
+                )
             at = np.flatnonzero(half.validate().is_action)
             if at[-1] - at[0] >= len(at):
                 raise TrajectoryError(

@@ -64,8 +64,8 @@ def score(
         placed = batch if mesh is None else sharding.place_batch(batch, mesh)
         log_prob, v, q = sharding.on_host(_score_batch(config, mesh, params, placed))
         for row in range(packing.batch_rows):
-            tokens = batch.by_token.weight[row] > 0
-            utterances = batch.by_utterance.weight[row] > 0
+            tokens = batch.by_token.is_real[row]
+            utterances = batch.by_utterance.is_real[row]
             if tokens.any():
                 results.append(
                     Scores(log_prob[row, tokens], v[row, utterances], q[row, utterances])

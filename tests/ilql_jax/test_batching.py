@@ -267,6 +267,7 @@ def test_losses_and_gradients_do_not_see_the_other_dialogues(packed, params, met
     masks = {
         level: without(getattr(batch, level), changed) for level in ("by_token", "by_utterance")
     }
+    masks["clone_weight"] = masks["by_token"].weight
     jax.tree.map(
         np.testing.assert_array_equal,
         loss_and_gradients(batch._replace(**masks)),
@@ -288,6 +289,70 @@ def test_an_utterances_q_is_the_sum_over_its_own_tokens(packed, params):
         expected = every[:, row, states, batch.tokens[row, states + 1]].sum(axis=1)
         np.testing.assert_allclose(found[:, row, slot], expected, rtol=1e-4, atol=1e-5)
     assert not np.asarray(found)[:, utterances.weight == 0].any()
+
+
+# --- what is cloned, what is credited ------------------------------------------------------------
+
+CLONE = np.float32([0, 1, 0.5, 0, 0, 0, 0])
+CREDIT = np.array([False, False, False, False, False, True, True])
+
+
+def test_weights_count_credited_decisions_and_cloning_has_its_own():
+    talk = make(TALK, rewards=[0, 1, 0, 0, 0, 0, 2], clone=CLONE, credit=CREDIT)
+    by_token, by_utterance = token_transitions(talk, 0.9), utterance_transitions(talk, 0.9)
+    assert by_token.weight.tolist() == [0, 0, 0, 1, 1]
+    assert by_utterance.weight.tolist() == [0, 1]  # credited as soon as one of its tokens is
+    plain = make(TALK, rewards=[0, 1, 0, 0, 0, 0, 2])
+    for level, whole in (
+        (by_token, token_transitions(plain, 0.9)),
+        (by_utterance, utterance_transitions(plain, 0.9)),
+    ):
+        for name in set(level._fields) - {"weight"}:  # states, rewards and ends stay: returns pass
+            np.testing.assert_array_equal(getattr(level, name), getattr(whole, name), name)
+    batch = next(make_batches([talk], PackingConfig(1, 8, 8, 4), seed=0))
+    assert batch.clone_weight.tolist() == [[1, 0.5, 0, 0, 0, 0, 0, 0]]
+    assert batch.by_token.is_real.tolist() == [[True] * 5 + [False] * 3]
+    assert batch.by_utterance.is_real.tolist() == [[True] * 2 + [False] * 2]
+
+
+def losses_of(talk, params, method, **fields):
+    """Metrics of one trajectory alone under a method."""
+    batch = next(make_batches([talk], PackingConfig(1, 8, 8, 4), seed=0))
+    shape = dataclasses.replace(MODEL, utterance_q="sum" if method == "ilql" else "last")
+    model = with_params(shape, params)
+    config = ObjectiveConfig(method, **fields)
+    _, metrics = OBJECTIVES[method](model, model.q, batch, config, jnp.float32(1.0))
+    return {name: float(value) for name, value in metrics.items()}, batch, model
+
+
+def test_the_policys_loss_is_a_mean_weighted_by_clone(params):
+    talk = make(TALK, clone=CLONE, credit=CREDIT)
+    metrics, batch, model = losses_of(talk, params, "bc")
+    hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)[0]
+    log_prob = jax.nn.log_softmax(model.trunk.logits(hidden))
+    expected = -(log_prob[0, 1] + 0.5 * log_prob[1, 2]) / 1.5
+    assert metrics["policy_loss"] == pytest.approx(float(expected), rel=1e-5)
+    for fields in ({}, {"awac_temperature": 0.5}):  # not credited: no advantage is known
+        metrics, *_ = losses_of(talk, params, "ilql", **fields)
+        assert metrics["policy_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_values_learn_from_credited_decisions_alone_but_returns_pass_all(params):
+    rewards = [0, 1, 0, 0, 0, 0, 2]
+    both, batch, model = losses_of(make(TALK, rewards=rewards), params, "ilql", utterance_trace=1.0)
+    one, _, _ = losses_of(
+        make(TALK, rewards=rewards, credit=CREDIT), params, "ilql", utterance_trace=1.0
+    )
+    assert both["return_mean"] == pytest.approx((1 + 0.99 * 2 + 2) / 2)
+    assert one["return_mean"] == pytest.approx(2)
+    first = np.array([False, True, True, False, False, False, False])
+    one, _, _ = losses_of(
+        make(TALK, rewards=rewards, credit=first), params, "ilql", utterance_trace=1.0
+    )
+    assert one["return_mean"] == pytest.approx(1 + 0.99 * 2)
+    hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
+    q = q_of_utterances(model.q, "sum", hidden, batch)[:, 0, 0]
+    assert one["q_loss"] == pytest.approx(float(((q - one["return_mean"]) ** 2).sum()), rel=1e-5)
 
 
 def test_gather_picks_each_rows_own_hidden_states():
