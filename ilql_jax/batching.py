@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -190,6 +191,27 @@ _EXTRA_AXES = {
     "utterance_integers": (len(_INTEGERS),),
     "utterance_reals": (len(_REALS),),
 }
+
+
+def abstract_batch(packing: PackingConfig, sharding: Any = None) -> Batch:
+    """Shapes and dtypes of a batch (`jax.ShapeDtypeStruct`), laid out by `sharding` if given."""
+
+    def array(columns: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((packing.batch_rows, columns), dtype, sharding=sharding)
+
+    def transitions(slots: int) -> Transitions:
+        integers = {name: array(slots, np.int32) for name in _INTEGERS}
+        return Transitions(**integers, **{name: array(slots, np.float32) for name in _REALS})
+
+    tokens = array(packing.row_length, np.int32)
+    return Batch(
+        tokens=tokens,
+        segment_ids=tokens,
+        positions=tokens,
+        by_token=transitions(packing.actions_per_row),
+        by_utterance=transitions(packing.utterances_per_row),
+        clone_weight=array(packing.actions_per_row, np.float32),
+    )
 
 
 def to_element(trajectory: Trajectory, packing: PackingConfig) -> dict[str, np.ndarray]:

@@ -38,9 +38,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from ilql_jax import hlo, sharding
-from ilql_jax.batching import Batch, PackingConfig
+from ilql_jax.batching import Batch, PackingConfig, abstract_batch
 from ilql_jax.errors import UserError
-from ilql_jax.losses import Transitions
 from ilql_jax.models import DecoderConfig, ModelConfig, Params
 from ilql_jax.models.config import LEFT_OPEN
 from ilql_jax.models.hugging_face.read import shape_for
@@ -443,26 +442,9 @@ def _arguments(
 ) -> tuple[TrainState | Batch | PreferenceBatch | Params, ...]:
     """Shapes of what a step is given, with where they lie: state, batch, and what is frozen."""
     state = sharding.with_shardings(abstract_state(setting.model, setting.train), mesh)
-    rows, batch_sharding = packing.batch_rows, sharding.batch_sharding(mesh)
-
-    def array(columns: int, dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, columns), dtype, sharding=batch_sharding)
-
-    def transitions(columns: int) -> Transitions:
-        reals = ("reward", "discount", "weight", "tail")
-        return Transitions(
-            **{
-                name: array(columns, jnp.float32 if name in reals else jnp.int32)
-                for name in Transitions._fields
-            }
-        )
-
-    tokens = array(packing.row_length, jnp.int32)
-    by_token = transitions(packing.actions_per_row)
-    by_utterance = transitions(packing.utterances_per_row)
-    batch = Batch(tokens, tokens, tokens, by_token, by_utterance, by_token.reward)
+    batch = abstract_batch(packing, sharding.batch_sharding(mesh))
     if setting.objective.method in LEARNS_FROM_PAIRS:
-        batch = PreferenceBatch(batch, by_utterance.reward)
+        batch = PreferenceBatch(batch, batch.by_utterance.reward)
     frozen = abstract_frozen(setting.model, setting.train)
     return (
         (state, batch) if frozen is None else (state, batch, sharding.with_shardings(frozen, mesh))

@@ -17,8 +17,7 @@ import numpy as np
 
 from experiments.benchmarks import measuring
 from ilql_jax import DecoderConfig, ModelConfig, ObjectiveConfig, TrainConfig
-from ilql_jax.batching import Batch
-from ilql_jax.losses import Transitions
+from ilql_jax.batching import PackingConfig, abstract_batch
 from ilql_jax.train import init_state, make_train_step
 
 ROW_LENGTH, ACTIONS, UTTERANCES = 256, 128, 8
@@ -31,24 +30,12 @@ OBJECTIVE = ObjectiveConfig("ilql", credit="token", cql_weight=0.1)
 TRAIN = TrainConfig(steps=10, learning_rate=1e-4)
 
 
-def abstract_batch(rows: int) -> Batch:
-    """Shapes of a batch with `ACTIONS` agent tokens a row."""
-
-    def transitions(slots: int) -> Transitions:
-        integer = jax.ShapeDtypeStruct((rows, slots), np.int32)
-        real = jax.ShapeDtypeStruct((rows, slots), np.float32)
-        reals = ("reward", "discount", "weight")
-        return Transitions(**{n: real if n in reals else integer for n in Transitions._fields})
-
-    tokens = jax.ShapeDtypeStruct((rows, ROW_LENGTH), np.int32)
-    return Batch(tokens, tokens, tokens, transitions(ACTIONS), transitions(UTTERANCES))
-
-
 def temporaries(model: ModelConfig, objective: ObjectiveConfig, rows: int) -> int:
     """Bytes that a compiled step takes beside its state, its batch and its results."""
     state = jax.eval_shape(lambda: init_state(model, TRAIN, 0))
     step = make_train_step(model, objective, TRAIN)
-    return step.lower(state, abstract_batch(rows)).compile().memory_analysis().temp_size_in_bytes
+    batch = abstract_batch(PackingConfig(rows, ROW_LENGTH, ACTIONS, UTTERANCES))
+    return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
 
 
 def run(size: str, heads: str, chunk: int) -> dict:
