@@ -5,8 +5,8 @@
     dialogues = converse(BehaviourAgent(world), SimulatedHuman(world), conversations, world.task)
 
 `world.py` is the engine, each task of `WORLDS` a file beside it, `planning.py` computes their
-exact values, `docs/own_task.md` shows how to write one. `python -m imagination.simulation` prints the
-figures of the worlds.
+exact values, `docs/own_task.md` shows how to write one. `python -m imagination.simulation`
+prints the figures of the worlds.
 """
 
 from imagination.simulation.loading import WORLDS, load_world

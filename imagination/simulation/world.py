@@ -6,8 +6,8 @@ and how a finished conversation is rated. What has been heard so far is kept in 
 `state`; together with a belief over personas it is all that an agent can use, which is why the
 optimum can be computed exactly (`planning.py`). Nothing but words passes between the speakers.
 
-Each task of `WORLDS` is a file beside it, `docs/own_task.md` shows how to write one, `speakers.py` makes
-them talk.
+Each task of `WORLDS` is a file beside it, `docs/own_task.md` shows how to write one, `speakers.py`
+makes them talk.
 """
 
 from __future__ import annotations
