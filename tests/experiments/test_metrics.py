@@ -110,13 +110,13 @@ def test_a_new_backend_is_a_class_and_a_line(tmp_path, monkeypatch):
             events.append("closed")
 
     monkeypatch.setitem(metrics.BACKENDS, "tensorboard", Memory)
-    with pytest.raises(ZeroDivisionError):
-        with open_logger(LoggingConfig(), log_file(tmp_path), {"seed": 3}) as logger:
-            logger.resume(2)
-            logger.log(3, {"loss": 1.0})
-            logger.summary({"score": 2.0})
-            logger.table("t", ("h",), [("c",)], "Title")
-            raise ZeroDivisionError
+    logging = open_logger(LoggingConfig(), log_file(tmp_path), {"seed": 3})
+    with pytest.raises(ZeroDivisionError), logging as logger:
+        logger.resume(2)
+        logger.log(3, {"loss": 1.0})
+        logger.summary({"score": 2.0})
+        logger.table("t", ("h",), [("c",)], "Title")
+        raise ZeroDivisionError
     assert events == [
         *(("open", {"seed": 3}), ("resume", 2), (3, {"loss": 1.0})),
         *({"score": 2.0}, ("t", "Title"), "closed"),
@@ -138,9 +138,9 @@ def test_wrong_settings_are_named(values, problem):
 
 def test_a_backend_that_is_not_installed_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(LoggerError, match=r"ilql-jax\[wandb\]"):
-        with open_logger(LoggingConfig(backends=("wandb",)), log_file(tmp_path)):
-            raise AssertionError("opened without its package")
+    logging = open_logger(LoggingConfig(backends=("wandb",)), log_file(tmp_path))
+    with pytest.raises(LoggerError, match=r"ilql-jax\[wandb\]"), logging:
+        raise AssertionError("opened without its package")
 
 
 # --- W&B, offline -------------------------------------------------------------------------------

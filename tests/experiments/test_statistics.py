@@ -67,6 +67,9 @@ class TestBootstrapMean:
         assert list(statistics._chunks(20, 10)) == [10, 10]
         assert list(statistics._chunks(3, 101)) == [1, 1, 1]
 
+    def test_plain_lists_of_whole_numbers_are_scores_too(self):
+        assert statistics.bootstrap_mean([[1, 2], [3, 4]], seed=0).mean == 2.5
+
     def test_equal_scores_leave_no_width(self):
         assert statistics.bootstrap_mean(np.full((3, 5), 0.5), seed=0) == (0.5, 0.5, 0.5)
 
@@ -293,6 +296,14 @@ class TestCalibrationBins:
         (record,) = statistics.calibration_bins(np.zeros(10), np.ones(10), bins=5)
         assert record["high"] == pytest.approx(1.0)
         assert record["low"] == pytest.approx(10 / (10 + 1.959964**2))
+
+    def test_wilson_interval_by_hand_where_outcomes_differ(self):
+        # 3 of 4 and z = 1.96: centre (p + z²/2n) / (1 + z²/n), half z/(1 + z²/n) √(pq/n + z²/4n²).
+        (record,) = statistics.calibration_bins(np.zeros(4), np.array([0.0, 1.0, 1.0, 1.0]), 1)
+        z = 1.959964
+        centre = (0.75 + z**2 / 8) / (1 + z**2 / 4)
+        half = z / (1 + z**2 / 4) * np.sqrt(0.75 * 0.25 / 4 + z**2 / 64)
+        assert (record["low"], record["high"]) == pytest.approx((centre - half, centre + half))
 
     def test_t_interval_for_other_outcomes(self):
         # Mean 2, standard error 1/√3, t(2) = 4.30265.

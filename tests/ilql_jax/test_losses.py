@@ -369,6 +369,21 @@ def test_weighted_mean_ignores_padding_and_survives_nothing_at_all():
     values = jnp.array([1.0, 3.0, 100.0])
     close(losses.weighted_mean(values, jnp.array([1.0, 1.0, 0.0])), 2.0)
     close(losses.weighted_mean(values, jnp.zeros(3)), 0.0, 0)
+    close(losses.weighted_mean(values, jnp.full(3, 0.125)), 104 / 3)
+    assert losses.weighted_mean(values, jnp.full(3, 1e-9)) == pytest.approx(104e-9 / 1e-8)
+
+
+def test_weighted_mean_of_a_part_is_divided_by_the_total_of_the_whole():
+    values, weight = jnp.array([1.0, 3.0, 100.0]), jnp.array([1.0, 2.0, 0.0])
+    close(losses.weighted_mean(values, weight, jnp.float32(14.0)), 0.5)
+
+
+def test_twin_heads_may_stand_before_the_axes_that_have_to_agree():
+    ones = jnp.ones((3, 2))
+    close(losses.td_loss(jnp.zeros((5, 3, 2)), ones, ones, ones), np.full((5, 3, 2), 4.0))
+    for shape in ((3, 5), (2,), (2, 3)):
+        with pytest.raises(ValueError, match=r"must end in \(3, 2\)"):
+            losses.td_loss(jnp.zeros(shape), ones, ones, ones)
 
 
 @pytest.mark.parametrize(
@@ -451,6 +466,38 @@ def test_transitions_beyond_the_width_are_left_out_and_the_rest_stays_right():
     assert result.next_state.tolist() == [[2, 4]]
     assert result.boundary.tolist() == [[NEXT_UTTERANCE, END]]
     close(result.discount, [[0.9, 0.9]])
+
+
+def test_transitions_of_rows_that_differ_in_length_decisions_and_end():
+    # human 7, agent 1 2, human 8, agent 3, human 5 | human 6, agent 4, cut off; then padding
+    result = losses.transitions_from_mask(
+        jnp.array([[7, 1, 2, 8, 3, 5], [6, 4, 9, 9, 9, 9]]),
+        jnp.array([[0, 1, 1, 0, 1, 0], [0, 1, 0, 0, 0, 0]], bool),
+        jnp.array([[0.0, 1.0, 2.0, 0.0, 3.0, 0.0], [0.0, 4.0, 0.0, 0.0, 0.0, 0.0]]),
+        terminal=jnp.array([True, False]),
+        max_actions=4,
+        lengths=jnp.array([6, 2]),
+    )
+    assert result.state.tolist() == [[0, 1, 3, 0], [0, 0, 0, 0]]
+    assert result.value_state.tolist() == result.state.tolist()
+    assert result.action.tolist() == [[1, 2, 3, 0], [4, 0, 0, 0]]
+    assert result.next_state.tolist() == [[1, 3, 5, 0], [1, 0, 0, 0]]
+    assert result.boundary.tolist() == [
+        [SAME_UTTERANCE, NEXT_UTTERANCE, END, END],
+        [END, END, END, END],
+    ]
+    close(result.reward, [[1, 2, 3, 0], [4, 0, 0, 0]], 0)
+    close(result.discount, [[0.99, 0.99, 0, 0], [0.99, 0, 0, 0]])
+    close(result.weight, [[1, 1, 1, 0], [1, 0, 0, 0]], 0)
+    assert result.weight.dtype == jnp.float32
+
+
+def test_transitions_are_as_many_as_a_row_may_hold_unless_told_otherwise():
+    tokens, is_action = jnp.arange(3)[None], jnp.array([[False, True, True]])
+    result = losses.transitions_from_mask(tokens, is_action, jnp.array([[0.0, 0.5, 1.0]]))
+    assert result.state.tolist() == [[0, 1]]
+    assert result.boundary.tolist() == [[SAME_UTTERANCE, END]]
+    close(result.discount, [[0.99, 0]])
 
 
 def test_a_mask_that_is_not_boolean_is_refused():

@@ -39,10 +39,11 @@ def drawn(seed: int, *key) -> float:
 
 @functools.cache
 def probabilities(seed: int, *key) -> dict[str, float]:
-    """Of the replies; some are impossible."""
+    """Of the replies; some are impossible, which a table may say with a zero or by leaving out."""
     weights = table(seed, *key).random(3) * (table(seed, "zero", *key).random(3) < 0.8)
     weights += 1e-3 * (weights.sum() == 0)
-    return dict(zip(REPLIES, (weights / weights.sum()).tolist(), strict=True))
+    shares = dict(zip(REPLIES, (weights / weights.sum()).tolist(), strict=True))
+    return shares if seed % 2 else {reply: share for reply, share in shares.items() if share}
 
 
 def acts_of(state: tuple) -> tuple:
@@ -116,7 +117,7 @@ def continuations(world: World, masses: dict, state: tuple, act: str) -> list[tu
 def grouped(masses: dict, likelihood, after) -> list[tuple[tuple, dict]]:
     found = []
     for reply in REPLIES:
-        joint = {p: m * likelihood(p)[reply] for p, m in masses.items()}
+        joint = {p: m * likelihood(p).get(reply, 0.0) for p, m in masses.items()}
         joint = {p: m for p, m in joint.items() if m > 0}
         if joint:
             found.append((after(reply), joint))
@@ -166,9 +167,9 @@ def value_under(world: World, choose, masses: dict) -> float:
 def joint_after(world: World, state: tuple, population: str) -> dict:
     """Mass of each persona that has said all this."""
     masses, heard = world.population(population), state[:1]
-    masses = {p: m * world.opening(p)[state[0]] for p, m in masses.items()}
+    masses = {p: m * world.opening(p).get(state[0], 0.0) for p, m in masses.items()}
     for act, reply in state[1:]:
-        masses = {p: m * world.reply(p, heard, act)[reply] for p, m in masses.items()}
+        masses = {p: m * world.reply(p, heard, act).get(reply, 0.0) for p, m in masses.items()}
         heard = (*heard, (act, reply))
     return {p: m for p, m in masses.items() if m > 0}
 
@@ -339,9 +340,38 @@ def test_an_act_that_is_certainly_worse_is_not_looked_into():
     assert sum(len(acts) == TURNS for acts in rated) <= len(ACTS)
 
 
+@pytest.mark.parametrize(("turns", "reply"), [(1, "yes"), (TURNS, "bye")])
+def test_where_it_ends_bounds_are_exact_and_only_the_best_act_is_looked_into(turns, reply):
+    class Counting(Planner):
+        looked_at = 0
+
+        def _value(self, node, at_least=-np.inf):
+            self.looked_at += 1
+            return super()._value(node, at_least)
+
+    ratings = {("ask",): 0.2, ("tell",): 0.7, ("wait",): 0.5}
+    planner = Counting(
+        made_up(
+            0,
+            turns=turns,
+            opening=lambda persona: {"yes": 1.0},
+            reply=lambda persona, state, act: {reply: 1.0},
+            rating=lambda persona, state: ratings[acts_of(state)],
+        )
+    )
+    assert planner.value() == pytest.approx(0.7)
+    assert planner.looked_at == 2  # the opening, and what follows the best act
+
+
 def test_what_was_worked_out_is_kept_until_there_is_too_much_of_it():
-    planner = Planner(made_up(1))
+    steps = []
+    world = made_up(
+        1, advance=lambda state, act, reply: steps.append(act) or (*state, (act, reply))
+    )
+    planner = Planner(world)
     value = planner.value()
+    taken = len(steps)
+    assert planner.value() == value and len(steps) == taken > 0
     count = len(planner._solved)
     assert count > 1
     planner.forget(count)
