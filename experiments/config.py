@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from experiments.methods import PAIRS_START_FROM, parse_method, rounds_of
 from ilql_jax.errors import UserError
 from ilql_jax.models import DecoderConfig, ModelConfig
-from ilql_jax.models.config import COMPUTE_DTYPES, LEFT_OPEN
+from ilql_jax.models.config import COMPUTE_DTYPES, NOT_IN_CONFIG_JSON
 from ilql_jax.models.hugging_face.read import check_tensors, shape_for
 from ilql_jax.objectives import ObjectiveConfig, network_of
 from ilql_jax.partition import check_start
@@ -350,7 +350,7 @@ def _whole_network(config: ConfigDict, vocab_size: int) -> ModelConfig:
     found = shape_for(pretrained, shape["max_positions"])
     # Checkpoints may have room for more tokens than there are, or lack the tokenizer's markers.
     said = {"vocab_size": max(vocab_size, found.vocab_size)}
-    said |= {name: shape[name] for name in LEFT_OPEN}
+    said |= {name: shape[name] for name in NOT_IN_CONFIG_JSON}
     return ModelConfig(dataclasses.replace(found, **said), **heads)
 
 
@@ -358,7 +358,7 @@ def _whole_network(config: ConfigDict, vocab_size: int) -> ModelConfig:
 SHAPE_KEYS = {
     f"model.{field.name}"
     for field in dataclasses.fields(DecoderConfig)
-    if field.name not in (*LEFT_OPEN, "max_positions")
+    if field.name not in (*NOT_IN_CONFIG_JSON, "max_positions")
 }
 
 

@@ -1,23 +1,26 @@
-"""Decoding: utterances for many conversations at once, written in compiled loops.
+"""Decoding: utterances for many conversations at once, in compiled loops.
 
-A conversation is read once; its keys and values stay in a *store* and are read on from turn to
-turn. To be answered it takes a *lane*: a row of the batch in which several utterances are written
-side by side. A lane that has finished is refilled with the next conversation while the others
-write on (`admit`, `write`); all shapes are fixed, so nothing is compiled again.
+Three functions, as in JetStream's continuous batching: `prefill` reads what is new in
+conversations and keeps their keys and values in a cache, where they stay from turn to turn;
+`insert` puts conversations into free *slots*, the rows of the decoding batch, in each of which
+several utterances are written side by side; `generate` writes in all slots until enough of them
+have finished, so that those can be refilled. All shapes are fixed, so nothing is compiled again.
+`policy.py` schedules them; `sample` is the three in a row, for one batch.
 
-Each token comes from the cloned policy, steered by the values where a strength is given:
-`π(a | h) ∝ π_β(a | h) · exp(β (min_k Q_k(h, a) − V(h)))` (ILQL, eq. 6). The value of a finished
-utterance is read as `ModelConfig.utterance_q` says; `policy.py` re-ranks by it. Q is that of the
-trained heads, not of their slower target copies.
+Each token comes from the cloned policy, or from what a `Steer` makes of it and the values; by
+default π(a | h) ∝ π_β(a | h) · exp(β (min_k Q_k(h, a) − V(h))) (ILQL, eq. 6). The value of a
+finished utterance is that of `ModelConfig.utterance_q`; `policy.py` re-ranks by it. Q is that of
+the trained heads, not of their slower target copies.
 
-Where the values have a trunk of their own, it reads and writes along beside the policy's, with keys
-and values in the same store: two passes a token. Lanes and a store that are made for one trunk are
-the policy's alone, which then costs nothing more, and tells no values.
+Where the values have a trunk of their own, it reads beside the policy's, with its keys and values
+in the same cache: two passes a token. With slots and a cache for `trunks=1` only the policy's
+trunk reads, at no extra cost; `q` and `v` are zero then.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,13 +29,20 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ilql_jax import losses
-from ilql_jax.models import Decoder, ModelConfig, Params, with_params
+from ilql_jax.models import Decoder, ModelConfig, Params, kv_cache, with_params
 from ilql_jax.models.blocks import compute_dtype
-from ilql_jax.models.kv_cache import KVCache, decode_step, extend
+from ilql_jax.models.kv_cache import KVCache
+
+# Logits of the policy [..., vocab] (−inf where a token is not allowed), min_k Q_k [..., vocab],
+# V [...], strength -> logits of the steered policy, like `losses.steer_logits`.
+Steer = Callable[
+    [Float[Array, "... vocab"], Float[Array, "... vocab"], Float[Array, "..."], Float[Array, ""]],
+    Float[Array, "... vocab"],
+]
 
 
 class Samples(NamedTuple):
-    """Utterances written for each conversation.
+    """Utterances written for each conversation (NumPy).
 
     Attributes:
         tokens: int32 [B, N, S], the stop token included, zeros after it.
@@ -42,37 +52,37 @@ class Samples(NamedTuple):
         v: float32 [B], V before anything was written.
     """
 
-    tokens: Int[Array, "batch samples time"]
-    length: Int[Array, "batch samples"]
-    log_prob: Float[Array, "batch samples"]
-    q: Float[Array, "batch samples"]
-    v: Float[Array, "batch"]
+    tokens: Int[np.ndarray, "batch samples time"]
+    length: Int[np.ndarray, "batch samples"]
+    log_prob: Float[np.ndarray, "batch samples"]
+    q: Float[np.ndarray, "batch samples"]
+    v: Float[np.ndarray, "batch"]
 
 
-class Lanes(NamedTuple):
-    """B conversations being answered, N utterances each of at most S tokens.
+class Slots(NamedTuple):
+    """State of the decoding batch: B conversations, N utterances each of at most S tokens.
 
-    All lanes write into the same column at a time, `clock` modulo S, whenever they began.
+    All slots write into the same column at a time, `clock` modulo S, whenever they were filled.
 
     Attributes:
-        clock: Tokens written since the lanes were made.
-        born: Clock at which the lane was admitted, [B].
-        context: Keys and values of the conversations, [B, heads, columns, head_size] each.
-        context_length: Columns of them that are real, [B].
+        clock: Tokens written since the slots were made.
+        filled: Clock at which the slot was filled, [B].
+        context: Cache of the conversations, [B, heads, columns, head_size] each.
+        context_length: Tokens in it, [B].
         keys: A random key an utterance, [B, N].
         hidden: State before the next token in each trunk that reads, [trunks, B, N, width].
-        written: Keys and values of the utterances, [B · N, heads, S, head_size] each.
-        tokens: [B, N, S], a lane's first at column `born` modulo S.
+        written: Cache of the utterances, [B · N, heads, S, head_size] each.
+        tokens: [B, N, S], a slot's first at column `filled` modulo S.
         length: Tokens of each utterance so far, [B, N].
         log_prob: log π_β of each, [B, N].
-        q: Value of each from each of the twin heads, [heads, B, N]; zero where the trunk that the
-            heads look at does not read.
-        v: V before them, [B]; likewise.
-        done: Whether it is finished, [B, N]; true in a lane that is free.
+        q: Value of each from each of the twin heads, [heads, B, N]; zero where the values' trunk
+            does not read.
+        v: V before them, [B]; zero likewise.
+        done: True for a finished utterance, and in free slots, [B, N].
     """
 
     clock: Int[Array, ""]
-    born: Int[Array, "batch"]
+    filled: Int[Array, "batch"]
     context: KVCache
     context_length: Int[Array, "batch"]
     keys: Key[Array, "batch samples"]
@@ -85,112 +95,118 @@ class Lanes(NamedTuple):
     v: Float[Array, "batch"]
     done: Bool[Array, "batch samples"]
 
+    @classmethod
+    def empty(
+        cls,
+        config: ModelConfig,
+        num_slots: int,
+        num_samples: int,
+        max_length: int,
+        columns: int,
+        trunks: int,
+    ) -> Slots:
+        """Makes free slots.
+
+        Args:
+            config: Shape of the network.
+            num_slots: B.
+            num_samples: N.
+            max_length: S.
+            columns: Tokens of the longest conversation.
+            trunks: `config.num_trunks`, or 1: the policy's alone.
+        """
+        decoder, each = config.decoder, (num_slots, num_samples)
+        return cls(
+            clock=jnp.zeros((), jnp.int32),
+            filled=jnp.zeros(num_slots, jnp.int32),
+            context=KVCache.zeros(decoder, (num_slots,), columns, trunks),
+            context_length=jnp.ones(num_slots, jnp.int32),
+            keys=jnp.broadcast_to(jax.random.key(0), each),
+            hidden=jnp.zeros((trunks, *each, decoder.hidden_size), compute_dtype(decoder)),
+            written=KVCache.zeros(decoder, (num_slots * num_samples,), max_length, trunks),
+            tokens=jnp.zeros((*each, max_length), jnp.int32),
+            length=jnp.zeros(each, jnp.int32),
+            log_prob=jnp.zeros(each),
+            q=jnp.zeros((2, *each)),
+            v=jnp.zeros(num_slots),
+            done=jnp.ones(each, bool),
+        )
+
     @property
     def samples(self) -> Samples:
-        """What was written, for the lanes that are finished (NumPy)."""
-        born, tokens, length = (np.asarray(x) for x in (self.born, self.tokens, self.length))
-        order = (born[:, None] + np.arange(tokens.shape[-1])) % tokens.shape[-1]
+        """What was written; meant for slots that have finished."""
+        filled, tokens, length = (np.asarray(x) for x in (self.filled, self.tokens, self.length))
+        order = (filled[:, None] + np.arange(tokens.shape[-1])) % tokens.shape[-1]
         tokens = np.take_along_axis(tokens, order[:, None], axis=-1)
         tokens = np.where(np.arange(tokens.shape[-1]) < length[..., None], tokens, 0)
         q = np.asarray(self.q).min(axis=0)
         return Samples(tokens, length, np.asarray(self.log_prob), q, np.asarray(self.v))
 
 
-def empty_lanes(
-    config: ModelConfig, lanes: int, num_samples: int, max_length: int, columns: int, trunks: int
-) -> Lanes:
-    """Free lanes, for conversations of up to `columns` tokens.
-
-    Args:
-        config: Shape of the network.
-        lanes: B.
-        num_samples: N.
-        max_length: S.
-        columns: Longest conversation.
-        trunks: `config.num_trunks`, or 1: the policy's alone.
-    """
-    decoder, each = config.decoder, (lanes, num_samples)
-    return Lanes(
-        clock=jnp.zeros((), jnp.int32),
-        born=jnp.zeros(lanes, jnp.int32),
-        context=KVCache.zeros(decoder, (lanes,), columns, trunks),
-        context_length=jnp.ones(lanes, jnp.int32),
-        keys=jnp.broadcast_to(jax.random.key(0), each),
-        hidden=jnp.zeros((trunks, *each, decoder.hidden_size), compute_dtype(decoder)),
-        written=KVCache.zeros(decoder, (lanes * num_samples,), max_length, trunks),
-        tokens=jnp.zeros((*each, max_length), jnp.int32),
-        length=jnp.zeros(each, jnp.int32),
-        log_prob=jnp.zeros(each),
-        q=jnp.zeros((2, *each)),
-        v=jnp.zeros(lanes),
-        done=jnp.ones(each, bool),
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("config", "columns"), donate_argnames="store")
-def read(
+@functools.partial(jax.jit, static_argnames=("config", "columns"), donate_argnames="cache")
+def prefill(
     config: ModelConfig,
     params: Params,
-    store: KVCache,
-    slots: Int[Array, "rows"],
-    tokens: Int[Array, "rows new"],
-    start: Int[Array, "rows"],
-    last: Int[Array, "rows"],
+    cache: KVCache,
+    entries: Int[Array, "batch"],
+    tokens: Int[Array, "batch new"],
+    start: Int[Array, "batch"],
+    last: Int[Array, "batch"],
     *,
     columns: int,
-) -> tuple[Float[Array, "trunks rows width"], KVCache, KVCache]:
-    """Reads on in conversations of the store.
+) -> tuple[Float[Array, "trunks batch width"], KVCache, KVCache]:
+    """Reads what is new in conversations of a cache.
 
     Args:
         config: Shape of the network.
         params: Its parameters.
-        store: Of all conversations, [slots, heads, columns, head_size] each, in the trunks that
-            read; given up.
-        slots: Which of them; one past the last stands for none.
-        tokens: What is new, padded on the right.
-        start: How many tokens are known already.
-        last: Which of the new tokens' states is wanted.
-        columns: How many of the store's columns are enough for all rows, the new ones included.
+        cache: Keys and values of all conversations, [entries, heads, columns, head_size] each, in
+            the trunks that read; donated.
+        entries: Place of each conversation in the cache; one past the last for padding.
+        tokens: New tokens, padded on the right.
+        start: Number of tokens that the cache holds already.
+        last: Index of the new token whose state is returned.
+        columns: Columns of the cache that are enough for all, the new tokens included.
 
     Returns:
-        The states asked for; keys and values of the rows; and the store with them.
+        The states asked for; keys and values of these conversations; and the cache with them.
     """
-    rows = jax.tree.map(lambda x: x[slots, :, :columns], store)
-    trunks = zip(with_params(config, params).trunks, rows.by_trunk(config.decoder), strict=False)
-    hidden, rows = zip(*(extend(*each, tokens, start) for each in trunks), strict=True)
-    rows = KVCache.of_trunks(rows)
-    store = jax.tree.map(
-        lambda kept, new: kept.at[slots, :, :columns].set(new, mode="drop"), store, rows
+    own = jax.tree.map(lambda x: x[entries, :, :columns], cache)
+    trunks = zip(with_params(config, params).trunks, own.by_trunk(config.decoder), strict=False)
+    hidden, own = zip(*(kv_cache.prefill(*each, tokens, start) for each in trunks), strict=True)
+    own = KVCache.of_trunks(own)
+    cache = jax.tree.map(
+        lambda old, new: old.at[entries, :, :columns].set(new, mode="drop"), cache, own
     )
-    wanted = [jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0] for x in hidden]
-    return jnp.stack(wanted), rows, store
+    states = [jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0] for x in hidden]
+    return jnp.stack(states), own, cache
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="lanes")
-def admit(
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="slots")
+def insert(
     config: ModelConfig,
     params: Params,
-    lanes: Lanes,
-    into: Int[Array, "rows"],
+    slots: Slots,
+    into: Int[Array, "batch"],
     context: KVCache,
-    context_length: Int[Array, "rows"],
-    hidden: Float[Array, "trunks rows width"],
-    keys: Key[Array, "rows"],
-) -> Lanes:
-    """Puts conversations into free lanes.
+    context_length: Int[Array, "batch"],
+    hidden: Float[Array, "trunks batch width"],
+    keys: Key[Array, "batch"],
+) -> Slots:
+    """Puts conversations into free slots.
 
     Args:
         config: Shape of the network.
         params: Its parameters.
-        lanes: Given up.
-        into: Which lane each takes; one past the last stands for none.
-        context: Keys and values of the conversations, from `read`; as many columns as the lanes
-            have are enough for them.
+        slots: Donated.
+        into: Slot of each conversation; one past the last for padding.
+        context: Keys and values of the conversations, from `prefill`; as many columns as the slots
+            have must be enough for them.
         context_length: Tokens of each.
         hidden: State after the last of them in each trunk that reads.
-        keys: One random key a conversation: what is written depends on it alone.
+        keys: One random key a conversation, on which alone what is drawn for it depends.
     """
-    num_samples, columns = lanes.done.shape[1], lanes.context.columns
+    num_samples, columns = slots.done.shape[1], slots.context.columns
     context = jax.tree.map(lambda x: x[..., :columns, :], context)
 
     def put(old: Array, new: Array, axis: int = 0) -> Array:
@@ -200,104 +216,112 @@ def admit(
     reads_values = len(hidden) == config.num_trunks
     v = with_params(config, params).v(hidden[-1]) if reads_values else 0.0
     sample_keys = jax.vmap(lambda key: jax.random.split(key, num_samples))(keys)
-    return lanes._replace(
-        born=put(lanes.born, lanes.clock),
-        context=jax.tree.map(put, lanes.context, context),
-        context_length=put(lanes.context_length, context_length),
-        keys=put(lanes.keys, sample_keys),
-        hidden=put(lanes.hidden, hidden[:, :, None], axis=1),
-        length=put(lanes.length, 0),
-        log_prob=put(lanes.log_prob, 0.0),
-        q=put(lanes.q, 0.0, axis=1),
-        v=put(lanes.v, v),
-        done=put(lanes.done, False),
+    return slots._replace(
+        filled=put(slots.filled, slots.clock),
+        context=jax.tree.map(put, slots.context, context),
+        context_length=put(slots.context_length, context_length),
+        keys=put(slots.keys, sample_keys),
+        hidden=put(slots.hidden, hidden[:, :, None], axis=1),
+        length=put(slots.length, 0),
+        log_prob=put(slots.log_prob, 0.0),
+        q=put(slots.q, 0.0, axis=1),
+        v=put(slots.v, v),
+        done=put(slots.done, False),
     )
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "stop_token", "steered"), donate_argnames="lanes"
+    jax.jit, static_argnames=("config", "stop_token", "steer"), donate_argnames="slots"
 )
-def write(
+def generate(
     config: ModelConfig,
     params: Params,
-    lanes: Lanes,
+    slots: Slots,
     finished: Int[Array, ""],
     allowed: Bool[Array, "vocab"],
     temperature: Float[Array, ""],
     steering_strength: Float[Array, ""],
     *,
     stop_token: int,
-    steered: bool,
-) -> Lanes:
-    """Writes on in all lanes until so many of them have finished.
+    steer: Steer | None,
+) -> Slots:
+    """Writes in all slots until enough of them have finished.
 
     An utterance ends with the stop token, which is forced at the greatest length.
 
     Args:
         config: Shape of the network.
         params: Its parameters.
-        lanes: Given up.
-        finished: How many lanes have to be finished or free.
-        allowed: False for tokens that are never written.
+        slots: Donated.
+        finished: Number of slots that have to be finished or free.
+        allowed: False for tokens that are never written, the forced stop token excepted.
         temperature: 1 samples from the policy, 0 takes the best token.
-        steering_strength: β; read only if `steered`.
+        steering_strength: β; read by `steer`.
         stop_token: Ends an utterance.
-        steered: Whether the values steer each token (costs the Q heads' vocabulary work). Needs
-            lanes that the values' trunk reads too.
+        steer: Makes logits of policy and values, at the cost of the Q heads' vocabulary-wide
+            work; None = the cloned policy. Needs slots that the values' trunk reads too.
+
+    Raises:
+        ValueError: `steer` with slots that only the policy's trunk reads.
     """
     model = with_params(config, params)
-    longest = lanes.tokens.shape[-1]
-    reads_values = len(lanes.hidden) == config.num_trunks
-    if steered and not reads_values:
+    longest = slots.tokens.shape[-1]
+    reads_values = len(slots.hidden) == config.num_trunks
+    if steer is not None and not reads_values:
         raise ValueError(
-            f"steered is true, but the lanes have {len(lanes.hidden)} trunk, the policy's alone: "
-            f"make them and the store for {config.num_trunks}."
+            f"steering reads the values, but the slots have {len(slots.hidden)} trunk, the "
+            f"policy's alone: make them and the cache for {config.num_trunks}."
         )
 
-    def write_token(lanes: Lanes) -> Lanes:
-        age = lanes.clock - lanes.born
-        of_policy, of_values = lanes.hidden[0], lanes.hidden[-1]
-        if steered:
-            logits, every_q = model.logits_and_q(of_policy, of_values)
-            logits = jnp.where(allowed, logits, -jnp.inf)
-            q, v = jnp.min(every_q, axis=0), model.v(of_values)
-            scores = losses.steer_logits(logits, q, v, steering_strength)
+    def write_token(slots: Slots) -> Slots:
+        age = slots.clock - slots.filled
+        policy_state, value_state = slots.hidden[0], slots.hidden[-1]
+        if steer is None:
+            scores = logits = jnp.where(allowed, model.trunk.logits(policy_state), -jnp.inf)
         else:
-            scores = logits = jnp.where(allowed, model.trunk.logits(of_policy), -jnp.inf)
-        token = _choose(lanes.keys, age, scores, temperature)
+            logits, q_by_head = model.logits_and_q(policy_state, value_state)
+            logits = jnp.where(allowed, logits, -jnp.inf)
+            q, v = jnp.min(q_by_head, axis=0), model.v(value_state)
+            scores = steer(logits, q, v, steering_strength)
+            # A great strength may overflow, which would make NaN of what is not allowed.
+            largest = jnp.finfo(scores.dtype).max
+            scores = jnp.where(allowed, jnp.clip(scores, -largest, largest), -jnp.inf)
+        token = _choose(slots.keys, age, scores, temperature)
         token = jnp.where((age == longest - 1)[:, None], stop_token, token)
         log_prob = -losses.policy_loss(logits, token)
-        q = model.q.at_actions(of_values, token) if reads_values else jnp.zeros_like(lanes.q)
-        running = ~lanes.done
-        column = lanes.clock % longest
-        positions = (lanes.context_length + age)[:, None]
+        q = model.q.at_actions(value_state, token) if reads_values else jnp.zeros_like(slots.q)
+        running = ~slots.done
+        column = slots.clock % longest
+        positions = (slots.context_length + age)[:, None]
         visible = (column - jnp.arange(longest)) % longest <= age[:, None]
 
-        def read_token(trunk: Decoder, context: KVCache, written: KVCache):
-            length = lanes.context_length
-            return decode_step(trunk, token, positions, context, length, written, column, visible)
+        def step(trunk: Decoder, context: KVCache, written: KVCache):
+            length = slots.context_length
+            return kv_cache.decode_step(
+                trunk, token, positions, context, length, written, column, visible
+            )
 
-        caches = (each.by_trunk(config.decoder) for each in (lanes.context, lanes.written))
-        hidden, written = zip(*map(read_token, model.trunks, *caches), strict=True)
-        kept = jnp.where(running, token, lanes.tokens[:, :, column])
-        return lanes._replace(
-            clock=lanes.clock + 1,
+        caches = (each.by_trunk(config.decoder) for each in (slots.context, slots.written))
+        hidden, written = zip(*map(step, model.trunks, *caches), strict=True)
+        kept = jnp.where(running, token, slots.tokens[:, :, column])
+        return slots._replace(
+            clock=slots.clock + 1,
             hidden=jnp.stack(hidden),
             written=KVCache.of_trunks(written),
-            tokens=lanes.tokens.at[:, :, column].set(kept),
-            length=lanes.length + running,
-            log_prob=lanes.log_prob + jnp.where(running, log_prob, 0.0),
-            q=jnp.where(running, q + lanes.q if config.utterance_q == "sum" else q, lanes.q),
-            done=lanes.done | (token == stop_token),
+            tokens=slots.tokens.at[:, :, column].set(kept),
+            length=slots.length + running,
+            log_prob=slots.log_prob + jnp.where(running, log_prob, 0.0),
+            q=jnp.where(running, q + slots.q if config.utterance_q == "sum" else q, slots.q),
+            done=slots.done | (token == stop_token),
         )
 
-    def goes_on(lanes: Lanes) -> Bool[Array, ""]:
-        return lanes.done.all(axis=1).sum() < jnp.minimum(finished, lanes.done.shape[0])
+    def goes_on(slots: Slots) -> Bool[Array, ""]:
+        return slots.done.all(axis=1).sum() < jnp.minimum(finished, slots.done.shape[0])
 
-    return jax.lax.while_loop(goes_on, write_token, lanes)
+    return jax.lax.while_loop(goes_on, write_token, slots)
 
 
-def generate(
+def sample(
     config: ModelConfig,
     params: Params,
     context: Int[Array, "batch context"],
@@ -310,9 +334,9 @@ def generate(
     num_samples: int,
     max_length: int,
     stop_token: int,
-    steered: bool,
+    steer: Steer | None,
 ) -> Samples:
-    """Writes `num_samples` utterances after each context: all in one batch, all from the start.
+    """Writes `num_samples` utterances after each context: one batch, all from the start.
 
     What is drawn for a conversation depends on its key alone, not on the others in the batch.
 
@@ -320,37 +344,37 @@ def generate(
         config: Shape of the network.
         params: Its parameters.
         context: Tokens so far, padded on the right.
-        context_length: How many of them are real, at least 1.
+        context_length: Number of them, at least 1.
         keys: One random key a conversation.
-        allowed: False for tokens that are never written.
+        allowed: See `generate`, as for the next ones.
         temperature: 1 samples from the policy, 0 takes the best token.
-        steering_strength: β; read only if `steered`.
+        steering_strength: β; read by `steer`.
         num_samples: N.
         max_length: S.
         stop_token: Ends an utterance.
-        steered: Whether the values steer each token.
+        steer: None = the cloned policy.
     """
     batch, columns = context.shape
-    rows, lengths = jnp.arange(batch), jnp.asarray(context_length)
+    places, lengths = jnp.arange(batch), jnp.asarray(context_length)
     trunks = config.num_trunks
-    store = KVCache.zeros(config.decoder, (batch,), columns, trunks)
-    hidden, read_rows, _ = read(
-        config, params, store, rows, context, 0 * rows, lengths - 1, columns=columns
+    cache = KVCache.zeros(config.decoder, (batch,), columns, trunks)
+    hidden, own, _ = prefill(
+        config, params, cache, places, context, 0 * places, lengths - 1, columns=columns
     )
-    lanes = empty_lanes(config, batch, num_samples, max_length, columns, trunks)
-    lanes = admit(config, params, lanes, rows, read_rows, lengths, hidden, keys)
-    lanes = write(
+    slots = Slots.empty(config, batch, num_samples, max_length, columns, trunks)
+    slots = insert(config, params, slots, places, own, lengths, hidden, keys)
+    slots = generate(
         config,
         params,
-        lanes,
+        slots,
         batch,
         allowed,
         temperature,
         steering_strength,
         stop_token=stop_token,
-        steered=steered,
+        steer=steer,
     )
-    return lanes.samples
+    return slots.samples
 
 
 def _choose(
@@ -359,17 +383,23 @@ def _choose(
     scores: Float[Array, "batch samples vocab"],
     temperature: Float[Array, ""],
 ) -> Int[Array, "batch samples"]:
-    """The next token of each utterance, from unnormalised log-probabilities."""
+    """Chooses the next token of each utterance, from unnormalised log-probabilities."""
 
     def sampled() -> Array:
-        per_lane = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-        return _sample(jax.vmap(per_lane)(keys, age), scores / temperature)
+        # Relative to the best: then no temperature makes NaN of it, however small. However large,
+        # it must not reach the −inf of tokens that are not allowed (−inf · 0).
+        numbers = jnp.finfo(scores.dtype)
+        relative = scores - scores.max(axis=-1, keepdims=True)
+        tempered = relative / jnp.clip(temperature, numbers.tiny, numbers.max)
+        tempered = jnp.where(jnp.isneginf(relative), -jnp.inf, tempered)
+        per_slot = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+        return _sample(jax.vmap(per_slot)(keys, age), tempered)
 
     return jax.lax.cond(temperature > 0, sampled, lambda: _best(scores))
 
 
 def _best(scores: Float[Array, "... vocab"]) -> Int[Array, "..."]:
-    """The first of the highest scores.
+    """Returns the first of the highest scores.
 
     XLA:CPU does two plain reductions in vectors, but not one that carries an index along.
     """
@@ -380,17 +410,21 @@ def _best(scores: Float[Array, "... vocab"]) -> Int[Array, "..."]:
 
 
 def _sample(
-    keys: Key[Array, "batch samples"], logits: Float[Array, "batch samples vocab"]
+    keys: Key[Array, "batch samples"], log_weights: Float[Array, "batch samples vocab"]
 ) -> Int[Array, "batch samples"]:
     """Draws by the inverse of the cumulative distribution: one random number a token.
 
     `jax.random.categorical` draws one per word of the vocabulary. The sums run over blocks first,
     then inside the block that was hit, so that no running sum goes over the whole vocabulary.
+
+    Args:
+        keys: A random key each.
+        log_weights: Unnormalised log-probabilities, of which the highest is 0.
     """
-    *leading, vocab = logits.shape
+    *leading, vocab = log_weights.shape
     size = max(1, round(vocab**0.5))
     padding = [(0, 0)] * len(leading) + [(0, -vocab % size)]
-    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights = jnp.exp(log_weights)
     blocks = jnp.pad(weights, padding).reshape(*leading, -1, size)
     uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys)[..., None]
     block, before, threshold = _first_above(blocks.sum(axis=-1), uniform)
@@ -403,7 +437,7 @@ def _sample(
 def _first_above(
     weights: Float[Array, "... n"], share: Float[Array, "... 1"]
 ) -> tuple[Int[Array, "..."], Float[Array, "... 1"], Float[Array, "... 1"]]:
-    """Where the running sum of the weights first exceeds a share of their total.
+    """Finds where the running sum of the weights first exceeds a share of their total.
 
     Returns:
         The place, the running sum before it, and the threshold.

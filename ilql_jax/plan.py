@@ -41,7 +41,7 @@ from ilql_jax import hlo, sharding
 from ilql_jax.batching import Batch, PackingConfig, abstract_batch
 from ilql_jax.errors import UserError
 from ilql_jax.models import DecoderConfig, ModelConfig, Params
-from ilql_jax.models.config import LEFT_OPEN
+from ilql_jax.models.config import NOT_IN_CONFIG_JSON
 from ilql_jax.models.hugging_face.read import shape_for
 from ilql_jax.objectives import LEARNS_FROM_PAIRS, ObjectiveConfig, network_of
 from ilql_jax.partition import check_start
@@ -470,7 +470,7 @@ def setting_of(
     said = _fields(config.model, DecoderConfig)
     if pretrained := config.model.get("pretrained"):
         found = shape_for(pretrained, config.model.max_positions)
-        how = {name: said[name] for name in LEFT_OPEN if name in said}
+        how = {name: said[name] for name in NOT_IN_CONFIG_JSON if name in said}
         decoder = dataclasses.replace(found, **how)
     else:
         decoder = DecoderConfig(vocab_size=config.tokenizer.vocab_size, **said)

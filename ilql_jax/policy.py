@@ -1,13 +1,13 @@
-"""`Policy`: a trained network as something that answers: tokens in, tokens out, in batches.
+"""`Policy`: a trained network that answers conversations, tokens in and tokens out, in batches.
 
-The forms of the papers: sample from the cloned policy or take its best token; steer every token
-by the values; or write several whole utterances and keep the one of highest value.
+Its decodings are those of the papers: sample from the cloned policy or take its best token; steer
+every token by the values; or write several whole utterances and keep the one of highest value.
+The compiled loops are in `decode.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any
@@ -17,42 +17,51 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from ilql_jax.decode import Lanes, Samples, admit, empty_lanes, read, write
+from ilql_jax import losses
+from ilql_jax.decode import Samples, Slots, Steer, generate, insert, prefill
 from ilql_jax.errors import UserError
-from ilql_jax.models import ModelConfig, Params
+from ilql_jax.models import ModelConfig, Params, abstract_params
 from ilql_jax.models.cpu_matmul import decoding_layout
 from ilql_jax.models.kv_cache import KVCache
+from ilql_jax.settings import SettingError, Settings, setting
+
+
+class PolicyError(UserError, ValueError):
+    """A decoding that a network cannot do. The message says why, and what would do."""
+
+
+class ContextError(PolicyError):
+    """A conversation that the network cannot read on. The message gives the limit."""
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodingConfig:
-    """How an utterance is chosen.
+class DecodingConfig(Settings):
+    """Rule by which an utterance is chosen.
 
-    Attributes:
-        temperature: 1 samples, 0 is greedy.
-        steering_strength: β of the values on every token; 0 = the cloned policy.
-        candidates: Whole utterances written; above 1 the one of highest value is kept.
+    Raises:
+        SettingError: A value out of bounds, or several candidates that would be equal.
     """
 
-    temperature: float = 1.0
-    steering_strength: float = 0.0
-    candidates: int = 1
+    temperature: float = setting("1 samples from the policy, 0 is greedy.", 1.0, least=0)
+    steering_strength: float = setting(
+        "β of the values on every token; 0 = the cloned policy.", 0.0
+    )
+    candidates: int = setting(
+        "Whole utterances written; above 1 the one of highest value is kept.", 1, least=1
+    )
 
     def __post_init__(self):
-        if self.candidates < 1:
-            raise ValueError(f"candidates is {self.candidates}, but must be at least 1.")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}, but must lie in [0, inf).")
-        if not math.isfinite(self.steering_strength):
-            raise ValueError(f"steering_strength is {self.steering_strength}; it must be finite.")
+        super().__post_init__()
         if self.candidates > 1 and self.temperature == 0:
-            raise ValueError(
-                "candidates above 1 need a temperature above 0: greedy ones are equal."
+            raise SettingError(
+                "candidates",
+                self.candidates,
+                "must be 1 with temperature 0: greedy candidates are equal",
             )
 
     @property
     def reads_values(self) -> bool:
-        """Whether what is said depends on the values."""
+        """True if the utterance depends on the values."""
         return self.candidates > 1 or self.steering_strength != 0
 
     def __str__(self) -> str:
@@ -67,10 +76,10 @@ class DecodingConfig:
 
     @classmethod
     def parse(cls, text: str) -> DecodingConfig:
-        """Reads what `str` writes: `greedy`, `sampled at 0.7, steered by 10, best of 16`.
+        """Parses `str` of one: `greedy`, `sampled at 0.7, steered by 10, best of 16`.
 
         Raises:
-            ValueError: Anything else.
+            PolicyError: Anything else.
         """
         fields: dict[str, Any] = {}
         for part in map(str.strip, text.split(",")):
@@ -86,7 +95,7 @@ class DecodingConfig:
                 else:
                     raise ValueError
             except (ValueError, IndexError):
-                raise ValueError(
+                raise PolicyError(
                     f"decoding {text!r}: {part!r} is not understood; write parts of 'greedy' or "
                     "'sampled' or 'sampled at 0.7', 'steered by 10', 'best of 16', with commas."
                 ) from None
@@ -95,16 +104,16 @@ class DecodingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """One utterance and what the network thought of it.
+    """One utterance, with the values and the log-probability that the network gave it.
 
     Attributes:
         tokens: int32 [S], the stop token included.
         q: Value of the utterance, min over the twin heads, in units of the rewards trained on. None
-            where the values have a trunk of their own and the decoding does not ask them: it is
-            not read then.
-        v: Value of the state before it; likewise.
-        log_prob: log π_β of the utterance.
-        candidates: (tokens, q) of everything that was written, best first.
+            where the values have a trunk of their own and the decoding does not need it: that
+            trunk is not run then.
+        v: Value of the state before it, or None, as `q`.
+        log_prob: log π_β of the utterance (unsteered).
+        candidates: (tokens, q) of all that were written, best first.
     """
 
     tokens: Int[np.ndarray, "time"]
@@ -114,28 +123,31 @@ class Response:
     candidates: tuple[tuple[Int[np.ndarray, "time"], float], ...] = ()
 
 
-class ContextError(UserError, ValueError):
-    """A conversation that the network cannot read on. The message gives the limit."""
-
-
 class Policy:
     """Answers many conversations at once.
 
-    Conversations are recognised by their tokens: of one that was answered before, only what was
-    said since is read. Lanes (see `decode.py`) that have finished are refilled with conversations
-    that wait.
+    Conversations are recognised by their tokens: of one that was answered before, only what is new
+    is read. Slots (see `decode.py`) that have finished are refilled with conversations that wait.
 
     Args:
         model_config: Shape of the network.
         params: Its parameters.
-        decoding: How utterances are chosen.
+        decoding: Rule by which utterances are chosen.
         stop_token: Ends an utterance.
-        allowed: bool [vocab], false for tokens that are never written.
+        allowed: bool [vocab], false for tokens that are never written (the stop token excepted,
+            which is forced at the greatest length).
         max_utterance: Longest utterance, in tokens.
-        batch_size: Conversations decoded together; fewer are filled up, so that nothing is
-            compiled again.
-        store_megabytes: Room for the keys and values of conversations that may go on; the oldest
-            are forgotten and read again when needed. There is always room for one batch.
+        batch_size: Number of slots: conversations decoded together. With fewer some stay free, so
+            that nothing is compiled again.
+        cache_megabytes: Room for the keys and values of conversations that may go on; the oldest
+            are evicted, and read again when needed. There is always room for one batch.
+        steer: Logits of the steered policy (see `decode.Steer`); part of the method that trained
+            the values.
+
+    Raises:
+        ContextError: No room for a conversation beside the longest utterance.
+        PolicyError: A decoding that this network cannot do, parameters of another shape, or tokens
+            outside of its vocabulary.
     """
 
     BUCKET = 64  # Columns of a batch are a multiple of this; each number is compiled once.
@@ -150,58 +162,62 @@ class Policy:
         allowed: Bool[np.ndarray, "vocab"],
         max_utterance: int = 48,
         batch_size: int = 64,
-        store_megabytes: float = 256.0,
+        cache_megabytes: float = 256.0,
+        steer: Steer = losses.steer_logits,
     ):
-        self.decoding = decoding
-        self.stop_token = stop_token
-        self.max_utterance = max_utterance
-        self.batch_size = batch_size
+        if max_utterance < 1 or batch_size < 1:
+            raise PolicyError(
+                f"max_utterance is {max_utterance} and batch_size {batch_size}, but both must be "
+                "at least 1."
+            )
         self.max_context = model_config.decoder.max_positions - max_utterance
-        self._config, self._params = decoding_layout(model_config, params)
-        self._allowed = jnp.asarray(allowed)
         if self.max_context < 1:
             raise ContextError(
                 f"an utterance of {max_utterance} tokens does not fit in the network's context "
                 f"of {model_config.decoder.max_positions}."
             )
-        # The plain policy does without the values' trunk, if they have one.
+        _check_tokens(model_config, stop_token, allowed)
+        _check_params(model_config, params)
+        _check_decoding(model_config, params, decoding)
+        self.decoding = decoding
+        self.stop_token = stop_token
+        self.max_utterance = max_utterance
+        self.batch_size = batch_size
+        self._steer = steer if decoding.steering_strength else None
+        self._config, self._params = decoding_layout(model_config, params)
+        self._allowed = jnp.asarray(allowed, bool)
+        # The cloned policy is decoded without the values' trunk, if they have one of their own.
         self._trunks = model_config.num_trunks if decoding.reads_values else 1
         # What is read last may be padded to the next width.
-        columns = _round_up(self.max_context + max(self.WIDTHS), self.BUCKET)
-        self._columns = columns
-        each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(self._empty)))
-        slots = max(batch_size, int(store_megabytes * 2**20 // each))
-        self._memory = _Memory(slots)
-        self._store: KVCache | None = None
-        # A few at a time, so that a lane does not wait long for others to be free.
+        self._columns = _round_up(self.max_context + max(self.WIDTHS), self.BUCKET)
+        entry = jax.eval_shape(self._empty_cache)
+        entry_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(entry))
+        entries = max(batch_size, int(cache_megabytes * 2**20 // entry_bytes))
+        self._prefixes = PrefixIndex(entries)
+        self._cache: KVCache | None = None  # allocated when first needed
+        # A few at a time, so that a slot does not wait long for others to be free.
         self._group = -(-batch_size // 4)
 
     def respond(
         self, contexts: Sequence[Int[np.ndarray, "time"]], seeds: Sequence[int]
     ) -> list[Response]:
-        """The agent's next utterance in each conversation.
+        """Writes the agent's next utterance in each conversation.
 
         Args:
-            contexts: What was said so far, as int32 vectors of any length up to `max_context`.
+            contexts: Tokens of each conversation so far, int32, at most `max_context` of them.
             seeds: One a conversation; with the context it determines the answer.
 
         Raises:
-            ContextError: A context that is empty or too long.
+            ContextError: A context that is empty, too long, or has tokens that there are not.
+            PolicyError: Not as many seeds as contexts.
         """
-        for index, context in enumerate(contexts):
-            if not 0 < len(context) <= self.max_context:
-                raise ContextError(
-                    f"context {index} has {len(context)} tokens; between 1 and "
-                    f"{self.max_context} can be read. Leave out its oldest turns."
-                )
-        contexts = [np.ascontiguousarray(context, np.int32) for context in contexts]
-        known = [self._memory.known(context) for context in contexts]
+        contexts = self._checked_contexts(contexts, seeds)
         # Those with much to read together, so that the others are not padded to them.
-        new = [len(c) - k for c, k in zip(contexts, known, strict=True)]
-        waiting = deque(int(i) for i in np.argsort(new, kind="stable"))
+        unread = [len(context) - self._prefixes.known_length(context) for context in contexts]
+        waiting = deque(int(i) for i in np.argsort(unread, kind="stable"))
         responses: list[Any] = [None] * len(contexts)
         columns = _round_up(max(map(len, contexts), default=1), self.BUCKET)
-        lanes = empty_lanes(
+        slots = Slots.empty(
             self._config,
             self.batch_size,
             self.decoding.candidates,
@@ -209,95 +225,117 @@ class Policy:
             columns,
             self._trunks,
         )
-        talking: dict[int, int] = {}  # lane -> conversation
-        while waiting or talking:
-            free = [lane for lane in range(self.batch_size) if lane not in talking]
+        taken: dict[int, int] = {}  # slot -> conversation
+        while waiting or taken:
+            free = [slot for slot in range(self.batch_size) if slot not in taken]
             while waiting and free:
-                group = [
-                    waiting.popleft() for _ in range(min(len(waiting), len(free), self._group))
-                ]
+                size = min(len(waiting), len(free), self._group)
+                group = [waiting.popleft() for _ in range(size)]
                 into = [free.pop() for _ in group]
-                lanes = self._admit(
-                    lanes, into, [contexts[i] for i in group], [seeds[i] for i in group], columns
+                slots = self._insert(
+                    slots, into, [contexts[i] for i in group], [seeds[i] for i in group], columns
                 )
-                talking |= zip(into, group, strict=True)
-            enough = min(len(talking), self._group) if waiting else len(talking)
-            lanes = write(
+                taken |= zip(into, group, strict=True)
+            enough = min(len(taken), self._group) if waiting else len(taken)
+            slots = generate(
                 self._config,
                 self._params,
-                lanes,
-                self.batch_size - len(talking) + enough,
+                slots,
+                self.batch_size - len(taken) + enough,
                 self._allowed,
                 jnp.float32(self.decoding.temperature),
                 jnp.float32(self.decoding.steering_strength),
                 stop_token=self.stop_token,
-                steered=self.decoding.steering_strength != 0,
+                steer=self._steer,
             )
-            samples = lanes.samples
-            done = np.asarray(lanes.done).all(axis=1)
-            for lane in [lane for lane in talking if done[lane]]:
-                responses[talking.pop(lane)] = self._select(samples, lane)
+            samples = slots.samples
+            done = np.asarray(slots.done).all(axis=1)
+            for slot in [slot for slot in taken if done[slot]]:
+                responses[taken.pop(slot)] = self._response(samples, slot)
         return responses
 
-    def _admit(
+    def _checked_contexts(
+        self, contexts: Sequence[Int[np.ndarray, "time"]], seeds: Sequence[int]
+    ) -> list[Int[np.ndarray, "time"]]:
+        if len(seeds) != len(contexts):
+            raise PolicyError(
+                f"there are {len(contexts)} contexts and {len(seeds)} seeds; give a seed each."
+            )
+        vocab = self._config.decoder.vocab_size
+        checked = []
+        for index, context in enumerate(contexts):
+            if not 0 < len(context) <= self.max_context:
+                raise ContextError(
+                    f"context {index} has {len(context)} tokens; between 1 and "
+                    f"{self.max_context} can be read. Leave out its oldest turns."
+                )
+            checked.append(np.ascontiguousarray(context, np.int32))
+            if checked[-1].min() < 0 or checked[-1].max() >= vocab:
+                outside = next(int(x) for x in checked[-1] if not 0 <= x < vocab)
+                raise ContextError(
+                    f"context {index} has the token {outside}; the network's vocabulary is 0 to "
+                    f"{vocab - 1}."
+                )
+        return checked
+
+    def _insert(
         self,
-        lanes: Lanes,
+        slots: Slots,
         into: list[int],
-        contexts: list[np.ndarray],
+        contexts: list[Int[np.ndarray, "time"]],
         seeds: list[int],
         columns: int,
-    ) -> Lanes:
-        """Reads what is new in a group of conversations, and gives each a lane."""
-        if self._store is None:
-            self._store = self._empty(self._memory.slots)
+    ) -> Slots:
+        """Reads what is new in a group of conversations, and puts each into a slot."""
+        if self._cache is None:
+            self._cache = self._empty_cache(self._prefixes.entries)
 
-        def padded(values: Sequence[int], nothing: int, dtype=np.int32) -> np.ndarray:
-            return np.asarray([*values, *[nothing] * (self._group - len(values))], dtype)
+        def padded(values: Sequence[int], padding: int, dtype=np.int32) -> np.ndarray:
+            return np.asarray([*values, *[padding] * (self._group - len(values))], dtype)
 
-        known = self._memory.slots_for(contexts)
-        slots = padded([slot for slot, _ in known], self._memory.slots)
-        start = padded([length for _, length in known], 0)
+        assigned = self._prefixes.assign(contexts)
+        entries = padded([entry for entry, _ in assigned], self._prefixes.entries)
+        start = padded([length for _, length in assigned], 0)
         end = padded([len(context) for context in contexts], 1)
         while True:
-            left = int((end - start).max())
-            width = next((w for w in self.WIDTHS if w >= left), self.WIDTHS[-1])
+            unread = int((end - start).max())
+            width = next((w for w in self.WIDTHS if w >= unread), self.WIDTHS[-1])
             tokens = np.zeros((self._group, width), np.int32)
             for row, context in enumerate(contexts):
                 piece = context[start[row] : start[row] + width]
                 tokens[row, : len(piece)] = piece
-            hidden, rows, self._store = read(
+            hidden, own, self._cache = prefill(
                 self._config,
                 self._params,
-                self._store,
-                slots,
+                self._cache,
+                entries,
                 tokens,
                 start,
                 np.minimum(end - start, width) - 1,
                 columns=min(_round_up(columns + width, self.BUCKET), self._columns),
             )
-            if left <= width:
+            if unread <= width:
                 break
             start = np.minimum(start + width, end - 1)
-        own = padded([seed % 2**32 for seed in map(int, seeds)], 0, np.uint32)
-        return admit(
+        keys = padded([seed % 2**32 for seed in map(int, seeds)], 0, np.uint32)
+        return insert(
             self._config,
             self._params,
-            lanes,
+            slots,
             padded(into, self.batch_size),
-            rows,
+            own,
             end,
             hidden,
-            jax.vmap(jax.random.key)(own),
+            jax.vmap(jax.random.key)(keys),
         )
 
-    def _empty(self, slots: int = 1) -> KVCache:
-        """A store without conversations."""
-        return KVCache.zeros(self._config.decoder, (slots,), self._columns, self._trunks)
+    def _empty_cache(self, entries: int = 1) -> KVCache:
+        return KVCache.zeros(self._config.decoder, (entries,), self._columns, self._trunks)
 
-    def _select(self, samples: Samples, row: int) -> Response:
-        ranking = np.argsort(-samples.q[row], kind="stable")
+    def _response(self, samples: Samples, slot: int) -> Response:
+        ranking = np.argsort(-samples.q[slot], kind="stable")
         written = [
-            (samples.tokens[row, n, : samples.length[row, n]], float(samples.q[row, n]))
+            (samples.tokens[slot, n, : samples.length[slot, n]], float(samples.q[slot, n]))
             for n in ranking
         ]
         best = ranking[0]
@@ -305,57 +343,119 @@ class Policy:
         return Response(
             tokens=written[0][0],
             q=written[0][1] if knows_values else None,
-            v=float(samples.v[row]) if knows_values else None,
-            log_prob=float(samples.log_prob[row, best]),
+            v=float(samples.v[slot]) if knows_values else None,
+            log_prob=float(samples.log_prob[slot, best]),
             candidates=tuple(written) if len(written) > 1 else (),
         )
 
 
-class _Memory:
-    """Which conversation lies in which slot of the store; the oldest is forgotten first."""
+class PrefixIndex:
+    """Maps conversations, by their tokens, to entries of the prefix cache.
 
-    def __init__(self, slots: int):
-        self.slots = slots
-        self._slot_of: OrderedDict[bytes, int] = OrderedDict()  # tokens -> slot, oldest first
+    An entry holds the keys and values of one conversation. The one assigned longest ago is evicted
+    first.
+
+    Args:
+        entries: Number of conversations that the cache has room for.
+    """
+
+    def __init__(self, entries: int):
+        self.entries = entries
+        self._entry_of: OrderedDict[bytes, int] = OrderedDict()  # tokens -> entry, oldest first
         self._lengths: Counter[int] = Counter()  # of those tokens, in bytes
-        self._free = list(range(slots))[::-1]
+        self._free = list(range(entries))[::-1]
 
-    def known(self, context: Int[np.ndarray, "time"]) -> int:
-        """How many of its first tokens are in a slot."""
-        return len(self._find(context.tobytes())) // context.itemsize
+    def known_length(self, context: Int[np.ndarray, "time"]) -> int:
+        """Returns how many of its first tokens are in an entry."""
+        return len(self._longest_prefix(context.tobytes())) // context.itemsize
 
-    def slots_for(self, contexts: Sequence[Int[np.ndarray, "time"]]) -> list[tuple[int, int]]:
-        """For each a slot of its own from now on, and how many of its tokens are in it already."""
-        found = []
+    def assign(self, contexts: Sequence[Int[np.ndarray, "time"]]) -> list[tuple[int, int]]:
+        """Returns an entry for each from now on, and how many of its tokens are in it already."""
+        assigned = []
         for context in contexts:
-            key = self._find(context.tobytes())
-            slot = self._forget(key) if key else self._any_slot()
+            key = self._longest_prefix(context.tobytes())
+            entry = self._evict(key) if key else self._any_entry()
             # The state after the last token is needed even where all of them are known.
-            found.append((slot, min(len(key) // context.itemsize, len(context) - 1)))
-        # Only now: the slots hold these conversations when all of them have been read.
-        for context, (slot, _) in zip(contexts, found, strict=True):
+            assigned.append((entry, min(len(key) // context.itemsize, len(context) - 1)))
+        # Only now: the entries hold these conversations when all of them have been read.
+        for context, (entry, _) in zip(contexts, assigned, strict=True):
             key = context.tobytes()
-            if key in self._slot_of:  # said twice, word for word
-                self._free.append(self._forget(key))
-            self._slot_of[key] = slot
+            if key in self._entry_of:  # two conversations with the same tokens
+                self._free.append(self._evict(key))
+            self._entry_of[key] = entry
             self._lengths[len(key)] += 1
-        return found
+        return assigned
 
-    def _find(self, context: bytes) -> bytes:
-        """The longest beginning of the context that is in a slot."""
+    def _longest_prefix(self, context: bytes) -> bytes:
+        """Returns the longest beginning of the context that is in an entry."""
         for length in sorted(self._lengths, reverse=True):
-            if context[:length] in self._slot_of:
+            if context[:length] in self._entry_of:
                 return context[:length]
         return b""
 
-    def _any_slot(self) -> int:
-        return self._free.pop() if self._free else self._forget(next(iter(self._slot_of)))
+    def _any_entry(self) -> int:
+        return self._free.pop() if self._free else self._evict(next(iter(self._entry_of)))
 
-    def _forget(self, key: bytes) -> int:
+    def _evict(self, key: bytes) -> int:
         self._lengths[len(key)] -= 1
         if not self._lengths[len(key)]:
             del self._lengths[len(key)]
-        return self._slot_of.pop(key)
+        return self._entry_of.pop(key)
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def _check_tokens(config: ModelConfig, stop_token: int, allowed: Bool[np.ndarray, "vocab"]) -> None:
+    vocab = config.decoder.vocab_size
+    if not 0 <= stop_token < vocab:
+        raise PolicyError(
+            f"stop_token is {stop_token}, but the network's vocabulary is 0 to {vocab - 1}."
+        )
+    if np.shape(allowed) != (vocab,):
+        raise PolicyError(
+            f"allowed has shape {np.shape(allowed)}, but must say of each of the network's {vocab} "
+            "tokens whether it may be written."
+        )
+    if not np.any(allowed):
+        raise PolicyError("allowed is false for all tokens: none could be written.")
+
+
+def _check_params(config: ModelConfig, params: Params) -> None:
+    needed, given = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (abstract_params(config), params)
+    )
+    for name in sorted({*needed, *given}):
+        if needed.get(name) != given.get(name):
+            raise PolicyError(
+                f"params: {name} has shape {given.get(name)}, but a network of this model_config "
+                f"has {needed.get(name)} there (None = no such array)."
+            )
+
+
+def _check_decoding(config: ModelConfig, params: Params, decoding: DecodingConfig) -> None:
+    """Refuses decodings by values that the network does not have."""
+    if decoding.steering_strength and config.utterance_q != "last":
+        raise PolicyError(
+            f"decoding '{decoding}' steers every token by its value, but with utterance_q "
+            f"'{config.utterance_q}' the Q heads value whole utterances: train with utterance_q "
+            "'last' and credit 'token', or decode by 'best of'."
+        )
+    if decoding.reads_values and not _learned_values(params):
+        raise PolicyError(
+            f"decoding '{decoding}' chooses by values, but the network has learned none: its Q "
+            "heads are still all zero. Use 'sampled' or 'greedy', or a method that learns values."
+        )
+
+
+def _learned_values(params: Params) -> bool:
+    """False for Q heads as they are initialized: all that their last layer gives is zero."""
+    last_layer = [x for name, x in params["q"].items() if not name.startswith("inner_")]
+    return any(bool(jnp.any(x)) for x in last_layer)
 
 
 def _round_up(number: int, multiple: int) -> int:

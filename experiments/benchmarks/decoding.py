@@ -29,7 +29,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from experiments.benchmarks import measuring
 from experiments.benchmarks.torch_ilql import Steered, head
-from ilql_jax.decode import generate
+from ilql_jax import losses
+from ilql_jax.decode import sample
 from ilql_jax.models import DecoderConfig, ModelConfig, Params, init_params
 from ilql_jax.models.config import VALUE_HEAD_KINDS
 from ilql_jax.models.cpu_matmul import decoding_layout
@@ -146,12 +147,12 @@ def hugging_face(
 def decoding(
     config: ModelConfig, params: Params, prompts: np.ndarray
 ) -> Callable[[bool], np.ndarray]:
-    """`decode.generate`, which takes whether the values steer."""
+    """Decodes with `decode.sample`; the function takes whether the values steer."""
     allowed = jnp.arange(config.decoder.vocab_size) > 0  # nobody stops before the end
     config, params = decoding_layout(config, params)  # as `Policy` does, once
 
     def write(is_steered: bool) -> np.ndarray:
-        samples = generate(
+        samples = sample(
             config,
             params,
             prompts,
@@ -163,7 +164,7 @@ def decoding(
             num_samples=1,
             max_length=NEW,  # the last of them the stop token, with all that is computed for it
             stop_token=0,
-            steered=is_steered,
+            steer=losses.steer_logits if is_steered else None,
         )
         return samples.tokens[:, 0]
 

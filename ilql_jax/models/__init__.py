@@ -1,4 +1,4 @@
-"""The networks: one decoder, the value heads, and the two together."""
+"""Networks: one decoder for many families, the value heads, and the two together."""
 
 from ilql_jax.models.actor_critic import (
     ActorCritic,

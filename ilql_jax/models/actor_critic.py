@@ -24,11 +24,8 @@ class ActorCritic(nnx.Module):
     """The network of every method; behaviour cloning leaves the value heads untouched."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        width, inner, kind = (
-            config.decoder.hidden_size,
-            config.value_inner_size,
-            config.value_heads,
-        )
+        width, inner = config.decoder.hidden_size, config.value_inner_size
+        kind = config.value_heads
         self.config = config
         self.trunk = Decoder(config.decoder, rngs)
         self.q = QHeads(width, inner, config.decoder.vocab_size, rngs, kind)
@@ -38,7 +35,7 @@ class ActorCritic(nnx.Module):
 
     @property
     def trunks(self) -> tuple[Decoder, ...]:
-        """What a conversation is read by: the policy looks at the first, the values at the last."""
+        """The trunks; the policy's head is on the first, the value heads are on the last."""
         separate = self.config.value_trunk == "separate"
         return (self.trunk, self.value_trunk) if separate else (self.trunk,)
 
@@ -48,27 +45,34 @@ class ActorCritic(nnx.Module):
         segment_ids: Int[Array, "batch time"],
         positions: Int[Array, "batch time"],
     ) -> tuple[Float[Array, "batch time width"], Float[Array, "batch time width"]]:
-        """Of packed rows: what the policy reads, and what the value heads read."""
+        """Returns hidden states of packed rows: the policy's, and the value heads'."""
         hidden = [trunk(tokens, segment_ids, positions) for trunk in self.trunks]
         return hidden[0], hidden[-1]
 
     def logits_and_q(
-        self, of_policy: Float[Array, "... width"], of_values: Float[Array, "... width"]
+        self, policy_state: Float[Array, "... width"], value_state: Float[Array, "... width"]
     ) -> tuple[Float[Array, "... vocab"], Float[Array, "heads ... vocab"]]:
-        """Scores of the next token, and its value from each head.
+        """Returns logits of the next token, and Q of every token from each head.
 
         Tied heads and the policy go through the output matrix together: it is read once.
+
+        Args:
+            policy_state: Hidden states of the policy's trunk.
+            value_state: Those of the trunk that the value heads read.
         """
         if self.config.value_heads != "tied":
-            return self.trunk.logits(of_policy), self.q(of_values)
-        mapped, shared = self.q.mapped(of_values)
-        together = jnp.concatenate([of_policy[None], mapped.astype(of_policy.dtype)])
+            return self.trunk.logits(policy_state), self.q(value_state)
+        mapped, shared = self.q.mapped(value_state)
+        together = jnp.concatenate([policy_state[None], mapped.astype(policy_state.dtype)])
         logits, *q = self.trunk.logits(together)
         return logits, jnp.stack(q) + shared[..., None]
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:
-    """Fresh parameters; those of the heads and of the policy are the same with either trunk."""
+    """Initializes parameters from a seed.
+
+    Those of the policy and of the heads do not depend on `value_trunk`.
+    """
     params = nnx.to_pure_dict(nnx.state(ActorCritic(config, nnx.Rngs(seed))))
     if config.value_trunk == "separate":
         params["value_trunk"] = copy_for_values(params["trunk"])
@@ -76,21 +80,21 @@ def init_params(config: ModelConfig, seed: int) -> Params:
 
 
 def copy_for_values(trunk: Params) -> Params:
-    """What a trunk of the values' own starts from: a policy's, without its output matrix."""
+    """Copies the policy's trunk, without its output matrix: the start of the values' own trunk."""
     return {
-        name: jax.tree.map(jnp.copy, each)
-        for name, each in trunk.items()
+        name: jax.tree.map(jnp.copy, part)
+        for name, part in trunk.items()
         if name != "output_embedding"
     }
 
 
 def abstract_params(config: ModelConfig) -> Params:
-    """Shapes and dtypes of the parameters."""
+    """Returns shapes and dtypes of the parameters; nothing is computed."""
     return jax.eval_shape(lambda: init_params(config, 0))
 
 
 def with_params(config: ModelConfig, params: Params) -> ActorCritic:
-    """The network of this shape with these parameters."""
+    """Builds the network of this shape around these parameters."""
     model = _fill(lambda: ActorCritic(config, nnx.Rngs(0)), params)
     if config.value_heads == "tied":
         model.q.tied_to = model.trunk.output_matrix()
@@ -98,13 +102,13 @@ def with_params(config: ModelConfig, params: Params) -> ActorCritic:
 
 
 def target_q_heads(config: ModelConfig, target_q: Params, params: Params) -> QHeads:
-    """The target network: Q heads with the parameters `target_q`.
+    """Builds the target network: Q heads with the parameters `target_q`.
 
-    They read the hidden states of the trunk that is being trained, also of one of the values' own:
-    the trunk is not copied (LMRL-Gym copies it). That saves a third pass over every batch.
+    They read the hidden states of the trunk that is being trained, be it the values' own: the
+    trunk has no target copy (LMRL-Gym has one), which saves a third pass over every batch.
 
-    Tied heads read the output matrix of `params`, those being trained, as they are now: only the
-    map before it is copied. The matrix is moved by the policy's loss alone, not by the values (see
+    Tied heads read the output matrix of `params`, those being trained: only the map before it has
+    a target copy. The matrix is moved by the policy's loss alone, not by the values (see
     `heads.py`), so the targets chase nothing that is learned from them.
     """
     heads = _fill(lambda: ActorCritic(config, nnx.Rngs(0)).q, target_q)

@@ -1,8 +1,8 @@
 """Attention over packed rows, with a backward pass of its own on CPU.
 
 XLA:CPU fuses the softmax's backward pass into loops that read the [T, T] scores many times over;
-written out with barriers between the passes it is faster (`experiments/benchmarks/attention.py`
-prints by how much). Accelerators get `jax.nn.dot_product_attention`.
+with barriers between the passes it is faster (`experiments/benchmarks/attention.py` measures it).
+Accelerators use `jax.nn.dot_product_attention`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def attend(
     mask: Bool[Array, "batch time time"],
     implementation: str = "xla",
 ) -> Float[Array, "batch time heads head_size"]:
-    """`softmax(q kᵀ / sqrt(head_size)) v` where the mask is true; the softmax in float32.
+    """Computes `softmax(q kᵀ / sqrt(head_size)) v` where the mask is true; softmax in float32.
 
     Args:
-        q: Queries; with fewer heads of keys than of queries, neighbouring ones share a head
-            (Ainslie et al., 2023).
+        q: Queries; with fewer heads of keys than of queries, neighbours share a head (Ainslie et
+            al., 2023).
         k: Keys.
         v: Values.
         mask: True where a query may see a key.
@@ -41,7 +41,7 @@ def attend(
     batch, time, heads, head_size = q.shape
     kv_heads = k.shape[2]
     group = heads // kv_heads
-    # Queries that share keys stand one after the other, as if they were more of them in time.
+    # Queries that share keys stand one after the other along time.
     q = q.reshape(batch, time, kv_heads, group, head_size).transpose(0, 2, 3, 1, 4)
     q = q.reshape(batch, kv_heads, group * time, head_size)
     out = _attend_on_cpu(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), _repeat(mask, group))
@@ -52,7 +52,7 @@ def attend(
 def packed_causal_mask(
     segment_ids: Int[Array, "batch time"],
 ) -> Bool[Array, "batch time time"]:
-    """bool [B, T, T], true where a query may see a key: earlier or itself, same segment."""
+    """Returns a mask, true where a query may see a key: not later, and of the same segment."""
     time = segment_ids.shape[1]
     causal = jnp.tril(jnp.ones((time, time), bool))
     return causal & (segment_ids[:, :, None] == segment_ids[:, None, :])
@@ -64,7 +64,7 @@ def _repeat(mask: Array, group: int) -> Array:
 
 @jax.custom_vjp
 def _attend_on_cpu(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Of [B, heads, queries, head_size] and [B, heads, keys, head_size], mask [B, queries, keys]"""
+    """Attends; q [B, heads, queries, size], k and v [B, heads, keys, size], mask without heads."""
     return _forward(q, k, v, mask)[0]
 
 

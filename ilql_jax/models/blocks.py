@@ -1,24 +1,31 @@
 """A block of the decoder: attention and MLP, each behind a norm.
 
-What a family does differently is a field of `DecoderConfig`, read where the layer is built.
+Differences between families are fields of `DecoderConfig`, read where the layer is built. A block
+does not know where keys and values come from: its caller hands in `attend`, which closes over a
+mask (`decoder.py`, training) or a cache (`kv_cache.py`, decoding).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from ilql_jax.models.attention import attend
 from ilql_jax.models.config import DecoderConfig
 from ilql_jax.models.cpu_matmul import TransposedLinear
 from ilql_jax.models.lora import LoRALinear
 from ilql_jax.models.rotary import Rotation, rotate
 
+# Queries [..., heads, head_size], keys and values [..., kv_heads, head_size] -> what each query
+# attends to, [..., heads, head_size].
+Attend = Callable[[Array, Array, Array], Array]
+
 
 class Attention(nnx.Module):
-    """Causal self-attention."""
+    """Projections into and out of attention."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         width, size = config.hidden_size, config.head_size
@@ -36,15 +43,19 @@ class Attention(nnx.Module):
 
     def project(
         self, x: Float[Array, "... width"], rotation: Rotation | None
-    ) -> tuple[Array, Array, Array]:
-        """Queries [..., heads, head_size]; keys and values, each [..., kv_heads, head_size]."""
+    ) -> tuple[
+        Float[Array, "... heads head_size"],
+        Float[Array, "... kv_heads head_size"],
+        Float[Array, "... kv_heads head_size"],
+    ]:
+        """Returns queries, keys and values; queries and keys are rotated where there is one."""
         config = self.config
         if config.fused_qkv:
             qkv = self.qkv(x).reshape(*x.shape[:-1], 3, config.num_heads, config.head_size)
             q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
         else:
             heads = (*x.shape[:-1], -1, config.head_size)
-            q, k, v = (each(x).reshape(heads) for each in (self.q, self.k, self.v))
+            q, k, v = (linear(x).reshape(heads) for linear in (self.q, self.k, self.v))
         if config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
@@ -52,6 +63,7 @@ class Attention(nnx.Module):
         return q, k, v
 
     def merge(self, heads: Float[Array, "... heads head_size"]) -> Float[Array, "... width"]:
+        """Projects the heads' outputs back to the width of the residual stream."""
         return self.out(heads.reshape(*heads.shape[:-2], -1))
 
 
@@ -70,38 +82,41 @@ class Block(nnx.Module):
         self.mlp_out = _linear_out(config, inner, width, config.mlp_bias, rngs)
 
     def __call__(
-        self,
-        x: Float[Array, "batch time width"],
-        rotation: Rotation | None,
-        mask: Bool[Array, "batch time time"],
-    ) -> Float[Array, "batch time width"]:
-        """The residual stream after this block."""
+        self, x: Float[Array, "... width"], rotation: Rotation | None, attend: Attend
+    ) -> Float[Array, "... width"]:
+        """Returns the residual stream after this block.
+
+        Args:
+            x: The residual stream before it.
+            rotation: Rotation of its queries and keys; None = it sees no rotary positions.
+            attend: The attention itself.
+        """
         q, k, v = self.attention.project(self.attention_norm(x), rotation)
-        x = x + self.attention.merge(attend(q, k, v, mask, self.config.attention))
-        return x + self.mlp(x)
+        x = x + self.attention.merge(attend(q, k, v))
+        return x + self.mlp(self.mlp_norm(x))
 
     def mlp(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        x = self.mlp_norm(x)
+        """Applies the MLP, without the norm before it."""
         if self.config.mlp == "swiglu":
             return self.mlp_out(jax.nn.silu(self.mlp_gate(x)) * self.mlp_in(x))
         return self.mlp_out(jax.nn.gelu(self.mlp_in(x), approximate=True))
 
 
 def norm(config: DecoderConfig, width: int, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
-    """The norm that the family uses."""
+    """Builds the norm that the family uses."""
     kind = nnx.LayerNorm if config.norm == "layer_norm" else nnx.RMSNorm
     return kind(width, epsilon=config.norm_epsilon, dtype=compute_dtype(config), rngs=rngs)
 
 
 def compute_dtype(config: DecoderConfig) -> jnp.dtype:
-    """What layers compute in."""
+    """Dtype of the layers' arithmetic."""
     return jnp.dtype(config.compute_dtype)
 
 
 def param_dtype(config: DecoderConfig) -> jnp.dtype:
-    """What matrices are kept as in memory: float32, which small steps can be added to.
+    """Dtype of the parameters: float32, so that small updates are not rounded away.
 
-    Beside adapters they are frozen, and kept as what they are computed with.
+    Beside adapters matrices are frozen, and have the dtype that they are computed with.
     """
     return compute_dtype(config) if config.lora_rank else jnp.dtype("float32")
 
@@ -114,7 +129,7 @@ def _linear(
     rngs: nnx.Rngs,
     initializer_range: float | None = None,
 ) -> nnx.Linear:
-    said = {
+    options = {
         "use_bias": use_bias,
         "kernel_init": nnx.initializers.normal(initializer_range or config.initializer_range),
         "dtype": compute_dtype(config),
@@ -122,15 +137,15 @@ def _linear(
         "rngs": rngs,
     }
     if config.transposed_kernels:
-        return TransposedLinear(size_in, size_out, **said)
+        return TransposedLinear(size_in, size_out, **options)
     if not config.lora_rank:
-        return nnx.Linear(size_in, size_out, **said)
-    return LoRALinear(size_in, size_out, rank=config.lora_rank, scale=config.lora_scale, **said)
+        return nnx.Linear(size_in, size_out, **options)
+    return LoRALinear(size_in, size_out, rank=config.lora_rank, scale=config.lora_scale, **options)
 
 
 def _linear_out(
     config: DecoderConfig, size_in: int, size_out: int, use_bias: bool, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    """Into the residual stream: GPT-2 scales these by their number."""
+    """Builds a layer into the residual stream; GPT-2 scales these by their number."""
     smaller = config.initializer_range / (2 * config.num_layers) ** 0.5
     return _linear(config, size_in, size_out, use_bias, rngs, smaller)

@@ -1,163 +1,170 @@
-"""`DecoderConfig`: everything that families of transformers do differently, as fields."""
+"""Shapes of the networks: `DecoderConfig` for a transformer, `ModelConfig` for it with value heads.
+
+Whatever families of transformers do differently is a field here, which `blocks.py`, `decoder.py`
+and `kv_cache.py` read; `hugging_face/families.py` maps `config.json` files to these fields.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ilql_jax.models.rotary import RotaryScaling
+from ilql_jax.settings import SettingError, Settings, setting
 
 Params = dict[str, Any]  # nested dicts of arrays
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 VALUE_HEAD_KINDS = ("mlp", "linear", "tied")
-VALUE_TRUNKS = ("shared", "separate")
-# Say how the network is computed, not which network it is.
-HOW_COMPUTED = ("compute_dtype", "attention", "remat", "scan_layers")
-# What a pretrained checkpoint says nothing of.
-LEFT_OPEN = (*HOW_COMPUTED, "lora_rank", "lora_scale")
+
+
+def _run_setting(*arguments: Any, **options: Any) -> Any:
+    """Declares a setting that no `config.json` holds: it is chosen when a checkpoint is loaded."""
+    declared = setting(*arguments, **options)
+    metadata = {**declared.metadata, "in_config_json": False}
+    return dataclasses.field(default=declared.default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """Shape of the transformer; the names are Hugging Face's where it has one.
+class DecoderConfig(Settings):
+    """Shape of a decoder-only transformer, and how it is computed. The defaults are GPT-2's.
 
-    The defaults are GPT-2's. `families.py` reads those of the others from a `config.json`.
+    Names are Hugging Face's where it has one.
 
-    Attributes:
-        vocab_size: Number of tokens.
-        hidden_size: Width of the residual stream.
-        num_layers: Blocks.
-        num_heads: Attention heads.
-        mlp_size: Width inside a block's MLP.
-        max_positions: Longest context.
-        norm_epsilon: Of the norms.
-        position_encoding: "learned" (GPT-2) or "rotary".
-        rotary_base: Rotary wavelengths go from 2π to nearly 2π times this, in tokens.
-        initializer_range: Standard deviation of the initial weights.
-        num_kv_heads: Heads of keys and values, each shared by as many query heads; 0 =
-            `num_heads`. Read `kv_heads`.
-        head_dim: Width of a head; 0 = `hidden_size / num_heads`. Read `head_size`.
-        rotary_scaling: How rotary positions are stretched to longer contexts, or None.
-        layers_without_rotary: Layers, counted from 0, that see no positions (SmolLM3).
-        norm: "layer_norm", or "rms_norm" (Llama, Qwen).
-        mlp: "gelu" (GPT-2; its tanh form), or "swiglu" (Llama, Qwen).
-        fused_qkv: Queries, keys and values are one matrix (GPT-2), or three.
-        qk_norm: Queries and keys are normalized per head before they are rotated (Qwen 3).
-        qkv_bias: Whether queries, keys and values have biases.
-        attention_bias: Whether the projection out of the attention has one.
-        mlp_bias: Whether the MLP has biases.
-        tied_output: Whether the output matrix is the embedding.
-        compute_dtype: float32 or bfloat16. Parameters, softmax, norms and logits are float32 in
-            any case.
-        attention: On accelerators: "xla", or "cudnn" (flash attention on GPUs, in bfloat16). On
-            CPU there is one way.
-        remat: The backward pass computes each block again instead of keeping what is inside.
-        scan_layers: Blocks are one computation over parameters [layers, ...], so that compile time
-            does not grow with depth.
-        lora_rank: Width of the adapters beside the matrices of attention and MLP, which are frozen
-            then, as all else in the trunk (LoRA; Hu et al., 2021); 0 = none.
-        lora_scale: What the adapters' part is multiplied by (the paper's α / r).
-        transposed_kernels: Matrices of the blocks lie as [out, in]; not for training (see
-            `few_rows.decoding_layout`).
+    Raises:
+        SettingError: A value out of bounds, or two that exclude each other.
     """
 
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    mlp_size: int
-    max_positions: int
-    norm_epsilon: float = 1e-5
-    position_encoding: str = "learned"
-    rotary_base: float = 10_000.0
-    initializer_range: float = 0.02
-    num_kv_heads: int = 0
-    head_dim: int = 0
+    vocab_size: int = setting("Number of tokens.", least=1)
+    hidden_size: int = setting("Width of the residual stream.", least=1)
+    num_layers: int = setting("Number of blocks.", least=1)
+    num_heads: int = setting("Number of attention heads.", least=1)
+    mlp_size: int = setting("Width inside a block's MLP.", least=1)
+    max_positions: int = setting("Longest context, in tokens.", least=2)
+    norm_epsilon: float = setting("Added to the variance in norms.", 1e-5, above=0)
+    position_encoding: str = setting(
+        "Positions: learned embeddings (GPT-2), or rotary.",
+        "learned",
+        choices=("learned", "rotary"),
+    )
+    rotary_base: float = setting(
+        "Rotary wavelengths go from 2π to nearly 2π times this, in tokens.", 10_000.0, above=1
+    )
+    initializer_range: float = setting(
+        "Standard deviation of the initial weights. GPT-2's 0.02 is for a width of 768.",
+        0.02,
+        above=0,
+    )
+    num_kv_heads: int = setting(
+        "Heads of keys and values, each shared by as many query heads; 0 = num_heads.", 0, least=0
+    )
+    head_dim: int = setting("Width of a head; 0 = hidden_size / num_heads.", 0, least=0)
+    # Stretching of rotary positions to longer contexts. A dataclass: not set on a command line.
     rotary_scaling: RotaryScaling | None = None
-    layers_without_rotary: tuple[int, ...] = ()
-    norm: str = "layer_norm"
-    mlp: str = "gelu"
-    fused_qkv: bool = True
-    qk_norm: bool = False
-    qkv_bias: bool = True
-    attention_bias: bool = True
-    mlp_bias: bool = True
-    tied_output: bool = True
-    compute_dtype: str = "float32"
-    attention: str = "xla"
-    remat: bool = False
-    scan_layers: bool = False
-    lora_rank: int = 0
-    lora_scale: float = 1.0
+    layers_without_rotary: tuple[int, ...] = setting(
+        "Layers, counted from 0, that see no positions (SmolLM3).", (), least=0
+    )
+    norm: str = setting(
+        "Norms: layer_norm, or rms_norm (Llama, Qwen).",
+        "layer_norm",
+        choices=("layer_norm", "rms_norm"),
+    )
+    mlp: str = setting(
+        "MLPs: gelu (GPT-2; its tanh form), or swiglu (Llama, Qwen).",
+        "gelu",
+        choices=("gelu", "swiglu"),
+    )
+    fused_qkv: bool = setting("Queries, keys and values are one matrix (GPT-2), not three.", True)
+    qk_norm: bool = setting(
+        "Queries and keys are normalized per head before they are rotated (Qwen 3).", False
+    )
+    qkv_bias: bool = setting("Queries, keys and values have biases.", True)
+    attention_bias: bool = setting("The projection out of the attention has a bias.", True)
+    mlp_bias: bool = setting("MLPs have biases.", True)
+    tied_output: bool = setting("The output matrix is the token embedding.", True)
+    compute_dtype: str = _run_setting(
+        "Dtype of the layers' arithmetic. Trained parameters, softmax, norms and logits are "
+        "float32 in any case.",
+        "float32",
+        choices=COMPUTE_DTYPES,
+    )
+    attention: str = _run_setting(
+        "Attention on accelerators: xla, or cudnn (flash attention on GPUs, in bfloat16). CPUs "
+        "have one implementation.",
+        "xla",
+        choices=("xla", "cudnn"),
+        shapes_result=False,
+    )
+    remat: bool = _run_setting(
+        "Compute each block again in the backward pass, instead of keeping its activations.",
+        False,
+        shapes_result=False,
+    )
+    # Changes results by rounding alone, but the layout of parameters in checkpoints with it: a
+    # training cannot go on with another value, so it counts as shaping results.
+    scan_layers: bool = _run_setting(
+        "Compile one block for all: parameters are [layers, ...], and compile time does not grow "
+        "with depth.",
+        False,
+    )
+    lora_rank: int = _run_setting(
+        "Width of adapters beside the matrices of attention and MLP, with all else in the trunk "
+        "frozen (LoRA; Hu et al., 2021); 0 = none.",
+        0,
+        least=0,
+    )
+    lora_scale: float = _run_setting(
+        "Factor of what the adapters add (the paper's α / r).", 1.0, above=0
+    )
+    # Matrices of the blocks lie as [out, in]. Set by `cpu_matmul.decoding_layout` alone.
     transposed_kernels: bool = False
 
     def __post_init__(self):
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "mlp_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
-        for name, bound in (("max_positions", 1), ("rotary_base", 1), ("initializer_range", 0)):
-            if not getattr(self, name) > bound:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be above {bound}.")
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank is {self.lora_rank}, but must not be negative.")
-        if not 0 < self.lora_scale < float("inf"):
-            raise ValueError(f"lora_scale is {self.lora_scale}, but must be above 0.")
-        self._check_choices()
+        super().__post_init__()
+        if self.attention == "cudnn" and self.compute_dtype != "bfloat16":
+            raise SettingError(
+                "attention",
+                self.attention,
+                f"needs compute_dtype 'bfloat16', not {self.compute_dtype!r}",
+            )
         self._check_heads()
         self._check_rotary()
 
-    def _check_choices(self) -> None:
-        for name, allowed in (
-            ("position_encoding", ("learned", "rotary")),
-            ("norm", ("layer_norm", "rms_norm")),
-            ("mlp", ("gelu", "swiglu")),
-            ("compute_dtype", COMPUTE_DTYPES),
-            ("attention", ("xla", "cudnn")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, but must be {_either(allowed)}."
-                )
-        if self.attention == "cudnn" and self.compute_dtype != "bfloat16":
-            raise ValueError(
-                f"attention is 'cudnn', which computes in bfloat16, but compute_dtype is "
-                f"{self.compute_dtype}."
-            )
-
     def _check_heads(self) -> None:
-        for name in ("num_kv_heads", "head_dim"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must not be negative.")
         if not self.head_dim and self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
+            raise SettingError(
+                "hidden_size", self.hidden_size, f"must be a multiple of num_heads {self.num_heads}"
             )
         if self.num_heads % self.kv_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.kv_heads}."
+            raise SettingError(
+                "num_heads", self.num_heads, f"must be a multiple of num_kv_heads {self.kv_heads}"
             )
         if self.fused_qkv and self.kv_heads != self.num_heads:
-            raise ValueError(
-                f"fused_qkv needs as many heads of keys as of queries, but num_kv_heads is "
-                f"{self.kv_heads} and num_heads {self.num_heads}."
+            raise SettingError(
+                "fused_qkv",
+                self.fused_qkv,
+                f"needs as many heads of keys as of queries, not num_kv_heads {self.kv_heads} and "
+                f"num_heads {self.num_heads}",
             )
 
     def _check_rotary(self) -> None:
-        if self.position_encoding == "rotary":
-            if self.head_size % 2:
-                raise ValueError(f"rotary positions need an even head size, got {self.head_size}.")
-            outside = [n for n in self.layers_without_rotary if not 0 <= n < self.num_layers]
-            if outside:
-                raise ValueError(
-                    f"layers_without_rotary names {outside}, but layers go from 0 to "
-                    f"{self.num_layers - 1}."
-                )
-        elif self.rotary_scaling or self.layers_without_rotary:
-            raise ValueError(
-                "rotary_scaling and layers_without_rotary need position_encoding 'rotary', not "
-                f"{self.position_encoding!r}."
+        if self.position_encoding != "rotary":
+            for name in ("rotary_scaling", "layers_without_rotary"):
+                if value := getattr(self, name):
+                    raise SettingError(
+                        name,
+                        value,
+                        f"needs position_encoding 'rotary', not {self.position_encoding!r}",
+                    )
+            return
+        if self.head_size % 2:
+            raise SettingError("head_dim", self.head_size, "must be even for rotary positions")
+        if any(layer >= self.num_layers for layer in self.layers_without_rotary):
+            raise SettingError(
+                "layers_without_rotary",
+                self.layers_without_rotary,
+                f"layers go from 0 to {self.num_layers - 1}",
             )
 
     @property
@@ -167,79 +174,69 @@ class DecoderConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values."""
+        """Number of heads of keys and values."""
         return self.num_kv_heads or self.num_heads
 
     @classmethod
-    def from_dict(cls, fields: dict) -> DecoderConfig:
-        """What `dataclasses.asdict` made of one, also by way of JSON."""
+    def from_dict(cls, fields: Mapping[str, Any]) -> DecoderConfig:
+        """Rebuilds a config from its `dataclasses.asdict`, also by way of JSON."""
         scaling = fields.get("rotary_scaling")
-        without = fields.get("layers_without_rotary", ())
-        return cls(
-            **fields
-            | {
-                "rotary_scaling": scaling and RotaryScaling(**scaling),
-                "layers_without_rotary": tuple(without),
-            }
-        )
+        return cls(**{**fields, "rotary_scaling": scaling and RotaryScaling(**scaling)})
+
+
+# Settings that a checkpoint's `config.json` leaves open, in order of declaration.
+NOT_IN_CONFIG_JSON = tuple(
+    field.name
+    for field in dataclasses.fields(DecoderConfig)
+    if not field.metadata.get("in_config_json", True)
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Shape of an `ActorCritic`.
-
-    Attributes:
-        decoder: Shape of the trunk.
-        value_inner_size: Width of the hidden layer of the value heads (`linear` has none).
-        utterance_q: How the value of an utterance is read from the Q heads. "sum": each token
-            adds a share, Q(s, u) = Σ_t q(h_t, a_t), so that the word that matters is judged where
-            it is chosen, by a row of its own. "last": Q of the last token, which has to remember
-            all of it (the value of a token's own decision; needed for credit "token").
-        value_heads: Kind of the value heads: mlp (the papers), linear, or tied, which have no
-            vocabulary-sized matrix of their own (see `heads.py`).
-        value_trunk: What the value heads read. "shared": the policy's trunk. "separate": one of
-            their own, for methods that learn values. It starts as a copy of the policy's, so that
-            a training differs from one with a shared trunk in its gradients alone.
-    """
+class ModelConfig(Settings):
+    """Shape of an `ActorCritic`: the trunk, `decoder`, and the value heads on it."""
 
     decoder: DecoderConfig
-    value_inner_size: int
-    utterance_q: str = "sum"
-    value_heads: str = "mlp"
-    value_trunk: str = "shared"
-
-    def __post_init__(self):
-        if self.utterance_q not in ("sum", "last"):
-            raise ValueError(f"utterance_q is {self.utterance_q!r}, but must be sum or last.")
-        if self.value_heads not in VALUE_HEAD_KINDS:
-            raise ValueError(
-                f"value_heads is {self.value_heads!r}, but must be one of "
-                f"{', '.join(VALUE_HEAD_KINDS)}."
-            )
-        if self.value_trunk not in VALUE_TRUNKS:
-            raise ValueError(
-                f"value_trunk is {self.value_trunk!r}, but must be {' or '.join(VALUE_TRUNKS)}."
-            )
-        if self.value_inner_size < 1:
-            raise ValueError(
-                f"value_inner_size is {self.value_inner_size}, but must be at least 1."
-            )
+    value_inner_size: int = setting(
+        "Width of the hidden layer of the value heads (linear ones have none).", 128, least=1
+    )
+    # "last" has to remember the whole utterance in one state; with "sum" the word that matters is
+    # valued where it is chosen, by a row of its own.
+    utterance_q: str = setting(
+        "Value of an utterance from the Q heads: sum of its tokens' shares, Q(s, u) = Σ q(h, a); "
+        "or last, Q of its last token (needed for credit token).",
+        "sum",
+        choices=("sum", "last"),
+    )
+    value_heads: str = setting(
+        "Value heads: mlp (the papers), linear, or tied, which have no vocabulary-sized matrix of "
+        "their own.",
+        "mlp",
+        choices=VALUE_HEAD_KINDS,
+    )
+    # The separate trunk starts as a copy of the policy's, so that a training differs from one with
+    # a shared trunk in its gradients alone.
+    value_trunk: str = setting(
+        "Trunk that the value heads read: shared with the policy, or separate, for methods that "
+        "learn values.",
+        "shared",
+        choices=("shared", "separate"),
+    )
 
     @property
     def value_decoder(self) -> DecoderConfig:
-        """Shape of a trunk of the values' own: without an output matrix, since it says no words."""
+        """Shape of the values' own trunk, which has no output matrix of its own."""
         return dataclasses.replace(self.decoder, tied_output=True)
 
     @property
     def num_trunks(self) -> int:
-        """Transformers that read a conversation."""
+        """Number of transformers that read a conversation."""
         return 2 if self.value_trunk == "separate" else 1
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
-        """What `dataclasses.asdict` made of one, also by way of JSON; new fields have defaults."""
-        return cls(**fields | {"decoder": DecoderConfig.from_dict(fields["decoder"])})
+    def from_dict(cls, fields: Mapping[str, Any]) -> ModelConfig:
+        """Rebuilds a config from its `dataclasses.asdict`, also by way of JSON.
 
-
-def _either(allowed: Sequence[str]) -> str:
-    return " or ".join([", ".join(allowed[:-1]), allowed[-1]])
+        Fields added since it was written get their defaults.
+        """
+        return cls(**{**fields, "decoder": DecoderConfig.from_dict(fields["decoder"])})

@@ -1,9 +1,9 @@
-"""Products of a few rows with large matrices, which decoding on a CPU consists of.
+"""Products of few rows with large matrices, the bulk of decoding on a CPU.
 
-Such a product reads the matrix once for little work, so how it is read decides. XLA:CPU packs the
-right factor of a product anew each time; as the left one, [out, in], a matrix is read as it lies,
-nearly twice as fast (`experiments/benchmarks/decoding.py`). Output matrices lie so anyway;
-`decoding_layout` lays out the others.
+Such a product is bound by reading the matrix. XLA:CPU repacks the right factor of a product each
+time; as the left one, [out, in], a matrix is read as it lies, nearly twice as fast
+(`experiments/benchmarks/decoding.py`). Output matrices lie so anyway; `decoding_layout` transposes
+the others.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ from jaxtyping import Array, Float
 from ilql_jax.models.config import ModelConfig, Params
 from ilql_jax.sharding import platform
 
-FEW = 64  # rows; with more, the work counts
-LARGE = 2**20  # bytes of a matrix that a core's cache does not keep
+FEW = 64  # rows; with more, arithmetic is the bound
+LARGE = 2**20  # bytes of a matrix that does not stay in a core's cache
 
 
 def matmul_t(
     x: Float[Array, "*heads rows size_in"], matrix: Float[Array, "*heads size_out size_in"]
 ) -> Float[Array, "*heads rows size_out"]:
-    """`x matrixᵀ`, float32, for each head of the matrix; any number of axes of rows."""
+    """Computes `x matrixᵀ`, float32, for each head of the matrix.
+
+    Args:
+        x: Between heads and width there may be any number of axes of rows.
+        matrix: [size_out, size_in] for each head.
+    """
     *heads, _, size_in = matrix.shape
     leading = x.shape[:-1]
     rows = x.reshape(*heads, -1, size_in)
@@ -35,12 +40,12 @@ def matmul_t(
         product = jnp.einsum("...ri,...oi->...ro", rows, matrix, preferred_element_type=jnp.float32)
         return product.reshape(*leading, -1)
     product = jnp.einsum("...oi,...ri->...or", matrix, rows, preferred_element_type=jnp.float32)
-    # Behind a barrier, or XLA makes it the other product again.
+    # Without the barrier XLA turns it into the other product.
     return jnp.swapaxes(lax.optimization_barrier(product), -1, -2).reshape(*leading, -1)
 
 
 class TransposedLinear(nnx.Linear):
-    """`x W + b` with W kept as [size_out, size_in]."""
+    """Computes `x W + b` with W stored as [size_out, size_in]."""
 
     def __init__(self, size_in: int, size_out: int, **linear):
         super().__init__(size_in, size_out, **linear)
@@ -52,14 +57,17 @@ class TransposedLinear(nnx.Linear):
 
 
 def decoding_layout(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
-    """The same network, laid out for writing: layers apart, on CPUs large matrices transposed.
+    """Lays out parameters for decoding: layers apart, on CPUs large matrices transposed.
 
-    What is laid out as it should be is shared with `params`, everything else is copied: once, not
-    in every call.
+    Arrays that lie so already are shared with `params`, the others copied: once, not in every call.
 
     Args:
-        config: Shape of the network; without adapters (see `adapters.merge_adapters`).
+        config: Shape of the network. One with adapters is returned as it is (`lora.merge_adapters`
+            gives one without).
         params: Its parameters.
+
+    Returns:
+        Shape and parameters of the same network.
     """
     shape = config.decoder
     transposes = platform() == "cpu" and 4 * shape.hidden_size * shape.mlp_size >= LARGE

@@ -1,13 +1,14 @@
-"""One decoder-only transformer for GPT-2, Llama, Qwen, SmolLM and what is like them (Flax NNX).
+"""One decoder-only transformer for GPT-2, Llama, Qwen, SmolLM and similar families (Flax NNX).
 
-What a family does differently is a field of `DecoderConfig`; `blocks.py` reads it.
+Differences between families are fields of `DecoderConfig`; `blocks.py` reads most of them.
+Differences between the layers of one network are in `Decoder.rotation_in` alone.
 
-`Decoder.__call__` goes over packed rows, as in training; `cached.py` takes the same weights with
-keys and values kept, for writing.
+`Decoder.__call__` reads packed rows, as in training; `kv_cache.py` decodes with the same weights.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,20 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from ilql_jax.models.attention import packed_causal_mask
+from ilql_jax.models.attention import attend, packed_causal_mask
 from ilql_jax.models.blocks import Block, compute_dtype, norm, param_dtype
 from ilql_jax.models.config import DecoderConfig
 from ilql_jax.models.cpu_matmul import matmul_t
 from ilql_jax.models.rotary import Rotation, rotation
 from ilql_jax.sharding import embedding_lookup, shard_batch
 
-__all__ = ["Decoder", "DecoderConfig", "packed_causal_mask"]
-
 
 class Decoder(nnx.Module):
-    """Tokens to hidden states, and hidden states to logits over the next token."""
+    """Maps tokens to hidden states, and hidden states to logits over the next token."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
@@ -43,7 +42,10 @@ class Decoder(nnx.Module):
         if not config.tied_output:
             self.output_embedding = _embedding(config, config.vocab_size, rngs)
 
-    def embed(self, tokens: Int[Array, "..."], positions: Int[Array, "..."]) -> Array:
+    def embed(
+        self, tokens: Int[Array, "..."], positions: Int[Array, "..."]
+    ) -> Float[Array, "... width"]:
+        """Embeds tokens, with learned positions where the network has them."""
         x = embedding_lookup(self.token_embedding.embedding[...], tokens)
         if self.config.position_encoding == "learned":
             x = x + embedding_lookup(self.position_embedding.embedding[...], positions)
@@ -55,74 +57,88 @@ class Decoder(nnx.Module):
         segment_ids: Int[Array, "batch time"],
         positions: Int[Array, "batch time"],
     ) -> Float[Array, "batch time width"]:
-        """Hidden states of packed rows; no attention across segments (0 = padding)."""
-        mask = packed_causal_mask(segment_ids)
-        turn = self.rotation(positions)
+        """Returns hidden states of packed rows; no attention across segments (0 = padding)."""
+        config = self.config
+        rotation = self.rotation(positions)
+        attend_in_segment = functools.partial(
+            attend, mask=packed_causal_mask(segment_ids), implementation=config.attention
+        )
+
+        def apply(graph: Any, layer: int | Array, x: Array, params: Any) -> Array:
+            block = nnx.merge(graph, params)
+            return shard_batch(block(x, self.rotation_in(layer, rotation), attend_in_segment))
+
         x = shard_batch(self.embed(tokens, positions))
-        if self.config.scan_layers:
+        if config.scan_layers:
             graph, params = nnx.split(self.blocks)
 
-            def scanned(x: Array, layer: Any) -> tuple[Array, None]:
-                params, uses_rotary = layer
-                x = nnx.merge(graph, params)(x, _for_layer(turn, uses_rotary), mask)
-                return shard_batch(x), None
+            def scanned(x: Array, inputs: Any) -> tuple[Array, None]:
+                layer, params = inputs
+                return apply(graph, layer, x, params), None
 
-            per_layer = params, self._uses_rotary()
-            x, _ = jax.lax.scan(self._rematerialized(scanned), x, per_layer)
+            stacked = jnp.arange(config.num_layers), params
+            x, _ = jax.lax.scan(self._rematerialized(scanned), x, stacked)
         else:
-            for block, uses_rotary in self.layers():
+            for layer, block in enumerate(self.blocks):
                 graph, params = nnx.split(block)
-
-                def once(x: Array, params: Any, graph=graph, rotary=uses_rotary) -> Array:
-                    return shard_batch(nnx.merge(graph, params)(x, turn if rotary else None, mask))
-
-                x = self._rematerialized(once)(x, params)
+                x = self._rematerialized(functools.partial(apply, graph, layer))(x, params)
         return self.final_norm(x)
 
-    def layers(self) -> Iterator[tuple[Block, bool]]:
-        """Each block, and whether its attention sees positions; stacked ones are taken apart."""
+    def layers(self, rotation: Rotation | None) -> Iterator[tuple[Block, Rotation | None]]:
+        """Yields each block with its rotation; stacked blocks are taken apart.
+
+        Args:
+            rotation: That of the positions (see `rotation`).
+        """
         config = self.config
         for layer in range(config.num_layers):
             block = self.blocks if config.scan_layers else self.blocks[layer]
             if config.scan_layers:
                 graph, params = nnx.split(block)
                 block = nnx.merge(graph, jax.tree.map(lambda x, i=layer: x[i], params))
-            yield block, layer not in config.layers_without_rotary
+            yield block, self.rotation_in(layer, rotation)
 
     def logits(self, hidden: Float[Array, "... width"]) -> Float[Array, "... vocab"]:
-        """Scores of the next token, float32."""
+        """Returns the logits of the next token, float32."""
         return matmul_t(hidden, self.output_matrix().astype(hidden.dtype))
 
     def output_matrix(self) -> Float[Array, "vocab width"]:
-        """What `logits` multiplies by, a row a token: the embedding, or a matrix of its own."""
+        """Returns the matrix of `logits`, a row a token: the embedding, or a matrix of its own."""
         tied = self.config.tied_output
         return (self.token_embedding if tied else self.output_embedding).embedding[...]
 
-    def _rematerialized(self, function):
-        return jax.checkpoint(function) if self.config.remat else function
-
     def rotation(self, positions: Int[Array, "..."]) -> Rotation | None:
-        """What queries and keys at these positions are turned by, where they are."""
+        """Computes the rotation at these positions; None without rotary positions."""
         config = self.config
         if config.position_encoding != "rotary":
             return None
-        turn = rotation(positions, config.head_size, config.rotary_base, config.rotary_scaling)
-        # Or XLA:CPU works sines and cosines out again wherever something is turned by them.
-        return jax.lax.optimization_barrier(turn)
+        at = rotation(positions, config.head_size, config.rotary_base, config.rotary_scaling)
+        # Otherwise XLA:CPU computes sines and cosines again in every layer that uses them.
+        return jax.lax.optimization_barrier(at)
 
-    def _uses_rotary(self) -> Bool[np.ndarray, "layers"] | None:
-        """Which layers do, or None: all that can."""
-        config = self.config
-        if not config.layers_without_rotary:
-            return None
-        return ~np.isin(np.arange(config.num_layers), config.layers_without_rotary)
+    def rotation_in(
+        self, layer: int | Int[Array, ""], rotation: Rotation | None
+    ) -> Rotation | None:
+        """Selects a layer's rotation: that of the positions, or none.
 
+        The one place that tells layers apart. A family whose layers differ in window or rotary base
+        selects that here too, for training (stacked or not) and decoding at once.
 
-def _for_layer(by: Rotation | None, uses_rotary: Bool[Array, ""] | None) -> Rotation | None:
-    """The rotation, or none at all in a layer without."""
-    if by is None or uses_rotary is None:
-        return by
-    return Rotation(jnp.where(uses_rotary, by.sin, 0.0), jnp.where(uses_rotary, by.cos, 1.0))
+        Args:
+            layer: Index of the layer; traced in a scan over stacked blocks.
+            rotation: That of the positions.
+        """
+        without = self.config.layers_without_rotary
+        if rotation is None or not without:
+            return rotation
+        if isinstance(layer, int):
+            return None if layer in without else rotation
+        rotates = jnp.asarray(~np.isin(np.arange(self.config.num_layers), without))[layer]
+        sin, cos = rotation
+        return Rotation(jnp.where(rotates, sin, 0.0), jnp.where(rotates, cos, 1.0))
+
+    def _rematerialized(self, function):
+        return jax.checkpoint(function) if self.config.remat else function
 
 
 def _embedding(config: DecoderConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
@@ -137,7 +153,7 @@ def _embedding(config: DecoderConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
 
 
 def _stacked_blocks(config: DecoderConfig, rngs: nnx.Rngs) -> Block:
-    """One block whose parameters are [layers, ...]."""
+    """Builds one block whose parameters are [layers, ...]."""
 
     @nnx.split_rngs(splits=config.num_layers)
     @nnx.vmap

@@ -1,8 +1,8 @@
 """The value heads: V, and twin Q heads with one value per token of the vocabulary.
 
-They see hidden states that were gathered at decisions, never a whole row. `at_actions` asks for the
-value of the action taken alone, with one row of the output matrix per decision: no vocabulary-wide
-product. That is all the target network is ever asked for.
+They read hidden states that were gathered at decisions, never a whole row. `at_actions` computes
+the value of the action taken alone, from one row of the output matrix per decision, without a
+vocabulary-wide product; the target network is used through it alone.
 
 | kind | Q_k(h, ·) | parameters of the twin Q heads |
 | --- | --- | --- |
@@ -13,10 +13,10 @@ product. That is all the target network is ever asked for.
 `tied` heads have no vocabulary-sized matrix of their own: Q_k(h, a) = E[a] · f_k(h) + g_k(h), with
 E the output matrix of the language model. **No gradient of the values flows into E.** If it did,
 the regression targets would move E at full speed under the target network, whose slowness is what
-keeps bootstrapping stable; and what the policy says would be bent by what is worth how much. It
-also saves a third of the vocabulary's work. With a trunk of the values' own (`value_trunk`) E is
-the policy's output matrix too: the values' trunk starts as a copy of the policy's, so what it says
-fits E as well, and there need be no second matrix that no gradient would move.
+keeps bootstrapping stable; and the values would change the policy. It also saves a third of the
+vocabulary-wide work. With a trunk of the values' own (`value_trunk`) E is the policy's output
+matrix too: that trunk starts as a copy of the policy's, so its hidden states fit E as well, and a
+second matrix would be moved by no gradient.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _per_head = nnx.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
 
 
 class VHead(nnx.Module):
-    """V(h): two layers, width -> inner -> 1; or for kind "linear" one."""
+    """V(h): two layers, width -> inner -> 1; one layer for kind "linear"."""
 
     def __init__(self, hidden_size: int, inner_size: int, rngs: nnx.Rngs, kind: str = "mlp"):
         self.kind = kind
         if kind != "linear":
             self.inner = nnx.Linear(hidden_size, inner_size, rngs=rngs)
-        # Values start at zero: a random start would have to be unlearned by bootstrapping.
+        # Values start at zero: bootstrapping would have to unlearn a random start.
         self.out = nnx.Linear(
             hidden_size if kind == "linear" else inner_size,
             1,
@@ -51,6 +51,7 @@ class VHead(nnx.Module):
         )
 
     def __call__(self, hidden: Float[Array, "... width"]) -> Float[Array, "..."]:
+        """Returns V of each state, float32."""
         if self.kind != "linear":
             hidden = jax.nn.gelu(self.inner(hidden))
         return self.out(hidden)[..., 0]
@@ -63,7 +64,7 @@ class QHeads(nnx.Module):
         hidden_size: Width of h.
         inner_size: Width between the two layers; read by `mlp` and `tied`.
         vocab_size: Number of actions; read by `mlp` and `linear`.
-        rngs: Of the initial weights. Those of the last layer are zero, and so are all values.
+        rngs: For the first layer; the last one starts at zero, and so do all values.
         kind: mlp, linear or tied (see the module).
 
     Attributes:
@@ -98,7 +99,7 @@ class QHeads(nnx.Module):
             self.out_bias = nnx.Param(jnp.zeros((NUM_HEADS, vocab_size)))
 
     def __call__(self, hidden: Float[Array, "... width"]) -> Float[Array, "heads ... vocab"]:
-        """Values of every token."""
+        """Returns the value of every token."""
         if self.kind == "tied":
             mapped, shared = self.mapped(hidden)
             return matmul_t(mapped, self._output_matrix()) + shared[..., None]
@@ -112,9 +113,9 @@ class QHeads(nnx.Module):
         Float[Array, "heads_or_1 vocab features"],
         Float[Array, "heads vocab"] | None,
     ]:
-        """What the last layer reads, its matrix and its bias, for `chunks.cross_entropy`.
+        """Returns features, matrix and bias of the last layer, for `chunked_cross_entropy`.
 
-        Their product is `self(hidden)`, up to what all tokens have in common (g_k(h), if tied).
+        Their product is `self(hidden)`, up to a term that all tokens share (g_k(h), if tied).
         """
         if self.kind == "tied":
             return self.mapped(hidden)[0], self._output_matrix()[None], None
@@ -123,7 +124,7 @@ class QHeads(nnx.Module):
     def at_actions(
         self, hidden: Float[Array, "... width"], action: Int[Array, "..."]
     ) -> Float[Array, "heads ..."]:
-        """Values of the actions taken alone."""
+        """Returns the values of the actions taken alone."""
         if self.kind == "tied":
             mapped, shared = self.mapped(hidden)
             return (
@@ -134,7 +135,7 @@ class QHeads(nnx.Module):
         return jnp.sum(features * rows, axis=-1) + self.out_bias[...][:, action]
 
     def _features(self, hidden: Float[Array, "... width"]) -> Float[Array, "heads ... inner"]:
-        """What the last layer reads."""
+        """Computes the input of the last layer."""
         hidden = jnp.broadcast_to(hidden, (NUM_HEADS, *hidden.shape))
         if self.kind == "linear":
             return hidden
@@ -144,7 +145,7 @@ class QHeads(nnx.Module):
     def mapped(
         self, hidden: Float[Array, "... width"]
     ) -> tuple[Float[Array, "heads ... width"], Float[Array, "heads ..."]]:
-        """Of tied heads: f_k(h), and g_k(h), which all tokens have in common."""
+        """Returns f_k(h) and g_k(h) of tied heads."""
         inner = self._features(hidden)
         product = jnp.einsum("k...m,kmd->k...d", inner, self.map_kernel[...])
         mapped = product + _by_head(self.map_bias[...], product.ndim)
@@ -161,5 +162,5 @@ class QHeads(nnx.Module):
 
 
 def _by_head(bias: Array, ndim: int) -> Array:
-    """A bias [heads, ...] with axes put in to fit [heads, ..., ...] of so many axes."""
+    """Inserts axes after the first, so that a bias [heads, ...] broadcasts to `ndim` axes."""
     return bias.reshape(NUM_HEADS, *[1] * (ndim - bias.ndim), *bias.shape[1:])

@@ -1,12 +1,13 @@
-"""The decoder with its keys and values kept: reading on, and writing many continuations.
+"""The decoder with a cache of keys and values: `prefill` and `decode_step`.
 
-`extend` reads more of each conversation, from where its cache ends; `decode_step` one more token of
-several continuations of each, which share the cache of their conversation. Both take the weights
-of the same `Decoder` that training does.
+`prefill` reads more of each conversation, from where its cache ends; `decode_step` one more token
+of several continuations of each, which share the cache of their conversation. Both run the blocks
+of the same `Decoder` that is trained; `decode.py` puts them together.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,61 +18,69 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ilql_jax.models.attention import NEGATIVE
-from ilql_jax.models.blocks import Block, compute_dtype
+from ilql_jax.models.blocks import compute_dtype
 from ilql_jax.models.config import DecoderConfig
 from ilql_jax.models.decoder import Decoder
 
 
 class KVCache(NamedTuple):
-    """Keys and values, an array [..., heads, columns, head_size] for each layer.
+    """Keys and values, an array [..., kv_heads, columns, head_size] for each layer.
 
-    Where a second trunk reads along, its layers follow those of the first. They are arrays of
-    their own, since taking a layer out of a larger one copies it, in every step. Heads stand before
-    columns, so that the products of attention read them in order.
+    A column is the place of a token. Where a second trunk reads along, its layers follow those of
+    the first. Layers are arrays of their own, since taking one out of a larger array copies it, in
+    every step. Heads stand before columns, so that attention's products read them in order.
     """
 
-    keys: tuple[Float[Array, "... heads columns head_size"], ...]
-    values: tuple[Float[Array, "... heads columns head_size"], ...]
+    keys: tuple[Float[Array, "... kv_heads columns head_size"], ...]
+    values: tuple[Float[Array, "... kv_heads columns head_size"], ...]
 
     @property
     def columns(self) -> int:
+        """Number of tokens that there is room for."""
         return self.keys[0].shape[-2]
 
     @classmethod
     def zeros(
-        cls, config: DecoderConfig, rows: tuple[int, ...], columns: int, trunks: int = 1
+        cls, config: DecoderConfig, leading: tuple[int, ...], columns: int, trunks: int = 1
     ) -> KVCache:
-        """Empty, for `rows` conversations or continuations of up to `columns` tokens."""
-        shape = (*rows, config.kv_heads, columns, config.head_size)
+        """Makes an empty cache.
+
+        Args:
+            config: Shape of the decoder.
+            leading: Leading axes, e.g. (conversations,).
+            columns: Room for tokens in each.
+            trunks: Number of trunks that read.
+        """
+        shape = (*leading, config.kv_heads, columns, config.head_size)
         layers, dtype = range(trunks * config.num_layers), compute_dtype(config)
         return cls(*(tuple(jnp.zeros(shape, dtype) for _ in layers) for _ in cls._fields))
 
     def by_trunk(self, config: DecoderConfig) -> list[KVCache]:
-        """Those of each trunk that reads."""
+        """Splits the layers into those of each trunk."""
         size = config.num_layers
         starts = range(0, len(self.keys), size)
         return [KVCache(self.keys[i : i + size], self.values[i : i + size]) for i in starts]
 
     @classmethod
-    def of_trunks(cls, each: Sequence[KVCache]) -> KVCache:
-        """Those of several trunks, behind one another."""
-        return cls(*(tuple(itertools.chain(*layers)) for layers in zip(*each, strict=True)))
+    def of_trunks(cls, caches: Sequence[KVCache]) -> KVCache:
+        """Concatenates the layers of several trunks; the inverse of `by_trunk`."""
+        return cls(*(tuple(itertools.chain(*layers)) for layers in zip(*caches, strict=True)))
 
 
-def extend(
+def prefill(
     decoder: Decoder,
     cache: KVCache,
-    tokens: Int[Array, "rows new"],
-    start: Int[Array, "rows"],
-) -> tuple[Float[Array, "rows new width"], KVCache]:
-    """Reads `tokens` behind the first `start` columns of each row.
+    tokens: Int[Array, "batch new"],
+    start: Int[Array, "batch"],
+) -> tuple[Float[Array, "batch new width"], KVCache]:
+    """Reads `tokens` after the first `start` columns of each conversation's cache.
 
     Args:
         decoder: The network.
-        cache: [rows, heads, columns, head_size] each; columns from `start` on are overwritten, and
-            must be enough for all new tokens.
-        tokens: To be read; padded on the right as needed, since nothing looks ahead.
-        start: How many tokens of each row are in the cache.
+        cache: [batch, kv_heads, columns, head_size] each; columns from `start` on are overwritten,
+            and must be enough for all new tokens.
+        tokens: New tokens; padded on the right as needed, since nothing looks ahead.
+        start: Number of tokens in the cache of each conversation.
 
     Returns:
         Hidden states of the new tokens, and the longer cache.
@@ -80,100 +89,106 @@ def extend(
     # Padding may stand past the longest context; a position that does not exist would give NaN,
     # which no mask keeps out.
     known_positions = jnp.minimum(positions, decoder.config.max_positions - 1)
-    # [rows, 1, new, columns]: itself and what is before it.
+    # [batch, 1, new, columns]: itself and what is before it.
     visible = (jnp.arange(cache.columns) <= positions[..., None])[:, None]
     insert = jax.vmap(lambda row, new, at: lax.dynamic_update_slice(row, new, (0, at, 0)))
-    x = decoder.embed(tokens, known_positions)
-    turn = decoder.rotation(known_positions)
     keys, values = [], []
-    for layer, (block, uses_rotary) in enumerate(decoder.layers()):
-        q, k, v = block.attention.project(block.attention_norm(x), turn if uses_rotary else None)
+
+    def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         keys.append(insert(cache.keys[layer], jnp.swapaxes(k, 1, 2), start))
         values.append(insert(cache.values[layer], jnp.swapaxes(v, 1, 2), start))
-        q = _grouped(q, k.shape[-2])
-        scores = _product("rnhgd,rhcd->rhgnc", q, keys[-1])
+        q = _scaled_by_group(q, k.shape[-2])
+        scores = _product("bnhgd,bhcd->bhgnc", q, keys[layer])
         weights = jax.nn.softmax(jnp.where(visible[:, None], scores, NEGATIVE), axis=-1)
-        heads = _product("rhgnc,rhcd->rnhgd", weights.astype(v.dtype), values[-1])
-        x = _rest_of_block(block, x, heads)
+        heads = _product("bhgnc,bhcd->bnhgd", weights.astype(v.dtype), values[layer])
+        return _merged_groups(heads).astype(q.dtype)
+
+    x = decoder.embed(tokens, known_positions)
+    for layer, (block, rotation) in enumerate(decoder.layers(decoder.rotation(known_positions))):
+        x = block(x, rotation, functools.partial(attend, layer))
     return decoder.final_norm(x), KVCache(tuple(keys), tuple(values))
 
 
 def decode_step(
     decoder: Decoder,
-    tokens: Int[Array, "rows samples"],
-    positions: Int[Array, "rows 1"],
+    tokens: Int[Array, "batch samples"],
+    positions: Int[Array, "batch 1"],
     context: KVCache,
-    context_length: Int[Array, "rows"],
+    context_length: Int[Array, "batch"],
     written: KVCache,
     column: Int[Array, ""],
-    visible: Bool[Array, "rows written"],
-) -> tuple[Float[Array, "rows samples width"], KVCache]:
+    visible: Bool[Array, "batch written"],
+) -> tuple[Float[Array, "batch samples width"], KVCache]:
     """Reads one more token of each continuation.
 
     Args:
         decoder: The network.
         tokens: The token of each continuation.
-        positions: Its position in the conversation, the same for all of a row.
-        context: Of the conversations, [rows, heads, columns, head_size] each.
-        context_length: How many of those columns are real.
-        written: Of the continuations, [rows · samples, heads, written, head_size] each. (As one
-            axis: with one of size 1, XLA:CPU would insert into them twice, and copy them for it.)
-        column: Where the token goes in `written`.
-        visible: Which columns of `written` belong to the row's continuations, `column` included.
+        positions: Its position in the conversation, the same for all continuations of one.
+        context: Cache of the conversations, [batch, kv_heads, columns, head_size] each.
+        context_length: Number of tokens in it.
+        written: Cache of the continuations, [batch · samples, kv_heads, written, head_size] each.
+            (As one axis: with one of size 1, XLA:CPU would insert into them twice, and copy them
+            for it.)
+        column: Place of the token in `written`.
+        visible: Columns of `written` that belong to the conversation's continuations, `column`
+            included.
 
     Returns:
         Hidden states, and `written` with the token in it.
     """
     in_context = (jnp.arange(context.columns) < context_length[:, None])[:, None, None, None]
     visible = visible[:, None, None, None]
-
-    rows, samples = tokens.shape
+    batch, samples = tokens.shape
+    keys, values = [], []
 
     def insert(old: Array, new: Array) -> Array:
-        new = new.reshape(rows * samples, -1, 1, new.shape[-1])
+        new = new.reshape(batch * samples, -1, 1, new.shape[-1])
         return lax.dynamic_update_slice(old, new, (0, 0, column, 0))
 
     def near_product(indices: str, a: Array, b: Array) -> Array:
-        product = _product(indices, a.reshape(rows * samples, *a.shape[2:]), b)
-        return product.reshape(rows, samples, *product.shape[1:])
+        product = _product(indices, a.reshape(batch * samples, *a.shape[2:]), b)
+        return product.reshape(batch, samples, *product.shape[1:])
 
-    # What goes on past the longest context is finished and waits to be replaced.
-    positions = jnp.minimum(positions, decoder.config.max_positions - 1)
-    x = decoder.embed(tokens, positions)
-    turn = decoder.rotation(positions)
-    keys, values = [], []
-    for layer, (block, uses_rotary) in enumerate(decoder.layers()):
-        q, k, v = block.attention.project(block.attention_norm(x), turn if uses_rotary else None)
+    def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         keys.append(insert(written.keys[layer], k))
         values.append(insert(written.values[layer], v))
-        q = _grouped(q, k.shape[-2])
-        # One softmax over what is far, [rows, heads, samples, group, columns], and what is near,
-        # [rows, samples, heads, group, written]: brought together only where they are small.
-        far = _product("rhsgd,rhcd->rhsgc", jnp.swapaxes(q, 1, 2), context.keys[layer])
-        near = near_product("nhgd,nhwd->nhgw", q, keys[-1])
+        q = _scaled_by_group(q, k.shape[-2])
+        # One softmax over what is far (the context), [batch, heads, samples, group, columns], and
+        # near (written), [batch, samples, heads, group, written]: brought together only where they
+        # are small.
+        far = _product("bhsgd,bhcd->bhsgc", jnp.swapaxes(q, 1, 2), context.keys[layer])
+        near = near_product("nhgd,nhwd->nhgw", q, keys[layer])
         far, near = jnp.where(in_context, far, NEGATIVE), jnp.where(visible, near, NEGATIVE)
         largest = jnp.maximum(near.max(axis=-1), jnp.swapaxes(far.max(axis=-1), 1, 2))[..., None]
         far, near = jnp.exp(far - jnp.swapaxes(largest, 1, 2)), jnp.exp(near - largest)
         total = near.sum(axis=-1) + jnp.swapaxes(far.sum(axis=-1), 1, 2)
-        heads = _product("rhsgc,rhcd->rhsgd", far.astype(v.dtype), context.values[layer])
+        heads = _product("bhsgc,bhcd->bhsgd", far.astype(v.dtype), context.values[layer])
         heads = jnp.swapaxes(heads, 1, 2)
-        heads += near_product("nhgw,nhwd->nhgd", near.astype(v.dtype), values[-1])
-        heads /= total[..., None]
-        x = _rest_of_block(block, x, heads)
+        heads += near_product("nhgw,nhwd->nhgd", near.astype(v.dtype), values[layer])
+        return _merged_groups(heads / total[..., None]).astype(q.dtype)
+
+    # Continuations past the longest context are finished; their slot waits to be refilled.
+    positions = jnp.minimum(positions, decoder.config.max_positions - 1)
+    x = decoder.embed(tokens, positions)
+    for layer, (block, rotation) in enumerate(decoder.layers(decoder.rotation(positions))):
+        x = block(x, rotation, functools.partial(attend, layer))
     return decoder.final_norm(x), KVCache(tuple(keys), tuple(values))
 
 
-def _grouped(q: Float[Array, "... heads head_size"], kv_heads: int) -> Array:
-    """Scaled, as [..., kv_heads, group, head_size]: each group shares its keys."""
+def _scaled_by_group(
+    q: Float[Array, "... heads head_size"], kv_heads: int
+) -> Float[Array, "... kv_heads group head_size"]:
+    """Scales queries, and groups those that share keys."""
     *leading, heads, size = q.shape
     return q.reshape(*leading, kv_heads, heads // kv_heads, size) * size**-0.5
 
 
-def _rest_of_block(block: Block, x: Array, heads: Float[Array, "... kv_heads group head_size"]):
+def _merged_groups(
+    heads: Float[Array, "... kv_heads group head_size"],
+) -> Float[Array, "... heads head_size"]:
     *leading, kv_heads, group, size = heads.shape
-    merged = block.attention.merge(heads.reshape(*leading, kv_heads * group, size).astype(x.dtype))
-    x = x + merged
-    return x + block.mlp(x)
+    return heads.reshape(*leading, kv_heads * group, size)
 
 
 def _product(indices: str, a: Array, b: Array) -> Array:

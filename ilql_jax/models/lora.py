@@ -1,8 +1,6 @@
 """Adapters: a frozen matrix W learns as W + scale · A B, with A and B thin (LoRA; Hu et al., 2021).
 
-Flax has the layer. qwix would put it into a finished network by watching the products of modules
-that are called as a whole; here blocks are called method by method, and rebuilt inside scans.
-What is frozen then, and where it comes from again, is in `frozen.py`.
+`partition.py` tells the frozen parameters apart from the adapters.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ ADAPTER = "lora"  # an adapter's name, beside the kernel that it belongs to
 
 
 class LoRALinear(nnx.Linear):
-    """`x W + b + scale · x A B`; B starts at zero, so that an adapter changes nothing at first."""
+    """Computes `x W + b + scale · x A B`; B starts at zero, and so does the adapter's part."""
 
     def __init__(self, size_in: int, size_out: int, *, rank: int, scale: float, **linear):
         super().__init__(size_in, size_out, **linear)
@@ -31,22 +29,22 @@ class LoRALinear(nnx.Linear):
 
 
 def merge_adapters(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
-    """The same network without adapters: they are added to the matrices they belong to.
+    """Adds adapters to the matrices they belong to; returns the network without adapters.
 
-    So it computes what a network that never had any does. All that has no adapter is shared with
-    `params`, unless it is kept in a smaller dtype beside adapters: the result is float32.
+    Arrays without an adapter are shared with `params`, but for those in a smaller dtype (see
+    `blocks.param_dtype`): the result is float32.
     """
     scale = config.decoder.lora_scale
 
-    def merged(part):
-        if not isinstance(part, dict):
-            return part.astype(jnp.float32)
-        kept = {name: merged(each) for name, each in part.items() if name != ADAPTER}
-        if thin := part.get(ADAPTER):
-            # A TPU would multiply in bfloat16 if not told otherwise.
-            product = jnp.matmul(thin["lora_a"], thin["lora_b"], precision="highest")
-            kept["kernel"] += scale * product
-        return kept
+    def merged(subtree):
+        if not isinstance(subtree, dict):
+            return subtree.astype(jnp.float32)
+        rest = {name: merged(part) for name, part in subtree.items() if name != ADAPTER}
+        if adapter := subtree.get(ADAPTER):
+            # By default a TPU multiplies float32 in bfloat16.
+            product = jnp.matmul(adapter["lora_a"], adapter["lora_b"], precision="highest")
+            rest["kernel"] += scale * product
+        return rest
 
     if not config.decoder.lora_rank:
         return config, params

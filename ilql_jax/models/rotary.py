@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., 2021), and how families stretch it to longer contexts."""
+"""Rotary position embedding (Su et al., 2021), and its stretching to longer contexts."""
 
 from __future__ import annotations
 
@@ -9,50 +9,47 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-KINDS = ("linear", "llama3", "yarn")
+from ilql_jax.settings import SettingError, Settings, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class RotaryScaling:
-    """How rotary frequencies are changed, so that a network reads longer contexts.
+class RotaryScaling(Settings):
+    """Change of rotary frequencies that lets a network read longer contexts.
 
     Frequencies that turn often within the original context stay, those that turn seldom are
     divided by `factor`, and there is a ramp between the two.
 
-    Attributes:
-        kind: "linear": all are divided (Chen et al., 2023). "llama3": the ramp is linear in the
-            number of turns (Llama 3.1). "yarn": linear in the index of the frequency, and the
-            rotated vectors grow by `attention_factor` (Peng et al., 2023).
-        factor: How many times longer contexts become.
-        original_max_positions: Context before that, in tokens; not read by "linear".
-        few_turns: Fewer turns than this within the original context: divided.
-        many_turns: More turns than this: unchanged.
-        attention_factor: Read only by "yarn".
+    Raises:
+        SettingError: A value out of bounds.
     """
 
-    kind: str
-    factor: float
-    original_max_positions: int = 0
-    few_turns: float = 1.0
-    many_turns: float = 4.0
-    attention_factor: float = 1.0
+    kind: str = setting(
+        "linear: all frequencies are divided (Chen et al., 2023). llama3: the ramp is linear in "
+        "the number of turns (Llama 3.1). yarn: linear in the index of the frequency, and the "
+        "rotated vectors grow by attention_factor (Peng et al., 2023).",
+        choices=("linear", "llama3", "yarn"),
+    )
+    factor: float = setting("Longest context as a multiple of the original one.", least=1)
+    original_max_positions: int = setting(
+        "Original longest context, in tokens; not read by linear.", 0, least=0
+    )
+    few_turns: float = setting(
+        "Frequencies of fewer turns within the original context are divided.", 1.0, above=0
+    )
+    many_turns: float = setting(
+        "Frequencies of more turns within the original context are unchanged.", 4.0, above=0
+    )
+    attention_factor: float = setting("Growth of the rotated vectors; read by yarn.", 1.0)
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(
-                f"rotary scaling of kind {self.kind!r} is not known; there are {', '.join(KINDS)}."
-            )
-        if not self.factor >= 1:
-            raise ValueError(f"rotary scaling: factor is {self.factor}, but must be at least 1.")
+        super().__post_init__()
         if self.kind != "linear" and self.original_max_positions < 1:
-            raise ValueError(
-                "rotary scaling: original_max_positions is "
-                f"{self.original_max_positions}, but must be at least 1."
+            raise SettingError(
+                "original_max_positions", self.original_max_positions, "must be at least 1"
             )
-        if not 0 < self.few_turns < self.many_turns:
-            raise ValueError(
-                f"rotary scaling: few_turns {self.few_turns} must be above 0 and below "
-                f"many_turns {self.many_turns}."
+        if self.few_turns >= self.many_turns:
+            raise SettingError(
+                "few_turns", self.few_turns, f"must be below many_turns {self.many_turns}"
             )
 
 
@@ -66,7 +63,7 @@ class Rotation(NamedTuple):
 def rotation(
     positions: Int[Array, "..."], head_size: int, base: float, scaling: RotaryScaling | None
 ) -> Rotation:
-    """What the queries and keys at these positions are turned by."""
+    """Computes the rotation of queries and keys at these positions."""
     angles = positions[..., None, None] * frequencies(head_size, base, scaling)
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     if scaling is not None and scaling.kind == "yarn":
@@ -75,17 +72,18 @@ def rotation(
 
 
 def rotate(
-    x: Float[Array, "... heads head_size"], by: Rotation
+    x: Float[Array, "... heads head_size"], rotation: Rotation
 ) -> Float[Array, "... heads head_size"]:
-    """Turns pairs of components, halves paired as in Llama; in float32, whatever `x` is."""
+    """Rotates pairs of components, halves paired as in Llama; in float32, whatever `x` is."""
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
-    turned = (first * by.cos - second * by.sin, second * by.cos + first * by.sin)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    sin, cos = rotation
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 def frequencies(head_size: int, base: float, scaling: RotaryScaling | None) -> Float[Array, "half"]:
-    """Angle per token of each pair of components, in radians."""
+    """Returns the angle per token of each pair of components, in radians."""
     half = head_size // 2
     plain = base ** (-jnp.arange(half) / half)
     if scaling is None:
@@ -104,6 +102,6 @@ def frequencies(head_size: int, base: float, scaling: RotaryScaling | None) -> F
 
 
 def _index_of(turns: float, half: int, base: float, scaling: RotaryScaling) -> float:
-    """Which frequency makes so many turns within the original context; not rounded."""
+    """Index, not rounded, of the frequency that makes so many turns in the original context."""
     wavelength = scaling.original_max_positions / turns
     return half * math.log(wavelength / (2 * math.pi)) / math.log(base)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import small_networks
 
-from ilql_jax.decode import generate
+from ilql_jax import losses
+from ilql_jax.decode import sample
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.models import cpu_matmul as module
 from ilql_jax.models.config import VALUE_HEAD_KINDS
@@ -40,7 +41,7 @@ def test_a_product_is_the_same_for_few_rows_and_many(rows, heads):
 
 def written(config, params, steered):
     context = np.random.default_rng(0).integers(4, VOCAB, (3, 9)).astype(np.int32)
-    return generate(
+    return sample(
         config,
         params,
         context,
@@ -52,7 +53,7 @@ def written(config, params, steered):
         num_samples=2,
         max_length=8,
         stop_token=STOP,
-        steered=steered,
+        steer=losses.steer_logits if steered else None,
     )
 
 

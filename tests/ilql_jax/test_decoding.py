@@ -1,4 +1,6 @@
-"""Answering many conversations: what is remembered of them, and lanes that are refilled."""
+"""Answering many conversations: the prefix cache, slots that are refilled, what is refused."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +8,9 @@ import numpy as np
 import pytest
 
 from ilql_jax import decode, policy
-from ilql_jax.models import DecoderConfig, ModelConfig, init_params
-from ilql_jax.policy import DecodingConfig, Policy
+from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
+from ilql_jax.models.config import VALUE_HEAD_KINDS
+from ilql_jax.policy import ContextError, DecodingConfig, Policy, PolicyError
 
 VOCAB, STOP, LONGEST = 11, 3, 7
 MODEL = ModelConfig(DecoderConfig(VOCAB, 16, 2, 2, 32, 96, initializer_range=0.2), 16)
@@ -39,24 +42,24 @@ def same(one, other):
 
 
 def fresh(params, contexts, seeds):
-    """Each answered by somebody who has never heard of it."""
+    """Answers each with an empty prefix cache."""
     answers = make_policy(params)
     for context, seed in zip(contexts, seeds, strict=True):
-        answers._memory = policy._Memory(answers._memory.slots)
+        answers._prefixes = policy.PrefixIndex(answers._prefixes.entries)
         yield answers.respond([context], [seed])[0]
 
 
 @pytest.fixture
 def spied(monkeypatch):
-    """Where each reading began and how wide it was."""
+    """Start and width of each prefill."""
     seen = []
 
-    def read(config, params, store, slots, tokens, start, last, *, columns):
-        real = slots < store.keys[0].shape[0]
+    def prefill(config, params, cache, entries, tokens, start, last, *, columns):
+        real = entries < cache.keys[0].shape[0]
         seen.append((start[real].tolist(), tokens.shape[1]))
-        return decode.read(config, params, store, slots, tokens, start, last, columns=columns)
+        return decode.prefill(config, params, cache, entries, tokens, start, last, columns=columns)
 
-    monkeypatch.setattr(policy, "read", read)
+    monkeypatch.setattr(policy, "prefill", prefill)
     return seen
 
 
@@ -77,16 +80,16 @@ def test_a_conversation_that_goes_on_is_read_from_where_it_stood(params, spied):
             same(answer, alone)
 
 
-def test_what_is_forgotten_is_read_again(params):
-    agent = make_policy(params, store_megabytes=0)
-    assert agent._memory.slots == agent.batch_size
+def test_what_was_evicted_is_read_again(params):
+    agent = make_policy(params, cache_megabytes=0)
+    assert agent._prefixes.entries == agent.batch_size
     contexts = [words(i, 4 + i) for i in range(9)]
     for turn in range(3):
         answers = agent.respond(contexts, range(9))
         for answer, alone in zip(answers, fresh(params, contexts, range(9)), strict=True):
             same(answer, alone)
         contexts = [np.append(c, words(100 * turn + i, 5)) for i, c in enumerate(contexts)]
-    assert len(set(agent._memory._slot_of.values())) == agent.batch_size
+    assert len(set(agent._prefixes._entry_of.values())) == agent.batch_size
 
 
 def test_the_same_words_in_several_conversations(params):
@@ -97,8 +100,8 @@ def test_the_same_words_in_several_conversations(params):
         answers = agent.respond(contexts, range(5))
         for answer, alone in zip(answers, fresh(params, contexts, range(5)), strict=True):
             same(answer, alone)
-    slots = [*agent._memory._slot_of.values(), *agent._memory._free]
-    assert sorted(slots) == list(range(agent._memory.slots))  # none lost, none given twice
+    entries = [*agent._prefixes._entry_of.values(), *agent._prefixes._free]
+    assert sorted(entries) == list(range(agent._prefixes.entries))  # none lost, none given twice
 
 
 def test_long_conversations_are_read_in_pieces(params, spied, monkeypatch):
@@ -112,15 +115,15 @@ def test_long_conversations_are_read_in_pieces(params, spied, monkeypatch):
         same(one, other)
 
 
-def test_a_lane_that_has_finished_is_refilled(params, monkeypatch):
+def test_a_slot_that_has_finished_is_refilled(params, monkeypatch):
     clocks = []
 
-    def write(*arguments, **options):
-        lanes = decode.write(*arguments, **options)
-        clocks.append(int(lanes.clock))
-        return lanes
+    def generate(*arguments, **options):
+        slots = decode.generate(*arguments, **options)
+        clocks.append(int(slots.clock))
+        return slots
 
-    monkeypatch.setattr(policy, "write", write)
+    monkeypatch.setattr(policy, "generate", generate)
     contexts = [words(i, 5) for i in range(40)]
     agent = make_policy(params, "sampled", max_utterance=30)
     answers = agent.respond(contexts, range(40))
@@ -134,10 +137,10 @@ def test_a_lane_that_has_finished_is_refilled(params, monkeypatch):
 def test_nothing_is_compiled_again_however_many_and_long(params):
     agent = make_policy(params, "sampled")
     agent.respond([words(0, 3)], [0])
-    compiled = decode.write._cache_size(), decode.admit._cache_size()
+    compiled = decode.generate._cache_size(), decode.insert._cache_size()
     for turn in range(1, 5):
         agent.respond([words(i, 3 + 9 * turn) for i in range(3 * turn)], range(3 * turn))
-    assert (decode.write._cache_size(), decode.admit._cache_size()) == compiled
+    assert (decode.generate._cache_size(), decode.insert._cache_size()) == compiled
 
 
 @pytest.mark.parametrize("vocab", [1, 2, 7, 64, 1000])
@@ -147,10 +150,116 @@ def test_draws_follow_the_probabilities(vocab):
     logits[rng.random(vocab) < 0.3] = -np.inf
     logits[0] = 1.0
     keys = jax.random.split(jax.random.key(0), (1, 20_000))
-    drawn = decode._sample(
-        keys, jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (1, 20_000, vocab))
-    )
+    relative = jnp.asarray(logits - logits.max(), jnp.float32)
+    drawn = decode._sample(keys, jnp.broadcast_to(relative, (1, 20_000, vocab)))
     observed = np.bincount(np.asarray(drawn)[0], minlength=vocab) / 20_000
     expected = np.exp(logits) / np.exp(logits).sum()
     assert len(observed) == vocab and not observed[expected == 0].any()
     assert np.abs(observed - expected).max() < 0.015
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-45, 1e-38, 1e-3, 1.0, 1e6, 3e38, np.inf])
+@pytest.mark.parametrize("scale", [1.0, 1e30])
+def test_any_temperature_gives_an_allowed_token(temperature, scale):
+    allowed = np.arange(64) % 3 == 1
+    logits = scale * np.random.default_rng(0).normal(size=(5, 400, 64))
+    scores = jnp.where(allowed, jnp.asarray(logits, jnp.float32), -jnp.inf)
+    keys = jax.random.split(jax.random.key(0), (5, 400))
+    token = decode._choose(keys, jnp.zeros(5, jnp.int32), scores, np.float32(temperature))
+    assert allowed[np.asarray(token)].all()
+    if temperature < 1e-30:  # as good as greedy
+        np.testing.assert_array_equal(token, np.argmax(scores, axis=-1))
+    if temperature > 1e30 and scale == 1:  # as good as uniform
+        assert len(np.unique(token)) == allowed.sum()
+
+
+LAST = dataclasses.replace(MODEL, utterance_q="last")
+
+
+@pytest.mark.parametrize("strength", [1e30, -3e38])
+def test_a_strength_that_overflows_gives_an_allowed_token(params, strength):
+    allowed = np.isin(np.arange(VOCAB), [STOP, 5, 8])
+    how = DecodingConfig(steering_strength=strength)
+    agent = Policy(LAST, params, how, STOP, allowed, LONGEST, batch_size=4)
+    for answer in agent.respond([words(i, 5) for i in range(8)], range(8)):
+        assert set(answer.tokens) <= {STOP, 5, 8} and np.isfinite(answer.log_prob)
+
+
+def test_the_method_says_how_values_steer(params):
+    def against_the_policy(logits, q, v, strength):
+        return -logits + 0 * (q - v[..., None])
+
+    allowed = np.ones(VOCAB, bool)
+    how = DecodingConfig(temperature=0, steering_strength=1)
+    options = {"stop_token": STOP, "allowed": allowed, "max_utterance": 2, "batch_size": 4}
+    agent = Policy(LAST, params, how, steer=against_the_policy, **options)
+    model = with_params(LAST, params)
+    for context in (words(0, 5), words(1, 9)):
+        (answer,) = agent.respond([context], [0])
+        hidden = model.trunk(
+            context[None], np.ones_like(context[None]), np.arange(len(context))[None]
+        )
+        assert answer.tokens[0] == np.argmin(model.trunk.logits(hidden[0, -1]))
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("decoding", "fields", "message"),
+    [
+        ("greedy, steered by 2", {}, "steers every token by its value, but with utterance_q 'sum'"),
+        ("sampled", {"max_utterance": 96}, "96 tokens does not fit in the network's context of 96"),
+        ("sampled", {"max_utterance": 0}, "max_utterance is 0"),
+        ("sampled", {"allowed": np.ones(12, bool)}, r"shape \(12,\), but must say .* 11 tokens"),
+        ("sampled", {"allowed": np.zeros(11, bool)}, "allowed is false for all tokens"),
+        (
+            "sampled",
+            {"stop_token": 11},
+            "stop_token is 11, but .* 0 to 10",
+        ),
+        ("sampled", {"stop_token": -1}, "stop_token is -1"),
+    ],
+)
+def test_a_decoding_that_a_network_cannot_do_is_refused(params, decoding, fields, message):
+    options = {"stop_token": STOP, "allowed": np.ones(VOCAB, bool), "max_utterance": LONGEST}
+    with pytest.raises(PolicyError, match=message):
+        Policy(MODEL, params, DecodingConfig.parse(decoding), **options | fields)
+
+
+@pytest.mark.parametrize("kind", VALUE_HEAD_KINDS)
+def test_values_that_were_never_learned_choose_nothing(kind):
+    config = dataclasses.replace(LAST, value_heads=kind)
+    fresh = init_params(config, 0)
+    options = {"stop_token": STOP, "allowed": np.ones(VOCAB, bool), "max_utterance": LONGEST}
+    for decoding in ("sampled, best of 4", "sampled, steered by 1"):
+        with pytest.raises(PolicyError, match="the network has learned none"):
+            Policy(config, fresh, DecodingConfig.parse(decoding), **options)
+    Policy(config, fresh, DecodingConfig.parse("sampled"), **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"v": {"inner": {"bias": np.zeros(3)}}},
+            r"params: v/inner/bias has shape \(3,\), but .* has \(16,\) there",
+        ),
+        ({"more": np.zeros(2)}, r"params: more has shape \(2,\), but .* has None there"),
+    ],
+)
+def test_parameters_of_another_shape_are_named(params, change, message):
+    def replaced(tree, change):
+        inner = {k: replaced(tree[k], x) if isinstance(x, dict) else x for k, x in change.items()}
+        return {**tree, **inner}
+
+    with pytest.raises(PolicyError, match=message):
+        make_policy(replaced(params, change))
+
+
+def test_contexts_that_cannot_be_answered_are_named(params):
+    agent = make_policy(params)
+    with pytest.raises(PolicyError, match="there are 2 contexts and 1 seeds"):
+        agent.respond([words(0, 3), words(1, 3)], [0])
+    with pytest.raises(ContextError, match=r"context 1 has the token 11; .* vocabulary is 0 to 10"):
+        agent.respond([words(0, 3), np.int32([1, VOCAB])], [0, 1])

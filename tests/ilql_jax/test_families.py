@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hugging_face import FAMILIES, VOCAB, pack, random_model, torch_logits
 
-from ilql_jax.decode import generate
+from ilql_jax.decode import sample
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.models.attention import attend, packed_causal_mask
 from ilql_jax.models.hugging_face.families import (
@@ -62,7 +62,7 @@ def greedy(config, params, contexts, max_length):
     padded = np.zeros((len(contexts), 32), np.int32)
     for row, context in enumerate(contexts):
         padded[row, : len(context)] = context
-    samples = generate(
+    samples = sample(
         config,
         params,
         padded,
@@ -74,7 +74,7 @@ def greedy(config, params, contexts, max_length):
         num_samples=1,
         max_length=max_length,
         stop_token=0,
-        steered=False,
+        steer=None,
     )
     return np.asarray(samples.tokens)[:, 0, :-1]
 
@@ -288,15 +288,24 @@ def test_grouped_heads_agree_with_repeated_ones_in_value_and_gradient(kv_heads):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_kv_heads": 3, "fused_qkv": False}, "num_heads 4 must be a multiple of num_kv_heads"),
-        ({"num_kv_heads": 2}, "fused_qkv needs as many heads of keys"),
-        ({"head_dim": 5, "position_encoding": "rotary"}, "even head size, got 5"),
+        (
+            {"num_kv_heads": 3, "fused_qkv": False},
+            "num_heads is 4, but must be a multiple of num_kv",
+        ),
+        ({"num_kv_heads": 2}, "fused_qkv is True, but needs as many heads of keys"),
+        ({"head_dim": 5, "position_encoding": "rotary"}, "head_dim is 5, but must be even"),
         ({"norm": "batch_norm"}, "norm is 'batch_norm', but must be layer_norm or rms_norm"),
-        ({"attention": "cudnn"}, "computes in bfloat16, but compute_dtype is float32"),
-        ({"rotary_scaling": RotaryScaling("linear", 2.0)}, "need position_encoding 'rotary'"),
+        (
+            {"attention": "cudnn"},
+            "attention is 'cudnn', but needs compute_dtype 'bfloat16', not 'float32'",
+        ),
+        (
+            {"rotary_scaling": RotaryScaling("linear", 2.0)},
+            "rotary_scaling is .* needs position_encoding 'rotary'",
+        ),
         (
             {"position_encoding": "rotary", "layers_without_rotary": (3,)},
-            "layers_without_rotary names .3., but layers go from 0 to 2",
+            "layers_without_rotary is .3,., but layers go from 0 to 2",
         ),
     ],
 )

@@ -10,7 +10,7 @@ import small_networks
 
 from ilql_jax import Trajectory, losses, make_batches, packing_for
 from ilql_jax.checkpoint import CheckpointError, restore_params
-from ilql_jax.decode import generate
+from ilql_jax.decode import sample
 from ilql_jax.models import (
     DecoderConfig,
     ModelConfig,
@@ -128,7 +128,7 @@ def test_tied_heads_without_their_matrix_say_where_to_get_it():
 
 
 def test_a_kind_that_there_is_not_is_named():
-    with pytest.raises(ValueError, match="value_heads is 'deep', but must be one of mlp, linear"):
+    with pytest.raises(ValueError, match="value_heads is 'deep', but must be mlp, linear or tied"):
         dataclasses.replace(BASE, value_heads="deep")
 
 
@@ -136,7 +136,7 @@ def test_a_kind_that_there_is_not_is_named():
 def test_values_while_decoding_are_those_of_reading_it_back(kind):
     params, config = random_params(kind), MODELS[kind]
     context = np.int32([[5, 6, 7, 8]])
-    samples = generate(
+    samples = sample(
         config,
         params,
         context,
@@ -148,7 +148,7 @@ def test_values_while_decoding_are_those_of_reading_it_back(kind):
         num_samples=3,
         max_length=5,
         stop_token=STOP,
-        steered=True,
+        steer=losses.steer_logits,
     )
     for n in range(3):
         written = np.asarray(samples.tokens[0, n, : samples.length[0, n]])

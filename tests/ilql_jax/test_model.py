@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ilql_jax import losses
-from ilql_jax.decode import generate
+from ilql_jax.decode import sample
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.models.attention import _attend_on_cpu, attend, packed_causal_mask
 from ilql_jax.models.hugging_face.read import GPT2, PretrainedError, params_from_gpt2
@@ -93,7 +93,9 @@ def test_fresh_values_are_zero():
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match="hidden_size 10 must be a multiple of num_heads 4"):
+    with pytest.raises(
+        ValueError, match="hidden_size is 10, but must be a multiple of num_heads 4"
+    ):
         DecoderConfig(VOCAB, 10, 1, 4, 16, 8)
 
 
@@ -201,11 +203,11 @@ CONTEXTS = [np.int32([1, 2, 5, 7]), np.int32([4]), np.int32([9, 9, 1, 0, 2, 12, 
 
 
 def write(params, contexts=CONTEXTS, *, temperature=1.0, strength=0.0, allowed=EVERYTHING,
-          samples=32, seeds=(0, 1, 2), width=8, steered=None, config=MODEL):  # fmt: skip
+          samples=32, seeds=(0, 1, 2), width=8, steered=False, config=MODEL):  # fmt: skip
     padded = np.zeros((len(contexts), width), np.int32)
     for row, context in enumerate(contexts):
         padded[row, : len(context)] = context
-    result = generate(
+    result = sample(
         config,
         params,
         padded,
@@ -217,14 +219,14 @@ def write(params, contexts=CONTEXTS, *, temperature=1.0, strength=0.0, allowed=E
         num_samples=samples,
         max_length=LONGEST,
         stop_token=STOP,
-        steered=strength != 0 if steered is None else steered,
+        steer=losses.steer_logits if strength or steered else None,
     )
     return jax.tree.map(np.asarray, result)
 
 
 def utterances(result):
-    for row, sample in np.ndindex(result.length.shape):
-        yield row, sample, result.tokens[row, sample, : result.length[row, sample]]
+    for row, n in np.ndindex(result.length.shape):
+        yield row, n, result.tokens[row, n, : result.length[row, n]]
 
 
 @jax.jit
@@ -257,12 +259,12 @@ def value_uncached(params, context, utterance, how):
 def test_cached_decoding_agrees_with_the_uncached_forward(params, temperature, strength, config):
     result = write(params, temperature=temperature, strength=strength, config=config)
     lengths = set()
-    for row, sample, written in utterances(result):
+    for row, n, written in utterances(result):
         log_prob, q, v = read_uncached(params, CONTEXTS[row], written)
         at = np.arange(len(written)), written
-        assert result.log_prob[row, sample] == pytest.approx(float(log_prob[at].sum()), abs=1e-4)
+        assert result.log_prob[row, n] == pytest.approx(float(log_prob[at].sum()), abs=1e-4)
         value = value_uncached(params, CONTEXTS[row], written, config.utterance_q)
-        assert result.q[row, sample] == pytest.approx(value, abs=1e-4)
+        assert result.q[row, n] == pytest.approx(value, abs=1e-4)
         assert result.v[row] == pytest.approx(float(v[0]), abs=1e-4)
         if temperature == 0:
             best = np.argmax(log_prob + strength * (q.min(axis=1) - v[:, None]), axis=-1)
@@ -273,10 +275,10 @@ def test_cached_decoding_agrees_with_the_uncached_forward(params, temperature, s
 
 def test_utterances_end_with_the_first_stop_token_forced_at_the_longest(params):
     result = write(params)
-    for row, sample, written in utterances(result):
+    for row, n, written in utterances(result):
         assert written[-1] == STOP
         assert STOP not in written[:-1]
-        assert not result.tokens[row, sample, len(written) :].any()
+        assert not result.tokens[row, n, len(written) :].any()
     assert result.length.max() == LONGEST and result.length.min() < LONGEST
 
 
@@ -314,7 +316,9 @@ def test_tokens_that_are_not_allowed_are_never_written(params):
 
 def policy(params, decoding, **fields):
     options = {"stop_token": STOP, "allowed": EVERYTHING, "max_utterance": LONGEST, "batch_size": 4}
-    return Policy(MODEL, params, DecodingConfig.parse(decoding), **(options | fields))
+    how = DecodingConfig.parse(decoding)
+    config = LAST if how.steering_strength else MODEL  # only values of tokens can steer
+    return Policy(config, params, how, **(options | fields))
 
 
 @pytest.mark.parametrize("decoding", ["sampled", "sampled at 0.8, steered by 2, best of 3"])
@@ -397,7 +401,10 @@ def test_a_decoding_that_is_not_understood_is_quoted(text, part):
     [
         ({"candidates": 0}, "candidates is 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"temperature": 0.0, "candidates": 2}, "above 0: greedy ones are equal"),
+        (
+            {"temperature": 0.0, "candidates": 2},
+            "candidates is 2, but must be 1 with",
+        ),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"steering_strength": float("inf")}, "steering_strength is inf"),
     ],

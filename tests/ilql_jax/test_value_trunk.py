@@ -11,9 +11,9 @@ import small_networks
 from hugging_face import LLAMA, OURS, ROW, SCANNED, transformers_model
 from safetensors.numpy import load_file, save_file
 
-from ilql_jax import Trajectory, decode, make_batches, packing_for, plan
+from ilql_jax import Trajectory, decode, losses, make_batches, packing_for, plan
 from ilql_jax.checkpoint import CheckpointError, restore_params
-from ilql_jax.decode import generate
+from ilql_jax.decode import sample
 from ilql_jax.models import (
     DecoderConfig,
     ModelConfig,
@@ -256,8 +256,9 @@ def test_what_is_written_is_valued_as_when_it_is_read_back(config):
 
 def test_greedy_steering_takes_the_best_of_both_networks_in_a_pass_over_all():
     params, strength = random_params(MODEL), 3.0
+    last = dataclasses.replace(MODEL, utterance_q="last")
     context = words(0, 7)
-    (answer,) = make_policy(MODEL, params, f"greedy, steered by {strength}").respond([context], [0])
+    (answer,) = make_policy(last, params, f"greedy, steered by {strength}").respond([context], [0])
     plain = make_policy(MODEL, params, "greedy").respond([context], [0])[0]
     tokens = np.concatenate([context, answer.tokens])[None]
     logits, q, v = outputs(
@@ -283,29 +284,29 @@ def test_the_plain_policy_does_without_the_values_trunk(decoding):
         np.testing.assert_array_equal(answer.tokens, other.tokens)
         assert answer.log_prob == other.log_prob
         assert answer.q is None and answer.v is None and other.q is not None
-    assert len(agent._store.keys) == MODEL.decoder.num_layers
+    assert len(agent._cache.keys) == MODEL.decoder.num_layers
 
 
-def test_lanes_of_the_policy_alone_cannot_be_steered():
-    lanes = decode.empty_lanes(MODEL, 2, 1, LONGEST, 16, trunks=1)
-    with pytest.raises(ValueError, match="steered is true, but the lanes have 1 trunk"):
-        decode.write(
+def test_slots_of_the_policy_alone_cannot_be_steered():
+    slots = decode.Slots.empty(MODEL, 2, 1, LONGEST, 16, trunks=1)
+    with pytest.raises(ValueError, match="steering reads the values, but the slots have 1 trunk"):
+        decode.generate(
             MODEL,
             random_params(MODEL),
-            lanes,
+            slots,
             2,
             jnp.ones(VOCAB, bool),
             jnp.float32(0),
             jnp.float32(1),
             stop_token=STOP,
-            steered=True,
+            steer=losses.steer_logits,
         )
 
 
 def test_a_batch_from_the_start_is_valued_too():
     params = random_params(MODEL)
     context = words(0, 4)
-    samples = generate(
+    samples = sample(
         MODEL,
         params,
         context[None],
@@ -317,7 +318,7 @@ def test_a_batch_from_the_start_is_valued_too():
         num_samples=2,
         max_length=LONGEST,
         stop_token=STOP,
-        steered=True,
+        steer=losses.steer_logits,
     )
     for n in range(2):
         written = np.asarray(samples.tokens[0, n, : samples.length[0, n]])

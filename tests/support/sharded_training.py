@@ -156,15 +156,16 @@ def used(params, mesh):
     if mesh is not None:
         params = jax.device_put(params, sharding.shardings(params, mesh))
     decoding = DecodingConfig(temperature=0.7, steering_strength=2.0, candidates=2)
-    policy = Policy(MODEL, params, decoding, 0, np.arange(VOCAB) > 0, 6, batch_size=3)
+    config = dataclasses.replace(MODEL, utterance_q="last")  # values of tokens, which can steer
+    policy = Policy(config, params, decoding, 0, np.arange(VOCAB) > 0, 6, batch_size=3)
     contexts = [dialogue.tokens[: 5 + i] for i, dialogue in enumerate(dataset(5))]
     written = [(r.tokens.tolist(), r.q) for r in policy.respond(contexts, range(5))]
     packing = packing_for(dataset(), batch_rows=8, row_length=32)
-    scores = score(dataset(5), MODEL, params, packing, mesh)
+    scores = score(dataset(5), config, params, packing, mesh)
     return {
         "tokens": [tokens for tokens, _ in written],
         "q": [q for _, q in written] + [float(x) for s in scores for x in s.q],
-        "devices": len(policy._store.keys[0].sharding.device_set),
+        "devices": len(policy._cache.keys[0].sharding.device_set),
     }
 
 

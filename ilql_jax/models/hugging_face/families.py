@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ilql_jax.errors import UserError
-from ilql_jax.models.config import LEFT_OPEN, DecoderConfig
+from ilql_jax.models.config import NOT_IN_CONFIG_JSON, DecoderConfig
 from ilql_jax.models.rotary import RotaryScaling
 
 Index = tuple[slice, ...]
@@ -467,7 +467,7 @@ def hugging_face_config(config: DecoderConfig) -> tuple[Family, dict[str, Any]]:
 def shape_alone(config: DecoderConfig) -> DecoderConfig:
     """The same for all configs of one network: nothing implied, nothing that it leaves open."""
     defaults = {field.name: field.default for field in dataclasses.fields(DecoderConfig)}
-    said = {name: defaults[name] for name in LEFT_OPEN}
+    said = {name: defaults[name] for name in NOT_IN_CONFIG_JSON}
     if config.position_encoding != "rotary":
         said["rotary_base"] = defaults["rotary_base"]
     return dataclasses.replace(
