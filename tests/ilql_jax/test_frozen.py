@@ -22,7 +22,7 @@ from ilql_jax.checkpoint import CheckpointError, restore_params
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.models.hugging_face.read import flat, start_params
 from ilql_jax.models.hugging_face.write import load_network, save_pretrained
-from ilql_jax.models.kv_cache import KVCache, extend
+from ilql_jax.models.kv_cache import KVCache, prefill
 from ilql_jax.models.lora import merge_adapters
 from ilql_jax.objectives import ObjectiveConfig
 from ilql_jax.partition import fingerprint, join_params, split_params
@@ -91,7 +91,7 @@ def outputs(config, params):
     model = with_params(config, params)
     hidden, of_values = model.hidden_states(*pack([words, words[:9]], 28))
     cache = KVCache.zeros(config.decoder, (1,), 20)
-    cached, _ = extend(model.trunk, cache, jnp.asarray(words[None]), jnp.zeros(1, jnp.int32))
+    cached, _ = prefill(model.trunk, cache, jnp.asarray(words[None]), jnp.zeros(1, jnp.int32))
     found = [model.trunk.logits(hidden), model.trunk.logits(cached), model.q(of_values)]
     return [np.asarray(each) for each in found]
 
