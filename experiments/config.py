@@ -22,12 +22,14 @@ from ilql_jax.models.hugging_face.read import check_tensors, shape_for
 from ilql_jax.objectives import ObjectiveConfig, network_of
 from ilql_jax.partition import check_start
 from ilql_jax.policy import DecodingConfig
+from ilql_jax.settings import SettingError
 from ilql_jax.sharding import HostsConfig, MeshConfig
 from ilql_jax.train import TrainConfig, check_adapters, check_learns, check_parts
 from imagination.corpora import CORPORA, ReadOptions
 
 if TYPE_CHECKING:  # loaded where an LLM is used
     from imagination.engine import EngineConfig
+    from imagination.hindsight.llm import LLMHindsightConfig
     from imagination.llm import LLMConfig
 
 
@@ -87,7 +89,7 @@ def base_config() -> ConfigDict:
     # With a world (see imagination/hindsight/world.py):
     config.hindsight.belief = "prefix"  # best act by what was known then; finished: by all replies
     config.hindsight.error_rate = 0.0  # of the controller
-    # With an LLM (see imagination/hindsight/prompted):
+    # With an LLM (see imagination/hindsight/llm.py):
     config.hindsight.way = "rollout"  # the rest is played in turn; script: written in one call
     config.hindsight.judge_votes = 3  # ratings of which a dialogue's is the mean
     config.hindsight.conversations = 256  # under way at the same time
@@ -410,8 +412,8 @@ def _llm_config(section: ConfigDict, where: str) -> LLMConfig:
 
     try:
         return LLMConfig(**_of_section(section, LLMConfig))
-    except ValueError as error:
-        raise ConfigError(str(error).replace("LLMConfig", where, 1)) from None
+    except SettingError as error:
+        raise ConfigError(f"{where}.{error}") from None
 
 
 def _of_section(section: ConfigDict, kind: type) -> dict[str, Any]:
@@ -425,8 +427,20 @@ def engine_config(config: ConfigDict) -> EngineConfig:
 
     try:
         return EngineConfig(**_of_section(config.imagination, EngineConfig), seed=config.seed)
-    except ValueError as error:
-        raise ConfigError(str(error).replace("EngineConfig", "config.imagination", 1)) from None
+    except SettingError as error:
+        raise ConfigError(f"config.imagination.{error}") from None
+
+
+def hindsight_config(config: ConfigDict) -> LLMHindsightConfig:
+    """Settings of hindsight by an LLM. Raises `ConfigError` for a value out of bounds."""
+    from imagination.hindsight.llm import LLMHindsightConfig
+
+    try:
+        return LLMHindsightConfig(
+            **_of_section(config.hindsight, LLMHindsightConfig), seed=config.seed
+        )
+    except SettingError as error:
+        raise ConfigError(f"config.hindsight.{error}") from None
 
 
 def agent_settings(config: ConfigDict, agent: str) -> dict[str, Any]:
@@ -501,9 +515,7 @@ def _check_hindsight(config: ConfigDict) -> None:
             f"config.hindsight.engine={other}."
         )
     if by_llm:
-        from imagination.engine.config import WAYS
-
-        _one_of("hindsight.way", section.way, WAYS)
+        hindsight_config(config)
         hindsight_llm(config)
     elif rounds_of(config.methods) and (config.data.source != "world" or imagines_with_llm(config)):
         whose = "an LLM" if imagines_with_llm(config) else config.data.source
@@ -573,10 +585,8 @@ def _check_gdp_zero(config: ConfigDict) -> None:
         if (acts := search.pop("acts")) is not None:
             check_acts(acts)
         SearchConfig(**search)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"config.evaluation.{str(error).replace('gdp_zero, ', 'gdp_zero.', 1)}."
-        ) from None
+    except ValueError as error:
+        raise ConfigError(f"config.evaluation.gdp_zero.{error}") from None
 
 
 def _check_world(config: ConfigDict, judged: bool) -> None:

@@ -18,7 +18,12 @@ from experiments.tasks import given_task
 from experiments.terminal import progress_bars
 from imagination.dataset_card import card_sections
 from imagination.dialogue import Dialogue
-from imagination.engine import Imagined, derive_task, imagine_dialogues, plan
+from imagination.engine import (
+    Imagined,
+    derive_task,
+    forecast_imagination,
+    imagine_dialogues,
+)
 from imagination.llm import Client
 from imagination.task import Task
 
@@ -91,5 +96,7 @@ def print_plan(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     if task is None:
         name, given = given_task(config, folder)
         task = {"name": name, **given}
-    planned = plan(task, settings.engine_config(config), settings.imagination_llm(config))
-    console.print(planned.to_markdown(), markup=False, highlight=False)
+    forecast = forecast_imagination(
+        task, settings.engine_config(config), settings.imagination_llm(config)
+    )
+    console.print(forecast.to_markdown(), markup=False, highlight=False)

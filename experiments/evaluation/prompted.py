@@ -1,8 +1,8 @@
 """LLMs in the evaluation: prompted agents as baselines, and a human who is played by one.
 
 All of it goes through one client in one process: a limit on calls and on cost holds for the whole
-stage, and every answer is in `<run folder>/llm` before it is used. See `imagination/prompted` for
-how they talk.
+stage, and every answer is in `<run folder>/llm` before it is used. See `imagination/agents`
+for the speakers.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from experiments.run_folder import RunError, RunFolder, is_for_training
 from experiments.tasks import load_task
 from experiments.terminal import progress_bars
 from imagination.dialogue import Dialogue, iterate_dialogues, read_dialogues
-from imagination.hindsight import HindsightEngine, calibrate, regenerate
+from imagination.hindsight import Hindsight, calibrate, regenerate
 from imagination.simulation import load_world
 from imagination.task import Task
 
@@ -82,7 +82,7 @@ def _to_look_back_on(folder: RunFolder) -> list[Dialogue]:
 
 def print_plan(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     """Shows the prompts, how many calls and tokens, and what they would cost, without a call."""
-    from imagination.hindsight.prompted import plan
+    from imagination.hindsight.cost import forecast_hindsight
 
     if not folder.dialogues.exists():
         console.print(
@@ -90,16 +90,15 @@ def print_plan(config: ConfigDict, folder: RunFolder, console: Console) -> None:
             f"--stage=imagine --workdir={folder.path} makes them; then ask again."
         )
         return
-    planned = plan(
+    forecast = forecast_hindsight(
         load_task(config, folder),
         _to_look_back_on(folder),
         settings.hindsight_llm(config),
         max_changes=config.hindsight.max_changes,
         rounds=rounds_of(config.methods),
-        way=config.hindsight.way,
-        judge_votes=config.hindsight.judge_votes,
+        config=settings.hindsight_config(config),
     )
-    console.print(planned.to_markdown(), markup=False, highlight=False)
+    console.print(forecast.to_markdown(), markup=False, highlight=False)
 
 
 # --- who looks back -----------------------------------------------------------------------------
@@ -109,7 +108,7 @@ def print_plan(config: ConfigDict, folder: RunFolder, console: Console) -> None:
 class OpenEngine:
     """Who looks back, on how many dialogues at once, and what is shown beside the bar meanwhile."""
 
-    parts: HindsightEngine
+    parts: Hindsight
     chunk: int
     note: object = ""
 
@@ -126,17 +125,16 @@ def open_engine(config: ConfigDict, folder: RunFolder, task: Task) -> Iterator[O
         yield OpenEngine(WorldHindsight(world, **how, seed=config.seed), CHUNK)
         return
     # The LLM client is loaded only where it is used.
-    from imagination.agents import run_async
-    from imagination.hindsight.prompted import PromptedHindsight
+    from imagination.hindsight.llm import LLMHindsight
     from imagination.llm import Client
+    from imagination.llm.session import run_async
 
     client = Client(settings.hindsight_llm(config), folder.answers(config.hindsight))
-    how = {name: section[name] for name in ("way", "judge_votes", "conversations")}
     # A batch takes its time however small it is; every answer is kept anyway.
     chunk = _ALL if section.batch else section.conversations
     try:
-        engine = PromptedHindsight(task, client, config.seed, **how)
-        yield OpenEngine(engine, chunk, _Live(client.meter.line))
+        hindsight_by_llm = LLMHindsight(task, client, settings.hindsight_config(config))
+        yield OpenEngine(hindsight_by_llm, chunk, _Live(client.meter.line))
     finally:
         run_async(client.close())
 
@@ -181,7 +179,7 @@ def _compare_with_outcomes(
 class _Remembering:
     """A reward model whose ratings can be looked at afterwards."""
 
-    def __init__(self, model: HindsightEngine):
+    def __init__(self, model: Hindsight):
         self._model = model
         self.ratings: list[tuple[Dialogue, float | None]] = []
 

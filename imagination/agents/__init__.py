@@ -1,13 +1,14 @@
-"""Talking to LLMs: a human who is played by one, and agents that are nothing but a prompt.
+"""Speakers for `converse`: trained policies, prompted agents, and humans played by an LLM.
 
     human = PromptedHuman(client, task)
     agent = prompted_agent("gdp_zero", client, task, simulations=10)
     dialogues = converse(agent, human, conversations, task)
     slips(dialogues[0], task), spending(dialogues[0])
 
-`human.py` and `agents.py` are the speakers, `gdp_zero.py` the tree search, `slips.py` what the
-played human does wrong, `prompts/` the words. Everybody asks through one client of
-`imagination.llm`; close it with `run_async(client.close())`.
+`policy.py` is the trained policy, `prompted.py` the prompted agents, `gdp_zero.py` their tree
+search, `human.py` the played human and `slips.py` its mistakes. The prompts are in
+`imagination/prompts/agents/` and `human/`. All ask through one client of `imagination.llm`; close
+it with `run_async(client.close())`.
 """
 
 from imagination.agents.human import PromptedHuman
@@ -21,7 +22,8 @@ from imagination.agents.prompted import (
     prompted_agent,
 )
 from imagination.agents.slips import SLIPS, slips
-from imagination.prompted.asking import NO_ANSWER, run_async, spending
+from imagination.agents.speaker import NO_ANSWER, spending
+from imagination.llm.session import run_async
 
 __all__ = [
     "AGENTS",

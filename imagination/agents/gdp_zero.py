@@ -1,10 +1,10 @@
 """Open-loop tree search over dialogue acts: GDP-ZERO (Yu et al. 2023, arXiv 2305.13660).
 
-Only the search; what a state is, how likely an act is, what follows from it and what it is worth
-is asked of a `Game`. `agents.py` has the game in which an LLM answers all of that.
+The search alone: a `Game` says how likely an act is, what follows from it and what a state is
+worth. `prompted.py` has the game in which an LLM answers these questions.
 
-Open loop: a node is the sequence of acts that led to it, not what was said. It holds up to
-`max_realizations` ways in which these acts went in words.
+Open loop: a node is the sequence of acts that led to it, not the words. It holds up to
+`max_realizations` realizations of these acts in words.
 """
 
 from __future__ import annotations
@@ -15,65 +15,56 @@ import random
 from collections.abc import Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
+from ilql_jax.settings import Settings, setting
+
 State = TypeVar("State")
 
 
 class Game(Protocol[State]):
-    """What is searched."""
+    """Answers the questions of the search."""
 
     async def prior(self, state: State) -> Mapping[str, float]:
         """Probability of each act in a state."""
         ...
 
     async def step(self, state: State, act: str) -> State:
-        """What an act led to this time."""
+        """A state that an act leads to; another call may give another one."""
         ...
 
     async def value(self, state: State) -> float:
-        """How well a state will end, from -1 to 1."""
+        """Expected end of a state, from -1 (worst) to 1 (best)."""
         ...
 
     def is_over(self, state: State) -> bool: ...
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchConfig:
-    """How long and how boldly to search; fewer walks and estimates than in the published code.
-
-    Attributes:
-        simulations: Walks down the tree per turn (published code: 20).
-        c_puct: Weight of the prior against the values.
-        q_0: Value of an act that was never tried; 0 is neither good nor bad.
-        max_realizations: Ways in words kept for a sequence of acts, then drawn from again.
-        value_samples: Estimates that a game averages for the value of a state (published code: 10).
+class SearchConfig(Settings):
+    """Settings of the search: by default fewer walks and estimates than in the published code.
 
     Raises:
-        ValueError: A value that cannot be; the message names the field and what it may be.
+        SettingError: A value out of bounds.
     """
 
-    simulations: int = 10
-    c_puct: float = 1.0
-    q_0: float = 0.0
-    max_realizations: int = 3
-    value_samples: int = 1
-
-    def __post_init__(self) -> None:
-        for field in ("simulations", "max_realizations", "value_samples"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                self._refuse(field, "a whole number of at least 1")
-        if not 0 <= self.c_puct < math.inf:
-            self._refuse("c_puct", "a number of at least 0")
-        if not -1 <= self.q_0 <= 1:
-            self._refuse("q_0", "a value from -1 to 1")
-
-    def _refuse(self, field: str, expected: str) -> None:
-        raise ValueError(f"gdp_zero, {field}: expected {expected}, got {getattr(self, field)!r}")
+    simulations: int = setting("Walks down the tree per turn (published code: 20).", 10, least=1)
+    c_puct: float = setting("Weight of the prior against the values.", 1.0, least=0)
+    q_0: float = setting(
+        "Value of an act never tried, from -1 to 1; 0 is neither good nor bad.",
+        0.0,
+        least=-1,
+        most=1,
+    )
+    max_realizations: int = setting(
+        "Realizations in words kept for a sequence of acts, then drawn from again.", 3, least=1
+    )
+    value_samples: int = setting(
+        "Estimates averaged for the value of a state (published code: 10).", 1, least=1
+    )
 
 
 @dataclasses.dataclass
 class Realization(Generic[State]):
-    """One way in which a sequence of acts went, with the mean of what came back through it."""
+    """A sequence of acts in words, with the mean of the values that were backed up through it."""
 
     state: State
     value: float | None = None
@@ -146,11 +137,11 @@ class OpenLoopSearch(Generic[State]):
         # Not zero before the first visit, so that the prior already decides then.
         spread = math.sqrt(max(sum(node.visits.values()), 1e-8))
 
-        def score(act: str) -> float:
+        def upper_bound(act: str) -> float:
             bonus = node.prior[act] * spread / (1 + node.visits[act])
             return node.values[act] + self._config.c_puct * bonus
 
-        return max(node.prior, key=score)
+        return max(node.prior, key=upper_bound)
 
     async def _realize(self, state: State, acts: tuple[str, ...]) -> Realization[State]:
         known = self.nodes[acts].realizations if acts in self.nodes else []

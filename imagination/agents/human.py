@@ -4,103 +4,92 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from imagination.agents.slips import slips
+from imagination.agents.speaker import PromptedSpeaker, says_something, spent, without_own_name
 from imagination.dialogue import Dialogue
-from imagination.prompted.asking import (
-    Asker,
-    Client,
-    Line,
-    NoAnswer,
-    all_of,
-    gave_up,
-    rating_on,
-    run_async,
-    spoken,
-)
-from imagination.prompted.prompts import load_prompt, transcript
+from imagination.llm.schemas import EndableLine, rating_schema
+from imagination.llm.session import LLM, NoAnswer, Session, gather_all, run_async
+from imagination.prompts import load_prompt
 from imagination.speakers import Conversation, Utterance
 from imagination.task import Task
+from imagination.transcript import transcript
+
+TURN, RATING = "human/turn", "human/rating"
 
 
-class PromptedHuman:
+class PromptedHuman(PromptedSpeaker):
     """Takes the human's turns with an LLM and rates at the end, as the conversation's persona.
 
-    Its turns are annotated with `calls` and `cost`, and with `failure` where the model gave no
-    answer: then the conversation ends. When it rates, its last turn is annotated with `rating`,
-    `rating_reason` (or `rating_failure`) and `slips` (see `slips.py`).
+    When it rates, its last turn is annotated with `rating` and `rating_reason` (or
+    `rating_failure`), and with `slips` (see `slips.py`).
 
     Args:
         client: Asks the model.
         task: Gives the description, the roles and the scale.
-        guidance: What else to know about how people in this task behave; part of the prompt.
+        guidance: Further facts about people in this task; part of the prompt.
     """
 
-    def __init__(self, client: Client, task: Task, guidance: str = ""):
-        self.client = client
-        self.task = task
+    def __init__(self, client: LLM, task: Task, guidance: str = ""):
+        super().__init__(client, task)
         self.guidance = guidance
 
     @property
     def model_and_version(self) -> dict[str, str]:
-        """Who played the human, for the results: two of them are two different environments."""
+        """Model and prompts, for the results: two such humans are two different environments."""
         return {
             "model": self.client.config.model,
-            "prompt": load_prompt("human").version,
-            "rating_prompt": load_prompt("rate").version,
+            "prompt": load_prompt(TURN).version,
+            "rating_prompt": load_prompt(RATING).version,
             "guidance": self.guidance,
         }
 
-    def respond(self, conversations: Sequence[Conversation]) -> list[Utterance]:
-        return run_async(all_of([self._respond(c) for c in conversations]))
-
     def rate(self, conversations: Sequence[Conversation]) -> list[float | None]:
         """Ratings on the task's scale; None where the model gave none, or broke off."""
-        return run_async(all_of([self._rate(c) for c in conversations]))
+        return run_async(gather_all([self._rate(c) for c in conversations]))
 
-    async def _respond(self, conversation: Conversation) -> Utterance:
-        asker = Asker.for_turn(self.client, conversation)
-        try:
-            line = await asker.ask(load_prompt("human"), Line, **self._known(conversation))
-        except NoAnswer as reason:
-            return gave_up(asker, reason)
-        text = spoken(line.text, self.task.human_role)
-        return Utterance(text, line.ends, asker.annotations)
+    async def _speak(self, conversation: Conversation, session: Session) -> Utterance:
+        line = await session.ask_prompt(
+            TURN, EndableLine, check=says_something, **self._values(conversation)
+        )
+        text = without_own_name(line.text.strip(), self.task.human_role)
+        return Utterance(text, line.ends, spent(session))
 
     async def _rate(self, conversation: Conversation) -> float | None:
-        asker = Asker.for_turn(self.client, conversation)
+        session = self._session(conversation)
         if any(t.speaker == "human" and "failure" in t.annotations for t in conversation.turns):
             # Broken off by the human, not by the agent: nothing that the agent could be rated by.
-            self._note(conversation, asker, {"rating_failure": "the human gave no answer"})
+            self._note(conversation, session, {"rating_failure": "the human gave no answer"})
             return None
         worst, best = self.task.reward_range
         scale = {"worst": worst, "best": best, "success": self.task.success_reward}
         try:
-            answer = await asker.ask(
-                load_prompt("rate"), rating_on(worst, best), **self._known(conversation), **scale
+            answer = await session.ask_prompt(
+                RATING, rating_schema((worst, best)), **self._values(conversation), **scale
             )
         except NoAnswer as reason:
-            self._note(conversation, asker, {"rating_failure": str(reason)})
+            self._note(conversation, session, {"rating_failure": str(reason)})
             return None
         notes = {"rating": answer.rating, "rating_reason": answer.reason}
-        self._note(conversation, asker, notes)
+        self._note(conversation, session, notes)
         return answer.rating
 
-    def _known(self, conversation: Conversation) -> dict[str, object]:
+    def _values(self, conversation: Conversation) -> dict[str, Any]:
         return {
             "task": self.task,
             "persona": conversation.persona,
             "guidance": self.guidance,
-            "transcript": transcript(conversation.turns, self.task),
+            "transcript": transcript(conversation.turns, self.task, "paragraphs"),
         }
 
-    def _note(self, conversation: Conversation, asker: Asker, notes: dict[str, object]) -> None:
-        """Adds to the human's last turn what was asked after it."""
-        spoken = [i for i, turn in enumerate(conversation.turns) if turn.speaker == "human"]
-        if not spoken:
+    def _note(self, conversation: Conversation, session: Session, notes: dict[str, Any]) -> None:
+        """Annotates the human's last turn with what was asked after it."""
+        places = [i for i, turn in enumerate(conversation.turns) if turn.speaker == "human"]
+        if not places:
             return
-        turn = conversation.turns[spoken[-1]]
-        before, now = turn.annotations, asker.annotations
+        turn = conversation.turns[places[-1]]
+        before, now = turn.annotations, spent(session)
         dialogue = Dialogue(
             conversation.id, self.task.name, tuple(conversation.turns), None, conversation.persona
         )
@@ -110,4 +99,4 @@ class PromptedHuman:
             **{key: before.get(key, 0) + now[key] for key in now},
             "slips": slips(dialogue, self.task),
         }
-        conversation.turns[spoken[-1]] = dataclasses.replace(turn, annotations=annotations)
+        conversation.turns[places[-1]] = dataclasses.replace(turn, annotations=annotations)

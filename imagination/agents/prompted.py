@@ -1,8 +1,7 @@
 """Agents played by an LLM: the baselines that trained agents are compared with.
 
-Each sees the task's description and what was said, never the persona. Every turn is annotated with
-the `calls` and the `cost` that it took; `failure` is the reason where the model gave no answer:
-then the agent says what it has and ends the conversation.
+Each sees the task's description and the conversation, never the persona. An agent whose model gave
+no answer says what it has and ends the conversation (see `speaker.py`).
 """
 
 from __future__ import annotations
@@ -13,37 +12,32 @@ from typing import Any
 
 import pydantic
 
+from ilql_jax.settings import SettingError
 from imagination.agents.gdp_zero import OpenLoopSearch, SearchConfig
-from imagination.dialogue import Turn
-from imagination.prompted.asking import (
-    Asker,
-    Client,
-    Line,
-    NoAnswer,
-    all_of,
+from imagination.agents.speaker import (
+    PromptedSpeaker,
     gave_up,
-    rating_on,
-    run_async,
-    spoken,
+    says_something,
+    spent,
+    without_own_name,
 )
-from imagination.prompted.prompts import load_prompt, transcript
+from imagination.dialogue import Turn
+from imagination.llm.schemas import EndableLine, rating_schema
+from imagination.llm.session import LLM, NoAnswer, Session, gather_all
+from imagination.prompts import load_prompt
 from imagination.speakers import Conversation, Utterance
 from imagination.task import Task
+from imagination.transcript import transcript
 
 
-class PromptedAgent:
-    """What all of them share: concurrent turns, counted calls, what happens on a failure.
+class PromptedAgent(PromptedSpeaker):
+    """Base of the prompted agents.
 
-    Args:
-        client: Asks the model.
-        task: Gives the description, the roles and the turn limit.
+    Attributes:
+        prompts: Names of its prompts.
     """
 
     prompts: tuple[str, ...] = ()
-
-    def __init__(self, client: Client, task: Task):
-        self.client = client
-        self.task = task
 
     @property
     def model_and_version(self) -> dict[str, Any]:
@@ -51,32 +45,16 @@ class PromptedAgent:
         versions = ", ".join(load_prompt(name).version for name in self.prompts)
         return {"model": self.client.config.model, "prompt": versions}
 
-    def respond(self, conversations: Sequence[Conversation]) -> list[Utterance]:
-        return run_async(self._respond_to_all(conversations))
+    def _utterance(self, line: EndableLine, session: Session, **notes: Any) -> Utterance:
+        text = without_own_name(line.text.strip(), self.task.agent_role)
+        return Utterance(text, line.ends, {**notes, **spent(session)})
 
-    async def _respond_to_all(self, conversations: Sequence[Conversation]) -> list[Utterance]:
-        return await all_of([self._respond(c) for c in conversations])
-
-    async def _respond(self, conversation: Conversation) -> Utterance:
-        asker = Asker.for_turn(self.client, conversation)
-        try:
-            return await self._speak(conversation, asker)
-        except NoAnswer as reason:
-            return gave_up(asker, reason)
-
-    async def _speak(self, conversation: Conversation, asker: Asker) -> Utterance:
-        raise NotImplementedError
-
-    def _utterance(self, line: Line, asker: Asker, **notes: Any) -> Utterance:
-        text = spoken(line.text, self.task.agent_role)
-        return Utterance(text, line.ends, {**notes, **asker.annotations})
-
-    def known(self, turns: Sequence[Turn]) -> dict[str, Any]:
-        """What every prompt of an agent may be filled with."""
+    def values(self, turns: Sequence[Turn]) -> dict[str, Any]:
+        """Values that every prompt of an agent may use."""
         used = sum(turn.speaker == "agent" for turn in turns)
         return {
             "task": self.task,
-            "transcript": transcript(turns, self.task),
+            "transcript": transcript(turns, self.task, "paragraphs"),
             "turns_left": self.task.max_turns - used,
         }
 
@@ -84,33 +62,38 @@ class PromptedAgent:
 class PlainAgent(PromptedAgent):
     """The task's description and instructions; one call a turn."""
 
-    prompts = ("plain",)
+    prompts = ("agents/plain",)
 
-    async def _speak(self, conversation: Conversation, asker: Asker) -> Utterance:
-        line = await asker.ask(load_prompt("plain"), Line, **self.known(conversation.turns))
-        return self._utterance(line, asker)
+    async def _speak(self, conversation: Conversation, session: Session) -> Utterance:
+        line = await session.ask_prompt(
+            "agents/plain", EndableLine, check=says_something, **self.values(conversation.turns)
+        )
+        return self._utterance(line, session)
 
 
 class ReasonedLine(pydantic.BaseModel):
     """Thoughts first, then the line that follows from them."""
 
     reasoning: str
-    line: Line
+    line: EndableLine
 
 
 class ReasoningAgent(PromptedAgent):
     """Reasons in a field of its own before it speaks; one call a turn.
 
-    The reasoning is kept in the annotation `reasoning`; only what was said is shown to anybody.
+    The reasoning is kept in the annotation `reasoning`; nobody in the conversation sees it.
     """
 
-    prompts = ("reasoning",)
+    prompts = ("agents/reasoning",)
 
-    async def _speak(self, conversation: Conversation, asker: Asker) -> Utterance:
-        answer = await asker.ask(
-            load_prompt("reasoning"), ReasonedLine, **self.known(conversation.turns)
+    async def _speak(self, conversation: Conversation, session: Session) -> Utterance:
+        answer = await session.ask_prompt(
+            "agents/reasoning",
+            ReasonedLine,
+            check=lambda answer: says_something(answer.line),
+            **self.values(conversation.turns),
         )
-        return self._utterance(answer.line, asker, reasoning=answer.reasoning)
+        return self._utterance(answer.line, session, reasoning=answer.reasoning)
 
 
 class Ambiguity(pydantic.BaseModel):
@@ -129,17 +112,18 @@ class ClamAgent(PromptedAgent):
     `missing`.
     """
 
-    prompts = ("clam_check", "clam_ask", "clam_answer")
+    prompts = ("agents/clam_check", "agents/clam_ask", "agents/clam_answer")
 
-    async def _speak(self, conversation: Conversation, asker: Asker) -> Utterance:
-        known = self.known(conversation.turns)
-        check = await asker.ask(load_prompt("clam_check"), Ambiguity, **known)
-        if check.ambiguous and known["turns_left"] > 1:
-            prompt, known = load_prompt("clam_ask"), {**known, "missing": check.missing}
+    async def _speak(self, conversation: Conversation, session: Session) -> Utterance:
+        check_prompt, ask_prompt, answer_prompt = self.prompts
+        values = self.values(conversation.turns)
+        found = await session.ask_prompt(check_prompt, Ambiguity, **values)
+        if found.ambiguous and values["turns_left"] > 1:
+            prompt, values = ask_prompt, {**values, "missing": found.missing}
         else:
-            prompt = load_prompt("clam_answer")
-        line = await asker.ask(prompt, Line, **known)
-        return self._utterance(line, asker, ambiguous=check.ambiguous, missing=check.missing)
+            prompt = answer_prompt
+        line = await session.ask_prompt(prompt, EndableLine, check=says_something, **values)
+        return self._utterance(line, session, ambiguous=found.ambiguous, missing=found.missing)
 
 
 class DialogueAct(pydantic.BaseModel):
@@ -183,9 +167,9 @@ class ActWeights(pydantic.BaseModel):
 
 
 def check_acts(acts: Mapping[str, str]) -> None:
-    """Raises `ValueError` unless there is a choice, each act with its description."""
+    """Raises `SettingError` unless there is a choice, each act with its description."""
     if len(acts) < 2 or not all(isinstance(text, str) and text.strip() for text in acts.values()):
-        raise ValueError(f"gdp_zero, acts: expected two or more, each described, got {acts!r}")
+        raise SettingError("acts", acts, "must be two or more acts, each described")
 
 
 class GdpZeroAgent(PromptedAgent):
@@ -209,14 +193,16 @@ class GdpZeroAgent(PromptedAgent):
         **search: Fields of `SearchConfig`.
 
     Raises:
-        ValueError: Fewer than two acts, or a setting of the search out of its range.
+        SettingError: Fewer than two acts, or a setting of the search out of bounds.
     """
 
-    prompts = tuple(f"gdp_zero_{part}" for part in ("acts", "prior", "say", "human", "value"))
+    prompts = tuple(
+        f"agents/gdp_zero_{part}" for part in ("acts", "prior", "say", "human", "value")
+    )
 
     def __init__(
         self,
-        client: Client,
+        client: LLM,
         task: Task,
         acts: Mapping[str, str] | None = None,
         **search: Any,
@@ -230,7 +216,7 @@ class GdpZeroAgent(PromptedAgent):
 
     @property
     def model_and_version(self) -> dict[str, Any]:
-        """Model and prompts, and how it searched."""
+        """Model, prompts and settings of the search."""
         return {**super().model_and_version, "search": dataclasses.asdict(self.search)}
 
     async def _respond_to_all(self, conversations: Sequence[Conversation]) -> list[Utterance]:
@@ -238,25 +224,24 @@ class GdpZeroAgent(PromptedAgent):
             try:
                 await self._list_acts()
             except NoAnswer as reason:
-                askers = [Asker.for_turn(self.client, c) for c in conversations]
-                return [gave_up(asker, reason) for asker in askers]
+                return [gave_up(self._session(c), reason) for c in conversations]
         return await super()._respond_to_all(conversations)
 
     async def _list_acts(self) -> None:
         # The same request in every run and conversation: answered from the cache but for once.
-        asker = Asker(self.client, f"{self.task.name}: acts", seed=0, turn=0)
+        session = Session(self.client, f"{self.task.name}: acts", "0/0", immediate=True)
         limits = {"fewest": FEWEST_ACTS, "most": MOST_ACTS}
         try:
-            answer = await asker.ask(
-                load_prompt("gdp_zero_acts"), DialogueActs, task=self.task, **limits
+            answer = await session.ask_prompt(
+                "agents/gdp_zero_acts", DialogueActs, task=self.task, **limits
             )
         finally:
-            self.setup_calls += asker.calls
-            self.setup_cost += asker.cost
+            self.setup_calls += session.calls
+            self.setup_cost += session.cost
         self.acts = {act.name.strip(): act.description for act in answer.acts}
 
-    async def _speak(self, conversation: Conversation, asker: Asker) -> Utterance:
-        game = _PromptedGame(self, asker)
+    async def _speak(self, conversation: Conversation, session: Session) -> Utterance:
+        game = _PromptedGame(self, session)
         seed = f"{conversation.seed}/{len(conversation.turns)}"
         search = OpenLoopSearch(game, Foreseen(tuple(conversation.turns)), self.search, seed)
         failure = None
@@ -275,8 +260,8 @@ class GdpZeroAgent(PromptedAgent):
             "q": {name: round(value, 4) for name, value in root.values.items()},
         }
         if failure is not None:
-            return gave_up(asker, failure, state.line, **notes)
-        return self._utterance(state.line, asker, **notes)
+            return gave_up(session, failure, state.line, **notes)
+        return self._utterance(state.line, session, **notes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,22 +269,22 @@ class Foreseen:
     """A conversation as the search foresees it.
 
     Attributes:
-        turns: What was said, and what might be said next.
-        over: Whether it has come to its end.
-        line: What the agent said last in it, None at the root.
+        turns: The real turns, then the foreseen ones.
+        over: True at its end.
+        line: The agent's last line in it, None at the root.
     """
 
     turns: tuple[Turn, ...]
     over: bool = False
-    line: Line | None = None
+    line: EndableLine | None = None
 
 
 class _PromptedGame:
     """The game of one turn's search: an LLM answers all of it."""
 
-    def __init__(self, agent: GdpZeroAgent, asker: Asker):
+    def __init__(self, agent: GdpZeroAgent, session: Session):
         self._agent = agent
-        self._asker = asker
+        self._session = session
 
     def is_over(self, state: Foreseen) -> bool:
         return state.over
@@ -314,33 +299,39 @@ class _PromptedGame:
         return {act: weight / total for act, weight in weights.items()}
 
     async def step(self, state: Foreseen, act: str) -> Foreseen:
+        task = self._agent.task
         described = {"act": act, "description": self._agent.acts[act]}
-        line = await self._ask("say", Line, state.turns, **described)
-        text = spoken(line.text, self._agent.task.agent_role)
-        line = Line(text=text, ends=line.ends)
-        turns = (*state.turns, Turn("agent", text))
+        line = await self._ask_line("say", state.turns, task.agent_role, **described)
+        turns = (*state.turns, Turn("agent", line.text))
         if line.ends:
             return Foreseen(turns, True, line)
-        reply = await self._ask("human", Line, turns)
-        text = spoken(reply.text, self._agent.task.human_role)
-        over = reply.ends or self._agent.known(turns)["turns_left"] < 1
-        return Foreseen((*turns, Turn("human", text)), over, line)
+        reply = await self._ask_line("human", turns, task.human_role)
+        over = reply.ends or self._agent.values(turns)["turns_left"] < 1
+        return Foreseen((*turns, Turn("human", reply.text)), over, line)
 
     async def value(self, state: Foreseen) -> float:
-        worst, best = self._agent.task.reward_range
-        scale = {"worst": worst, "best": best, "success": self._agent.task.success_reward}
-        estimates = await all_of(
+        task = self._agent.task
+        worst, best = task.reward_range
+        scale = {"worst": worst, "best": best, "success": task.success_reward}
+        schema = rating_schema(task.reward_range)
+        estimates = await gather_all(
             [
-                self._ask("value", rating_on(worst, best), state.turns, over=state.over, **scale)
+                self._ask("value", schema, state.turns, over=state.over, **scale)
                 for _ in range(self._agent.search.value_samples)
             ]
         )
         mean = sum(estimate.rating for estimate in estimates) / len(estimates)
         return 2 * (mean - worst) / (best - worst) - 1
 
+    async def _ask_line(
+        self, part: str, turns: Sequence[Turn], role: str, **values: Any
+    ) -> EndableLine:
+        line = await self._ask(part, EndableLine, turns, check=says_something, **values)
+        return EndableLine(text=without_own_name(line.text.strip(), role), ends=line.ends)
+
     async def _ask(self, part: str, schema: Any, turns: Sequence[Turn], **values: Any) -> Any:
-        prompt = load_prompt(f"gdp_zero_{part}")
-        return await self._asker.ask(prompt, schema, **self._agent.known(turns), **values)
+        known = self._agent.values(turns)
+        return await self._session.ask_prompt(f"agents/gdp_zero_{part}", schema, **known, **values)
 
 
 AGENTS: dict[str, type[PromptedAgent]] = {
@@ -351,14 +342,14 @@ AGENTS: dict[str, type[PromptedAgent]] = {
 }
 
 
-def prompted_agent(name: str, client: Client, task: Task, **settings: Any) -> PromptedAgent:
+def prompted_agent(name: str, client: LLM, task: Task, **settings: Any) -> PromptedAgent:
     """A prompted agent by its name.
 
     Args:
         name: plain, reasoning, clam or gdp_zero.
         client: Asks the model.
-        task: What it is there for.
-        **settings: Of gdp_zero alone: see `GdpZeroAgent` and `SearchConfig`.
+        task: Its task.
+        **settings: For gdp_zero alone: see `GdpZeroAgent` and `SearchConfig`.
 
     Raises:
         ValueError: Unknown name or setting, with those there are; a setting out of its range.

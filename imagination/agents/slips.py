@@ -1,4 +1,4 @@
-"""Where a human who is played by an LLM falls out of its part.
+"""Slips of a human played by an LLM: turns that no human in this role would say.
 
 Counted on the words of a finished dialogue, and conservatively: a line that is only perhaps a slip
 is none. The counts stand beside every result that such a human has a share in.
@@ -11,11 +11,9 @@ from collections.abc import Mapping
 
 from imagination.dialogue import Dialogue
 from imagination.task import Task
+from imagination.transcript import USUAL_NAMES, leading_name
 
 SLIPS = ("speaks_for_agent", "reveals_persona", "goes_on_after_end")
-
-# What a chat model calls the other side when it forgets the role's name.
-AGENT_LABELS = ("assistant", "agent")
 
 # Values that say nothing without their axis: "yes" in an utterance names no persona.
 _NEED_THEIR_AXIS = {
@@ -43,7 +41,7 @@ _LEAVES = re.compile(rf"{_LEAD}{_FAREWELL}{_REST}")
 
 
 def slips(dialogue: Dialogue, task: Task) -> dict[str, int]:
-    """How often the human of a finished dialogue fell out of its part.
+    """Counts the slips of the human in a finished dialogue.
 
     Args:
         dialogue: With its persona, where it is known.
@@ -54,23 +52,21 @@ def slips(dialogue: Dialogue, task: Task) -> dict[str, int]:
         reveals_persona: 1 where the first human turn names the values of two axes or more.
         goes_on_after_end: Human turns after one that took leave, further farewells apart.
     """
-    said = [turn.text for turn in dialogue.turns if turn.speaker == "human"]
+    texts = [turn.text for turn in dialogue.turns if turn.speaker == "human"]
     return {
-        "speaks_for_agent": sum(_speaks_for_agent(text, task) for text in said),
-        "reveals_persona": int(bool(said) and _named(said[0], dialogue.persona) >= 2),
-        "goes_on_after_end": _turns_after_leaving(said),
+        "speaks_for_agent": sum(_speaks_for_agent(text, task) for text in texts),
+        "reveals_persona": int(bool(texts) and _named(texts[0], dialogue.persona) >= 2),
+        "goes_on_after_end": _turns_after_leaving(texts),
     }
 
 
 def _speaks_for_agent(text: str, task: Task) -> bool:
-    labels = {task.agent_role.lower(), *AGENT_LABELS} - {task.human_role.lower()}
-    pattern = "|".join(re.escape(label) for label in sorted(labels))
-    line_begins = rf"^[\s*_>\[(]*(?:the\s+)?(?:{pattern})[\s*_\])]*:"
-    return bool(re.search(line_begins, text, flags=re.IGNORECASE | re.MULTILINE))
+    names = {task.agent_role.lower(), *USUAL_NAMES["agent"]} - {task.human_role.lower()}
+    return bool(leading_name(text, names))
 
 
 def _named(text: str, persona: Mapping[str, str]) -> int:
-    """How many axes have their value named: all its words are there, whole and as they are."""
+    """Number of axes whose value is named: all its words occur, whole and unchanged."""
     heard = set(_words(text))
     values = {tuple(_value_words(axis, value)) for axis, value in persona.items()}
     return sum(bool(words) and heard.issuperset(words) for words in values)
@@ -87,14 +83,14 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
-def _turns_after_leaving(said: list[str]) -> int:
-    left = [_takes_leave(text) for text in said]
+def _turns_after_leaving(texts: list[str]) -> int:
+    left = [_takes_leave(text) for text in texts]
     if not any(left):
         return 0
     return left[left.index(True) :].count(False)
 
 
 def _takes_leave(text: str) -> bool:
-    """Whether the last sentence is a farewell and nothing but one (not a question)."""
+    """True where the last sentence is a farewell and nothing but one (not a question)."""
     sentences = [s.strip() for s in re.split(r"(?<=[.!?])\s+|\n+", text.lower()) if s.strip()]
     return bool(sentences) and _LEAVES.fullmatch(sentences[-1].replace("’", "'")) is not None

@@ -1,24 +1,28 @@
-"""Step critique and refine: judged by criteria, rewritten where one fails, judged again."""
+"""Step critique: a dialogue is checked by criteria and rewritten where one fails."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pydantic
 
-from imagination.asking import Correspondence, load_prompt, transcript
 from imagination.dialogue import ROLE_OF_SPEAKER, Turn
-from imagination.engine.write import Plot, Script, outcome_words, script_schema
-from imagination.llm import Request
+from imagination.engine.write import DialogueSpec, outcome_in_words
+from imagination.llm.play import play_script, script_schema
+from imagination.llm.requests import Request
+from imagination.llm.schemas import specialize
+from imagination.llm.session import Session
+from imagination.prompts import load_prompt
 from imagination.task import Task
+from imagination.transcript import transcript
 
+REFINE = "engine/refine"
 GRADUAL = "persona revealed gradually"
 CLOSING = "closing feeling fits the reward"
 
-# The two criteria of the paper (arXiv 2311.05584), in words for whoever judges.
+# The two criteria of the paper (arXiv 2311.05584), in words for the critic.
 BUILT_IN = {
     GRADUAL: (
         "The human's hidden traits come out gradually, over several turns, in what the human "
@@ -53,7 +57,7 @@ class Verdicts(pydantic.BaseModel):
 
     @classmethod
     def placeholder(cls) -> Verdicts:
-        """An answer of ordinary size, for `plan`."""
+        """An answer of ordinary size, for forecasts."""
         reason = "The words in the middle of the dialogue show it clearly enough."
         return cls(
             verdicts=[
@@ -62,27 +66,21 @@ class Verdicts(pydantic.BaseModel):
         )
 
     def failing(self) -> Verdicts:
-        """The same with every criterion failed."""
+        """The same with every criterion failed, for forecasts of the most that can be asked."""
         failed = [v.model_copy(update={"fulfilled": False}) for v in self.verdicts]
         return self.model_copy(update={"verdicts": failed})
 
 
-@functools.cache
-def _schema(count: int) -> type[Verdicts]:
-    body = {"count": count, "__annotations__": {"count": ClassVar[int]}, "__module__": __name__}
-    return type("Verdicts", (Verdicts,), body)
-
-
 @dataclasses.dataclass(frozen=True)
 class Critique:
-    """What became of a dialogue.
+    """Result of the critique of one dialogue.
 
     Attributes:
         turns: The dialogue as it stands.
         original: The turns before the first rewriting; None where nothing was rewritten.
-        verdicts: For each judging, a record of every criterion, verdict and reason.
+        verdicts: For each check, a record of every criterion, verdict and reason.
         changed: For each rewriting, the names of the criteria that called for it.
-        reward: What the ending had to fit; None where nothing was judged.
+        reward: Rating that the ending had to fit; None where nothing was checked.
     """
 
     turns: tuple[Turn, ...]
@@ -102,7 +100,7 @@ class Critique:
             "rounds": len(self.changed),
             "passed": passed,
             "reward": self.reward,
-            "verdicts": [list(judging) for judging in self.verdicts],
+            "verdicts": [list(check) for check in self.verdicts],
             "changed": [list(names) for names in self.changed],
             "original": original,
         }
@@ -113,9 +111,9 @@ def criteria_of(task: Task) -> dict[str, str]:
     return {**BUILT_IN, **{text: text for text in task.criteria}}
 
 
-def critique_request(plot: Plot, turns: Sequence[Turn], reward: float) -> Request:
+def critique_request(spec: DialogueSpec, turns: Sequence[Turn], reward: float) -> Request:
     """Asks for a verdict on each criterion."""
-    task = plot.task
+    task = spec.task
     low, high = task.reward_range
     criteria = criteria_of(task)
     values = {
@@ -123,62 +121,64 @@ def critique_request(plot: Plot, turns: Sequence[Turn], reward: float) -> Reques
         "low": f"{low:g}",
         "high": f"{high:g}",
         "criteria": list(criteria.values()),
-        "persona": plot.persona,
-        "outcome": outcome_words(task, reward),
-        "transcript": transcript(turns, task.agent_role, task.human_role),
+        "persona": spec.persona,
+        "outcome": outcome_in_words(task, reward),
+        "transcript": transcript(turns, task),
     }
-    schema = _schema(len(criteria))
-    return load_prompt("critique").request("critique", schema, values, label=plot.id)
+    schema = specialize(Verdicts, count=len(criteria))
+    return load_prompt("engine/critique").request(schema, values, label=spec.id)
 
 
 def refine_request(
-    plot: Plot, turns: Sequence[Turn], reward: float, failed: Sequence[dict[str, Any]]
+    spec: DialogueSpec, turns: Sequence[Turn], reward: float, failed: Sequence[dict[str, Any]]
 ) -> Request:
     """Asks for the dialogue rewritten where it failed."""
-    task, wording = plot.task, criteria_of(plot.task)
+    task, wording = spec.task, criteria_of(spec.task)
     values = {
-        **plot.human_values,
-        "behaviour": plot.instruction,
-        "outcome": outcome_words(task, reward),
-        "transcript": transcript(turns, task.agent_role, task.human_role),
+        **spec.human_values,
+        "behaviour": spec.instruction,
+        "outcome": outcome_in_words(task, reward),
+        "transcript": transcript(turns, task),
         "failed": [{**verdict, "criterion": wording[verdict["criterion"]]} for verdict in failed],
     }
-    schema = script_schema(plot.max_turns)
-    return load_prompt("refine").request(
-        "refine", schema, values, resample=plot.index, label=plot.id
+    return load_prompt(REFINE).request(
+        script_schema(spec.max_turns), values, resample=spec.index, label=spec.id
     )
 
 
 async def critique_and_refine(
-    letters: Correspondence, plot: Plot, turns: tuple[Turn, ...], reward: float, rounds: int
+    session: Session, spec: DialogueSpec, turns: tuple[Turn, ...], reward: float, rounds: int
 ) -> Critique:
-    """Judges a dialogue and rewrites it, at most `rounds` times, until no criterion fails.
+    """Checks a dialogue and rewrites it, at most `rounds` times, until no criterion fails.
 
     Args:
-        letters: Where to ask.
-        plot: What was decided of the dialogue beforehand.
+        session: Where to ask.
+        spec: The dialogue's specification.
         turns: The dialogue.
-        reward: What its ending has to fit.
+        reward: Rating that its ending has to fit.
         rounds: Rewritings at most.
+
+    Raises:
+        NoAnswer: A verdict or a rewriting could not be had.
     """
     original, changed = turns, []
-    verdicts = [await _judge(letters, plot, turns, reward)]
+    verdicts = [await _verdicts(session, spec, turns, reward)]
     while len(changed) < rounds:
         failed = [verdict for verdict in verdicts[-1] if not verdict["fulfilled"]]
         if not failed:
             break
-        script: Script = await letters.ask(refine_request(plot, turns, reward, failed))
-        turns = script.dialogue_turns(plot.task)
+        request = refine_request(spec, turns, reward, failed)
+        turns = (await play_script(session, request, spec.task)).turns
         changed.append(tuple(verdict["criterion"] for verdict in failed))
-        verdicts.append(await _judge(letters, plot, turns, reward))
+        verdicts.append(await _verdicts(session, spec, turns, reward))
     return Critique(turns, original if changed else None, tuple(verdicts), tuple(changed), reward)
 
 
-async def _judge(
-    letters: Correspondence, plot: Plot, turns: Sequence[Turn], reward: float
+async def _verdicts(
+    session: Session, spec: DialogueSpec, turns: Sequence[Turn], reward: float
 ) -> tuple[dict[str, Any], ...]:
-    answer: Verdicts = await letters.ask(critique_request(plot, turns, reward))
-    names = list(criteria_of(plot.task))
+    answer: Verdicts = await session.ask(critique_request(spec, turns, reward))
+    names = list(criteria_of(spec.task))
     return tuple(
         {
             "criterion": names[verdict.number - 1],

@@ -1,4 +1,4 @@
-"""Step reason: which personas there are, balanced, and how each of them behaves."""
+"""Step personas: combinations of hidden traits, balanced, and a profile of each in words."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import Any, ClassVar
 
 import pydantic
 
-from imagination.asking import Answering, Correspondence, Dropped, load_prompt
-from imagination.llm import Request
+from imagination.llm.requests import Request
+from imagination.llm.schemas import specialize
+from imagination.llm.session import LLM, NoAnswer, Session, most_at_once, run_concurrently
+from imagination.prompts import load_prompt
 from imagination.task import Task
 
+STEP = "engine/personas"
 Persona = Mapping[str, str]
-MANY = 1_000_000
+_MOST_LISTED = 1_000_000  # combinations that are listed and shuffled
 
 
 class Profile(pydantic.BaseModel):
@@ -48,19 +51,13 @@ class Profiles(pydantic.BaseModel):
 
     @classmethod
     def placeholder(cls) -> Profiles:
-        """An answer of ordinary size, for `plan`."""
+        """An answer of ordinary size, for forecasts."""
         profile = "You talk and react like a person with these traits would. " * 6
         reveals = "You let it show in how you react. " * 3
         situations = ["You came for a reason of your own."] * 3
         each = {"profile": profile, "reveals": reveals, "situations": situations}
         numbers = range(1, cls.count + 1)
         return cls(profiles=[Profile(number=i, difficult=False, **each) for i in numbers])
-
-
-@functools.cache
-def _schema(count: int) -> type[Profiles]:
-    body = {"count": count, "__annotations__": {"count": ClassVar[int]}, "__module__": __name__}
-    return type("Profiles", (Profiles,), body)
 
 
 def draw_personas(axes: Mapping[str, Sequence[str]], number: int, seed: int) -> list[Persona]:
@@ -100,8 +97,8 @@ def draw_personas(axes: Mapping[str, Sequence[str]], number: int, seed: int) -> 
 
 
 def _starts(sizes: Sequence[int], number: int, dice: random.Random) -> Iterator[tuple[int, ...]]:
-    """Combinations in random order: which walk comes next, and where on it one begins."""
-    if math.prod(sizes) > max(MANY, 2 * number):  # too many to list, and not all are needed
+    """Combinations in random order, each the start of a walk."""
+    if math.prod(sizes) > max(_MOST_LISTED, 2 * number):  # too many to list, and not all are needed
         while True:
             yield tuple(map(dice.randrange, sizes))
     points = list(itertools.product(*map(range, sizes)))
@@ -117,47 +114,56 @@ def draw_evenly(values: Sequence[Any], number: int, seed: str) -> list[Any]:
 
 
 def persona_key(persona: Persona) -> tuple[tuple[str, str], ...]:
-    """The persona as something hashable."""
+    """The persona as a hashable key."""
     return tuple(persona.items())
 
 
 def profile_request(task: Task, personas: Sequence[Persona], label: str) -> Request:
     """Asks for the profiles of these personas, in one call."""
+    schema = specialize(Profiles, count=len(personas))
     values = {"task": task, "personas": personas}
-    return load_prompt("personas").request("reason", _schema(len(personas)), values, label=label)
+    return load_prompt(STEP).request(schema, values, label=label)
 
 
 async def write_profiles(
-    answering: Answering, task: Task, personas: Sequence[Persona], personas_per_call: int
-) -> tuple[dict[Any, Profile | Dropped], Correspondence]:
-    """A profile for each distinct persona.
+    llm: LLM, task: Task, personas: Sequence[Persona], personas_per_call: int, conversations: int
+) -> tuple[dict[Any, Profile | NoAnswer], Session]:
+    """Asks for a profile of each distinct persona.
+
+    Args:
+        llm: The LLM client.
+        task: The task.
+        personas: All personas, with repetitions.
+        personas_per_call: Profiles written in one call.
+        conversations: Calls under way at the same time.
 
     Returns:
-        By `persona_key`, the profile, or `Dropped` where none could be had; and who wrote them.
+        By `persona_key` the profile, or the reason where none could be had; and the session, which
+        knows the models that wrote them.
     """
     distinct = list({persona_key(p): p for p in personas}.values())
     starts = range(0, len(distinct), personas_per_call)
     groups = [distinct[start : start + personas_per_call] for start in starts]
-    letters = Correspondence(answering.post)
+    session = Session(llm)
 
     async def describe(group: Sequence[Persona], first: int) -> dict:
         label = f"personas {first + 1} to {first + len(group)}"
         try:
-            answer = await letters.ask(profile_request(task, group, label))
-        except Dropped as dropped:
+            answer = await session.ask(profile_request(task, group, label))
+        except NoAnswer as error:
             if len(group) == 1:
-                return {persona_key(group[0]): dropped}
+                return {persona_key(group[0]): error}
             # One that is refused must not take the others of its call with it.
             alone = [await describe([each], first + i) for i, each in enumerate(group)]
-            return {key: value for found in alone for key, value in found.items()}
+            return {key: value for profiles in alone for key, value in profiles.items()}
         by_number = {profile.number: profile for profile in answer.profiles}
         return {persona_key(p): by_number[i] for i, p in enumerate(group, start=1)}
 
-    profiles: dict[Any, Profile | Dropped] = {}
     jobs = [
         functools.partial(describe, group, start)
         for start, group in zip(starts, groups, strict=True)
     ]
-    for found in await answering.work(jobs):
-        profiles.update(found)
-    return profiles, letters
+    profiles: dict[Any, Profile | NoAnswer] = {}
+    for described in await run_concurrently(jobs, most_at_once(llm, conversations)):
+        profiles.update(described)
+    return profiles, session

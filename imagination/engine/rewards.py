@@ -1,49 +1,23 @@
-"""Who rates a finished dialogue: the outcome it was written for, an LLM judge, the human."""
+"""Step rewards: a finished dialogue is rated by an LLM judge, by the human, or by its outcome."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pydantic
 
-from imagination.asking import Correspondence, load_prompt, transcript
 from imagination.dialogue import Turn
-from imagination.llm import Request
+from imagination.llm.requests import Request
+from imagination.llm.schemas import Rating, rating_schema
+from imagination.llm.session import Session
+from imagination.prompts import load_prompt
 from imagination.task import Task
+from imagination.transcript import transcript
 
-
-class Rating(pydantic.BaseModel):
-    """A rating on the task's scale, the reason first: it is better thought of that way."""
-
-    low: ClassVar[float] = 0.0
-    high: ClassVar[float] = 1.0
-
-    reason: str
-    rating: float
-
-    @pydantic.model_validator(mode="after")
-    def _on_the_scale(self) -> Rating:
-        if not self.low <= self.rating <= self.high or not math.isfinite(self.rating):
-            raise ValueError(f"the rating goes from {self.low:g} to {self.high:g}")
-        return self
-
-    @classmethod
-    def placeholder(cls) -> Rating:
-        """An answer of ordinary size, for `plan`."""
-        reason = "Some of what was needed came up, and something that matters did not."
-        return cls(reason=reason, rating=(cls.low + cls.high) / 2)
-
-
-@functools.cache
-def _schema(low: float, high: float) -> type[Rating]:
-    body = {"low": low, "high": high, "__module__": __name__}
-    body["__annotations__"] = {"low": ClassVar[float], "high": ClassVar[float]}
-    return type("Rating", (Rating,), body)
+JUDGE = "judge/rating"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +25,7 @@ class Ratings:
     """All ratings of one dialogue that were computed; None where one was not.
 
     Attributes:
-        outcome: What the dialogue was written for.
+        outcome: The reward that the dialogue was written for.
         judge: Mean of the judge's votes.
         human: The simulated human's, who knows its persona.
         judge_votes: The judge's votes.
@@ -71,11 +45,10 @@ class Ratings:
 
 
 def judge_requests(task: Task, turns: Sequence[Turn], votes: int, label: str) -> list[Request]:
-    """Asks the judge, who knows what anybody could read, once for every vote."""
+    """Asks the judge, who knows the conversation alone, once for every vote."""
+    schema, values = rating_schema(task.reward_range), _values(task, turns)
     return [
-        load_prompt("rate_judge").request(
-            "rate judge", _schema(*_range(task)), _values(task, turns), resample=vote, label=label
-        )
+        load_prompt(JUDGE).request(schema, values, resample=vote, label=label)
         for vote in range(votes)
     ]
 
@@ -87,15 +60,15 @@ def human_request(
     profile: pydantic.BaseModel,
     label: str,
 ) -> Request:
-    """Asks the human who was there, and knows who they are."""
+    """Asks the human of the conversation, who knows the persona."""
     values = {**_values(task, turns), "persona": persona, "profile": profile}
-    return load_prompt("rate_human").request(
-        "rate human", _schema(*_range(task)), values, label=label
+    return load_prompt("engine/rating").request(
+        rating_schema(task.reward_range), values, label=label
     )
 
 
 async def rate(
-    letters: Correspondence,
+    session: Session,
     sources: Sequence[str],
     task: Task,
     turns: Sequence[Turn],
@@ -108,22 +81,25 @@ async def rate(
     """Rates a finished dialogue.
 
     Args:
-        letters: Where to ask.
-        sources: Which ratings to ask for, of `judge` and `human`.
-        task: Its scale and what counts as success.
+        session: Where to ask.
+        sources: Ratings to ask for, of `judge` and `human`.
+        task: Gives the scale and the meaning of success.
         turns: The dialogue.
-        persona: What is hidden about the human.
-        profile: How this human behaves (fields `profile` and `reveals`).
-        outcome: What the dialogue was written for, if for anything; taken over.
-        judge_votes: How often the judge is asked.
-        label: What it is about, for people.
+        persona: Hidden traits of the human.
+        profile: Behaviour of this human (fields `profile` and `reveals`).
+        outcome: The reward that the dialogue was written for; None for a rollout. Taken over.
+        judge_votes: Votes of the judge.
+        label: Subject of the requests, for people.
+
+    Raises:
+        NoAnswer: A rating could not be had.
     """
-    asked: list[Request] = []
+    requests: list[Request] = []
     if "human" in sources:
-        asked.append(human_request(task, turns, persona, profile, label))
+        requests.append(human_request(task, turns, persona, profile, label))
     if "judge" in sources:
-        asked += judge_requests(task, turns, judge_votes, label)
-    answers: list[Rating] = await letters.ask_all(asked) if asked else []
+        requests += judge_requests(task, turns, judge_votes, label)
+    answers: list[Rating] = await session.ask_all(requests) if requests else []
     human = answers.pop(0).rating if "human" in sources else None
     if "judge" not in sources:
         return Ratings(outcome=outcome, human=human)
@@ -144,11 +120,6 @@ def mean_pairwise_difference(values: Sequence[float]) -> float:
     return sum(differences) / len(differences) if differences else 0.0
 
 
-def _range(task: Task) -> tuple[float, float]:
-    low, high = task.reward_range
-    return float(low), float(high)
-
-
 def _values(task: Task, turns: Sequence[Turn]) -> dict[str, Any]:
     low, high = task.reward_range
     return {
@@ -156,5 +127,5 @@ def _values(task: Task, turns: Sequence[Turn]) -> dict[str, Any]:
         "low": f"{low:g}",
         "high": f"{high:g}",
         "success_reward": f"{task.success_reward:g}",
-        "transcript": transcript(turns, task.agent_role, task.human_role),
+        "transcript": transcript(turns, task),
     }

@@ -1,4 +1,4 @@
-"""`imagine_dialogues`: personas, dialogues, critique and rewards, each dialogue on its own way."""
+"""`imagine_dialogues`: personas, dialogues, critique and rewards, each dialogue by itself."""
 
 from __future__ import annotations
 
@@ -8,19 +8,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from imagination.asking import (
-    Answering,
-    Correspondence,
-    Dropped,
-    EngineError,
-    Post,
-    behaviours_version,
-    load_behaviours,
-)
 from imagination.dialogue import Dialogue, Turn
 from imagination.engine import rewards
-from imagination.engine.config import EngineConfig
-from imagination.engine.critique import Critique, critique_and_refine
+from imagination.engine.config import EngineConfig, EngineError
+from imagination.engine.critique import REFINE, Critique, critique_and_refine
 from imagination.engine.personas import (
     Persona,
     Profile,
@@ -29,28 +20,33 @@ from imagination.engine.personas import (
     persona_key,
     write_profiles,
 )
-from imagination.engine.write import Plot, play_rollout, write_script
+from imagination.engine.write import (
+    BEHAVIOURS,
+    DialogueSpec,
+    behaviours_version,
+    load_behaviours,
+    write_dialogue,
+)
+from imagination.llm.session import (
+    LLM,
+    DroppedDialogue,
+    NoAnswer,
+    Session,
+    most_at_once,
+    run_concurrently,
+)
 from imagination.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class DroppedDialogue:
-    """A dialogue that is missing from the dataset, at which step, and why."""
-
-    id: str
-    step: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Imagined:
-    """What came of it: dialogues in the order of their numbers, and those that are missing."""
+    """The dialogues in the order of their numbers, and those that could not be finished."""
 
     dialogues: list[Dialogue]
     dropped: list[DroppedDialogue]
 
     def line(self) -> str:
-        """One line for people: how many, and how many are missing at which step."""
+        """Number of dialogues and of dropped ones by step, in one line for people."""
         text = f"{len(self.dialogues):,} dialogues"
         if self.dropped:
             steps = Counter(dropped.step for dropped in self.dropped)
@@ -60,10 +56,14 @@ class Imagined:
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
-    """What chance decides of a dialogue; the seed and its number alone determine it.
+class Assignment:
+    """The random choices of one dialogue, which follow from the seed and its number alone.
 
-    `occurrence` counts the dialogues before it with the same persona.
+    Attributes:
+        persona: Hidden traits of the human.
+        occurrence: Number of dialogues before it with the same persona.
+        behaviour: Name of the agent's behaviour.
+        outcome: Reward that a script is written for; None for a rollout.
     """
 
     persona: Persona
@@ -72,8 +72,8 @@ class Draw:
     outcome: float | None
 
 
-def draw(task: Task, config: EngineConfig) -> list[Draw]:
-    """Personas, behaviours and (for scripts) outcomes, each balanced.
+def assign(task: Task, config: EngineConfig) -> list[Assignment]:
+    """Draws personas, behaviours and (for scripts) outcomes of all dialogues, each balanced.
 
     Raises:
         EngineError: A task without persona axes.
@@ -93,15 +93,16 @@ def draw(task: Task, config: EngineConfig) -> list[Draw]:
         levels = [low + (high - low) * i / steps for i in range(config.outcomes)]
         outcomes = draw_evenly(levels, number, f"{seed}/outcomes")
     seen: Counter[Any] = Counter()
-    draws = []
+    assignments = []
     for persona, behaviour, outcome in zip(personas, behaviours, outcomes, strict=True):
-        draws.append(Draw(persona, seen[persona_key(persona)], behaviour, outcome))
-        seen[persona_key(persona)] += 1
-    return draws
+        key = persona_key(persona)
+        assignments.append(Assignment(persona, seen[key], behaviour, outcome))
+        seen[key] += 1
+    return assignments
 
 
 async def imagine_dialogues(
-    client: Post,
+    llm: LLM,
     task: Task,
     config: EngineConfig,
     on_dialogue: Callable[[Dialogue], None] | None = None,
@@ -109,9 +110,9 @@ async def imagine_dialogues(
     """Imagines a dataset.
 
     Args:
-        client: The LLM client (`imagination.llm.Client`, or whatever has its `ask_all`).
+        llm: The LLM client (`imagination.llm.Client`, or another object with its `ask_all`).
         task: A whole task (see `derive_task`).
-        config: How many dialogues, and how.
+        config: Number and kind of the dialogues.
         on_dialogue: Called with each dialogue as it is finished, in no particular order.
 
     Returns:
@@ -121,128 +122,125 @@ async def imagine_dialogues(
         EngineError: Not one dialogue could be finished, or the task has no persona axes.
         LLMError: From the client, where going on makes no sense.
     """
-    draws = draw(task, config)
-    answering = Answering.by(client, config.conversations)
-    personas = [each.persona for each in draws]
-    profiles, letters = await write_profiles(answering, task, personas, config.personas_per_call)
+    assignments = assign(task, config)
+    profiles, session = await write_profiles(
+        llm,
+        task,
+        [each.persona for each in assignments],
+        config.personas_per_call,
+        config.conversations,
+    )
     dropped: list[DroppedDialogue] = []
-    plots: list[Plot] = []
-    for index, each in enumerate(draws):
-        plot = _plot(index, task, config, each, profiles[persona_key(each.persona)])
-        if isinstance(plot, DroppedDialogue):
-            dropped.append(plot)
+    specs: list[DialogueSpec] = []
+    for index, each in enumerate(assignments):
+        profile = profiles[persona_key(each.persona)]
+        if isinstance(profile, NoAnswer):
+            dropped.append(DroppedDialogue(f"{task.name}-{index}", profile.step, profile.reason))
         else:
-            plots.append(plot)
+            specs.append(_spec(index, task, config, each, profile))
 
     def done(result: Dialogue | DroppedDialogue) -> None:
         if isinstance(result, Dialogue) and on_dialogue:
             on_dialogue(result)
 
-    jobs = [functools.partial(_imagine_one, _copy(letters), plot, config) for plot in plots]
-    results = await answering.work(jobs, done)
+    jobs = [functools.partial(_imagine_or_drop, session.fork(), spec, config) for spec in specs]
+    results = await run_concurrently(jobs, most_at_once(llm, config.conversations), done)
     dialogues = [result for result in results if isinstance(result, Dialogue)]
     dropped += [result for result in results if isinstance(result, DroppedDialogue)]
     if not dialogues:
         reasons = Counter(f"{each.step}: {each.reason}" for each in dropped).most_common(3)
         listed = "; ".join(f"{reason} ({count:,} times)" for reason, count in reasons)
         raise EngineError(
-            f"None of {len(draws):,} dialogues could be finished. Most frequent: {listed}. "
+            f"None of {len(assignments):,} dialogues could be finished. Most frequent: {listed}. "
             "failed.jsonl holds what was asked and answered."
         )
     return Imagined(dialogues, dropped)
 
 
-async def _imagine_one(
-    letters: Correspondence, plot: Plot, config: EngineConfig
+async def _imagine_or_drop(
+    session: Session, spec: DialogueSpec, config: EngineConfig
 ) -> Dialogue | DroppedDialogue:
     try:
-        return await _from_plot(letters, plot, config)
-    except Dropped as error:
-        return DroppedDialogue(plot.id, error.step, error.reason)
+        return await _imagine_one(session, spec, config)
+    except NoAnswer as error:
+        return DroppedDialogue(spec.id, error.step, error.reason)
 
 
-async def _from_plot(letters: Correspondence, plot: Plot, config: EngineConfig) -> Dialogue:
-    """Writes, critiques and rates the dialogue of one plot."""
-    write = write_script if config.way == "script" else play_rollout
-    turns, ended_by = await write(letters, plot)
-    critique, ratings = Critique(turns), None
+async def _imagine_one(session: Session, spec: DialogueSpec, config: EngineConfig) -> Dialogue:
+    """Writes, critiques and rates one dialogue."""
+    played = await write_dialogue(session, spec, config.way)
+    critique, ratings = Critique(played.turns), None
     if config.critique_rounds:
-        target = plot.outcome
-        if target is None:  # a rollout comes to what it comes to; the critique needs to know
-            ratings = await _rate(letters, plot, turns, config)
+        target = spec.outcome
+        if target is None:  # a rollout's rating is known only now, and the critique needs it
+            ratings = await _rate(session, spec, played.turns, config)
             target = getattr(ratings, config.rewards)
-        critique = await critique_and_refine(letters, plot, turns, target, config.critique_rounds)
+        critique = await critique_and_refine(
+            session, spec, played.turns, target, config.critique_rounds
+        )
     if ratings is None or critique.original is not None:
-        ratings = await _rate(letters, plot, critique.turns, config)
+        ratings = await _rate(session, spec, critique.turns, config)
     return Dialogue(
-        id=plot.id,
-        task=plot.task.name,
+        id=spec.id,
+        task=spec.task.name,
         turns=critique.turns,
         reward=getattr(ratings, config.rewards),
-        persona=dict(plot.persona),
-        source=_source(letters, plot, config, critique, ratings, ended_by),
+        persona=dict(spec.persona),
+        source=_source(session, spec, config, critique, ratings, played.ended_by),
     )
 
 
 async def _rate(
-    letters: Correspondence, plot: Plot, turns: tuple[Turn, ...], config: EngineConfig
+    session: Session, spec: DialogueSpec, turns: tuple[Turn, ...], config: EngineConfig
 ) -> rewards.Ratings:
     return await rewards.rate(
-        letters,
+        session,
         config.reward_sources,
-        plot.task,
+        spec.task,
         turns,
-        plot.persona,
-        plot.profile,
-        plot.outcome,
+        spec.persona,
+        spec.profile,
+        spec.outcome,
         config.judge_votes,
-        plot.id,
+        spec.id,
     )
 
 
 def _source(
-    letters: Correspondence,
-    plot: Plot,
+    session: Session,
+    spec: DialogueSpec,
     config: EngineConfig,
     critique: Critique,
     ratings: rewards.Ratings,
     ended_by: str,
 ) -> dict[str, Any]:
-    """Where a dialogue came from. Every dialogue has every key, as tables need it."""
-    unused = {"refine": None} if config.critique_rounds else {}
+    """Origin of a dialogue. Every dialogue has every key, as tables need it."""
+    unused = {REFINE: None} if config.critique_rounds else {}
     return {
         "kind": "imagined" if critique.original is None else "critiqued",
         "way": config.way,
-        "behaviour": plot.behaviour,
-        "situation": plot.situation,
-        "difficult": plot.profile.difficult,
+        "behaviour": spec.behaviour,
+        "situation": spec.situation,
+        "difficult": spec.profile.difficult,
         "ended_by": ended_by,
-        "outcome": plot.outcome,
-        "models": {**unused, **letters.models},
-        "prompts": {**unused, **letters.prompts, "behaviours": behaviours_version()},
+        "outcome": spec.outcome,
+        "models": {**unused, **session.models},
+        "prompts": {**unused, **session.prompts, BEHAVIOURS: behaviours_version()},
         "critique": critique.to_json(),
         "rewards": ratings.to_json(),
     }
 
 
-def _plot(
-    index: int, task: Task, config: EngineConfig, drawn: Draw, profile: Profile | Dropped
-) -> Plot | DroppedDialogue:
-    if isinstance(profile, Dropped):
-        return DroppedDialogue(f"{task.name}-{index}", profile.step, profile.reason)
-    return Plot(
+def _spec(
+    index: int, task: Task, config: EngineConfig, assigned: Assignment, profile: Profile
+) -> DialogueSpec:
+    return DialogueSpec(
         index=index,
         task=task,
-        persona=drawn.persona,
+        persona=assigned.persona,
         profile=profile,
-        situation=profile.situations[drawn.occurrence % len(profile.situations)],
-        behaviour=drawn.behaviour,
-        instruction=load_behaviours()[drawn.behaviour],
-        outcome=drawn.outcome,
+        situation=profile.situations[assigned.occurrence % len(profile.situations)],
+        behaviour=assigned.behaviour,
+        outcome=assigned.outcome,
         max_turns=config.turn_limit(task),
     )
-
-
-def _copy(letters: Correspondence) -> Correspondence:
-    """A correspondence of its own that remembers who described the personas."""
-    return Correspondence(letters.post, dict(letters.models), dict(letters.prompts))

@@ -1,4 +1,4 @@
-"""Step derive: from a description in plain words to a `Task`. What is given is not asked for."""
+"""Step task: derives a `Task` from its description. Fields that are given are not asked for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 
 import pydantic
 
-from imagination.asking import Correspondence, Dropped, EngineError, Post, load_prompt
-from imagination.llm import Request
+from imagination.engine.config import EngineError
+from imagination.llm.requests import Request
+from imagination.llm.session import LLM, NoAnswer, Session
+from imagination.prompts import load_prompt
 from imagination.task import Task, check_description, check_name, check_reward_range
 
 DERIVED = ("agent_role", "human_role", "persona_axes", "criteria", "success", "max_turns")
@@ -62,8 +64,8 @@ class DerivedFields(pydantic.BaseModel):
         return self
 
     def fields(self) -> dict[str, Any]:
-        """What was derived, as fields of `Task`."""
-        found: dict[str, Any] = {}
+        """The derived values, as fields of `Task`."""
+        fields: dict[str, Any] = {}
         for name in DERIVED:
             if not hasattr(self, name):
                 continue
@@ -72,12 +74,12 @@ class DerivedFields(pydantic.BaseModel):
                 value = {a.name.strip(): tuple(map(str.strip, a.values)) for a in value}
             elif name == "criteria":
                 value = tuple(map(str.strip, value))
-            found[name] = value.strip() if isinstance(value, str) else value
-        return found
+            fields[name] = value.strip() if isinstance(value, str) else value
+        return fields
 
     @classmethod
     def placeholder(cls) -> DerivedFields:
-        """An answer of ordinary size, for `plan`."""
+        """An answer of ordinary size, for forecasts."""
         return cls(
             unusable_because="", **{n: v for n, v in PLACEHOLDER.items() if n in cls.model_fields}
         )
@@ -97,23 +99,23 @@ PLACEHOLDER = {
 
 
 def missing_fields(given: Mapping[str, Any]) -> tuple[str, ...]:
-    """What has to be derived: fields that are absent or empty."""
+    """Fields that have to be derived: those that are absent or empty."""
     return tuple(name for name in DERIVED if not given.get(name))
 
 
 def derive_request(name: str, given: Mapping[str, Any]) -> Request:
-    """The one request of this step."""
+    """Asks for all missing fields in one call."""
     missing = missing_fields(given)
     known = {field: _words(given[field]) for field in DERIVED if field not in missing}
     values = {"description": given["description"], "given": known, "missing": missing}
-    return load_prompt("derive").request("derive", _schema_for(given), values, label=name)
+    return load_prompt("engine/task").request(_schema_for(given), values, label=name)
 
 
-async def derive_task(post: Post, name: str, given: Mapping[str, Any]) -> Task:
-    """Makes a whole task from what is given of it.
+async def derive_task(llm: LLM, name: str, given: Mapping[str, Any]) -> Task:
+    """Completes a task of which some fields are given.
 
     Args:
-        post: The LLM client.
+        llm: The LLM client.
         name: The task's name.
         given: Fields of `Task`, `description` at least. Empty ones are derived; the reward
             scale, where absent, is 0 to 1, and success begins at 0.8 of the way up.
@@ -130,8 +132,8 @@ async def derive_task(post: Post, name: str, given: Mapping[str, Any]) -> Task:
     if not missing:
         return task_from(name, given)
     try:
-        answer = await Correspondence(post).ask(derive_request(name, given))
-    except Dropped as error:
+        answer = await Session(llm).ask(derive_request(name, given))
+    except NoAnswer as error:
         raise EngineError(
             f"Task {name!r} could not be derived: {error.reason} Give more of it in the config "
             f"(missing: {', '.join(missing)}), or write {name}'s task.yaml by hand."

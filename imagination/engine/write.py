@@ -1,38 +1,52 @@
-"""Step imagine: a dialogue from a persona, as a script in one call or turn by turn."""
+"""Step write: the dialogue of a `DialogueSpec`, as a script in one call or turn by turn."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import pydantic
-
-from imagination.asking import Correspondence, Dropped, load_prompt
 from imagination.dialogue import Turn
 from imagination.engine.personas import Persona, Profile
-from imagination.llm import Request
-from imagination.prompting import without_label
+from imagination.llm.play import Played, play_rollout, play_script, script_schema
+from imagination.llm.requests import Request
+from imagination.llm.schemas import EndableLine, Line
+from imagination.llm.session import Session
+from imagination.prompts import load_prompt, read_versioned
 from imagination.task import Task
 
-TYPICAL_UTTERANCE = "This is what somebody might say here in one or two sentences of ordinary size."
+BEHAVIOURS = "engine/behaviours"
+
+
+@functools.cache
+def load_behaviours() -> dict[str, str]:
+    """Behaviours of imagined agents, all of them non-experts: name -> instruction."""
+    _, body = read_versioned(BEHAVIOURS)
+    parts = re.split(r"^## (.+)\n", body, flags=re.MULTILINE)
+    return {n.strip(): t.strip() for n, t in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@functools.cache
+def behaviours_version() -> str:
+    """Version of the file that `load_behaviours` reads."""
+    return read_versioned(BEHAVIOURS)[0]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plot:
-    """What is decided of a dialogue before its first word.
+class DialogueSpec:
+    """A dialogue before its first word. It asks for its own lines (see `llm/play.py`, `Players`).
 
     Attributes:
         index: Its number in the dataset.
         task: The task.
-        persona: What is hidden about the human, axis -> value.
-        profile: How this human behaves.
-        situation: What brings them here this time.
-        behaviour: Name of the agent's way of going about it.
-        instruction: The same, as told to the agent.
-        outcome: The reward a script is written for; None for a rollout.
+        persona: Hidden traits of the human, axis -> value.
+        profile: Behaviour of this human.
+        situation: Occasion of this conversation.
+        behaviour: Name of the agent's behaviour.
+        outcome: The reward that a script is written for; None for a rollout.
         max_turns: Agent turns at most.
     """
 
@@ -42,7 +56,6 @@ class Plot:
     profile: Profile
     situation: str
     behaviour: str
-    instruction: str
     outcome: float | None
     max_turns: int
 
@@ -51,8 +64,13 @@ class Plot:
         return f"{self.task.name}-{self.index}"
 
     @property
+    def instruction(self) -> str:
+        """The behaviour, as told to the agent."""
+        return load_behaviours()[self.behaviour]
+
+    @property
     def human_values(self) -> dict[str, Any]:
-        """What the templates of those who know the persona need."""
+        """Values of the templates for those who know the persona."""
         return {
             "task": self.task,
             "persona": self.persona,
@@ -61,97 +79,46 @@ class Plot:
             "max_turns": self.max_turns,
         }
 
-    @property
-    def agent_values(self) -> dict[str, Any]:
-        """What the agent's template needs: nothing of the persona."""
-        return {"task": self.task, "behaviour": self.instruction}
-
-
-class ScriptTurn(pydantic.BaseModel):
-    speaker: Literal["human", "agent"]
-    text: str
-
-
-class Script(pydantic.BaseModel):
-    """A dialogue, or the rest of one, in one go."""
-
-    least: ClassVar[int] = 1  # agent turns
-    limit: ClassVar[int] = 0
-
-    turns: list[ScriptTurn]
-
-    @pydantic.model_validator(mode="after")
-    def _playable(self) -> Script:
-        if not self.turns or self.turns[0].speaker != "human":
-            raise ValueError("the dialogue must begin with a turn of the human")
-        if any(not turn.text.strip() for turn in self.turns):
-            raise ValueError("a turn without text")
-        agent_turns = sum(
-            turn.speaker == "agent" and before.speaker == "human"
-            for before, turn in zip(self.turns, self.turns[1:], strict=False)
+    def human_request(self, turns: Sequence[Turn]) -> Request:
+        """Asks the human, who knows the persona, for the next line."""
+        return load_prompt("engine/human").request(
+            EndableLine,
+            self.human_values,
+            _as_messages(turns, "human"),
+            resample=self.index,
+            label=self.id,
         )
-        if not self.least <= agent_turns <= self.limit:
-            raise ValueError(
-                f"{self.least} to {self.limit} turns of the agent are asked for, not {agent_turns}"
-            )
-        return self
 
-    def dialogue_turns(self, task: Task) -> tuple[Turn, ...]:
-        """The turns, a speaker's turns in a row joined. Raises `Dropped` if nothing is said."""
-        turns: list[Turn] = []
-        for turn in self.turns:
-            text = spoken(turn.text, turn.speaker, task, "script")
-            if turns and turns[-1].speaker == turn.speaker:
-                text = f"{turns.pop().text} {text}"
-            turns.append(Turn(turn.speaker, text))
-        return tuple(turns)
+    def agent_request(self, turns: Sequence[Turn]) -> Request:
+        """Asks the agent, who knows the conversation alone, for the next line."""
+        return load_prompt("engine/agent").request(
+            Line,
+            {"task": self.task, "behaviour": self.instruction},
+            _as_messages(turns, "agent"),
+            resample=self.index,
+            label=self.id,
+        )
 
-    @classmethod
-    def placeholder(cls) -> Script:
-        """An answer of ordinary size, for `plan`."""
-        speakers = ["human", "agent"] * max(cls.least, cls.limit - 2) + ["human"]
-        return cls(turns=[ScriptTurn(speaker=s, text=TYPICAL_UTTERANCE) for s in speakers])
-
-
-@functools.cache
-def script_schema(limit: int, least: int = 1) -> type[Script]:
-    """`Script` with `least` to `limit` agent turns."""
-    body = {"least": least, "limit": limit, "__module__": __name__}
-    body["__annotations__"] = {"least": ClassVar[int], "limit": ClassVar[int]}
-    return type("Script", (Script,), body)
+    def script_request(self) -> Request:
+        """Asks for the whole dialogue."""
+        values = {
+            **self.human_values,
+            "behaviour": self.instruction,
+            "outcome": outcome_in_words(self.task, self.outcome),
+        }
+        return load_prompt("engine/script").request(
+            script_schema(self.max_turns), values, resample=self.index, label=self.id
+        )
 
 
-class AgentTurn(pydantic.BaseModel):
-    text: str
-
-    @pydantic.model_validator(mode="after")
-    def _says_something(self) -> AgentTurn:
-        if not self.text.strip():
-            raise ValueError("text is empty; say something")
-        return self
-
-    @classmethod
-    def placeholder(cls) -> AgentTurn:
-        return cls(text=TYPICAL_UTTERANCE)
+async def write_dialogue(session: Session, spec: DialogueSpec, way: str) -> Played:
+    """Has the dialogue written, by `way` "script" or "rollout". Raises `NoAnswer`."""
+    if way == "script":
+        return await play_script(session, spec.script_request(), spec.task)
+    return await play_rollout(session, spec)
 
 
-class HumanTurn(pydantic.BaseModel):
-    text: str
-    ends: bool
-
-    @pydantic.model_validator(mode="after")
-    def _says_something(self) -> HumanTurn:
-        if not self.text.strip() and not self.ends:
-            raise ValueError("text is empty; say something, or set ends to true")
-        return self
-
-    @classmethod
-    def placeholder(cls) -> HumanTurn:
-        # Not ending makes `plan` count conversations to their limit.
-        return cls(text=TYPICAL_UTTERANCE, ends=False)
-
-
-def outcome_words(task: Task, reward: float) -> str:
+def outcome_in_words(task: Task, reward: float) -> str:
     """A reward in words, for whoever writes or reads towards it."""
     low, high = task.reward_range
     if reward >= task.success_reward:
@@ -163,78 +130,8 @@ def outcome_words(task: Task, reward: float) -> str:
     return f"rating {reward:g} on a scale from {low:g} to {high:g}, {words}"
 
 
-def script_request(plot: Plot) -> Request:
-    """Asks for the whole dialogue of a plot."""
-    values = {
-        **plot.human_values,
-        "behaviour": plot.instruction,
-        "outcome": outcome_words(plot.task, plot.outcome),
-    }
-    schema = script_schema(plot.max_turns)
-    return load_prompt("script").request(
-        "imagine", schema, values, resample=plot.index, label=plot.id
-    )
-
-
-async def write_script(letters: Correspondence, plot: Plot) -> tuple[tuple[Turn, ...], str]:
-    """A dialogue in one call. Returns its turns and who ended it: the "script"."""
-    script = await letters.ask(script_request(plot))
-    return script.dialogue_turns(plot.task), "script"
-
-
-def human_request(plot: Plot, turns: list[Turn]) -> Request:
-    """Asks the human, who knows the persona, for the next words."""
-    return load_prompt("human").request(
-        "imagine human",
-        HumanTurn,
-        plot.human_values,
-        _history(turns, "human"),
-        resample=plot.index,
-        label=plot.id,
-    )
-
-
-def agent_request(plot: Plot, turns: list[Turn]) -> Request:
-    """Asks the agent, who sees what was said and nothing else, for the next words."""
-    return load_prompt("agent").request(
-        "imagine agent",
-        AgentTurn,
-        plot.agent_values,
-        _history(turns, "agent"),
-        resample=plot.index,
-        label=plot.id,
-    )
-
-
-async def play_rollout(letters: Correspondence, plot: Plot) -> tuple[tuple[Turn, ...], str]:
-    """A dialogue turn by turn. Returns its turns and who ended it: "human" or "limit"."""
-    turns: list[Turn] = []
-    for turn in range(plot.max_turns + 1):
-        said = await letters.ask(human_request(plot, turns))
-        if said.text.strip():
-            turns.append(Turn("human", spoken(said.text, "human", plot.task, "imagine human")))
-        # Somebody who leaves with their first words has had no conversation.
-        if said.ends and turn > 0:
-            return tuple(turns), "human"
-        if not turns:
-            raise Dropped("imagine human", "the human ended the conversation without a word")
-        if turn < plot.max_turns:
-            answer = await letters.ask(agent_request(plot, turns))
-            turns.append(Turn("agent", spoken(answer.text, "agent", plot.task, "imagine agent")))
-    return tuple(turns), "limit"
-
-
-def spoken(text: str, speaker: str, task: Task, step: str) -> str:
-    """An utterance as it is kept. Raises `Dropped` where only a speaker's name was said."""
-    role = {"human": task.human_role, "agent": task.agent_role}[speaker]
-    cleaned = without_label(text, role, speaker)
-    if not cleaned:
-        raise Dropped(step, f"an utterance without words: {text!r}")
-    return cleaned
-
-
-def _history(turns: list[Turn], own: str) -> list[tuple[str, str]]:
-    """What was said as messages; one's own turns look like the answers that are asked for."""
+def _as_messages(turns: Sequence[Turn], own: str) -> list[tuple[str, str]]:
+    """The conversation as messages; one's own turns look like the answers that are asked for."""
     messages = []
     for turn in turns:
         if turn.speaker != own:

@@ -1,13 +1,14 @@
-"""Hindsight regeneration: finished dialogues read back, put better where they went wrong, replayed.
+"""Hindsight regeneration: bad turns of finished dialogues are reworded and replayed from there.
 
-`regeneration.py` has the method, whoever plays its three parts; an engine plays them.
+`regeneration.py` has the method. Its three parts are played by an embedded world (`world.py`) or by
+an LLM (`llm.py`, with `controller.py` and `forward_model.py`).
 """
 
 from imagination.hindsight.regeneration import (
     Branch,
     Calibration,
     Continuation,
-    HindsightEngine,
+    Hindsight,
     HindsightError,
     Proposal,
     Regeneration,
@@ -20,7 +21,7 @@ __all__ = [
     "Branch",
     "Calibration",
     "Continuation",
-    "HindsightEngine",
+    "Hindsight",
     "HindsightError",
     "Proposal",
     "Regeneration",

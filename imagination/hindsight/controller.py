@@ -1,4 +1,4 @@
-"""The controller: at which turns of a finished dialogue what should have been said instead."""
+"""The controller: an LLM finds bad turns of the agent in a finished dialogue and rewords them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from typing import ClassVar
 import pydantic
 
 from imagination.dialogue import Dialogue
-from imagination.hindsight.prompted.prompts import label_in, load_prompt
 from imagination.hindsight.regeneration import Proposal
-from imagination.llm import Request
+from imagination.llm.play import all_names
+from imagination.llm.requests import Request
+from imagination.llm.schemas import specialize
+from imagination.prompts import load_prompt
 from imagination.task import Task
+from imagination.transcript import leading_name, transcript
+
+PROMPT = "hindsight/propose"
 
 
 class Change(pydantic.BaseModel):
-    turn: int  # from 1 on, as the model sees them
+    turn: int  # from 1, as in the transcript
     reason: str
     utterance: str
 
@@ -36,53 +41,37 @@ class Changes(pydantic.BaseModel):
 
     @classmethod
     def placeholder(cls) -> Changes:
-        """An answer of ordinary size, for `plan`."""
+        """An answer of ordinary size, for forecasts."""
         utterance = "This is what could have been said here instead, in a sentence or two."
         reason = "What the human says right afterwards shows that this was not what they needed."
         numbers = range(1, cls.most + 1)
         return cls(changes=[Change(turn=n, reason=reason, utterance=utterance) for n in numbers])
 
     def proposals(self) -> list[Proposal]:
-        """The same with turns as indexes."""
+        """The changes with turns as indexes from 0."""
         return [
             Proposal(each.turn - 1, each.utterance.strip(), each.reason.strip())
             for each in self.changes
         ]
 
 
-@functools.cache
-def _schema(most: int) -> type[Changes]:
-    body = {"most": most, "__annotations__": {"most": ClassVar[int]}, "__module__": __name__}
-    return type("Changes", (Changes,), body)
-
-
 def propose_request(task: Task, dialogue: Dialogue, most: int, seed: int) -> Request:
-    """Asks where a dialogue went wrong. It is shown with its rating, where it has one."""
+    """Asks for changes of a dialogue, which is shown with its rating, where it has one."""
     low, high = task.reward_range
     values = {
         "task": task,
         "most": most,
-        "transcript": _numbered(task, dialogue),
+        "transcript": transcript(dialogue.turns, task, "numbered"),
         "rating": None if dialogue.reward is None else f"{dialogue.reward:g}",
         "low": f"{low:g}",
         "high": f"{high:g}",
     }
-    return load_prompt("propose").request(
-        "hindsight propose",
-        _schema(most),
+    return load_prompt(PROMPT).request(
+        specialize(Changes, most=most),
         values,
         resample=seed,
         label=dialogue.id,
         check=functools.partial(_check, task, dialogue),
-    )
-
-
-def _numbered(task: Task, dialogue: Dialogue) -> str:
-    """The dialogue, one turn a line, with its number."""
-    role = {"agent": task.agent_role, "human": task.human_role}
-    return "\n".join(
-        f"{number}. {role[turn.speaker]}: {' '.join(turn.text.split())}"
-        for number, turn in enumerate(dialogue.turns, start=1)
     )
 
 
@@ -106,8 +95,8 @@ def _problem(task: Task, dialogue: Dialogue, change: Change) -> str:
         return f"the utterance for turn {number} is empty"
     if _words(change.utterance) == _words(turns[number - 1].text):
         return f"the utterance for turn {number} is what was said there"
-    if label := label_in(change.utterance, task):
-        return f"a line of the utterance for turn {number} begins with {label + ':'!r}"
+    if name := leading_name(change.utterance, all_names(task)):
+        return f"a line of the utterance for turn {number} begins with {name + ':'!r}"
     return ""
 
 

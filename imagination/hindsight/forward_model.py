@@ -1,29 +1,33 @@
-"""The forward model: who the two people of a dialogue are, and what they say from a branch on.
+"""The forward model: an LLM infers the two people of a dialogue and plays a branch to its end.
 
-Who they are is read once from the whole dialogue (`read`). The human is then played by somebody
-who knows the persona and the words so far, and not how the original went on; the agent by somebody
-who knows the words so far and in what manner the original's agent goes about it. More must not be
-known to either: the agent that learns from these dialogues will not know it.
+The people are inferred once from the whole dialogue (`infer_people`). In the branches, the human
+knows the persona and the words so far, but not how the original went on; the agent knows the words
+so far and the behaviour of the original's agent. Neither must know more: the agent that learns from
+these dialogues will not know it either.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pydantic
 
-from imagination.asking import Correspondence, transcript
 from imagination.dialogue import Dialogue, Turn
-from imagination.engine.write import AgentTurn, HumanTurn, Script, script_schema, spoken
-from imagination.hindsight.prompted.prompts import check_words, load_prompt
 from imagination.hindsight.regeneration import Branch
-from imagination.llm import Request
+from imagination.llm.play import Script, check_one_side, play_rollout, play_script, script_schema
+from imagination.llm.requests import Request
+from imagination.llm.schemas import EndableLine, Line, specialize
+from imagination.llm.session import Session
+from imagination.prompts import load_prompt
 from imagination.task import Task
+from imagination.transcript import transcript
 
-# Stands beside the axes in a persona that was read: the same person in words.
+PEOPLE = "hindsight/people"
+# Prompts by the way in which a branch is played.
+REPLAY = {"rollout": ("hindsight/human", "hindsight/agent"), "script": ("hindsight/rest",)}
+# Key beside the axes in an inferred persona: the same person in words.
 PROFILE = "profile"
 
 
@@ -32,17 +36,17 @@ class Trait(pydantic.BaseModel):
     value: str
 
 
-class Reading(pydantic.BaseModel):
+class PeopleAnswer(pydantic.BaseModel):
     """What a dialogue tells of the two people in it."""
 
-    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    axes: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()  # (axis, values)
 
     traits: list[Trait]
     profile: str
     manner: str
 
     @pydantic.model_validator(mode="after")
-    def _complete(self) -> Reading:
+    def _complete(self) -> PeopleAnswer:
         for field in ("profile", "manner"):
             if not getattr(self, field).strip():
                 raise ValueError(f"{field} is empty")
@@ -58,7 +62,7 @@ class Reading(pydantic.BaseModel):
         given = {_folded(trait.axis): trait.value for trait in self.traits}
         problems = ["an axis is named twice"] if len(given) < len(self.traits) else []
         persona = {}
-        for axis, values in self.axes.items():
+        for axis, values in self.axes:
             value = given.pop(_folded(axis), "")
             named = {_folded(each): each for each in values}.get(_folded(value))
             if named is None:
@@ -71,9 +75,9 @@ class Reading(pydantic.BaseModel):
         return persona
 
     @classmethod
-    def placeholder(cls) -> Reading:
-        """An answer of ordinary size, for `plan`."""
-        traits = [Trait(axis=axis, value=values[0]) for axis, values in cls.axes.items()]
+    def placeholder(cls) -> PeopleAnswer:
+        """An answer of ordinary size, for forecasts."""
+        traits = [Trait(axis=axis, value=values[0]) for axis, values in cls.axes]
         profile = "You talk and react like a person who said these words would. " * 6
         return cls(traits=traits, profile=profile, manner="You go about it as you did there. " * 3)
 
@@ -82,146 +86,127 @@ def _folded(text: str) -> str:
     return text.strip().casefold()
 
 
-@functools.cache
-def _schema(axes: tuple[tuple[str, tuple[str, ...]], ...]) -> type[Reading]:
-    body = {"axes": dict(axes), "__module__": __name__}
-    body["__annotations__"] = {"axes": ClassVar[Mapping[str, tuple[str, ...]]]}
-    return type("Reading", (Reading,), body)
-
-
 @dataclasses.dataclass(frozen=True)
-class Cast:
-    """Who is played.
+class People:
+    """The two people of a dialogue.
 
     Attributes:
-        persona: Of the human, axis -> value; empty for a task without axes.
-        profile: The human in words, as told to whoever plays it.
-        manner: How the agent goes about it, likewise.
+        persona: Hidden traits of the human, axis -> value; empty for a task without axes.
+        profile: The human in words, as told to the model that plays it.
+        behaviour: The agent's behaviour, as told to the model that plays it.
     """
 
     persona: Mapping[str, str]
     profile: str
-    manner: str
+    behaviour: str
 
     def to_persona(self) -> dict[str, str]:
         """The human as it is kept with a dialogue."""
         return {**self.persona, PROFILE: self.profile}
 
 
-def read_request(task: Task, dialogue: Dialogue, seed: int) -> Request:
-    """Asks who the two people of a dialogue are."""
-    values = {"task": task, "transcript": _transcript(task, dialogue.turns)}
-    axes = tuple((axis, tuple(known)) for axis, known in task.persona_axes.items())
-    return load_prompt("read").request(
-        "hindsight read", _schema(axes), values, resample=seed, label=dialogue.id
+def people_request(task: Task, dialogue: Dialogue, seed: int) -> Request:
+    """Asks for the two people of a dialogue."""
+    axes = tuple((axis, tuple(values)) for axis, values in task.persona_axes.items())
+    return load_prompt(PEOPLE).request(
+        specialize(PeopleAnswer, axes=axes),
+        {"task": task, "transcript": transcript(dialogue.turns, task)},
+        resample=seed,
+        label=dialogue.id,
     )
 
 
-async def read(letters: Correspondence, task: Task, dialogue: Dialogue, seed: int) -> Cast:
-    """Who is played in the branches of a dialogue.
+async def infer_people(session: Session, task: Task, dialogue: Dialogue, seed: int) -> People:
+    """Infers the people who are played in the branches of a dialogue.
 
-    The human of a regenerated dialogue stays the person that was read from its original: what an
-    LLM played tells less of them. Raises `Dropped`.
+    The human of a regenerated dialogue stays the person that was inferred from its original: words
+    that an LLM played tell less of them. Raises `NoAnswer`.
     """
-    reading: Reading = await letters.ask(read_request(task, dialogue, seed))
-    persona, profile = reading.persona(), reading.profile.strip()
+    answer: PeopleAnswer = await session.ask(people_request(task, dialogue, seed))
+    persona, profile = answer.persona(), answer.profile.strip()
     if dialogue.source.get("kind") == "regenerated" and PROFILE in dialogue.persona:
         persona = {k: v for k, v in dialogue.persona.items() if k != PROFILE}
         profile = dialogue.persona[PROFILE]
-    return Cast(persona, profile, reading.manner.strip())
+    return People(persona, profile, answer.manner.strip())
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
-    """A branch that is to be played to its end.
+class Replay:
+    """A branch to be played to its end. It asks for its own lines (`llm/play.py`, `Players`).
 
     Attributes:
         task: The task.
-        branch: Its beginning.
-        cast: Who plays on.
-        resample: Tells its requests from those of other scenes in the same words.
+        branch: The beginning.
+        people: The two people.
+        resample: Tells its requests from those of other replays in the same words.
     """
 
     task: Task
     branch: Branch
-    cast: Cast
+    people: People
     resample: int
 
     @property
-    def limit(self) -> int:
+    def max_turns(self) -> int:
         """Agent turns of the whole dialogue at most: the task's, or as many as the original had."""
         return max(self.task.max_turns, len(self.branch.parent.agent_turns))
 
-    def turns_left(self, turns: Sequence[Turn] = ()) -> int:
-        """Agent turns that may follow on the prefix and these turns."""
-        said = (*self.branch.prefix, *turns)
-        return self.limit - sum(turn.speaker == "agent" for turn in said)
-
     def human_request(self, turns: Sequence[Turn]) -> Request:
-        """Asks the human, who knows who they are, for the next words."""
-        known = {**self._human_values, "limit": self.limit}
-        return self._request("human", HumanTurn, turns, known, self._check_turn("human"))
+        """Asks the human, who knows the persona, for the next line."""
+        values = {**self._human_values, "limit": self.max_turns}
+        return self._request(
+            "hindsight/human", EndableLine, turns, values, self._check_line("human")
+        )
 
     def agent_request(self, turns: Sequence[Turn]) -> Request:
-        """Asks the agent, who does not, for the next words."""
-        known = {"manner": self.cast.manner}
-        return self._request("agent", AgentTurn, turns, known, self._check_turn("agent"))
+        """Asks the agent, who does not, for the next line."""
+        values = {"manner": self.people.behaviour}
+        return self._request("hindsight/agent", Line, turns, values, self._check_line("agent"))
 
     def rest_request(self) -> Request:
-        """Asks for all that follows in one go."""
+        """Asks for all that follows in one call."""
 
         def check(answer: Script) -> None:
             for turn in answer.turns:
-                check_words(turn.text, turn.speaker, self.task)
+                check_one_side(turn.text, turn.speaker, self.task)
 
-        left = max(0, self.turns_left())
-        known = {**self._human_values, "manner": self.cast.manner, "turns_left": left}
-        return self._request("rest", script_schema(left, least=0), (), known, check)
+        prefix = self.branch.prefix
+        left = max(0, self.max_turns - sum(turn.speaker == "agent" for turn in prefix))
+        values = {**self._human_values, "manner": self.people.behaviour, "turns_left": left}
+        return self._request("hindsight/rest", script_schema(left, least=0), prefix, values, check)
 
     @property
     def _human_values(self) -> dict[str, Any]:
-        return {"persona": self.cast.persona, "profile": self.cast.profile}
+        return {"persona": self.people.persona, "profile": self.people.profile}
 
-    def _check_turn(self, speaker: str) -> Callable[[HumanTurn | AgentTurn], None]:
-        return lambda answer: check_words(answer.text, speaker, self.task)
+    def _check_line(self, speaker: str) -> Callable[[Line | EndableLine], None]:
+        return lambda answer: check_one_side(answer.text, speaker, self.task)
 
     def _request(
         self,
-        name: str,
+        prompt: str,
         schema: type[pydantic.BaseModel],
         turns: Sequence[Turn],
-        known: Mapping[str, Any],
+        values: Mapping[str, Any],
         check: Callable[[Any], None],
     ) -> Request:
-        said = _transcript(self.task, (*self.branch.prefix, *turns))
-        return load_prompt(name).request(
-            f"hindsight {name}",
+        return load_prompt(prompt).request(
             schema,
-            {"task": self.task, "transcript": said, **known},
+            {"task": self.task, "transcript": transcript(turns, self.task), **values},
             resample=self.resample,
             label=f"{self.branch.parent.id}, turn {self.branch.proposal.turn + 1}",
             check=check,
         )
 
 
-async def play_rollout(letters: Correspondence, scene: Scene) -> tuple[Turn, ...]:
-    """What follows on a branch, turn by turn. Raises `Dropped`."""
-    turns: list[Turn] = []
-    while True:
-        said: HumanTurn = await letters.ask(scene.human_request(turns))
-        if said.text.strip():
-            turns.append(Turn("human", spoken(said.text, "human", scene.task, "hindsight human")))
-        if said.ends or scene.turns_left(turns) <= 0:
-            return tuple(turns)
-        answer: AgentTurn = await letters.ask(scene.agent_request(turns))
-        turns.append(Turn("agent", spoken(answer.text, "agent", scene.task, "hindsight agent")))
+async def play_branch(session: Session, replay: Replay, way: str) -> tuple[Turn, ...]:
+    """Plays a branch by `way` "script" or "rollout"; returns what follows on its prefix.
 
-
-async def write_rest(letters: Correspondence, scene: Scene) -> tuple[Turn, ...]:
-    """What follows on a branch, in one call. Raises `Dropped`."""
-    rest: Script = await letters.ask(scene.rest_request())
-    return rest.dialogue_turns(scene.task)
-
-
-def _transcript(task: Task, turns: Sequence[Turn]) -> str:
-    return transcript(turns, task.agent_role, task.human_role)
+    Raises `NoAnswer`.
+    """
+    prefix = replay.branch.prefix
+    if way == "script":
+        played = await play_script(session, replay.rest_request(), replay.task, prefix)
+    else:
+        played = await play_rollout(session, replay, prefix)
+    return played.turns[len(prefix) :]

@@ -1,28 +1,84 @@
-"""`PromptedHindsight`: controller, forward model and reward model, all played by an LLM."""
+"""`LLMHindsight`: an LLM plays controller, forward model and reward model.
+
+    hindsight = LLMHindsight(task, client, LLMHindsightConfig(seed=0))
+    calibrate(dialogues, hindsight)
+    regenerate(dialogues, hindsight, round_number=1, max_changes=2)
+    run_async(client.close())
+
+`controller.py` proposes changes, `forward_model.py` plays a dialogue on from there, the judge of
+`engine/rewards.py` rates it. `cost.py` forecasts calls, tokens and dollars beforehand. The prompts
+are in `imagination/prompts/hindsight/`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import zlib
 from collections.abc import Sequence
 
-from imagination.asking import Answering, Correspondence, Dropped, Post
-from imagination.asking import load_prompt as load_engine_prompt
+from ilql_jax.settings import Settings, setting
 from imagination.dialogue import Dialogue
-from imagination.engine.config import WAYS
-from imagination.engine.rewards import judge_requests
-from imagination.engine.run import DroppedDialogue
+from imagination.engine.rewards import JUDGE, judge_requests
+from imagination.hindsight.controller import PROMPT as PROPOSE
 from imagination.hindsight.controller import propose_request
-from imagination.hindsight.forward_model import Cast, Scene, play_rollout, read, write_rest
-from imagination.hindsight.prompted.prompts import load_prompt
+from imagination.hindsight.forward_model import (
+    PEOPLE,
+    PROFILE,
+    REPLAY,
+    People,
+    Replay,
+    infer_people,
+    play_branch,
+)
 from imagination.hindsight.regeneration import Branch, Continuation, Proposal
-from imagination.llm import Answer, Failure
-from imagination.prompted.asking import all_of, run_async
+from imagination.llm.play import WAYS
+from imagination.llm.requests import Answer, Failure
+from imagination.llm.session import (
+    LLM,
+    DroppedDialogue,
+    NoAnswer,
+    Session,
+    gather_all,
+    most_at_once,
+    run_async,
+    run_concurrently,
+)
+from imagination.prompts import load_prompt
 from imagination.task import Task
 
+__all__ = ["PROFILE", "LLMHindsight", "LLMHindsightConfig"]
 
-class PromptedHindsight:
-    """A `HindsightEngine` (see `imagination/hindsight/regeneration.py`).
+
+@dataclasses.dataclass(frozen=True)
+class LLMHindsightConfig(Settings):
+    """Settings of hindsight by an LLM.
+
+    Raises:
+        SettingError: A value out of bounds.
+    """
+
+    seed: int = setting(
+        "Seed of proposals, inferred people and replays. Ratings ignore it, to stay comparable.",
+        0,
+        least=0,
+    )
+    way: str = setting(
+        "The rest of a dialogue is played in turn (rollout) or written in one call (script).",
+        "rollout",
+        choices=WAYS,
+    )
+    judge_votes: int = setting("Ratings of which a dialogue's is the mean.", 3, least=1)
+    conversations: int = setting(
+        "Dialogues replayed at the same time (all of them in batches).",
+        256,
+        least=1,
+        shapes_result=False,
+    )
+
+
+class LLMHindsight:
+    """A `Hindsight` (see `imagination/hindsight/regeneration.py`).
 
     Every method asks about all that it is given at once, as Message Batches where the client's
     config says so. What an answer must fulfil (a turn that exists and is the agent's, other words
@@ -32,55 +88,30 @@ class PromptedHindsight:
 
     Args:
         task: Gives the description, the roles, the axes, the scale and the limit on turns.
-        client: The LLM client; close it with `imagination.prompted.run_async(client.close())`.
-        seed: Another seed, other proposals, readings and replays. Ratings do not hang on it: they
-            are a measure.
-        way: How a branch is played: `rollout`, human and agent in turn, or `script`, in one call.
-        judge_votes: Ratings of which a dialogue's is the mean.
-        conversations: Dialogues that are replayed at the same time (all of them in batches).
+        client: The LLM client; close it with `run_async(client.close())`.
+        config: Its settings.
 
     Attributes:
-        dropped: What came to nothing: the dialogue, at which step, and why.
-
-    Raises:
-        ValueError: A value that cannot be; the message names it and what it may be.
+        dropped: Dialogues that could not be finished, at which step, and why.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        client: Post,
-        seed: int = 0,
-        *,
-        way: str = "rollout",
-        judge_votes: int = 3,
-        conversations: int = 256,
-    ):
-        _require_whole("seed", seed, 0)
-        _require_whole("judge_votes", judge_votes, 1)
-        _require_whole("conversations", conversations, 1)
-        if way not in WAYS:
-            raise ValueError(f"PromptedHindsight, way: expected {' or '.join(WAYS)}, got {way!r}.")
+    def __init__(self, task: Task, client: LLM, config: LLMHindsightConfig | None = None):
         self.task = task
         self.client = client
-        self.seed = seed
-        self.way = way
-        self.judge_votes = judge_votes
-        self.conversations = conversations
+        self.config = config or LLMHindsightConfig()
         self.dropped: list[DroppedDialogue] = []
 
     @property
     def model_and_version(self) -> dict[str, str]:
         """Model and prompts, for the results."""
-        replay = ("human", "agent") if self.way == "rollout" else ("rest",)
-        prompts = [load_prompt(name) for name in ("propose", "read", *replay)]
-        versions = ", ".join(p.version for p in (*prompts, load_engine_prompt("rate_judge")))
+        names = (PROPOSE, PEOPLE, *REPLAY[self.config.way], JUDGE)
+        versions = ", ".join(load_prompt(name).version for name in names)
         return {"model": self.client.config.model, "prompt": versions}
 
     def propose(
         self, dialogues: Sequence[Dialogue], max_changes: int
     ) -> list[list[Proposal] | None]:
-        """Where each dialogue went wrong and what should have been said, worst first.
+        """Changes of each dialogue, the turn where most was lost first.
 
         One call a dialogue; none for one in which the agent never speaks.
 
@@ -88,21 +119,23 @@ class PromptedHindsight:
             ValueError: `max_changes` below 1.
             LLMError: From the client, where going on makes no sense.
         """
-        _require_whole("max_changes", max_changes, 1)
-        asked = [place for place, dialogue in enumerate(dialogues) if dialogue.agent_turns]
+        if max_changes < 1:
+            raise ValueError(f"max_changes must be at least 1, got {max_changes!r}.")
+        places = [place for place, dialogue in enumerate(dialogues) if dialogue.agent_turns]
         requests = [
-            propose_request(self.task, dialogues[place], max_changes, self.seed) for place in asked
+            propose_request(self.task, dialogues[place], max_changes, self.config.seed)
+            for place in places
         ]
-        found: list[list[Proposal] | None] = [[] for _ in dialogues]
+        proposals: list[list[Proposal] | None] = [[] for _ in dialogues]
         answers = run_async(self.client.ask_all(requests))
-        for place, answer in zip(asked, answers, strict=True):
-            found[place] = None if self._failed(answer) else answer.parsed.proposals()
-        return found
+        for place, answer in zip(places, answers, strict=True):
+            proposals[place] = None if self._failed(answer) else answer.parsed.proposals()
+        return proposals
 
     def play(self, branches: Sequence[Branch]) -> list[Continuation | None]:
         """The rest of each conversation.
 
-        The two people of a dialogue are read once, whichever number of branches it has.
+        The two people of a dialogue are inferred once, however many branches it has.
 
         Raises:
             LLMError: From the client, where going on makes no sense.
@@ -114,13 +147,13 @@ class PromptedHindsight:
             functools.partial(self._play_all, [branches[place] for place in places])
             for places in places_of.values()
         ]
-        answering = Answering.by(self.client, self.conversations)
-        played: list[Continuation | None] = [None] * len(branches)
-        groups = run_async(answering.work(jobs))
+        limit = most_at_once(self.client, self.config.conversations)
+        groups = run_async(run_concurrently(jobs, limit))
+        rests: list[Continuation | None] = [None] * len(branches)
         for places, continuations in zip(places_of.values(), groups, strict=True):
             for place, continuation in zip(places, continuations, strict=True):
-                played[place] = continuation
-        return played
+                rests[place] = continuation
+        return rests
 
     def rate(self, dialogues: Sequence[Dialogue]) -> list[float | None]:
         """Mean of the judge's votes that came; None where none did.
@@ -128,7 +161,7 @@ class PromptedHindsight:
         Raises:
             LLMError: From the client, where going on makes no sense.
         """
-        votes = self.judge_votes
+        votes = self.config.judge_votes
         requests = [
             request
             for dialogue in dialogues
@@ -148,37 +181,30 @@ class PromptedHindsight:
     async def _play_all(self, branches: Sequence[Branch]) -> list[Continuation | None]:
         """Plays all branches of one dialogue."""
         parent = branches[0].parent
+        session = Session(self.client)
         try:
-            cast = await read(Correspondence(self.client), self.task, parent, self.seed)
-        except Dropped as error:
-            self._drop(parent.id, error.step, error.reason)
+            people = await infer_people(session, self.task, parent, self.config.seed)
+        except NoAnswer as error:
+            self._drop(parent.id, error)
             return [None] * len(branches)
-        return await all_of([self._play(branch, cast) for branch in branches])
+        return await gather_all([self._play(branch, people) for branch in branches])
 
-    async def _play(self, branch: Branch, cast: Cast) -> Continuation | None:
+    async def _play(self, branch: Branch, people: People) -> Continuation | None:
         # Dialogues that begin with the same words are each played on in their own way.
-        named = f"{self.seed}/{branch.parent.id}/{branch.proposal.turn}"
-        scene = Scene(self.task, branch, cast, resample=zlib.crc32(named.encode()))
-        play = play_rollout if self.way == "rollout" else write_rest
+        stream = f"{self.config.seed}/{branch.parent.id}/{branch.proposal.turn}"
+        replay = Replay(self.task, branch, people, resample=zlib.crc32(stream.encode()))
         try:
-            turns = await play(Correspondence(self.client), scene)
-        except Dropped as error:
-            self._drop(branch.parent.id, error.step, error.reason)
+            turns = await play_branch(Session(self.client), replay, self.config.way)
+        except NoAnswer as error:
+            self._drop(branch.parent.id, error)
             return None
-        return Continuation(turns, cast.to_persona())
+        return Continuation(turns, people.to_persona())
 
     def _failed(self, answer: Answer | Failure) -> bool:
-        if isinstance(answer, Failure):
-            self._drop(answer.request.label, answer.request.step, answer.reason)
-        return isinstance(answer, Failure)
+        if not isinstance(answer, Failure):
+            return False
+        self._drop(answer.request.label, NoAnswer(answer.request.step, answer.reason))
+        return True
 
-    def _drop(self, dialogue: str, step: str, reason: str) -> None:
-        self.dropped.append(DroppedDialogue(dialogue, step, reason))
-
-
-def _require_whole(name: str, value: int, least: int) -> None:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or value < least:
-        raise ValueError(
-            f"PromptedHindsight, {name}: expected a whole number >= {least}, got {value!r}."
-        )
+    def _drop(self, dialogue: str, error: NoAnswer) -> None:
+        self.dropped.append(DroppedDialogue(dialogue, error.step, error.reason))

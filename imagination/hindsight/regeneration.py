@@ -2,9 +2,9 @@
 
 A *controller* reads a finished dialogue and proposes a better utterance at the turns where the
 agent chose badly. A *forward model* plays the rest from there, with a human whose persona is
-inferred from the whole original. A *reward model* rates what came of it. An engine plays the
-three parts: an embedded world, or an LLM. What it returns is checked here, so that nothing bad
-reaches training, whoever made it.
+inferred from the whole original. A *reward model* rates the result. A `Hindsight` plays the three
+parts: an embedded world (`world.py`), or an LLM (`llm.py`). Its answers are checked here, so that
+nothing bad reaches training.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from scipy import stats
 from ilql_jax.errors import UserError
 from imagination.dialogue import Dialogue, Turn
 from imagination.task import Task
+from imagination.transcript import USUAL_NAMES, leading_name
 
 T = TypeVar("T")
 
@@ -76,8 +77,8 @@ class Continuation:
     terminal: bool = True
 
 
-class HindsightEngine(Protocol):
-    """Whoever plays controller, forward model and reward model. None: it failed on this one."""
+class Hindsight(Protocol):
+    """Controller, forward model and reward model. None among their answers: failed on this one."""
 
     def propose(
         self, dialogues: Sequence[Dialogue], max_changes: int
@@ -96,7 +97,7 @@ class HindsightEngine(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Rejection:
-    """Something an engine returned that is not learned from, and why."""
+    """An answer that is not learned from, and why."""
 
     parent: str
     problem: str
@@ -113,7 +114,7 @@ class Regeneration:
 
 def regenerate(
     dialogues: Sequence[Dialogue],
-    engine: HindsightEngine,
+    hindsight: Hindsight,
     *,
     round_number: int,
     max_changes: int,
@@ -128,7 +129,7 @@ def regenerate(
 
     Args:
         dialogues: Finished dialogues with unique ids, original or regenerated themselves.
-        engine: Plays controller, forward model and reward model.
+        hindsight: Plays controller, forward model and reward model.
         round_number: 1 for the first look back; part of ids and source.
         max_changes: Turns of a dialogue that may be changed, each in a dialogue of its own.
         task: What the two sides are called and how ratings are scaled. Without it, only labels
@@ -138,23 +139,23 @@ def regenerate(
         What may be learned from, in the order of the dialogues, and everything else by name.
 
     Raises:
-        HindsightError: A number below 1, two dialogues of one id, or an engine that does not
+        HindsightError: A number below 1, two dialogues of one id, or a `Hindsight` that does not
             answer once for each dialogue it is asked about.
     """
     _check_request(dialogues, round_number, max_changes)
     checks = _Checks(task)
     sound, rejections = _separate((dialogue, checks.parent(dialogue)) for dialogue in dialogues)
-    proposed = _answers(engine.propose(sound, max_changes), sound, "propose")
+    proposed = _answers(hindsight.propose(sound, max_changes), sound, "propose")
     branches, rejected = _separate(checks.proposals(sound, proposed, max_changes))
     rejections += rejected
-    played = _answers(engine.play(branches), branches, "play")
+    played = _answers(hindsight.play(branches), branches, "play")
     replays, rejected = _separate(
         (_Replay(branch, rest), checks.continuation(branch, rest))
         for branch, rest in zip(branches, played, strict=True)
     )
     rejections += rejected
     finished = [replay.dialogue(round_number) for replay in replays]
-    ratings = _answers(engine.rate(finished), finished, "rate")
+    ratings = _answers(hindsight.rate(finished), finished, "rate")
     rated, rejected = _separate(
         (dataclasses.replace(dialogue, reward=rating), checks.rating(replay.branch.parent, rating))
         for replay, dialogue, rating in zip(replays, finished, ratings, strict=True)
@@ -177,7 +178,7 @@ def _check_request(dialogues: Sequence[Dialogue], round_number: int, max_changes
 def _answers(answers: Sequence[T], questions: Sequence[object], method: str) -> Sequence[T]:
     if len(answers) != len(questions):
         raise HindsightError(
-            f"the engine's {method} gave {len(answers)} answers to {len(questions)} questions; "
+            f"hindsight's {method} gave {len(answers)} answers to {len(questions)} questions; "
             "it must give one for each, None where it failed."
         )
     return answers
@@ -227,13 +228,13 @@ class _Replay:
 
 
 class _Checks:
-    """What an engine's answers must be like; each check gives a rejection or None."""
+    """Checks of a `Hindsight`'s answers; each gives a rejection or None."""
 
     def __init__(self, task: Task | None):
         self._range = task.reward_range if task else (-math.inf, math.inf)
         self._labels = {
-            "agent": {"agent", "assistant"} | ({task.agent_role.lower()} if task else set()),
-            "human": {"human", "user"} | ({task.human_role.lower()} if task else set()),
+            "agent": {*USUAL_NAMES["agent"], *([task.agent_role.lower()] if task else [])},
+            "human": {*USUAL_NAMES["human"], *([task.human_role.lower()] if task else [])},
         }
 
     def parent(self, dialogue: Dialogue) -> Rejection | None:
@@ -285,9 +286,9 @@ class _Checks:
     def _problem_with_labels(self, speaker: str, turn: int, text: str) -> tuple[str, str] | None:
         other = "human" if speaker == "agent" else "agent"
         detail = f"turn {turn}, the {speaker}'s: {_shown(text)}"
-        if _has_line_of(self._labels[other] - self._labels[speaker], text):
+        if leading_name(text, self._labels[other] - self._labels[speaker]):
             return f"speaks for the {other}", detail
-        if _has_line_of(self._labels[speaker], text):
+        if leading_name(text, self._labels[speaker]):
             return "label in the words", detail
         return None
 
@@ -326,13 +327,6 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
 
 
-def _has_line_of(labels: Iterable[str], text: str) -> bool:
-    """Whether a line begins as transcripts do: "Student: ..."."""
-    names = "|".join(map(re.escape, sorted(labels)))
-    pattern = rf"^[\s*_>\[(]*(?:the\s+)?(?:{names})[\s*_\])]*:"
-    return re.search(pattern, text, re.IGNORECASE | re.MULTILINE) is not None
-
-
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
@@ -356,12 +350,12 @@ class Calibration:
     count: int
 
 
-def calibrate(dialogues: Sequence[Dialogue], engine: HindsightEngine) -> Calibration:
-    """Compares the engine's ratings with the known rewards of original dialogues.
+def calibrate(dialogues: Sequence[Dialogue], hindsight: Hindsight) -> Calibration:
+    """Compares the ratings with the known rewards of original dialogues.
 
     Args:
         dialogues: Originals; those that nobody rated are passed over.
-        engine: Its reward model is asked.
+        hindsight: Its reward model is asked.
 
     Returns:
         The agreement, over the dialogues that have both.
@@ -370,7 +364,7 @@ def calibrate(dialogues: Sequence[Dialogue], engine: HindsightEngine) -> Calibra
         HindsightError: Fewer than five dialogues have both, so that nothing can be said.
     """
     known = [dialogue for dialogue in dialogues if dialogue.reward is not None]
-    ratings = _answers(engine.rate(known), known, "rate")
+    ratings = _answers(hindsight.rate(known), known, "rate")
     pairs = [
         (rating, dialogue.reward)
         for rating, dialogue in zip(ratings, known, strict=True)

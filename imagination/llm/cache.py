@@ -1,7 +1,7 @@
 """`Cache`: every reply that was paid for, on disk before it is used, usable or not.
 
 What is stored is what the model said, not what was made of it. Whether a reply is usable is judged
-when it is read (`reasking.py`), so a resumed run walks through the same questions and re-asks
+when it is read (`retry.py`), so a resumed run walks through the same questions and re-asks
 as the run before it, and makes a call only where none was answered.
 """
 

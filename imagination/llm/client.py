@@ -2,7 +2,7 @@
 
 The way of a request: replies on disk (`cache.py`) -> a slot among the calls in flight and money
 from the budget (`metering.py`) -> the service (`transport.py`, or `batches.py`) -> disk -> judged,
-and put again if it cannot be used (`reasking.py`) -> `Answer`, or `Failure` and `failed.jsonl`.
+and put again if it cannot be used (`retry.py`) -> `Answer`, or `Failure` and `failed.jsonl`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from imagination.llm.cache import Cache, Reply
 from imagination.llm.config import LLMConfig
 from imagination.llm.journal import Journal
 from imagination.llm.metering import Budget, Meter
-from imagination.llm.reasking import Chain
 from imagination.llm.requests import Answer, Failure, LLMError, NotDelivered, Request
+from imagination.llm.retry import Exchange
 
 if TYPE_CHECKING:  # the SDK behind these is loaded with the first call
     from imagination.llm.batches import Batches
@@ -148,15 +148,15 @@ class Client:
 
     def _held(self, request: Request) -> Answer | Failure | None:
         """The outcome as far as it follows from replies on disk alone."""
-        chain, replies = Chain(request, self.config.max_asks), []
-        while (reply := self._stored(chain.tip)) is not None:
+        exchange, replies = Exchange(request, self.config.max_asks), []
+        while (reply := self._stored(exchange.tip)) is not None:
             replies.append(reply)
-            outcome = chain.take(reply, from_cache=True)
+            outcome = exchange.take(reply, from_cache=True)
             if outcome:
                 for each in replies:
                     self.meter.hit(request.step, each.usage)
                 if isinstance(outcome, Failure):
-                    self._set_aside(chain, outcome)
+                    self._set_aside(exchange, outcome)
                 return outcome
         return None
 
@@ -188,16 +188,16 @@ class Client:
             task.exception()  # looked at, so that asyncio does not report it as lost
 
     async def _pursue(self, request: Request, key: str, batch: bool) -> Answer | Failure:
-        chain = Chain(request, self.config.max_asks)
+        exchange = Exchange(request, self.config.max_asks)
         try:
             while True:
-                reply = self._stored(chain.tip)
+                reply = self._stored(exchange.tip)
                 from_cache = reply is not None
                 if reply is None:
-                    reply = await self._call(chain, key, batch)
+                    reply = await self._call(exchange, key, batch)
                 else:
                     self.meter.hit(request.step, reply.usage)
-                outcome = chain.take(reply, from_cache)
+                outcome = exchange.take(reply, from_cache)
                 if outcome:
                     break
         except NotDelivered as error:
@@ -206,23 +206,23 @@ class Client:
             self._stopped = self._stopped or error
             raise
         if isinstance(outcome, Failure):
-            self._set_aside(chain, outcome)
+            self._set_aside(exchange, outcome)
         return outcome
 
-    async def _call(self, chain: Chain, key: str, batch: bool) -> Reply:
+    async def _call(self, exchange: Exchange, key: str, batch: bool) -> Reply:
         if not batch:
             async with self._slots:
-                return await self._call_now(chain, key)
+                return await self._call_now(exchange, key)
         for _ in range(self.config.max_asks):
             try:
-                return await self._call_in_batch(chain, key)
+                return await self._call_in_batch(exchange, key)
             except NotDelivered:
                 continue  # errored or expired in its batch: not paid for, so into the next one
-        return await self._call_in_batch(chain, key)
+        return await self._call_in_batch(exchange, key)
 
-    async def _call_now(self, chain: Chain, key: str) -> Reply:
+    async def _call_now(self, exchange: Exchange, key: str) -> Reply:
         self._check_going_on(key)
-        body = chain.tip.body(self.config.model, self.config.max_tokens)
+        body = exchange.tip.body(self.config.model, self.config.max_tokens)
         transport = self._service()
         ticket = await self._budget.reserve(self.config.worst_cost(body))
         cost = 0.0
@@ -231,20 +231,20 @@ class Client:
             message, retries = await transport.message(body)
             reply = self._reply(message, body)
             cost = reply.usage.cost
-            self._keep(chain, reply, retries)
+            self._keep(exchange, reply, retries)
             return reply
         finally:
             self._budget.settle(ticket, cost)
 
-    async def _call_in_batch(self, chain: Chain, key: str) -> Reply:
+    async def _call_in_batch(self, exchange: Exchange, key: str) -> Reply:
         self._check_going_on(key)
-        body = chain.tip.body(self.config.model, self.config.max_tokens)
+        body = exchange.tip.body(self.config.model, self.config.max_tokens)
         transport = self._service()
         if self._batches is None:
             from imagination.llm.batches import Batches
 
             self._batches = Batches(self.config, self.folder, transport)
-        tip_key = chain.tip.key(self.config.model)
+        tip_key = exchange.tip.key(self.config.model)
         worst = self.config.worst_cost(body, batch=True)
         ticket = await self._budget.reserve(worst, anyway=self._batches.holds(tip_key))
         cost = 0.0
@@ -253,7 +253,7 @@ class Client:
             nonlocal cost
             reply = self._reply(message, body, batch=True)
             cost = reply.usage.cost
-            self._keep(chain, reply)
+            self._keep(exchange, reply)
             return reply
 
         try:
@@ -285,16 +285,16 @@ class Client:
         usage = self.config.usage(message.pop("usage"), batch)
         return Reply(**message, max_tokens=body["max_tokens"], usage=usage)
 
-    def _keep(self, chain: Chain, reply: Reply, retries: int = 0) -> None:
+    def _keep(self, exchange: Exchange, reply: Reply, retries: int = 0) -> None:
         """Counts a reply that was paid for and writes it to disk."""
-        self.meter.called(chain.tip.step, reply.usage, retries, chain.asked_again)
-        self._cache.put(chain.tip.key(self.config.model), chain.tip, reply)
+        self.meter.called(exchange.tip.step, reply.usage, retries, exchange.asked_again)
+        self._cache.put(exchange.tip.key(self.config.model), exchange.tip, reply)
 
-    def _set_aside(self, chain: Chain, failure: Failure) -> None:
+    def _set_aside(self, exchange: Exchange, failure: Failure) -> None:
         request = failure.request
         self.meter.failed(request.step)
         key = request.key(self.config.model)
         if key not in self._failed_keys:
             self._failed_keys.add(key)
             what = {"key": key, "step": request.step, "reason": failure.reason}
-            self._failed.append({**what, "model": self.config.model, **chain.to_json()})
+            self._failed.append({**what, "model": self.config.model, **exchange.to_json()})

@@ -59,7 +59,7 @@ class Request:
     """One question to an LLM.
 
     Attributes:
-        step: What the call is for ("derive", "reason", "imagine", ...); the meter counts by it.
+        step: Name of the prompt ("engine/script", ...); the meter counts by it.
         system: The prefix that all requests of the step share; sent with `cache_control`.
         messages: (role, content) in turn, role "user" or "assistant"; the user has the last word.
         schema: What the answer must be; None for plain text.

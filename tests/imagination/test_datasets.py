@@ -59,12 +59,12 @@ def test_what_is_first_rewritten_late_loads(load):
     """The first 10 MB then know neither original turns nor who rewrote."""
     (smooth,) = imagine(FakeClient(), dialogues=1).dialogues
     (rewritten,) = imagine(FakeClient(failing_first_time(1)), dialogues=1).dialogues
-    assert smooth.source["models"]["refine"] is None
+    assert smooth.source["models"]["engine/refine"] is None
     table = load([*repeated(smooth), rewritten])
     assert len(table) == MANY + 1
     found = by_id(table)
-    assert found["many-7"]["source"]["models"]["refine"] is None
-    assert found[rewritten.id]["source"]["models"]["refine"] == "fake-1"
+    assert found["many-7"]["source"]["models"]["engine/refine"] is None
+    assert found[rewritten.id]["source"]["models"]["engine/refine"] == "fake-1"
     assert found[rewritten.id]["source"]["critique"]["original"][0]["role"] == "user"
 
 

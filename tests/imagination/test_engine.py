@@ -19,27 +19,30 @@ from imagination_client import TASK, FakeClient, failing_first_time, imagine, wo
 from messages_server import MessagesServer
 
 from imagination import dataset_card
-from imagination.asking import load_behaviours
 from imagination.dialogue import Dialogue, Turn
 from imagination.engine import (
     EngineConfig,
     EngineError,
     derive_task,
+    forecast_imagination,
     imagine_dialogues,
-    plan,
     rewards,
 )
 from imagination.engine.critique import CLOSING, GRADUAL
 from imagination.engine.personas import Profiles, draw_personas
-from imagination.engine.run import draw
+from imagination.engine.run import assign
 from imagination.engine.task_from_prompt import PLACEHOLDER as DERIVE_PLACEHOLDER
 from imagination.engine.task_from_prompt import DerivedFields
-from imagination.engine.write import AgentTurn, HumanTurn, Script
+from imagination.engine.write import load_behaviours
 from imagination.llm import Client, LLMConfig, LLMError
+from imagination.llm.play import Script
+from imagination.llm.schemas import EndableLine, Line
 from imagination.simulation import teaching, travel
 from imagination.task import Task, TaskError
 
 LLM = LLMConfig(model="m", price_input=1.0, price_output=5.0, price_date="2026-01-01")
+
+WRITING = ("engine/script", "engine/human", "engine/agent", "engine/refine")
 
 # Task
 
@@ -137,7 +140,7 @@ def derive(client, **given):
 def test_a_paragraph_is_enough_for_a_task():
     client = FakeClient()
     task = derive(client)
-    assert client.steps() == {"derive": 1}
+    assert client.steps() == {"engine/task": 1}
     assert TASK.description in words(client.requests[0])
     assert len(task.persona_axes) == 3 and task.criteria and task.success
     assert Task.from_yaml(task.to_yaml()) == task
@@ -251,7 +254,7 @@ def test_personas_of_many_axes_need_no_list_of_all():
 
 def test_behaviours_and_outcomes_are_balanced_too():
     number = len(load_behaviours()) * 3
-    draws = draw(TASK, EngineConfig(dialogues=number, way="script", outcomes=3))
+    draws = assign(TASK, EngineConfig(dialogues=number, way="script", outcomes=3))
     assert set(collections.Counter(d.behaviour for d in draws).values()) == {3}
     assert collections.Counter(d.outcome for d in draws) == dict.fromkeys((0, 0.5, 1), number // 3)
 
@@ -259,7 +262,7 @@ def test_behaviours_and_outcomes_are_balanced_too():
 def test_profiles_are_written_once_for_each_combination_several_a_call():
     client = FakeClient()
     imagine(client, dialogues=40, personas_per_call=5, critique_rounds=0)
-    asked = [r for r in client.requests if r.step == "reason"]
+    asked = [r for r in client.requests if r.step == "engine/personas"]
     assert len(asked) == 4  # 18 combinations
     assert sum(len(re.findall("Combination", words(r))) for r in asked) == 18
 
@@ -267,14 +270,14 @@ def test_profiles_are_written_once_for_each_combination_several_a_call():
 def test_a_refused_profile_leaves_the_others_of_its_call():
     def answer(request):
         combinations = words(request).split("Combination")[1:]
-        if request.step == "reason" and any("evasive" in each for each in combinations):
+        if request.step == "engine/personas" and any("evasive" in each for each in combinations):
             return "refused"
         return None
 
     imagined = imagine(FakeClient(answer), dialogues=18, personas_per_call=6)
     assert len(imagined.dialogues) == 12 and len(imagined.dropped) == 6
-    assert {d.step for d in imagined.dropped} == {"reason"}
-    assert "12 dialogues, 6 dropped (6 at reason" in imagined.line()
+    assert {d.step for d in imagined.dropped} == {"engine/personas"}
+    assert "12 dialogues, 6 dropped (6 at engine/personas" in imagined.line()
 
 
 def test_an_incomplete_answer_on_profiles_is_not_of_the_schema():
@@ -292,7 +295,7 @@ def test_an_incomplete_answer_on_profiles_is_not_of_the_schema():
 
 def secret_profile(request):
     """Profiles whose words can be recognised wherever they turn up."""
-    if request.step != "reason":
+    if request.step != "engine/personas":
         return None
     parsed = request.schema.placeholder()
     for profile in parsed.profiles:
@@ -305,14 +308,14 @@ def test_the_agent_never_sees_the_persona():
     client = FakeClient(secret_profile)
     imagine(client, dialogues=18)
     values = list(itertools.chain(*TASK.persona_axes.values()))
-    agents = [r for r in client.requests if r.step == "imagine agent"]
+    agents = [r for r in client.requests if r.step == "engine/agent"]
     assert agents
     for request in agents:
         assert "SECRET" not in words(request)
         assert not [value for value in values if value in words(request)]
-    humans = [r for r in client.requests if r.step == "imagine human"]
+    humans = [r for r in client.requests if r.step == "engine/human"]
     assert all("SECRET profile" in words(r) and "SECRET situation" in words(r) for r in humans)
-    judges = [r for r in client.requests if r.step == "rate judge"]
+    judges = [r for r in client.requests if r.step == "judge/rating"]
     assert not any("SECRET" in words(r) for r in judges)
 
 
@@ -320,10 +323,10 @@ def test_a_rollout_lets_each_side_see_what_was_said():
     said = itertools.count()
 
     def answer(request):
-        if request.schema is HumanTurn:
-            return HumanTurn(text=f"Customer: human {next(said)}", ends=False)
-        if request.schema is AgentTurn:
-            return AgentTurn(text=f"agent {next(said)}")
+        if request.schema is EndableLine:
+            return EndableLine(text=f"Customer: human {next(said)}", ends=False)
+        if request.schema is Line:
+            return Line(text=f"agent {next(said)}")
         return None
 
     client = FakeClient(answer)
@@ -331,7 +334,7 @@ def test_a_rollout_lets_each_side_see_what_was_said():
     texts = [turn.text for turn in dialogue.turns]
     assert texts == [f"{'human' if i % 2 == 0 else 'agent'} {i}" for i in range(9)]
     assert dialogue.source["ended_by"] == "limit" and len(dialogue.agent_turns) == TASK.max_turns
-    last = [r for r in client.requests if r.step == "imagine agent"][-1]
+    last = [r for r in client.requests if r.step == "engine/agent"][-1]
     assert [role for role, _ in last.messages] == ["user", "assistant"] * 3 + ["user"]
     assert last.messages[1][1] == '{"text": "agent 1"}' and last.messages[-1][1] == "human 6"
 
@@ -339,10 +342,10 @@ def test_a_rollout_lets_each_side_see_what_was_said():
 @pytest.mark.parametrize(("last_words", "turns"), [("Thanks, bye.", 3), ("", 2)])
 def test_the_human_decides_when_a_rollout_ends(last_words, turns):
     def answer(request):
-        if request.schema is HumanTurn:
+        if request.schema is EndableLine:
             # Wanting to leave before the agent said anything counts for nothing.
             first = len(request.messages) == 1
-            return HumanTurn(text="Hello." if first else last_words, ends=True)
+            return EndableLine(text="Hello." if first else last_words, ends=True)
         return None
 
     (dialogue,) = imagine(FakeClient(answer), dialogues=1).dialogues
@@ -357,7 +360,7 @@ def test_the_agents_behave_in_several_ways():
 def test_the_outcome_fixed_beforehand_is_in_the_script_prompt():
     client = FakeClient()
     imagined = imagine(client, dialogues=8, way="script", rewards="outcome")
-    scripts = {r.label: words(r) for r in client.requests if r.step == "imagine"}
+    scripts = {r.label: words(r) for r in client.requests if r.step == "engine/script"}
     assert collections.Counter(d.reward for d in imagined.dialogues) == {0.0: 4, 1.0: 4}
     for dialogue in imagined.dialogues:
         assert f"The outcome: rating {dialogue.reward:g} " in scripts[dialogue.id]
@@ -379,7 +382,7 @@ def test_the_outcome_fixed_beforehand_is_in_the_script_prompt():
 def test_scripts_that_are_no_dialogue_are_not_of_the_schema(turns, problem):
     client = FakeClient()
     imagine(client, dialogues=1, way="script")
-    (schema,) = {r.schema for r in client.requests if r.step == "imagine"}
+    (schema,) = {r.schema for r in client.requests if r.step == "engine/script"}
     with pytest.raises(ValueError, match=problem):
         schema.model_validate({"turns": [{"speaker": s, "text": t} for s, t in turns]})
 
@@ -389,14 +392,17 @@ def test_turns_in_a_row_are_joined_and_labels_taken_off():
     script = Script.model_construct(
         turns=[types.SimpleNamespace(speaker=s, text=t) for s, t in turns]
     )
-    assert [t.text for t in script.dialogue_turns(TASK)] == ["Hi.", "Hello. A bike?"]
+    assert [t.text for t in script.dialogue_turns(TASK, "engine/script")] == [
+        "Hi.",
+        "Hello. A bike?",
+    ]
 
 
 def test_situations_of_a_persona_take_turns():
     task = dataclasses.replace(TASK, persona_axes={"use": ("sport", "work", "leisure")})
 
     def answer(request):
-        if request.step != "reason":
+        if request.step != "engine/personas":
             return None
         parsed = request.schema.placeholder()
         for profile in parsed.profiles:
@@ -415,7 +421,7 @@ def test_situations_of_a_persona_take_turns():
 def test_critique_keeps_both_versions_the_verdicts_and_what_changed(settings):
     client = FakeClient(failing_first_time(1, 3))
     dialogues = imagine(client, **settings).dialogues
-    refine = next(words(r) for r in client.requests if r.step == "refine")
+    refine = next(words(r) for r in client.requests if r.step == "engine/refine")
     assert TASK.criteria[0] in refine.split("Failed:")[1]
     for dialogue in dialogues:
         critique = dialogue.source["critique"]
@@ -433,24 +439,24 @@ def test_critique_keeps_both_versions_the_verdicts_and_what_changed(settings):
 def test_a_rewritten_rollout_is_rated_again():
     client = FakeClient(failing_first_time(2))
     imagine(client, dialogues=1)
-    assert client.steps()["rate human"] == 2
-    assert "A rewritten answer." in words([r for r in client.requests if "rate" in r.step][-1])
+    assert client.steps()["engine/rating"] == 2
+    assert "A rewritten answer." in words([r for r in client.requests if "rating" in r.step][-1])
 
 
 def test_rounds_of_critique_are_bounded():
     def never_good(request):
-        return request.schema.placeholder().failing() if request.step == "critique" else None
+        return request.schema.placeholder().failing() if request.step == "engine/critique" else None
 
     client = FakeClient(never_good)
     (dialogue,) = imagine(client, dialogues=1, way="script", critique_rounds=3).dialogues
-    assert (client.steps()["critique"], client.steps()["refine"]) == (4, 3)
+    assert (client.steps()["engine/critique"], client.steps()["engine/refine"]) == (4, 3)
     assert dialogue.source["critique"]["passed"] is False
 
 
 def test_without_critique_nothing_is_judged():
     client = FakeClient()
     (dialogue,) = imagine(client, dialogues=1, critique_rounds=0).dialogues
-    assert "critique" not in client.steps()
+    assert "engine/critique" not in client.steps()
     assert dialogue.source["kind"] == "imagined"
     assert dialogue.source["critique"]["verdicts"] == []
 
@@ -460,9 +466,9 @@ def test_without_critique_nothing_is_judged():
 
 def test_judge_votes_are_resamples_with_mean_and_spread():
     def answer(request):
-        if request.step == "rate judge":
+        if request.step == "judge/rating":
             return request.schema(reason="Because.", rating=(1.0, 0.5, 0.0)[request.resample])
-        if request.step == "rate human":
+        if request.step == "engine/rating":
             return request.schema(reason="Because.", rating=0.75)
         return None
 
@@ -480,15 +486,15 @@ def test_the_human_rates_knowing_its_persona_and_the_judge_without():
     client = FakeClient(secret_profile)
     imagine(client, dialogues=1, also_rewards=("judge",), judge_votes=2)
     by_step = {r.step: words(r) for r in client.requests}
-    assert "SECRET" in by_step["rate human"] and "SECRET" not in by_step["rate judge"]
-    assert client.steps()["rate judge"] == 2
+    assert "SECRET" in by_step["engine/rating"] and "SECRET" not in by_step["judge/rating"]
+    assert client.steps()["judge/rating"] == 2
 
 
 def test_ratings_off_the_scale_are_not_of_the_schema():
     task = dataclasses.replace(TASK, reward_range=(1, 5), success_reward=4)
     client = FakeClient()
     imagine(client, task, dialogues=1)
-    (schema,) = {r.schema for r in client.requests if r.step == "rate human"}
+    (schema,) = {r.schema for r in client.requests if r.step == "engine/rating"}
     assert schema(reason="", rating=5).rating == 5
     for rating in (0.9, 6, float("nan")):
         with pytest.raises(ValueError, match="from 1 to 5"):
@@ -517,7 +523,9 @@ def test_failures_are_counted_and_never_become_empty_dialogues():
     ]
 
 
-@pytest.mark.parametrize("step", ["imagine human", "imagine agent", "critique", "rate human"])
+@pytest.mark.parametrize(
+    "step", ["engine/human", "engine/agent", "engine/critique", "engine/rating"]
+)
 def test_a_failure_at_any_step_drops_that_dialogue_alone(step):
     def answer(request):
         return "max_tokens" if (request.step, request.label) == (step, "advice-2") else None
@@ -527,13 +535,13 @@ def test_a_failure_at_any_step_drops_that_dialogue_alone(step):
 
 
 def test_nothing_at_all_is_an_error_with_the_reasons():
-    with pytest.raises(EngineError, match=r"None of 6.*rate human: refused \(6 times\)"):
-        imagine(FakeClient(lambda r: "refused" if r.step == "rate human" else None))
+    with pytest.raises(EngineError, match=r"None of 6.*engine/rating: refused \(6 times\)"):
+        imagine(FakeClient(lambda r: "refused" if r.step == "engine/rating" else None))
 
 
 def test_an_error_of_the_client_stops_the_run():
     def answer(request):
-        if request.step == "critique":
+        if request.step == "engine/critique":
             raise LLMError("401: set ANTHROPIC_API_KEY")
         return None
 
@@ -549,7 +557,7 @@ def test_the_same_seed_asks_the_same_requests(way):
         imagine(client, dialogues=20, way=way, conversations=conversations, seed=seed)
     first, second, other = (sorted(client.keys()) for client in clients)
     assert first == second != other
-    written = [r.key("m") for r in clients[0].requests if r.step.startswith(("imagine", "refine"))]
+    written = [r.key("m") for r in clients[0].requests if r.step in WRITING]
     assert len(set(written)) == len(written)  # a dialogue is never another's answer
 
 
@@ -601,9 +609,11 @@ def test_every_dialogue_has_the_same_keys_and_survives_the_disk():
             assert again == record and record["messages"][0]["role"] == "user"
             source = record["source"]
             rewritten = record["id"] in ("advice-1", "advice-3")
-            assert source["models"].pop("refine") == ("fake-1" if rewritten else None)
+            assert source["models"].pop("engine/refine") == ("fake-1" if rewritten else None)
             assert set(source["models"].values()) == {"fake-1"}
-            assert {"reason", "critique", "behaviours"} <= set(source["prompts"])
+            assert {"engine/personas", "engine/critique", "engine/behaviours"} <= set(
+                source["prompts"]
+            )
 
 
 def _shape(value):
@@ -635,11 +645,11 @@ def test_a_task_without_axes_says_what_to_do():
     ],
 )
 def test_bad_settings_name_the_field(field, value):
-    with pytest.raises(ValueError, match=rf"EngineConfig\.{field} must be"):
+    with pytest.raises(ValueError, match=rf"{field} is .*, but must"):
         EngineConfig(**{"dialogues": 3, field: value})
 
 
-# Plan
+# Forecast
 
 
 @pytest.mark.parametrize("dialogues", [5, 40])
@@ -652,36 +662,37 @@ def test_bad_settings_name_the_field(field, value):
         {"way": "script", "critique_rounds": 0, "personas_per_call": 3},
     ],
 )
-def test_the_plan_counts_the_calls_that_are_made(dialogues, settings):
+def test_the_forecast_counts_the_calls_that_are_made(dialogues, settings):
     client = FakeClient()
     imagine(client, dialogues=dialogues, **settings)
-    planned = plan(TASK, EngineConfig(dialogues=dialogues, **settings), LLM)
+    planned = forecast_imagination(TASK, EngineConfig(dialogues=dialogues, **settings), LLM)
     assert {s.step: s.calls for s in planned.steps if s.calls} == client.steps()
 
 
-def test_the_plan_at_most_is_every_dialogue_rewritten():
+def test_the_forecast_at_most_is_every_dialogue_rewritten():
     def never_good(request):
-        return request.schema.placeholder().failing() if request.step == "critique" else None
+        return request.schema.placeholder().failing() if request.step == "engine/critique" else None
 
     client = FakeClient(never_good)
     imagine(client, dialogues=40, critique_rounds=2)
-    planned = plan(TASK, EngineConfig(dialogues=40, critique_rounds=2), LLM)
+    planned = forecast_imagination(TASK, EngineConfig(dialogues=40, critique_rounds=2), LLM)
     assert {s.step: s.calls_at_most for s in planned.steps} == client.steps()
     assert planned.cost_at_most > planned.cost > 0
 
 
-def test_the_plan_shows_a_prompt_of_every_step_and_the_price():
+def test_the_forecast_shows_a_prompt_of_every_step_and_the_price():
     config = EngineConfig(dialogues=100)
     given = {"name": "advice", "description": TASK.description}
-    planned = plan(given, config, LLM)
+    planned = forecast_imagination(given, config, LLM)
     text = planned.to_markdown()
-    for step in ("derive", "reason", "imagine human", "imagine agent", "critique", "refine"):
+    steps = ("task", "personas", "human", "agent", "critique", "refine")
+    for step in (f"engine/{name}" for name in steps):
         assert f"## {step} (" in text
     assert TASK.description in text and "2026-01-01" in text
-    assert {s.step: s.calls for s in planned.steps}["derive"] == 1
-    halved = plan(given, config, dataclasses.replace(LLM, batch=True))
+    assert {s.step: s.calls for s in planned.steps}["engine/task"] == 1
+    halved = forecast_imagination(given, config, dataclasses.replace(LLM, batch=True))
     assert halved.cost == pytest.approx(planned.cost / 2)
-    assert "not known" in plan(given, config, LLMConfig(model="m")).to_markdown()
+    assert "not known" in forecast_imagination(given, config, LLMConfig(model="m")).to_markdown()
 
 
 # Quality
@@ -758,7 +769,7 @@ def test_the_card_says_all_of_it():
     assert f"| {CLOSING} | 18 | 0.0% | 0.0% |" in card
     assert "18 of 18 dialogues were rewritten" in card
     assert "distinct-2" in card and "self-BLEU-4" in card and "Most alike" in card
-    assert "| outcome, judge | 18 |" in card and "script/1" in card and "fake-1" in card
+    assert "| outcome, judge | 18 |" in card and "engine/script/1" in card and "fake-1" in card
     assert "1 of 19 could not be finished." in card and "| all | 18 | 1,200 | 0.2500 |" in card
 
 

@@ -18,6 +18,7 @@ import pydantic
 import pytest
 from messages_server import MessagesServer, body_hash, wait_until
 
+from ilql_jax.settings import SettingError
 from imagination.llm import (
     Answer,
     Client,
@@ -165,7 +166,7 @@ def test_the_key_covers_what_determines_the_answer_and_nothing_else():
     ],
 )
 def test_a_bad_setting_is_named(settings, field):
-    with pytest.raises(ValueError, match=rf"LLMConfig\.{field} must be .*got"):
+    with pytest.raises(SettingError, match=rf"{field} is .*, but must "):
         LLMConfig(**{"model": "m", **settings})
 
 

@@ -1,23 +1,23 @@
 """Hindsight played by an LLM, over real HTTP against a server on loopback."""
 
-import configparser
 import contextlib
 import dataclasses
 import itertools
 import json
 import re
-from pathlib import Path
 
 import pytest
 from hindsight_llm import BETTER, HindsightLLM, fields_of, system_of
 from messages_server import MessagesServer
 from world_llm import WorldLLM
 
-from imagination.agents import run_async
+from ilql_jax.settings import SettingError
 from imagination.dialogue import Dialogue, Turn
 from imagination.hindsight import Branch, Proposal
-from imagination.hindsight.prompted import PROFILE, PromptedHindsight, plan
+from imagination.hindsight.cost import forecast_hindsight
+from imagination.hindsight.llm import PROFILE, LLMHindsight, LLMHindsightConfig
 from imagination.llm import Client, CostLimitError, LLMConfig, LLMError
+from imagination.llm.session import run_async
 from imagination.simulation import load_world
 from imagination.task import Task
 
@@ -58,7 +58,7 @@ def hindsight(answer, folder, task=TASK, server=None, llm=None, **settings):
     with MessagesServer(answer, **(server or {})) as serving:
         client = Client(LLMConfig(model="small", base_url=serving.url, **llm), folder)
         try:
-            yield PromptedHindsight(task, client, **settings), serving
+            yield LLMHindsight(task, client, LLMHindsightConfig(**settings)), serving
         finally:
             run_async(client.close())
 
@@ -116,8 +116,9 @@ def test_a_round_from_proposals_to_ratings(tmp_path, way):
         assert set(rest.persona) == {"reluctance", "patience", PROFILE}
     assert ratings == [pytest.approx(1.8)] * 8
     assert len(asked(server, "reason", "rating")) == 8 * 3
-    used = {"rollout": "human/1, agent/1", "script": "rest/1"}[way]
-    versions = f"propose/1, read/1, {used}, rate_judge/1"
+    used = {"rollout": ("human", "agent"), "script": ("rest",)}[way]
+    versions = [f"hindsight/{name}/1" for name in ("propose", "people", *used)]
+    versions = ", ".join([*versions, "judge/rating/1"])
     assert engine.model_and_version == {"model": "small", "prompt": versions}
 
 
@@ -173,7 +174,7 @@ def test_a_proposal_that_stays_wrong_is_none_and_the_others_go_on(tmp_path):
         proposals = engine.propose([dialogue(f"d{i}") for i in range(3)], 1)
     assert [own is None for own in proposals] == [False, True, False]
     (dropped,) = engine.dropped
-    assert (dropped.id, dropped.step) == ("d1", "hindsight propose")
+    assert (dropped.id, dropped.step) == ("d1", "hindsight/propose")
     assert "there is no turn 99" in dropped.reason
     (failed,) = map(json.loads, (tmp_path / "failed.jsonl").read_text().splitlines())
     assert failed["reason"] == dropped.reason
@@ -186,7 +187,7 @@ def test_a_refusal_gives_none(tmp_path):
         assert engine.play([branch, branch]) == [None, None]
         assert engine.rate([dialogue()]) == [None]
     steps = [dropped.step for dropped in engine.dropped]
-    assert steps == ["hindsight propose", "hindsight read", "rate judge"]
+    assert steps == ["hindsight/propose", "hindsight/people", "judge/rating"]
 
 
 # The forward model
@@ -265,7 +266,7 @@ def test_a_forward_model_that_speaks_for_the_other_is_asked_again(tmp_path, way,
 
     with hindsight(always, tmp_path / "always", way=way) as (engine, _):
         assert engine.play(branches_of(dialogue(), 4)) == [None]
-    step = "hindsight human" if way == "rollout" else "hindsight rest"
+    step = "hindsight/human" if way == "rollout" else "hindsight/rest"
     assert [(d.id, d.step) for d in engine.dropped] == [("d0", step)]
 
 
@@ -439,7 +440,7 @@ def test_errors_that_going_on_would_not_mend_stop_the_run(tmp_path, part):
         use(engine)
 
 
-# Settings, plan and files
+# Settings and forecast
 
 
 @pytest.mark.parametrize(
@@ -447,14 +448,14 @@ def test_errors_that_going_on_would_not_mend_stop_the_run(tmp_path, part):
     [("seed", -1), ("judge_votes", 0), ("judge_votes", 1.5), ("conversations", 0), ("way", "x")],
 )
 def test_bad_settings_are_named(setting, value):
-    with pytest.raises(ValueError, match=rf"{setting}: expected .* got {value!r}"):
-        PromptedHindsight(TASK, None, **{setting: value})
+    with pytest.raises(SettingError, match=rf"{setting} is {value!r}, but must be "):
+        LLMHindsightConfig(**{setting: value})
     with pytest.raises(ValueError, match="max_changes"):
-        PromptedHindsight(TASK, None).propose([dialogue()], 0)
+        LLMHindsight(TASK, None).propose([dialogue()], 0)
 
 
 @pytest.mark.parametrize("way", ["rollout", "script"])
-def test_the_plan_at_most_is_what_is_asked_when_nobody_ends(tmp_path, way):
+def test_the_forecast_at_most_is_what_is_asked_when_nobody_ends(tmp_path, way):
     dialogues = [dialogue(f"d{i}", agent_turns=2 + i) for i in range(4)]
     llm = {"price_input": 1.0, "price_output": 5.0}
     never_ends = HindsightLLM(goes_on=True)
@@ -463,32 +464,24 @@ def test_the_plan_at_most_is_what_is_asked_when_nobody_ends(tmp_path, way):
         whole_round(engine, dialogues)
         made = {row["step"]: row["calls"] for row in engine.client.meter.summary()}
         config = engine.client.config
-    planned = plan(TASK, dialogues, config, max_changes=2, way=way, judge_votes=2)
+    planned = forecast_hindsight(
+        TASK, dialogues, config, max_changes=2, config=LLMHindsightConfig(way=way, judge_votes=2)
+    )
     assert {step.step: step.calls_at_most for step in planned.steps} == made
     assert planned.calls <= sum(made.values()) and 0 < planned.cost <= planned.cost_at_most
     text = planned.to_markdown()
     assert "You look back on finished conversations" in text and "d0-0" in text
 
 
-def test_the_plan_counts_every_dialogue_and_round():
+def test_the_forecast_counts_every_dialogue_and_round():
     dialogues = [dialogue(f"d{i}") for i in range(40)]
     config = LLMConfig(model="m")
-    planned = plan(TASK, dialogues, config, max_changes=2, rounds=2, judge_votes=3)
+    planned = forecast_hindsight(TASK, dialogues, config, max_changes=2, rounds=2)
     calls = {step.step: step.calls for step in planned.steps}
     looked_back = 40 + 80
-    assert calls["hindsight propose"] == calls["hindsight read"] == looked_back
-    assert calls["rate judge"] == 3 * (40 + 2 * looked_back)
+    assert calls["hindsight/propose"] == calls["hindsight/people"] == looked_back
+    assert calls["judge/rating"] == 3 * (40 + 2 * looked_back)
     # Of three agent turns the first and the last are changed: three answers and one.
-    assert calls["hindsight human"] == 4 * looked_back and "not known" in planned.to_markdown()
+    assert calls["hindsight/human"] == 4 * looked_back and "not known" in planned.to_markdown()
     with pytest.raises(ValueError, match="no dialogue"):
-        plan(TASK, [], config, max_changes=1)
-
-
-def test_every_folder_of_prompts_is_installed():
-    root = Path(__file__).parents[2]
-    setup = configparser.ConfigParser()
-    setup.read(root / "setup.cfg")
-    installed = setup["options.package_data"]
-    for folder in {path.parent for path in (root / "imagination").rglob("prompts/*.md")}:
-        package = ".".join(folder.parent.relative_to(root).parts)
-        assert "prompts/*.md" in installed.get(package, ""), package
+        forecast_hindsight(TASK, [], config, max_changes=1)

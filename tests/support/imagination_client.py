@@ -66,10 +66,10 @@ def failing_first_time(*numbers):
     """Fails the criteria of these numbers wherever nothing was rewritten yet."""
 
     def answer(request):
-        if request.step == "refine":
+        if request.step == "engine/refine":
             turns = [("human", "Hello."), ("agent", "A rewritten answer."), ("human", "Bye.")]
             return request.schema(turns=[{"speaker": s, "text": t} for s, t in turns])
-        if request.step == "critique" and "rewritten" not in words(request):
+        if request.step == "engine/critique" and "rewritten" not in words(request):
             parsed = request.schema.placeholder()
             for verdict in parsed.verdicts:
                 verdict.fulfilled = verdict.number not in numbers

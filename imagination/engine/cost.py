@@ -1,0 +1,86 @@
+"""`forecast_imagination`: calls, tokens and dollars that a dataset takes.
+
+The engine itself runs, against a stand-in for the model. Requests for personas are counted in
+full, those for dialogues from the first few of them, which differ in words alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from imagination.engine.config import EngineConfig
+from imagination.engine.personas import STEP as PERSONAS
+from imagination.engine.personas import write_profiles
+from imagination.engine.run import assign, imagine_dialogues
+from imagination.engine.task_from_prompt import (
+    derive_request,
+    missing_fields,
+    task_from,
+    task_placeholders,
+)
+from imagination.llm.config import LLMConfig
+from imagination.llm.cost import SAMPLE, Call, Forecast, StandInLLM, forecast
+from imagination.task import Task
+
+
+def forecast_imagination(
+    task: Task | Mapping[str, Any], config: EngineConfig, llm: LLMConfig
+) -> Forecast:
+    """Counts and prices the calls. Not to be called from a running event loop.
+
+    The usual course: no dialogue is rewritten, and none ends before its limit of turns. The worst:
+    every dialogue is rewritten as often as allowed.
+
+    Args:
+        task: The task, or those of its fields that are given (`description` at least, perhaps
+            `name`); fields still to be derived have placeholders in the prompts.
+        config: Number and kind of the dialogues.
+        llm: Prices, and whether batches are used.
+    """
+    return asyncio.run(_forecast(task, config, llm))
+
+
+async def _forecast(
+    task: Task | Mapping[str, Any], config: EngineConfig, llm: LLMConfig
+) -> Forecast:
+    notes = [
+        "At most: every dialogue rewritten as often as critique_rounds allows; without answers "
+        "that have to be asked for again."
+    ]
+    once: list[Call] = []
+    if not isinstance(task, Task):
+        given = {field: value for field, value in task.items() if field != "name"}
+        name = task.get("name") or "task"
+        if missing := missing_fields(given):
+            request = derive_request(name, given)
+            once = [Call(request, len(request.schema.placeholder().model_dump_json()))]
+            notes.append(f"Still to be derived, with stand-ins below: {', '.join(missing)}.")
+        task = task_from(name, {**task_placeholders(given), **given})
+    if config.way == "rollout":
+        notes.append(
+            f"A conversation is counted to its limit of {config.turn_limit(task)} agent turns; "
+            "the human ends most of them earlier."
+        )
+    once += await _persona_calls(task, config)
+    usual = await _dialogue_calls(task, config, failing=False)
+    worst = await _dialogue_calls(task, config, failing=True)
+    factor = config.dialogues / min(SAMPLE, config.dialogues)
+    return forecast(once, usual, worst, factor, llm, notes)
+
+
+async def _persona_calls(task: Task, config: EngineConfig) -> list[Call]:
+    llm = StandInLLM()
+    personas = [each.persona for each in assign(task, config)]
+    await write_profiles(llm, task, personas, config.personas_per_call, config.conversations)
+    return llm.calls
+
+
+async def _dialogue_calls(task: Task, config: EngineConfig, failing: bool) -> list[Call]:
+    """Calls for the sample of dialogues, without those for their personas."""
+    llm = StandInLLM(failing)
+    few = dataclasses.replace(config, dialogues=min(SAMPLE, config.dialogues))
+    await imagine_dialogues(llm, task, few)
+    return [call for call in llm.calls if call.request.step != PERSONAS]

@@ -1,0 +1,201 @@
+"""Forecasts of calls, tokens and dollars, without a single call.
+
+The step in question really runs, with a `StandInLLM` that answers with placeholders of ordinary
+size and records the requests. So the forecast counts the requests that would be sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from imagination.llm.config import LLMConfig
+from imagination.llm.requests import Answer, Request, Usage, schema_json
+
+SAMPLE = 16  # dialogues that stand for all
+CHARACTERS_PER_TOKEN = 4  # of English, roughly
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A request, and the characters of its answer."""
+
+    request: Request
+    answer_size: int
+
+    @property
+    def input_tokens(self) -> int:
+        words = len(self.request.system) + sum(len(text) for _, text in self.request.messages)
+        return _tokens(words + len(schema_json(self.request.schema)))
+
+    @property
+    def output_tokens(self) -> int:
+        return _tokens(self.answer_size)
+
+
+class StandInLLM:
+    """Answers with placeholders and records the requests.
+
+    Args:
+        failing: Answers that can say that something fails (`failing()` of the schema) do so.
+
+    Attributes:
+        calls: The requests so far.
+    """
+
+    def __init__(self, failing: bool = False):
+        self.failing = failing
+        self.calls: list[Call] = []
+
+    async def ask_all(self, requests: Sequence[Request]) -> list[Answer]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Request) -> Answer:
+        parsed: Any = request.schema.placeholder()
+        if self.failing and hasattr(parsed, "failing"):
+            parsed = parsed.failing()
+        text = parsed.model_dump_json()
+        self.calls.append(Call(request, len(text)))
+        return Answer(text=text, parsed=parsed, model="", usage=Usage(), from_cache=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepForecast:
+    """Forecast of one step; dollars, without the discount of prompt caching.
+
+    Attributes:
+        step: Its name, as the meter counts it.
+        calls: Calls in the usual course.
+        calls_at_most: Calls in the worst course.
+        input_tokens, output_tokens: Estimates for `calls`.
+        cost: Dollars for `calls`.
+        cost_at_most: Dollars for `calls_at_most`.
+        example: One request in full.
+    """
+
+    step: str
+    calls: int
+    calls_at_most: int
+    input_tokens: int
+    output_tokens: int
+    cost: float
+    cost_at_most: float
+    example: Request
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """All steps, and the assumptions behind the numbers."""
+
+    steps: tuple[StepForecast, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def calls(self) -> int:
+        return sum(step.calls for step in self.steps)
+
+    @property
+    def cost(self) -> float:
+        return sum(step.cost for step in self.steps)
+
+    @property
+    def cost_at_most(self) -> float:
+        return sum(step.cost_at_most for step in self.steps)
+
+    def to_markdown(self, prompts: bool = True) -> str:
+        """The steps as a table, and with `prompts` an example of each."""
+        lines = [
+            "| step | calls | at most | tokens in | tokens out | $ | $ at most |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for s in self.steps:
+            lines.append(
+                f"| {s.step} | {s.calls:,} | {s.calls_at_most:,} | {s.input_tokens:,} "
+                f"| {s.output_tokens:,} | {s.cost:.2f} | {s.cost_at_most:.2f} |"
+            )
+        tokens_in = sum(s.input_tokens for s in self.steps)
+        tokens_out = sum(s.output_tokens for s in self.steps)
+        at_most = sum(s.calls_at_most for s in self.steps)
+        lines.append(
+            f"| all | {self.calls:,} | {at_most:,} | {tokens_in:,} | {tokens_out:,} "
+            f"| {self.cost:.2f} | {self.cost_at_most:.2f} |"
+        )
+        lines += ["", *(f"- {note}" for note in self.notes)]
+        for s in self.steps if prompts else ():
+            lines += ["", f"## {s.step} ({s.example.prompt_version})", "", _readable(s.example)]
+        return "\n".join(lines) + "\n"
+
+
+def forecast(
+    once: Sequence[Call],
+    usual: Sequence[Call],
+    worst: Sequence[Call],
+    factor: float,
+    llm: LLMConfig,
+    notes: Sequence[str],
+) -> Forecast:
+    """Adds up calls by step, in the order in which the steps first occur.
+
+    Args:
+        once: Calls that are counted as they are.
+        usual: Calls of a sample of the dialogues in the usual course; counted `factor` times.
+        worst: Calls of the same sample in the worst course.
+        factor: Dialogues in all for each one of the sample.
+        llm: Prices, and whether batches are used.
+        notes: Further assumptions.
+    """
+    examples: dict[str, Request] = {}
+    for call in [*once, *worst]:
+        examples.setdefault(call.request.step, call.request)
+    steps = []
+    for step, example in examples.items():
+        calls, tokens_in, tokens_out = _total(step, once, usual, factor)
+        most, most_in, most_out = _total(step, once, worst, factor)
+        cost = _cost(llm, tokens_in, tokens_out)
+        # Placeholders may be shorter than the words of an original that they take the place of.
+        cost_at_most = max(cost, _cost(llm, most_in, most_out))
+        steps.append(
+            StepForecast(step, calls, most, tokens_in, tokens_out, cost, cost_at_most, example)
+        )
+    sizes = (
+        f"Tokens are estimated at {CHARACTERS_PER_TOKEN} characters each, answers at an ordinary "
+        "size; cached input would be cheaper."
+    )
+    return Forecast(tuple(steps), (sizes, *notes, *_price_notes(llm)))
+
+
+def _total(
+    step: str, once: Sequence[Call], sample: Sequence[Call], factor: float
+) -> tuple[int, int, int]:
+    """Calls, input tokens and output tokens of a step."""
+
+    def total(calls: Sequence[Call]) -> tuple[int, int, int]:
+        own = [call for call in calls if call.request.step == step]
+        return (
+            len(own),
+            sum(call.input_tokens for call in own),
+            sum(call.output_tokens for call in own),
+        )
+
+    pairs = zip(total(once), total(sample), strict=True)
+    return tuple(fixed + round(sampled * factor) for fixed, sampled in pairs)
+
+
+def _price_notes(llm: LLMConfig) -> list[str]:
+    if not (llm.price_input and llm.price_output):
+        return ["No prices are configured: the cost is not known, not zero."]
+    return [f"Prices as of {llm.price_date}."] if llm.price_date else []
+
+
+def _cost(llm: LLMConfig, tokens_in: int, tokens_out: int) -> float:
+    return llm.cost({"input_tokens": tokens_in, "output_tokens": tokens_out}, llm.batch)
+
+
+def _tokens(characters: int) -> int:
+    return -(-characters // CHARACTERS_PER_TOKEN)
+
+
+def _readable(request: Request) -> str:
+    parts = [("system", request.system), *request.messages]
+    return "\n\n".join(f"**{role}**\n\n{text}" for role, text in parts)

@@ -1,0 +1,170 @@
+"""Dialogues played by an LLM: turn by turn as agent and human, or as a script in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Protocol
+
+import pydantic
+
+from imagination.dialogue import Turn
+from imagination.llm.requests import Request
+from imagination.llm.schemas import TYPICAL_UTTERANCE, EndableLine, Line, specialize
+from imagination.llm.session import NoAnswer, Session
+from imagination.task import Task
+from imagination.transcript import USUAL_NAMES, leading_name, role_of, strip_name
+
+WAYS = ("script", "rollout")
+
+
+class Players(Protocol):
+    """Asks for the lines of one dialogue.
+
+    Attributes:
+        task: Gives the roles.
+        max_turns: Agent turns of the whole dialogue at most.
+    """
+
+    task: Task
+    max_turns: int
+
+    def human_request(self, turns: Sequence[Turn]) -> Request:
+        """Asks for the human's next line, an `EndableLine`."""
+        ...
+
+    def agent_request(self, turns: Sequence[Turn]) -> Request:
+        """Asks for the agent's next line, a `Line`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """A finished dialogue: all turns, the prefix included, and who ended it.
+
+    `ended_by` is "human", "limit" (of agent turns) or "script".
+    """
+
+    turns: tuple[Turn, ...]
+    ended_by: str
+
+
+async def play_rollout(session: Session, players: Players, prefix: Sequence[Turn] = ()) -> Played:
+    """Plays a dialogue turn by turn; the human goes first.
+
+    A human who wants to leave before the agent said anything stays: that would be no conversation.
+
+    Args:
+        session: Where to ask.
+        players: The two sides.
+        prefix: Turns that were said already; the last one is the agent's.
+
+    Raises:
+        NoAnswer: A line that could not be had, or a human who leaves without any word.
+    """
+    turns = list(prefix)
+    while True:
+        request = players.human_request(turns)
+        line: EndableLine = await session.ask(request)
+        if line.text.strip():
+            turns.append(_turn("human", line.text, players.task, request.step))
+        agent_turns = sum(turn.speaker == "agent" for turn in turns)
+        if line.ends and agent_turns:
+            return Played(tuple(turns), "human")
+        if not turns:
+            raise NoAnswer(request.step, "the human ended the conversation without a word")
+        if agent_turns >= players.max_turns:
+            return Played(tuple(turns), "limit")
+        request = players.agent_request(turns)
+        answer: Line = await session.ask(request)
+        turns.append(_turn("agent", answer.text, players.task, request.step))
+
+
+class ScriptTurn(pydantic.BaseModel):
+    speaker: Literal["human", "agent"]
+    text: str
+
+
+class Script(pydantic.BaseModel):
+    """A dialogue, or the rest of one, in one go."""
+
+    least: ClassVar[int] = 1  # agent turns
+    most: ClassVar[int] = 0
+
+    turns: list[ScriptTurn]
+
+    @pydantic.model_validator(mode="after")
+    def _playable(self) -> Script:
+        if not self.turns or self.turns[0].speaker != "human":
+            raise ValueError("the dialogue must begin with a turn of the human")
+        if any(not turn.text.strip() for turn in self.turns):
+            raise ValueError("a turn without text")
+        agent_turns = sum(
+            turn.speaker == "agent" and before.speaker == "human"
+            for before, turn in zip(self.turns, self.turns[1:], strict=False)
+        )
+        if not self.least <= agent_turns <= self.most:
+            raise ValueError(
+                f"{self.least} to {self.most} turns of the agent are asked for, not {agent_turns}"
+            )
+        return self
+
+    def dialogue_turns(self, task: Task, step: str) -> tuple[Turn, ...]:
+        """Joins turns of one speaker in a row. Raises `NoAnswer` for a turn without words."""
+        turns: list[Turn] = []
+        for line in self.turns:
+            turn = _turn(line.speaker, line.text, task, step)
+            if turns and turns[-1].speaker == turn.speaker:
+                turn = Turn(turn.speaker, f"{turns.pop().text} {turn.text}")
+            turns.append(turn)
+        return tuple(turns)
+
+    @classmethod
+    def placeholder(cls) -> Script:
+        speakers = ["human", "agent"] * max(cls.least, cls.most - 2) + ["human"]
+        return cls(turns=[ScriptTurn(speaker=s, text=TYPICAL_UTTERANCE) for s in speakers])
+
+
+def script_schema(most: int, least: int = 1) -> type[Script]:
+    """`Script` with `least` to `most` agent turns."""
+    return specialize(Script, least=least, most=most)
+
+
+async def play_script(
+    session: Session, request: Request, task: Task, prefix: Sequence[Turn] = ()
+) -> Played:
+    """Has a dialogue, or the rest of one, written in one call. Raises `NoAnswer`."""
+    script: Script = await session.ask(request)
+    return Played((*prefix, *script.dialogue_turns(task, request.step)), "script")
+
+
+def check_one_side(text: str, speaker: str, task: Task) -> None:
+    """Checks that a line is spoken by one side only; for `Request.check`.
+
+    The speaker's own name in front does no harm: it is taken off.
+
+    Raises:
+        ValueError: A line inside begins with a speaker's name, or there is nothing but a name.
+    """
+    role = role_of(speaker, task)
+    words = strip_name(text, role, speaker)
+    if text.strip() and not words:
+        raise ValueError(f"{text!r} is a name without words")
+    if name := leading_name(words, all_names(task)):
+        raise ValueError(
+            f"a line begins with {name + ':'!r}; only the next words of the {role} are wanted, "
+            "without names in front"
+        )
+
+
+def all_names(task: Task) -> tuple[str, ...]:
+    """The names that a line of either side may begin with by mistake."""
+    return (task.agent_role, task.human_role, *USUAL_NAMES["agent"], *USUAL_NAMES["human"])
+
+
+def _turn(speaker: str, text: str, task: Task, step: str) -> Turn:
+    """A turn without the speaker's own name in front."""
+    words = strip_name(text, role_of(speaker, task), speaker)
+    if not words:
+        raise NoAnswer(step, f"an utterance without words: {text!r}")
+    return Turn(speaker, words)

@@ -1,0 +1,111 @@
+"""`Exchange`: a request, the unusable replies to it, and the request that asks again.
+
+A request that asks again is made of the one before, its reply and the fault of this. The same
+replies always lead to the same exchange, so a cache of replies is all that a resumed run needs to
+go on in the middle of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pydantic
+
+from imagination.llm.cache import Reply
+from imagination.llm.requests import Answer, Failure, Request, Usage, schema_json
+
+# Servers without structured output like to wrap JSON in a code block.
+_CODE_BLOCK = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
+
+# The API takes no empty message, so an empty answer needs a stand-in.
+_NOTHING_SAID = "(no answer)"
+_MOST_ERRORS = 5
+
+
+class Exchange:
+    """One request on its way to an answer.
+
+    Attributes:
+        tip: The request to send next.
+    """
+
+    def __init__(self, request: Request, max_asks: int):
+        self.tip = request
+        self._request = request
+        self._max_asks = max_asks
+        self._faults: list[tuple[Request, Reply, str]] = []
+        self._usage = Usage()
+
+    @property
+    def asked_again(self) -> bool:
+        """True where the tip asks again."""
+        return bool(self._faults)
+
+    def take(self, reply: Reply, from_cache: bool) -> Answer | Failure | None:
+        """Takes the reply to the tip. None: it is unusable, and there is a new tip to send."""
+        self._usage += reply.usage
+        parsed, fault = parse_reply(self._request, reply)
+        if not fault:
+            return Answer(reply.text, parsed, reply.model, self._usage, from_cache)
+        self._faults.append((self.tip, reply, fault))
+        if len(self._faults) > self._max_asks:
+            times = len(self._faults)
+            return Failure(self._request, f"no usable answer in {times} asks; the last: {fault}")
+        self.tip = _put_again(self.tip, reply, fault)
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """The exchange as a record of a failure."""
+        return {
+            "request": self._request.to_json(),
+            "usage": dataclasses.asdict(self._usage),
+            "replies": [
+                {
+                    "text": reply.text,
+                    "stop_reason": reply.stop_reason,
+                    "model": reply.model,
+                    "wrong": fault,
+                }
+                for _, reply, fault in self._faults
+            ],
+        }
+
+
+def parse_reply(request: Request, reply: Reply) -> tuple[pydantic.BaseModel | None, str]:
+    """Returns the reply as the request's schema, and its fault ("" = none)."""
+    if reply.stop_reason in ("max_tokens", "model_context_window_exceeded"):
+        return None, "it was cut off before its end because it was too long"
+    if reply.stop_reason == "refusal":
+        return None, "it was a refusal"
+    if not reply.text.strip():
+        return None, f"it was empty (stop reason {reply.stop_reason or 'unknown'})"
+    if request.schema is None:
+        return None, ""
+    block = _CODE_BLOCK.fullmatch(reply.text)
+    try:
+        parsed = request.schema.model_validate_json(block[1] if block else reply.text)
+    except pydantic.ValidationError as error:
+        errors = error.errors(include_url=False, include_input=False)[:_MOST_ERRORS]
+        details = "; ".join(
+            f"{'.'.join(map(str, each['loc'])) or 'the whole'}: {each['msg']}" for each in errors
+        )
+        return None, f"it did not fit the schema ({details})"
+    try:
+        if request.check:
+            request.check(parsed)
+    except ValueError as error:
+        return None, f"it is not what was asked for ({error})"
+    return parsed, ""
+
+
+def _put_again(request: Request, reply: Reply, fault: str) -> Request:
+    said = reply.text.rstrip() or _NOTHING_SAID
+    wish = f"This answer cannot be used: {fault}. Answer again, in full"
+    if "cut off" in fault:
+        wish += ", and keep it much shorter"
+    if request.schema:
+        wish += f", with nothing but JSON of this schema: {schema_json(request.schema)}"
+    messages = (*request.messages, ("assistant", said), ("user", wish + "."))
+    return dataclasses.replace(request, messages=messages)

@@ -1,1 +1,0 @@
-"""Prompted speakers: asking and prompts (see `imagination.agents`)."""

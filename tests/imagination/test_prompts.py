@@ -1,0 +1,95 @@
+"""Prompt files: names, versions and installation."""
+
+import configparser
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from imagination import prompts
+from imagination.prompts import PromptError, load_prompt, prompt_names, read_versioned
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_version_is_the_prompts_name_and_a_number_so_no_two_share_one():
+    versions = [read_versioned(name)[0] for name in prompt_names()]
+    assert [version.rpartition("/")[0] for version in versions] == prompt_names()
+    assert len(set(versions)) == len(versions) > 20
+
+
+def test_every_prompt_loads():
+    for name in prompt_names():
+        if name != "engine/behaviours":  # a list of instructions, part of other prompts
+            assert load_prompt(name).version.startswith(f"{name}/")
+
+
+def test_a_changed_text_has_a_new_version():
+    """Stored answers and results are known by the version. Add a line for a new one here."""
+    known = dict(line.split() for line in KNOWN.split("\n") if line)
+    for name in prompt_names():
+        version, body = read_versioned(name)
+        assert known.get(version) == hashlib.sha256(body.encode()).hexdigest()[:12], (
+            f"the text of {version} changed: count up the version in its first line"
+        )
+
+
+def test_bad_prompts_are_named(tmp_path, monkeypatch):
+    with pytest.raises(PromptError, match=r"no prompt 'oracle' in .*there are agents/clam_answer"):
+        load_prompt("oracle")
+    with pytest.raises(PromptError, match=r"no prompt '\.\./prompts/engine/human'"):
+        load_prompt("../prompts/engine/human")
+    monkeypatch.setattr(prompts, "FOLDER", tmp_path)
+    for name, text in (
+        ("hi", "Hi\nthere"),
+        ("borrowed", "version: engine/human/1\n[system]\nHi"),
+        ("unnumbered", "version: unnumbered/\n[system]\nHi"),
+        ("no_system", "version: no_system/1\nthere"),
+    ):
+        (tmp_path / f"{name}.md").write_text(text)
+    with pytest.raises(PromptError, match=r"hi\.md starts with 'Hi'; .* 'version: hi/<number>'"):
+        load_prompt("hi")
+    for name in ("borrowed", "unnumbered"):
+        with pytest.raises(PromptError, match=rf"{name}\.md starts with .*version: {name}/<number"):
+            load_prompt(name)
+    with pytest.raises(PromptError, match=r"no_system\.md has no line \[system\]"):
+        load_prompt("no_system")
+
+
+def test_every_prompt_is_installed():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    pattern = setup["options.package_data"]["imagination.prompts"]
+    folder = ROOT / "imagination" / "prompts"
+    assert set(folder.glob(pattern)) == set(folder.rglob("*.md"))
+
+
+KNOWN = """
+agents/clam_answer/1 08b8a8be3456
+agents/clam_ask/1 bd7e0633ac5f
+agents/clam_check/1 c6c8c1fb2601
+agents/gdp_zero_acts/1 c8be61f08cb7
+agents/gdp_zero_human/1 db83f9d6247e
+agents/gdp_zero_prior/1 8a7953651543
+agents/gdp_zero_say/1 fb16204107c4
+agents/gdp_zero_value/1 7da74dde8a56
+agents/plain/1 f220df8fd8db
+agents/reasoning/1 4f3eed43832b
+engine/agent/1 d6ddaf1e8c99
+engine/behaviours/1 aadb73f8e129
+engine/critique/1 edf7471ba935
+engine/human/1 238a799b24ad
+engine/personas/1 e0bea30ec69a
+engine/rating/1 f6e45487da62
+engine/refine/1 f54ecfdef38b
+engine/script/1 583e0817a388
+engine/task/1 14c14822df22
+hindsight/agent/1 9283524b8743
+hindsight/human/1 19504bf7933d
+hindsight/people/1 10ff7bd75755
+hindsight/propose/1 d8c588eab981
+hindsight/rest/1 2e7a04c5851d
+human/rating/1 0f60d838cdbf
+human/turn/1 847a7524cbb9
+judge/rating/1 cab19c154000
+"""
