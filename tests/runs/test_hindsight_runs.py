@@ -486,7 +486,7 @@ def test_methods_have_names_an_order_and_a_focus():
         (["--config.methods=ilql_hindsight0"], "there is no method 'ilql_hindsight0'"),
         (["--config.methods=ilql,dpo"], "dpo goes on from the bc of its seed"),
         (["--config.hindsight.engine=openai"], "must be one of world, anthropic"),
-        (["--config.hindsight.engine=anthropic"], "config.hindsight.model must be the name"),
+        (["--config.hindsight.engine=anthropic"], "config.hindsight.model is '', but must be the name"),
         (["--config.hindsight.model=m"], "is for an LLM, and none looks back"),
         (["--config.hindsight.max_cost=3"], "config.hindsight.max_cost is for an LLM"),
         (

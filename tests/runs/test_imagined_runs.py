@@ -163,7 +163,7 @@ def test_a_dry_run_calls_nobody(tmp_path, llm):
         result = launch(tmp_path / "dry", server.url, "--dry_run")
         assert result.returncode == 0, result.stderr
         assert not server.answered
-    assert "| imagine human |" in result.stdout and DESCRIPTION[:40] in result.stdout
+    assert "| engine/human |" in result.stdout and DESCRIPTION[:40] in result.stdout
     assert not (tmp_path / "dry" / "llm").exists()
 
 
@@ -171,10 +171,10 @@ def test_a_dry_run_calls_nobody(tmp_path, llm):
     ("arguments", "message"),
     [
         (["--config.imagination.engine=openai"], "must be one of world, anthropic"),
-        (["--config.imagination.model="], "config.imagination.model must be the name of a model"),
-        (["--config.imagination.way=poem"], "config.imagination.way must be script or rollout"),
+        (["--config.imagination.model="], "config.imagination.model is '', but must be the name"),
+        (["--config.imagination.way=poem"], "way is 'poem', but must be script or rollout"),
         (["--config.task.description=Help"], "task field 'description' is 'Help'"),
-        (["--config.imagination.rewards=outcome"], "config.imagination.rewards must be"),
+        (["--config.imagination.rewards=outcome"], "config.imagination.rewards is 'outcome', but must be"),
     ],
 )
 def test_settings_that_cannot_work_are_told_before_any_call(tmp_path, arguments, message):
