@@ -1,0 +1,187 @@
+"""The house's own rules: floors, circles, one place for each name, docstrings (DESIGN.md)."""
+
+from __future__ import annotations
+
+import ast
+import collections
+import functools
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = ("ilql_jax", "imagination", "experiments")  # each imports from those before it
+STAGES = {"imagine", "regenerate", "train", "evaluate", "report", "chat", "export"}
+
+
+@functools.cache
+def sources() -> dict[str, ast.Module]:
+    """Module -> its tree, of all three floors."""
+    found = {}
+    for floor in FLOORS:
+        for path in sorted((ROOT / floor).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = ast.parse(path.read_text("utf-8"), str(path))
+    return found
+
+
+def is_package(module: str) -> bool:
+    return (ROOT / module.replace(".", "/") / "__init__.py").exists()
+
+
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    """Module -> modules of the house that it imports: in functions and for types, too.
+
+    A package that a name comes through counts only where the name is not a module below it.
+    """
+    known = sources()
+    arrows = {}
+    for module, tree in known.items():
+        arrows[module] = set()
+        package = module if is_package(module) else module.rpartition(".")[0]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = node.module or ""
+                if node.level:
+                    above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                    base = ".".join([*above, *([base] if base else [])])
+                names = [f"{base}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for name in names:
+                target = name if name in known else name.rpartition(".")[0]
+                if target in known and target != module:
+                    arrows[module].add(target)
+    return arrows
+
+
+def floor_of(module: str) -> int:
+    return FLOORS.index(module.partition(".")[0])
+
+
+def test_no_floor_imports_from_one_above_it():
+    upward = [
+        f"{module} imports {other}"
+        for module, others in imports().items()
+        for other in sorted(others)
+        if floor_of(other) > floor_of(module)
+    ]
+    assert not upward
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or through others (Tarjan, 1972)."""
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(module: str) -> None:
+        number[module] = lowest[module] = len(number)
+        stack.append(module)
+        for other in sorted(arrows[module]):
+            if other not in number:
+                visit(other)
+                lowest[module] = min(lowest[module], lowest[other])
+            elif other in stack:
+                lowest[module] = min(lowest[module], number[other])
+        if lowest[module] == number[module]:
+            group = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in arrows:
+        if module not in number:
+            visit(module)
+    return found
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_no_modules_import_each_other_in_a_circle(floor: str):
+    """A package's own `__init__`, which gathers what is below it, may be imported from above."""
+    own = {m for m in imports() if m.split(".")[0] == floor and not is_package(m)}
+    assert not circles({module: imports()[module] & own for module in own})
+
+
+def test_stages_are_stages_and_nothing_else():
+    files = {path.stem for path in (ROOT / "experiments/stages").glob("*.py")} - {"__init__"}
+    assert files == STAGES
+
+
+def test_a_prompts_version_names_one_prompt():
+    files = collections.defaultdict(list)
+    for path in ROOT.rglob("prompts/**/*.md"):
+        if path.is_relative_to(ROOT / "imagination"):
+            files[path.read_text("utf-8").splitlines()[0].strip()].append(path.name)
+    assert files
+    assert not {version: names for version, names in files.items() if len(names) > 1}
+
+
+def test_the_readme_is_a_page():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 140
+
+
+QUESTIONS = re.compile(r"(What|Whether|How|Who|Whose|Likewise|Of)\b")
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    vague = []
+    for module, tree in sources().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                if QUESTIONS.match(text):
+                    where = getattr(node, "lineno", 1)
+                    vague.append(f"{module}:{where}: {text.splitlines()[0]}")
+    assert not vague, "\n".join(vague)
+
+
+def test_every_module_says_what_it_is_for():
+    silent = [m for m, tree in sources().items() if tree.body and not ast.get_docstring(tree)]
+    assert not silent
+
+
+def test_methods_are_listed_in_their_table_alone():
+    """No list, set or dictionary of their names elsewhere: a new method is one file."""
+    methods = importlib.import_module("ilql_jax.methods").METHODS
+    assert len(methods) > 1
+    lists = []
+    for module, tree in sources().items():
+        if module.startswith("ilql_jax.methods"):
+            continue
+        for node in ast.walk(tree):
+            items = {
+                ast.Dict: lambda node: node.keys,
+                ast.List: lambda node: node.elts,
+                ast.Set: lambda node: node.elts,
+                ast.Tuple: lambda node: node.elts,
+            }.get(type(node), lambda node: [])(node)
+            names = {x.value for x in items if isinstance(x, ast.Constant)} & set(methods)
+            if len(names) > 1:
+                lists.append(f"{module}:{node.lineno}: {', '.join(sorted(names))}")
+    assert not lists, "\n".join(lists)
+
+
+def test_every_test_file_is_named_after_a_module_or_is_a_whole_run():
+    """So that the tests of a module are found by its name."""
+    names = {module.split(".")[-1] for module in sources()}
+    names |= {"_".join(module.split(".")[-2:]) for module in sources()}
+    names |= {"house", "mutation"}
+    odd = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "runs" not in path.parts and path.stem.removeprefix("test_") not in names
+    ]
+    assert not odd
