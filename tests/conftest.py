@@ -1,9 +1,28 @@
-"""Compiling takes most of the tests' time; tiny networks do not need XLA's optimizations."""
+"""Compiling takes most of the tests' time: without XLA's optimizations, and once for all processes.
+
+Networks here are tiny, so that optimizing their programs would not pay. Programs are kept in a
+folder of this run (`JAX_COMPILATION_CACHE_DIR`, unless it is set) that worker processes and the
+experiments they start share: much of what they compile is the same.
+"""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
     ).strip()
+
+_OWN_CACHE = ""
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _OWN_CACHE = tempfile.mkdtemp(prefix="jax-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _OWN_CACHE
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def pytest_unconfigure():
+    """Removes the folder, in the process that made it (workers inherit the variable)."""
+    if _OWN_CACHE:
+        shutil.rmtree(_OWN_CACHE, ignore_errors=True)
