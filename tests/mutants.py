@@ -103,7 +103,8 @@ def draw(modules: Sequence[str], count: int, seed: int) -> list[Mutant]:
     """A random sample of all mutants of these modules, without replacement, by module."""
     everything = [m for name in modules for m in candidates(name, path_of(name).read_text())]
     drawn = random.Random(seed).sample(everything, min(count, len(everything)))
-    return sorted(drawn, key=lambda m: (modules.index(m.module), m.line, m.source))
+    drawn = [mutant for mutant in drawn if mutant.parses]
+    return sorted(drawn, key=lambda m: (modules.index(m.module), m.start, m.end, m.new))
 
 
 def known_equivalents() -> set[tuple[str, str, str]]:

@@ -60,53 +60,83 @@ _UNSWAPPED |= {"minimum", "maximum", "logical_and", "logical_or", "min", "max", 
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """One fault.
+    """One fault: some bytes of a file, and what stands there instead.
 
     Attributes:
         module: Dotted name.
         line: Of the statement that changed, from 1.
         fault: Kind of change, in words.
-        before: The changed lines as they were, without indentation.
-        after: What they became.
-        source: The whole mutated file.
-        diff: Unified, for reading.
+        original: The whole file, UTF-8.
+        start: First byte that changes.
+        end: One past the last.
+        new: What stands there instead.
     """
 
     module: str
     line: int
     fault: str
-    before: str
-    after: str
-    source: str = dataclasses.field(repr=False)
-    diff: str = dataclasses.field(repr=False)
+    original: bytes = dataclasses.field(repr=False)
+    start: int
+    end: int
+    new: str
+
+    @property
+    def source(self) -> str:
+        """The whole mutated file."""
+        parts = self.original[: self.start], self.new.encode(), self.original[self.end :]
+        return b"".join(parts).decode()
+
+    @property
+    def before(self) -> str:
+        """The changed lines as they were, without indentation."""
+        return _joined(self._lines()[1])
+
+    @property
+    def after(self) -> str:
+        """What the changed lines became."""
+        (start, end), _ = self._lines()
+        new = self.original[start : self.start] + self.new.encode() + self.original[self.end : end]
+        return _joined(new)
+
+    @property
+    def parses(self) -> bool:
+        """Whether it is a program at all."""
+        try:
+            ast.parse(self.source)
+        except SyntaxError:
+            return False
+        return True
+
+    @property
+    def diff(self) -> str:
+        """Unified, for reading."""
+        old, new = self.original.decode().splitlines(), self.source.splitlines()
+        path = self.module.replace(".", "/") + ".py"
+        return "\n".join(difflib.unified_diff(old, new, path, path, n=1, lineterm=""))
+
+    def _lines(self) -> tuple[tuple[int, int], bytes]:
+        start = self.original.rfind(b"\n", 0, self.start) + 1
+        end = self.original.find(b"\n", self.end)
+        end = len(self.original) if end < 0 else end
+        return (start, end), self.original[start:end]
+
+
+def _joined(lines: bytes) -> str:
+    return " ".join(line.strip() for line in lines.decode().splitlines())
 
 
 def candidates(module: str, source: str) -> list[Mutant]:
-    """Every mutant of a file that still parses, each once."""
+    """Every mutant of a file, each once."""
     text = source.encode()
     starts = [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
     found = {}
     for statement, edit in _Walker(text, starts).edits(ast.parse(source)):
-        mutated = (text[: edit.start] + edit.new.encode() + text[edit.end :]).decode()
-        if mutated in found or mutated == source:
-            continue
-        try:
-            ast.parse(mutated)
-        except SyntaxError:
-            continue
-        found[mutated] = _mutant(module, statement, edit.fault, source, mutated)
+        place = edit.start, edit.end, edit.new
+        if place not in found and edit.new.encode() != text[edit.start : edit.end]:
+            found[place] = Mutant(module, statement, edit.fault, text, *place)
     return list(found.values())
-
-
-def _mutant(module: str, line: int, fault: str, source: str, mutated: str) -> Mutant:
-    old, new = source.splitlines(), mutated.splitlines()
-    path = module.replace(".", "/") + ".py"
-    lines = list(difflib.unified_diff(old, new, path, path, n=1, lineterm=""))
-    before = " ".join(x[1:].strip() for x in lines[2:] if x.startswith("-"))
-    after = " ".join(x[1:].strip() for x in lines[2:] if x.startswith("+"))
-    return Mutant(module, line, fault, before, after, mutated, "\n".join(lines))
 
 
 @dataclasses.dataclass(frozen=True)
