@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 
 from experiments.methods import PAIRS_START_FROM, parse_method, rounds_of
 from ilql_jax.errors import UserError
-from ilql_jax.models import DecoderConfig, ModelConfig
-from ilql_jax.models.config import COMPUTE_DTYPES, NOT_IN_CONFIG_JSON
-from ilql_jax.models.hugging_face.read import check_tensors, shape_for
+from ilql_jax.models import ModelConfig
+from ilql_jax.models.config import COMPUTE_DTYPES
+from ilql_jax.models.hugging_face import check_tensors
+from ilql_jax.models.network_config import SHAPE_OF_FRESH, network_config
 from ilql_jax.objectives import ObjectiveConfig, network_of
 from ilql_jax.partition import check_start
 from ilql_jax.policy import DecodingConfig
@@ -334,34 +335,14 @@ def hosts_config(config: ConfigDict) -> HostsConfig:
     return HostsConfig(**config.machine.to_dict())
 
 
-_OF_VALUES = ("value_inner_size", "utterance_q", "value_heads", "value_trunk")
-
-
 def model_config(config: ConfigDict, vocab_size: int, method: str = "ilql") -> ModelConfig:
     """Shape of a method's network, for a tokenizer of this size."""
-    return network_of(parse_method(method).objective, _whole_network(config, vocab_size))
+    whole = network_config(config.model.to_dict(), vocab_size)
+    return network_of(parse_method(method).objective, whole)
 
 
-def _whole_network(config: ConfigDict, vocab_size: int) -> ModelConfig:
-    """With all that values need."""
-    shape = config.model.to_dict()
-    heads = {name: shape.pop(name) for name in _OF_VALUES}
-    pretrained = shape.pop("pretrained")
-    if not pretrained:
-        return ModelConfig(DecoderConfig(vocab_size=vocab_size, **shape), **heads)
-    found = shape_for(pretrained, shape["max_positions"])
-    # Checkpoints may have room for more tokens than there are, or lack the tokenizer's markers.
-    said = {"vocab_size": max(vocab_size, found.vocab_size)}
-    said |= {name: shape[name] for name in NOT_IN_CONFIG_JSON}
-    return ModelConfig(dataclasses.replace(found, **said), **heads)
-
-
-# What a pretrained network says of itself.
-SHAPE_KEYS = {
-    f"model.{field.name}"
-    for field in dataclasses.fields(DecoderConfig)
-    if field.name not in (*NOT_IN_CONFIG_JSON, "max_positions")
-}
+# Settings that a pretrained network says of itself.
+SHAPE_KEYS = {f"model.{name}" for name in SHAPE_OF_FRESH}
 
 
 def decodings(config: ConfigDict, method: str) -> list[DecodingConfig]:

@@ -134,7 +134,7 @@ class Slots(NamedTuple):
 
     @property
     def samples(self) -> Samples:
-        """What was written; meant for slots that have finished."""
+        """The utterances, valid for slots that have finished (NumPy)."""
         filled, tokens, length = (np.asarray(x) for x in (self.filled, self.tokens, self.length))
         order = (filled[:, None] + np.arange(tokens.shape[-1])) % tokens.shape[-1]
         tokens = np.take_along_axis(tokens, order[:, None], axis=-1)

@@ -40,9 +40,8 @@ from ml_collections import ConfigDict, config_flags
 from ilql_jax import hlo, sharding
 from ilql_jax.batching import Batch, PackingConfig, abstract_batch
 from ilql_jax.errors import UserError
-from ilql_jax.models import DecoderConfig, ModelConfig, Params
-from ilql_jax.models.config import NOT_IN_CONFIG_JSON
-from ilql_jax.models.hugging_face.read import shape_for
+from ilql_jax.models import ModelConfig, Params
+from ilql_jax.models.network_config import network_config
 from ilql_jax.objectives import LEARNS_FROM_PAIRS, ObjectiveConfig, network_of
 from ilql_jax.partition import check_start
 from ilql_jax.preferences import PreferenceBatch
@@ -467,14 +466,10 @@ def setting_of(
         PretrainedError: Dialogues longer than what the pretrained network reads.
         ValueError: Adapters without one, or another setting that cannot be.
     """
-    said = _fields(config.model, DecoderConfig)
-    if pretrained := config.model.get("pretrained"):
-        found = shape_for(pretrained, config.model.max_positions)
-        how = {name: said[name] for name in NOT_IN_CONFIG_JSON if name in said}
-        decoder = dataclasses.replace(found, **how)
-    else:
-        decoder = DecoderConfig(vocab_size=config.tokenizer.vocab_size, **said)
-    model = network_of(method, ModelConfig(decoder, **_fields(config.model, ModelConfig)))
+    pretrained = config.model.get("pretrained")
+    # A pretrained network has its own tokens; how many the tokenizer adds is not known here.
+    vocab_size = 0 if pretrained else config.tokenizer.vocab_size
+    model = network_of(method, network_config(config.model.to_dict(), vocab_size))
     check_start(model, there_is=bool(pretrained))
     length = config.model.max_positions
     actions = max(1, -(-int(length * agent_share) // 8) * 8)

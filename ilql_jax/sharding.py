@@ -1,11 +1,11 @@
-"""Many devices: one mesh, where each parameter lies on it, and starting on several hosts.
+"""Many devices: the mesh, the sharding of each parameter, and starting on several hosts.
 
-The mesh has three axes: over `data` the rows of a batch are split and parameters repeated; over
-`fsdp` the rows are split and so are parameters, which are put together layer by layer where they
-are needed (ZeRO-3; Rajbhandari et al., 2020); over `tensor` the matrices themselves are split, as
-in Megatron-LM (Shoeybi et al., 2019). What lies where is said by name in `RULES`; XLA derives the
-communication from it (GSPMD; Xu et al., 2021). The same code runs on one CPU, on the GPUs of a
-machine and on a TPU pod, where every host runs the same program.
+The mesh has three axes. Over `data` the rows of a batch are split and parameters replicated; over
+`fsdp` rows and parameters are split, and parameters gathered layer by layer where they are needed
+(ZeRO-3; Rajbhandari et al., 2020); over `tensor` the matrices themselves are split, as in
+Megatron-LM (Shoeybi et al., 2019). `RULES` gives the sharding of parameters by name; XLA derives
+the communication (GSPMD; Xu et al., 2021). The same code runs on one CPU, on the GPUs of a machine
+and on a TPU pod, where every host runs the same program.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ilql_jax.errors import UserError
+from ilql_jax.settings import Settings, setting
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that a batch's rows are split over
 
 # Regular expression for the end of a parameter's name -> mesh axes of its last dimensions; those
-# before them (twin heads, layers stacked for a scan) are never split. The first that fits counts.
-# Names of optimizer state end with the parameter's, so that it lies where its parameter does.
+# before them (twin heads, layers stacked for a scan) are never split. The first match counts.
+# Names in the optimizer's state end with the parameter's, so it is sharded like its parameter.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Value heads: [heads, width, inner] and [heads, vocabulary, inner]; V's [inner, 1].
     (r"q/inner_kernel", ("fsdp", "tensor")),
@@ -43,17 +44,16 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"v/inner/kernel", ("fsdp", "tensor")),
     (r"v/inner/bias", ("tensor",)),
     (r"v/out/kernel", ("tensor", None)),
-    # Trunk: embeddings [vocabulary, width]; an output matrix of its own [width, vocabulary].
+    # Trunk: embeddings, and an output matrix of its own, [vocabulary, width].
     (r"position_embedding/embedding", (None, "fsdp")),
     (r"embedding", ("tensor", "fsdp")),
-    (r"(lm_head|output|unembedding)/kernel", ("fsdp", "tensor")),
     # Adapters are thin: [width, rank] and [rank, width].
     (r"lora_a", ("fsdp", None)),
     (r"lora_b", (None, "fsdp")),
     # Into attention and MLP by columns, out of them by rows: one sum over `tensor` for each.
-    (r"(qkv|q|k|v|mlp_in|gate|up|mlp_gate|mlp_up)/kernel", ("fsdp", "tensor")),
-    (r"(qkv|q|k|v|mlp_in|gate|up|mlp_gate|mlp_up)/bias", ("tensor",)),
-    (r"(out|o|down|mlp_out|mlp_down)/kernel", ("tensor", "fsdp")),
+    (r"(qkv|q|k|v|mlp_in|mlp_gate)/kernel", ("fsdp", "tensor")),
+    (r"(qkv|q|k|v|mlp_in|mlp_gate)/bias", ("tensor",)),
+    (r"(out|mlp_out)/kernel", ("tensor", "fsdp")),
     # Too small to be split.
     (r"(bias|scale)", ()),
 )
@@ -64,20 +64,21 @@ class MeshError(UserError, ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """How many devices lie along each axis of the mesh; one may be -1: all that are left.
+class MeshConfig(Settings):
+    """Number of devices along each axis of the mesh; one may be -1: all that are left.
 
-    Attributes:
-        data: Rows are split, parameters repeated.
-        fsdp: Rows and parameters are split.
-        tensor: Matrices are split.
+    Raises:
+        MeshError: A size that cannot be.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = setting(
+        "Devices over which rows are split; parameters are replicated.", -1, shapes_result=False
+    )
+    fsdp: int = setting("Devices over which rows and parameters are split.", 1, shapes_result=False)
+    tensor: int = setting("Devices over which matrices are split.", 1, shapes_result=False)
 
     def __post_init__(self):
+        super().__post_init__()
         for axis in AXES:
             size = getattr(self, axis)
             if size < 1 and size != -1:
@@ -87,26 +88,33 @@ class MeshConfig:
 
     @property
     def is_single(self) -> bool:
-        """Whether it asks for one device, that is, for no mesh at all."""
+        """True if it asks for one device, that is, for no mesh at all."""
         return self.data == self.fsdp == self.tensor == 1
 
 
 @dataclasses.dataclass(frozen=True)
-class HostsConfig:
-    """How the hosts of a cluster find each other.
+class HostsConfig(Settings):
+    """Rendezvous of the hosts of a cluster.
 
-    Attributes:
-        coordinator: "": this process works alone. "auto": as the cluster says (TPU pods, Slurm,
-            Open MPI). "host:port": of process 0, the same on every host.
-        processes: How many there are; read only with "host:port", like the next.
-        id: Number of this one, counted from 0.
+    Raises:
+        MeshError: A host without a coordinator, or the other way round.
     """
 
-    coordinator: str = ""
-    processes: int = 1
-    id: int = 0
+    coordinator: str = setting(
+        "host:port of process 0, the same on every host; auto: as the cluster says (TPU pods, "
+        "Slurm, Open MPI); empty: this process works alone.",
+        "",
+        shapes_result=False,
+    )
+    processes: int = setting(
+        "Number of processes; read with host:port.", 1, least=1, shapes_result=False
+    )
+    id: int = setting(
+        "Index of this process, from 0; read with host:port.", 0, least=0, shapes_result=False
+    )
 
     def __post_init__(self):
+        super().__post_init__()
         if self.coordinator in ("", "auto"):
             if (self.processes, self.id) != (1, 0):
                 raise MeshError(
@@ -126,7 +134,7 @@ class HostsConfig:
 
 
 def start_hosts(config: HostsConfig) -> None:
-    """Joins the other processes; to be called once, before anything is computed.
+    """Joins the other processes. Call it once, before anything is computed.
 
     Returns when all are there (JAX waits five minutes). If one dies, the others end with an error;
     started again, all go on from the last checkpoint.
@@ -138,24 +146,24 @@ def start_hosts(config: HostsConfig) -> None:
 
 
 def is_first_host() -> bool:
-    """Whether this process writes what is written once: reports, metrics, prints."""
+    """Returns true for the process that writes what is written once: reports, metrics, prints."""
     return jax.process_index() == 0
 
 
-def wait_for_all(what: str) -> None:
-    """Returns when every process has come to the same place, named `what`."""
-    multihost_utils.sync_global_devices(what)
+def wait_for_all(name: str) -> None:
+    """Returns when every process has reached the barrier of this name."""
+    multihost_utils.sync_global_devices(name)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Lays the devices out.
+    """Arranges devices in a mesh.
 
-    On one host the mesh may be smaller than the machine: it takes the first devices. On several it
-    takes all.
+    On one host the mesh may be smaller than the machine: it takes the first devices. On several
+    hosts it takes all.
 
     Args:
         config: Size of each axis.
-        devices: What to lay out; by default all devices of all hosts.
+        devices: By default all devices of all hosts.
 
     Raises:
         MeshError: The sizes do not divide the number of devices.
@@ -181,10 +189,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def mesh_to_use(config: MeshConfig) -> Mesh | None:
-    """Where a network that was trained on a mesh is laid out to talk: in the same parts, once.
+    """Makes the mesh for using a network that was trained on a mesh: split the same way, once.
 
-    None, which stands for one device, if its parameters were not split, or if this host has not as
-    many devices as they were split over.
+    None, for one device, if its parameters were not split, or if this host has not as many devices
+    as they were split over.
     """
     here = jax.local_devices()
     parts = math.prod(size for size in (config.fsdp, config.tensor) if size != -1)
@@ -194,20 +202,20 @@ def mesh_to_use(config: MeshConfig) -> Mesh | None:
 
 
 def partition_spec(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """Mesh axes of each dimension of an array, by its name.
+    """Returns the mesh axis of each dimension of an array, by its name.
 
-    A matrix that no rule knows is split over `fsdp` along the longest dimension that allows it.
+    A matrix without a rule is split over `fsdp` along the longest dimension that allows it.
 
     Args:
         name: Path in the parameters or the optimizer's state, e.g. "trunk/final_norm/scale".
-        shape: Of the array.
-        mesh: What it is laid out on.
+        shape: Shape of the array.
+        mesh: Mesh that it lies on.
 
     Raises:
-        MeshError: A rule wants a dimension split that the mesh axis does not divide.
+        MeshError: A rule splits a dimension that the mesh axis does not divide.
     """
     for ending, last in RULES:
-        # A rule of two dimensions does not fit a vector, nor one that was made of a matrix.
+        # A rule of two dimensions does not fit a vector, nor a vector made from a matrix.
         if _ends_with(ending, name) and len(last) <= len(shape):
             break
     else:
@@ -236,11 +244,11 @@ def _longest_over_fsdp(shape: Sequence[int], mesh: Mesh) -> tuple[str | None, ..
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """Where each array of parameters or of a training state lies.
+    """Returns the sharding of each array of parameters or of a training state.
 
     Args:
         tree: Arrays, or their shapes from `jax.eval_shape`.
-        mesh: What they are laid out on.
+        mesh: Mesh that they lie on.
 
     Raises:
         MeshError: A dimension that a mesh axis does not divide.
@@ -257,7 +265,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:
-    """The shapes of a tree of arrays, each with where it lies."""
+    """Returns the shapes of a tree of arrays, each with its sharding."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
@@ -266,12 +274,12 @@ def with_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """Returns the sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split along the first dimension, the rows of a batch."""
+    """Returns the sharding along the first dimension, the rows of a batch."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
@@ -279,9 +287,9 @@ def check_rows(rows: int, mesh: Mesh, accumulation: int = 1) -> None:
     """Raises `MeshError` if a batch of so many rows cannot be split evenly.
 
     Args:
-        rows: Of a batch.
-        mesh: What it is laid out on.
-        accumulation: Parts that it is looked at in, of which each is split.
+        rows: Rows of a batch.
+        mesh: Mesh that it lies on.
+        accumulation: Parts of gradient accumulation, each of which is split.
     """
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % (devices * accumulation):
@@ -306,23 +314,23 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def on_host(tree: Any) -> Any:
-    """Arrays that are split over the mesh, put together in the memory of every host (numpy)."""
+    """Gathers arrays that are split over the mesh in the memory of every host (numpy)."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def tracing_for(mesh: Mesh | None) -> contextlib.AbstractContextManager:
-    """Inside a function that is compiled for a mesh: what `shard_batch` and the like go by."""
+    """Sets the mesh that `shard_batch` and `embedding_lookup` constrain to, while tracing."""
     if mesh is None:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def shard_batch(x: Array) -> Array:
-    """Keeps hidden states [rows, ...] split by rows and by nothing else; no-op without a mesh.
+    """Constrains hidden states [rows, ...] to be split by rows alone; no-op without a mesh.
 
-    Left alone, XLA may split their width as that of the parameters and repeat the rows everywhere.
+    Otherwise XLA may split their width like that of the parameters, and replicate the rows.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -332,35 +340,38 @@ def shard_batch(x: Array) -> Array:
 def embedding_lookup(
     table: Float[Array, "*stacked rows width"], index: Int[Array, "batch *index"]
 ) -> Float[Array, "*stacked batch *index width"]:
-    """`table[..., index, :]`, of a table whose width may be split over `fsdp`.
+    """Returns `table[..., index, :]` of a table whose width may be split over `fsdp`.
 
     Each device looks up its part of the width for the whole batch, then they exchange: all of the
     width for its own rows of the batch. So none holds the table whole, nor the table's gradient;
-    left alone, XLA would put both together on every device.
+    otherwise XLA would gather both on every device.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return table[..., index, :]
     stacked, inner = (None,) * (table.ndim - 2), (None,) * (index.ndim - 1)
     index = jax.lax.with_sharding_constraint(index, PartitionSpec("data"))
-    found = table[..., index, :]
-    found = jax.lax.with_sharding_constraint(found, PartitionSpec(*stacked, "data", *inner, "fsdp"))
-    return jax.lax.with_sharding_constraint(found, PartitionSpec(*stacked, ROWS))
+    rows = table[..., index, :]
+    rows = jax.lax.with_sharding_constraint(rows, PartitionSpec(*stacked, "data", *inner, "fsdp"))
+    return jax.lax.with_sharding_constraint(rows, PartitionSpec(*stacked, ROWS))
 
 
 def row_parts() -> int:
-    """How many devices a batch's rows are split over, in a function compiled for a mesh; or 1."""
+    """Number of devices that a batch's rows are split over, while tracing for a mesh; or 1."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def platform() -> str:
-    """What is compiled for: "cpu", "gpu" or "tpu". Need not be what is compiled on (`plan.py`)."""
+    """Platform that is compiled for: "cpu", "gpu" or "tpu".
+
+    Not always the one that is compiled on (see `plan/`).
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Memory that arrays, or shapes with shardings, take on each device."""
+    """Bytes that arrays, or shapes with shardings, take on each device."""
 
     def size(leaf) -> int:
         shape = leaf.sharding.shard_shape(leaf.shape)

@@ -12,7 +12,8 @@ from ilql_jax import losses
 from ilql_jax.decode import sample
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.models.attention import _attend_on_cpu, attend, packed_causal_mask
-from ilql_jax.models.hugging_face.read import GPT2, PretrainedError, params_from_gpt2
+from ilql_jax.models.hugging_face.families import GPT2, PretrainedError
+from ilql_jax.models.hugging_face.read import params_from_gpt2
 from ilql_jax.policy import ContextError, DecodingConfig, Policy
 
 VOCAB, STOP, LONGEST = 13, 3, 6

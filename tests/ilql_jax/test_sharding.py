@@ -1,7 +1,9 @@
 """Many devices and hosts give what one gives; what cannot be split is told before it is tried."""
 
+import dataclasses
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import pytest
 from sharded_training import GOES_ON, METHODS, SHORT
 
 from ilql_jax import ModelConfig, chunked_cross_entropy, sharding
-from ilql_jax.models import DecoderConfig
+from ilql_jax.models import DecoderConfig, abstract_params
+from ilql_jax.models.config import VALUE_HEAD_KINDS
 from ilql_jax.sharding import HostsConfig, MeshConfig, MeshError, make_mesh, partition_spec
 from ilql_jax.train import TrainConfig, abstract_state
 
@@ -148,7 +151,7 @@ def mesh_of(data, fsdp, tensor):
         ("trunk/blocks/1/attention/qkv/kernel", (32, 96), ("fsdp", "tensor")),
         ("trunk/blocks/1/attention/k/kernel", (32, 16), ("fsdp", "tensor")),
         ("trunk/blocks/1/attention/k/bias", (16,), ("tensor",)),
-        ("trunk/blocks/attention/o/kernel", (12, 32, 32), (None, "tensor", "fsdp")),
+        ("trunk/blocks/attention/out/kernel", (12, 32, 32), (None, "tensor", "fsdp")),
         ("trunk/blocks/mlp_gate/kernel", (12, 32, 64), (None, "fsdp", "tensor")),
         ("trunk/blocks/0/mlp_out/bias", (32,), ()),
         ("value_trunk/token_embedding/embedding", (64, 32), ("tensor", "fsdp")),
@@ -166,6 +169,28 @@ def mesh_of(data, fsdp, tensor):
 def test_names_say_where_parameters_lie(name, shape, expected):
     spec = partition_spec(name, shape, mesh_of(1, 2, 4))
     assert tuple(spec) == expected + (None,) * (len(shape) - len(expected))
+
+
+def alternatives(pattern):
+    """The names that a rule's pattern stands for: `(a|b)/kernel` for a/kernel and b/kernel."""
+    group = re.match(r"\((.*)\)(.*)", pattern)
+    return [name + group[2] for name in group[1].split("|")] if group else [pattern]
+
+
+def test_every_rule_is_for_parameters_of_some_network():
+    fused, llama = MODEL.decoder, {"norm": "rms_norm", "mlp": "swiglu", "fused_qkv": False}
+    apart = dataclasses.replace(fused, lora_rank=2, tied_output=False, **llama)
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for decoder in (fused, apart)
+        for kind in VALUE_HEAD_KINDS
+        for path, _ in jax.tree_util.tree_leaves_with_path(
+            abstract_params(dataclasses.replace(MODEL, decoder=decoder, value_heads=kind))
+        )
+    }
+    for pattern, _ in sharding.RULES:
+        for ending in alternatives(pattern):
+            assert any(sharding._ends_with(ending, name) for name in names), ending
 
 
 def test_optimizer_state_lies_where_its_parameters_do():

@@ -1,9 +1,9 @@
-"""The families of Hugging Face that the decoder covers: their configs and their tensors' names.
+"""Families of Hugging Face that the decoder covers: their configs and the names of their tensors.
 
 A family is a pair of functions between its `config.json` and a `DecoderConfig`, and a table from
-the names of its tensors to their places in our trunk. Structure is in `blocks.py`, files are read
-in `pretrained.py` and written in `export.py`; tests/test_families.py holds the networks against
-each other.
+the names of its tensors to the paths of our trunk's parameters. The structure is in
+`models/blocks.py`; `read.py` reads files and `write.py` writes them.
+tests/ilql_jax/test_families.py compares the networks with Hugging Face's.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Index = tuple[slice, ...]
 
 
 class PretrainedError(UserError, ValueError):
-    """A checkpoint that cannot be used. The message names everything that is wrong with it."""
+    """A checkpoint that cannot be used. The message names all that is wrong with it."""
 
 
 class Layout(NamedTuple):
-    """How one of their tensors lies, against ours.
+    """Conversion between one of our arrays and their tensor.
 
     Attributes:
-        shape: Our shape -> theirs.
-        read: Their tensor (anything with slices), an index into ours -> that part of ours.
-        write: Ours -> theirs.
+        shape: Maps our shape to theirs.
+        read: Maps their tensor (anything with slices) and an index into ours to that part of ours.
+        write: Maps our array to theirs.
     """
 
     shape: Callable[[tuple[int, ...]], tuple[int, ...]]
@@ -48,7 +48,7 @@ TRANSPOSED = Layout(
 
 
 def by_head(heads: int) -> Layout:
-    """GPT-NeoX's queries, keys and values: side by side within each head, not each for itself."""
+    """Layout of GPT-NeoX's queries, keys and values, which are interleaved by head."""
 
     def write(ours: np.ndarray) -> np.ndarray:
         parts = ours.reshape(*ours.shape[:-1], 3, heads, -1)
@@ -64,8 +64,8 @@ def by_head(heads: int) -> Layout:
 
 Table = dict[str, tuple[str, Layout]]
 
-# Their names without the prefix -> place in our trunk, layout. {} is the number of the block. A
-# place that a network does not have (biases, say) is left out of its table.
+# Their name without the prefix -> path in our trunk, layout. {} is the number of the block. Paths
+# that a network does not have (biases, say) are left out by `read.py` and `write.py`.
 GPT2: Table = {
     "wte.weight": ("token_embedding/embedding", SAME),
     "wpe.weight": ("position_embedding/embedding", SAME),
@@ -133,9 +133,9 @@ def _gpt_neox_table(config: DecoderConfig) -> Table:
     }
 
 
-# Outside of what the prefix stands for; where the output is tied, files may hold them all the same.
+# Names without the prefix. Files may hold them even where the output is tied.
 OUTPUTS = ("lm_head.weight", "embed_out.weight")
-# No weights of their own: masks and frequencies that old checkpoints carry.
+# Masks and frequencies in old checkpoints, which are no weights.
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 BUFFERS += ("rotary_emb.inv_freq",)
 
@@ -176,7 +176,7 @@ def _write_gpt2(config: DecoderConfig) -> dict[str, Any]:
 
 
 def _read_sizes(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """What families since GPT-2 call alike."""
+    """Reads the fields that families since GPT-2 share."""
     for kind in hf.get("layer_types") or ():
         if kind != "full_attention":
             raise PretrainedError(f"config.json: attention of the kind {kind!r} is not supported.")
@@ -209,7 +209,7 @@ def _write_sizes(config: DecoderConfig) -> dict[str, Any]:
 
 
 def _read_llama(hf: Mapping[str, Any]) -> DecoderConfig:
-    """Llama and all that are Llama but for biases, norms of queries, and layers without rotary."""
+    """Reads Llama, and families that add biases, norms of queries, or layers without rotary."""
     _demand(hf, "hidden_act", "silu")
     kind = hf["model_type"]
     bias = hf.get("attention_bias", False)
@@ -307,7 +307,7 @@ def _read_rotary(rope: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
 
 
 def _attention_factor(rope: Mapping[str, Any], factor: float) -> float:
-    """As set, else as the paper suggests (YaRN, eq. 22), in DeepSeek's more general form."""
+    """Returns the factor as set, else the paper's (YaRN, eq. 22) in DeepSeek's general form."""
     if rope.get("attention_factor") is not None:
         return rope["attention_factor"]
 
@@ -323,15 +323,15 @@ def _write_rotary(config: DecoderConfig) -> dict[str, Any]:
     scaling = config.rotary_scaling
     if scaling is None:
         return {"rope_type": "default", "rope_theta": config.rotary_base}
-    found = {"rope_type": scaling.kind, "rope_theta": config.rotary_base, "factor": scaling.factor}
+    fields = {"rope_type": scaling.kind, "rope_theta": config.rotary_base, "factor": scaling.factor}
     original = {"original_max_position_embeddings": scaling.original_max_positions}
     if scaling.kind == "llama3":
         turns = {"low_freq_factor": scaling.few_turns, "high_freq_factor": scaling.many_turns}
-        return found | original | turns
+        return fields | original | turns
     if scaling.kind == "yarn":
         turns = {"beta_slow": scaling.few_turns, "beta_fast": scaling.many_turns}
-        return found | original | turns | {"attention_factor": scaling.attention_factor}
-    return found
+        return fields | original | turns | {"attention_factor": scaling.attention_factor}
+    return fields
 
 
 def _demand(hf: Mapping[str, Any], key: str, *supported: Any) -> None:
@@ -356,10 +356,10 @@ class Family:
     Attributes:
         model_type: As in `config.json`.
         architecture: As in `config.json`.
-        prefix: In front of all names but those of `OUTPUTS`; older files leave it out.
-        read: Fields of `config.json`, defaults filled in -> our config.
-        write: The other way.
-        names: Our config -> names of the tensors.
+        prefix: Begins all names but those of `OUTPUTS`; older files leave it out.
+        read: Maps the fields of `config.json`, defaults filled in, to our config.
+        write: The inverse of `read`.
+        names: Maps our config to the names of the tensors.
     """
 
     model_type: str
@@ -370,13 +370,13 @@ class Family:
     names: Callable[[DecoderConfig], Table]
 
     def table(self, config: DecoderConfig) -> Table:
-        """Their names, with prefix, to the places of our trunk, of all blocks."""
-        places: Table = {}
+        """Maps their names, with prefix, to paths of our trunk, for all blocks."""
+        paths: Table = {}
         for name, (path, layout) in self.names(config).items():
             whole = name if name in OUTPUTS else self.prefix + name
             for layer in range(config.num_layers if "{}" in name else 1):
-                places[whole.format(layer)] = (path.format(layer), layout)
-        return places
+                paths[whole.format(layer)] = (path.format(layer), layout)
+        return paths
 
 
 def _llama_like(model_type: str, architecture: str, write=_write_llama) -> Family:
@@ -402,7 +402,7 @@ FAMILIES = (
 
 
 def family_of(fields: Mapping[str, Any]) -> Family:
-    """The family of a `config.json`. Raises `PretrainedError` for one that is not supported."""
+    """Returns the family of a `config.json`; raises `PretrainedError` if it is not supported."""
     names = fields.get("architectures") or ()
     for family in FAMILIES:
         if family.model_type == fields.get("model_type") and set(names) <= {
@@ -418,7 +418,7 @@ def family_of(fields: Mapping[str, Any]) -> Family:
 
 
 def decoder_config(fields: Mapping[str, Any]) -> DecoderConfig:
-    """The shape that a `config.json` describes.
+    """Returns the shape that a `config.json` describes.
 
     Raises:
         PretrainedError: An architecture that is not supported, or an option of one that is not.
@@ -429,27 +429,27 @@ def decoder_config(fields: Mapping[str, Any]) -> DecoderConfig:
     family = family_of(fields)
     if fields.get("quantization_config"):
         raise PretrainedError("config.json: quantized checkpoints are not supported.")
-    given = _without(dict(fields), "model_type", "transformers_version")
+    options = _without(dict(fields), "model_type", "transformers_version")
     try:
-        # What files leave out has Hugging Face's defaults, which differ from family to family.
-        filled = AutoConfig.for_model(family.model_type, **given).to_dict()
+        # Fields that are left out have Hugging Face's defaults, which differ by family.
+        filled = AutoConfig.for_model(family.model_type, **options).to_dict()
         return family.read(filled)
     except PretrainedError:
         raise
     except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
-        told = " ".join(str(error).split())
-        raise PretrainedError(f"config.json of a {family.architecture}: {told}") from None
+        message = " ".join(str(error).split())
+        raise PretrainedError(f"config.json of a {family.architecture}: {message}") from None
 
 
 def hugging_face_config(config: DecoderConfig) -> tuple[Family, dict[str, Any]]:
-    """The family whose networks have this shape, and its `config.json`.
+    """Returns the family whose networks have this shape, and its `config.json`.
 
     Raises:
         PretrainedError: There is none.
     """
     for family in FAMILIES:
         fields = {"architectures": [family.architecture], "model_type": family.model_type}
-        # Not those of the family's first model, which a vocabulary may not have.
+        # Not the ids of the family's first model, which a vocabulary may not have.
         fields |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
         fields |= family.write(config)
         try:
@@ -465,11 +465,14 @@ def hugging_face_config(config: DecoderConfig) -> tuple[Family, dict[str, Any]]:
 
 
 def shape_alone(config: DecoderConfig) -> DecoderConfig:
-    """The same for all configs of one network: nothing implied, nothing that it leaves open."""
+    """Normalizes a config, so that those of one network are equal.
+
+    Implied sizes are written out, and fields that a `config.json` leaves open have their defaults.
+    """
     defaults = {field.name: field.default for field in dataclasses.fields(DecoderConfig)}
-    said = {name: defaults[name] for name in NOT_IN_CONFIG_JSON}
+    fields = {name: defaults[name] for name in NOT_IN_CONFIG_JSON}
     if config.position_encoding != "rotary":
-        said["rotary_base"] = defaults["rotary_base"]
+        fields["rotary_base"] = defaults["rotary_base"]
     return dataclasses.replace(
-        config, num_kv_heads=config.kv_heads, head_dim=config.head_size, **said
+        config, num_kv_heads=config.kv_heads, head_dim=config.head_size, **fields
     )

@@ -1,8 +1,8 @@
-"""Hugging Face checkpoints in: safetensors straight onto the devices, tensor by tensor.
+"""Reads Hugging Face checkpoints: safetensors straight onto the devices, tensor by tensor.
 
-Which names and options there are is in `families.py`. A file's tensors are read slice by slice, as
-each device needs them, so the host never holds more than one of them; what is wrong with a
-checkpoint is told before anything big is allocated. `export.py` writes such folders.
+`families.py` has the names and options. A file's tensors are read slice by slice, as each device
+needs them, so the host never holds more than one of them; a checkpoint is checked before anything
+big is allocated. `write.py` writes such folders.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from ilql_jax.models.decoder import Decoder
 from ilql_jax.models.hugging_face.families import (
     BUFFERS,
     FAMILIES,
-    GPT2,
     OUTPUTS,
     Family,
     Index,
@@ -39,19 +38,6 @@ from ilql_jax.models.hugging_face.families import (
 )
 from ilql_jax.models.lora import ADAPTER
 
-__all__ = [
-    "GPT2",
-    "PretrainedError",
-    "check_tensors",
-    "find",
-    "load_trunk",
-    "load_trunk_named",
-    "params_from_gpt2",
-    "read_config",
-    "read_family",
-    "start_params",
-]
-
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SMALL = ("*.json", "*.jinja", "*.model", "*.txt")  # configs and tokenizers
 
@@ -60,14 +46,14 @@ Shardings = Sharding | Params | None
 
 
 def find(name: str | os.PathLike[str], weights: bool = True) -> Path:
-    """The folder of a checkpoint; one that is named as on the hub is downloaded, or found there.
+    """Returns the folder of a checkpoint; one named as on the hub is downloaded, unless cached.
 
     Args:
         name: A folder, or a name on the Hugging Face hub.
-        weights: Whether the tensors are wanted too, not the config and tokenizer alone.
+        weights: False downloads config and tokenizer alone.
 
     Raises:
-        PretrainedError: There is neither.
+        PretrainedError: There is neither, or it cannot be downloaded.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -79,15 +65,15 @@ def find(name: str | os.PathLike[str], weights: bool = True) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=patterns))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PretrainedError(
             f"no checkpoint {str(name)!r}: give a folder with config.json and safetensors, or a "
-            f"name on the Hugging Face hub ({told})."
+            f"name on the Hugging Face hub ({message})."
         ) from None
 
 
 def read_config(folder: str | os.PathLike[str]) -> DecoderConfig:
-    """The shape of the network in a folder.
+    """Reads the shape of the network in a folder.
 
     Raises:
         PretrainedError: No config, or one that is not supported.
@@ -96,27 +82,31 @@ def read_config(folder: str | os.PathLike[str]) -> DecoderConfig:
 
 
 def shape_for(name: str | os.PathLike[str], max_positions: int) -> DecoderConfig:
-    """The shape of a checkpoint (see `find`) that is to read so many tokens.
+    """Reads the shape of a checkpoint (see `find`), and checks that its context is long enough.
+
+    Args:
+        name: A folder, or a name on the Hugging Face hub.
+        max_positions: Tokens that it has to be able to read.
 
     Raises:
         PretrainedError: It reads fewer; or there is none, or one that is not supported.
     """
-    found = read_config(find(name, weights=False))
-    if max_positions > found.max_positions:
+    config = read_config(find(name, weights=False))
+    if max_positions > config.max_positions:
         raise PretrainedError(
             f"max_positions is {max_positions}, but {name} reads at most "
-            f"{found.max_positions} tokens."
+            f"{config.max_positions} tokens."
         )
-    return found
+    return config
 
 
 def read_family(folder: str | os.PathLike[str]) -> Family:
-    """The family of the network in a folder. Raises `PretrainedError` as `read_config` does."""
+    """Reads the family of the network in a folder; raises `PretrainedError` like `read_config`."""
     return family_of(_config_fields(Path(folder)))
 
 
 def check_tensors(folder: str | os.PathLike[str]) -> None:
-    """Reads names and shapes alone.
+    """Checks the tensors of a checkpoint by names and shapes; no data is read.
 
     Raises:
         PretrainedError: Tensors that are missing, unknown or of another shape: all of them.
@@ -137,11 +127,11 @@ def load_trunk(
 
     Args:
         folder: With `config.json` and safetensors, one file or several.
-        config: Shape of the trunk: that of `read_config`, with other fields about how it is
-            computed. Its vocabulary may be larger: new words start near the mean of the others.
-            With adapters in it there are fresh ones, which change nothing yet.
-        sharding: Where the parameters go; None = all on the first device.
-        seed: Of the new words and of the adapters.
+        config: Shape of the trunk: that of `read_config`, but for `NOT_IN_CONFIG_JSON`. Its
+            vocabulary may be larger: new tokens start near the mean of the others. Adapters are
+            initialized, and change nothing yet.
+        sharding: Sharding of the parameters; None = all on the first device.
+        seed: For new tokens and adapters.
 
     Raises:
         PretrainedError: Tensors that are missing, unknown or of another shape: all of them; or a
@@ -156,19 +146,19 @@ def load_trunk(
 def start_params(
     folder: str | os.PathLike[str], config: ModelConfig, seed: int, sharding: Shardings = None
 ) -> Params:
-    """What training starts from: the trunk of a checkpoint and fresh value heads.
+    """Loads the start of a training: the trunk of a checkpoint, and fresh value heads.
 
-    A trunk of the values' own is copied from the first on the devices: the files are read once.
+    The values' own trunk is copied from the first on the devices: the files are read once.
 
     Args:
         folder: See `load_trunk`.
         config: Shape of the network.
-        seed: Of the value heads, of new words and of adapters.
-        sharding: Where the parameters go.
+        seed: For the value heads, new tokens and adapters.
+        sharding: Sharding of the parameters.
     """
 
     def heads() -> Params:
-        # XLA leaves out the trunks that nobody asks for.
+        # XLA removes the trunks, which are not used.
         return {name: x for name, x in init_params(config, seed).items() if name in ("q", "v")}
 
     shardings = {name: under(sharding, name) for name in jax.eval_shape(heads)}
@@ -187,12 +177,12 @@ def load_trunk_named(
     config: DecoderConfig,
     sharding: Shardings = None,
 ) -> Params:
-    """The parameters, float32, of a trunk that lies in a file beside other things.
+    """Reads the parameters, float32, of a trunk in a file that also holds other tensors.
 
     Args:
         path: A safetensors file.
-        prefix: What the names of its tensors begin with, before the family's names.
-        family: Whose names they are.
+        prefix: Begins the names of its tensors, before the family's names.
+        family: Family whose names they have.
         config: Shape of the trunk.
         sharding: See `load_trunk`.
 
@@ -211,11 +201,11 @@ def load_trunk_named(
 
 
 def params_from_gpt2(tensors: Mapping[str, np.ndarray], config: DecoderConfig) -> Params:
-    """The trunk's parameters out of a GPT-2's tensors.
+    """Converts a GPT-2's tensors to a trunk's parameters.
 
     Args:
         tensors: By Hugging Face's names, with or without `transformer.` in front.
-        config: Shape of the trunk they shall fit.
+        config: Shape of the trunk.
 
     Raises:
         PretrainedError: Tensors that are missing, unknown or of another shape: all of them.
@@ -228,17 +218,17 @@ def params_from_gpt2(tensors: Mapping[str, np.ndarray], config: DecoderConfig) -
 
 
 def flat(params: Params) -> dict[str, Any]:
-    """Leaves by their path, with slashes."""
+    """Returns the leaves by path, with slashes."""
     return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def name_of(path: Any) -> str:
-    """Keys of a tree, with slashes between them."""
+    """Joins the keys of a path with slashes."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def trunk_shapes(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the trunk's parameters by path."""
+    """Returns the shapes of the trunk's parameters by path."""
     return flat(jax.eval_shape(lambda: _fresh_trunk(config)))
 
 
@@ -247,14 +237,14 @@ def _fresh_trunk(config: DecoderConfig, seed: int = 0) -> Params:
 
 
 def unstacked(config: DecoderConfig) -> DecoderConfig:
-    """The same network with a place of its own for each block's parameters, as in files."""
+    """Returns the shape with parameters of each block apart, as in files."""
     return dataclasses.replace(config, scan_layers=False)
 
 
 def _matched(
     tensors: Mapping[str, Any], family: Family, there: DecoderConfig
 ) -> tuple[dict[str, Any], Table]:
-    """The tensors under whole names, and their table. Raises `PretrainedError` for what differs."""
+    """Returns tensors by whole name, and their table; raises `PretrainedError` if any differ."""
     shapes = trunk_shapes(unstacked(there))
     table = {name: each for name, each in family.table(there).items() if each[0] in shapes}
     given, shown = {}, {}
@@ -283,7 +273,7 @@ def _matched(
 
 
 def _as_given(name: str, family: Family, tensors: Mapping[str, Any]) -> str:
-    """A missing tensor is called as the others in the file are."""
+    """Names a missing tensor in the style of the others in the file."""
     with_prefix = any(each.startswith(family.prefix) for each in tensors)
     return name if with_prefix else name.removeprefix(family.prefix)
 
@@ -301,7 +291,7 @@ def _load(
     sharding: Shardings,
     seed: int,
 ) -> Params:
-    """Matches the tensors, then places them one after the other."""
+    """Matches the tensors, then puts them on the devices one after the other."""
     grown = dataclasses.replace(there, vocab_size=max(wanted.vocab_size, there.vocab_size))
     if shape_alone(wanted) != shape_alone(grown):
         raise PretrainedError(
@@ -323,7 +313,7 @@ def _load(
         if name in readers:
             read = readers[name]
             if name in ("token_embedding/embedding", "output_embedding/embedding"):
-                read = _with_new_words(read, *vocabulary, shape.shape[1], wanted, seed)
+                read = _with_new_tokens(read, *vocabulary, shape.shape[1], wanted, seed)
         else:
             blocks, _, rest = name.partition("/")
             layers = [readers[f"{blocks}/{layer}/{rest}"] for layer in range(wanted.num_layers)]
@@ -334,20 +324,19 @@ def _load(
 
 
 def _fresh_adapters(config: DecoderConfig, layout: Params, seed: int) -> dict[str, jax.Array]:
-    """The adapters by path, none where there are none."""
-
+    """Initializes the adapters, by path; none without `lora_rank`."""
     if not config.lora_rank:
         return {}
 
     def chosen(trunk: Params) -> dict[str, Any]:
         return {path: x for path, x in flat(trunk).items() if f"/{ADAPTER}/" in path}
 
-    # XLA leaves out all else.
+    # XLA removes all else.
     return jax.jit(lambda: chosen(_fresh_trunk(config, seed)), out_shardings=chosen(layout))()
 
 
 def _placed(read: Read, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
-    """Each device reads its own part; the next tensor waits until this one is there."""
+    """Lets each device read its own part, and waits until it is there."""
 
     def part(index: Index) -> np.ndarray:
         whole = tuple(slice(*each.indices(n)) for each, n in zip(index, shape.shape, strict=True))
@@ -357,7 +346,7 @@ def _placed(read: Read, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.
 
 
 def _stacked(layers: list[Read], index: Index) -> np.ndarray:
-    """Layers one upon the other, of several tensors."""
+    """Stacks tensors of several layers."""
     chosen = layers[index[0]]
     first = chosen[0](index[1:])
     stack = np.empty((len(chosen), *first.shape), first.dtype)
@@ -367,10 +356,10 @@ def _stacked(layers: list[Read], index: Index) -> np.ndarray:
     return stack
 
 
-def _with_new_words(
+def _with_new_tokens(
     read: Read, known: int, wanted: int, width: int, config: DecoderConfig, seed: int
 ) -> Read:
-    """An embedding with more rows: those beyond the known ones lie near the mean of these."""
+    """Extends an embedding with rows near the mean of those it has."""
     if wanted == known:
         return read
 
@@ -390,7 +379,7 @@ def _with_new_words(
 
 
 def for_each(sharding: Shardings, shapes: Params) -> Params:
-    """A sharding for each parameter."""
+    """Returns a sharding for each parameter."""
     if sharding is None:
         sharding = SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(sharding, Sharding):
@@ -399,7 +388,7 @@ def for_each(sharding: Shardings, shapes: Params) -> Params:
 
 
 def under(sharding: Shardings, name: str) -> Shardings:
-    """What is said of the parameters under a name."""
+    """Returns the sharding, or shardings, of the subtree `name`."""
     return sharding[name] if isinstance(sharding, Mapping) else sharding
 
 
@@ -414,7 +403,7 @@ def _config_fields(folder: Path) -> dict[str, Any]:
 
 
 class _Tensor:
-    """A tensor in a file: its shape, and slices of it."""
+    """A tensor in a file, with its shape, that is read when it is sliced."""
 
     def __init__(self, in_file):
         self.shape = tuple(in_file.get_shape())
@@ -426,7 +415,7 @@ class _Tensor:
 
 @contextlib.contextmanager
 def _open_tensors(folder: Path) -> Iterator[Mapping[str, _Tensor]]:
-    """The tensors of a folder by name; their data is read when they are sliced."""
+    """Opens the tensors of a folder, by name; their data is read when they are sliced."""
     import safetensors
 
     with contextlib.ExitStack() as stack:

@@ -1,11 +1,11 @@
-"""Hugging Face checkpoints out: a folder that `transformers` loads, and this project too.
+"""Writes Hugging Face checkpoints: folders that `transformers` loads, and this project too.
 
     config.json  model.safetensors (or several, with an index)   the policy
-    value_heads.safetensors                                     Q and V, and what they are; with
-                                                                their trunk, if it is their own
-    README.md                                                   the model card
+    value_heads.safetensors                                      Q and V with their shape, and their
+                                                                 trunk, if they have their own
+    README.md                                                    the model card
 
-Tokenizer files are written beside them by whoever has the tokenizer.
+The tokenizer's files are written beside them by the caller, who has the tokenizer.
 """
 
 from __future__ import annotations
@@ -65,20 +65,20 @@ def save_pretrained(
     about: Mapping[str, Any] | None = None,
     max_file_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes a network in Hugging Face's format; the host holds one file's tensors at a time.
+    """Writes a network in Hugging Face's format; the host holds the tensors of one file at a time.
 
     Args:
-        folder: Where to; made if it is not there.
+        folder: Folder that is written to; made if it is not there.
         config: Shape of the network.
-        params: Its parameters; adapters are merged into the matrices they belong to.
+        params: Its parameters; adapters are merged into their matrices.
         card: Text of the model card.
-        dtype: Of the trunks' tensors: float32 or bfloat16; the value heads stay float32.
-        special_tokens: For `config.json`: `eos_token_id`, `pad_token_id`, ...
-        about: Plain JSON kept with the value heads.
-        max_file_bytes: The policy's tensors beyond this go to another file.
+        dtype: Dtype of the trunks' tensors: float32 or bfloat16; the value heads stay float32.
+        special_tokens: Fields for `config.json`: `eos_token_id`, `pad_token_id`, ...
+        about: Plain JSON that is kept with the value heads.
+        max_file_bytes: Largest file of the policy's tensors.
 
     Raises:
-        PretrainedError: None of the families has this shape; nothing is written then.
+        PretrainedError: None of the families has this shape. Nothing is written then.
     """
     from safetensors.numpy import save_file
 
@@ -119,14 +119,17 @@ def save_pretrained(
 
 
 def load_network(
-    folder: str | os.PathLike[str], sharding: Shardings = None, **how_computed: Any
+    folder: str | os.PathLike[str], sharding: Shardings = None, **run_settings: Any
 ) -> tuple[ModelConfig, Params, dict[str, Any]]:
-    """What `save_pretrained` wrote: shape, parameters, and `about`.
+    """Loads a network that `save_pretrained` wrote.
 
     Args:
-        folder: Where it lies.
-        sharding: Where the parameters go (see `pretrained.load_trunk`).
-        **how_computed: Fields of `DecoderConfig` that are no part of the shape, e.g. `remat`.
+        folder: Folder that it was written to.
+        sharding: Sharding of the parameters (see `read.load_trunk`).
+        **run_settings: Fields of `DecoderConfig` in `NOT_IN_CONFIG_JSON`, e.g. `remat`.
+
+    Returns:
+        Shape, parameters, and `about`.
 
     Raises:
         PretrainedError: A folder without value heads, or tensors that do not fit.
@@ -137,19 +140,19 @@ def load_network(
     if not path.exists():
         raise PretrainedError(
             f"{folder} holds no {VALUE_HEADS}. Start from a plain checkpoint with "
-            "`pretrained.start_params`, which makes fresh ones."
+            "`read.start_params`, which makes fresh ones."
         )
-    decoder = dataclasses.replace(read_config(folder), **how_computed)
+    decoder = dataclasses.replace(read_config(folder), **run_settings)
     with safetensors.safe_open(path, framework="np") as file:
         kept = {key: json.loads(value) for key, value in file.metadata().items()}
         config = ModelConfig(decoder, **kept["heads"])
         shapes = {name: x for name, x in abstract_params(config).items() if name in ("q", "v")}
-        found = {
+        given = {
             name: tuple(file.get_slice(name).get_shape())
             for name in file.keys()  # noqa: SIM118
             if config.value_trunk == "shared" or not name.startswith(VALUE_TRUNK)
         }
-        _check_heads(found, shapes, path)
+        _check_heads(given, shapes, path)
 
         def place(keys, shape: jax.ShapeDtypeStruct, where: Sharding) -> jax.Array:
             return jax.device_put(file.get_tensor(name_of(keys)).astype(shape.dtype), where)
@@ -158,31 +161,34 @@ def load_network(
         heads = jax.tree_util.tree_map_with_path(place, shapes, where)
     params = {"trunk": load_trunk(folder, decoder, under(sharding, "trunk")), **heads}
     if config.value_trunk == "separate":
-        family, there = read_family(folder), under(sharding, "value_trunk")
         params["value_trunk"] = load_trunk_named(
-            path, VALUE_TRUNK, family, config.value_decoder, there
+            path,
+            VALUE_TRUNK,
+            read_family(folder),
+            config.value_decoder,
+            under(sharding, "value_trunk"),
         )
     return config, params, kept["about"]
 
 
-def _check_heads(found: dict[str, tuple], shapes: Params, path: Path) -> None:
+def _check_heads(given: dict[str, tuple], shapes: Params, path: Path) -> None:
     needed = {name: each.shape for name, each in flat(shapes).items()}
     problems = [
-        f"{name} has shape {found.get(name)}, but {needed.get(name)} is needed"
-        for name in sorted({*found, *needed})
-        if found.get(name) != needed.get(name)
+        f"{name} has shape {given.get(name)}, but {needed.get(name)} is needed"
+        for name in sorted({*given, *needed})
+        if given.get(name) != needed.get(name)
     ]
     if problems:
         raise PretrainedError(f"{path}: {'; '.join(problems)}.")
 
 
 def _head_fields(config: ModelConfig) -> dict[str, Any]:
-    """What the shape says beside the trunk's."""
+    """Returns the fields of the shape beside the trunk's."""
     return {name: x for name, x in dataclasses.asdict(config).items() if name != "decoder"}
 
 
 def _table(family: Family, config: DecoderConfig) -> Table:
-    """Those of the family's tensors that this network has."""
+    """Returns the family's tensors that this network has."""
     shapes = trunk_shapes(unstacked(config))
     return {name: each for name, each in family.table(config).items() if each[0] in shapes}
 
@@ -192,7 +198,7 @@ def _tensors(trunk: Mapping[str, jax.Array], table: Table, dtype: str) -> dict[s
 
 
 def _tensor(trunk: Mapping[str, jax.Array], path: str, layout: Layout) -> np.ndarray:
-    """One of their tensors, out of a place of its own or of a stack of layers."""
+    """Converts one tensor, of its own path or out of a stack of layers."""
     if path in trunk:
         ours = trunk[path]
     else:
@@ -202,7 +208,7 @@ def _tensor(trunk: Mapping[str, jax.Array], path: str, layout: Layout) -> np.nda
 
 
 def _files(sizes: Mapping[str, int], max_bytes: int) -> dict[str, list[str]]:
-    """Which tensors go into which file, in order."""
+    """Assigns tensors to files, in order."""
     groups: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
