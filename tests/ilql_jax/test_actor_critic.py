@@ -11,7 +11,7 @@ import small_networks
 from hugging_face import LLAMA, OURS, ROW, SCANNED, transformers_model
 from safetensors.numpy import load_file, save_file
 
-from ilql_jax import Trajectory, decode, losses, make_batches, packing_for, plan
+from ilql_jax import Trajectory, decode, losses, make_batches, packing_for
 from ilql_jax.checkpoint import CheckpointError, restore_params
 from ilql_jax.decode import sample
 from ilql_jax.models import (
@@ -27,6 +27,7 @@ from ilql_jax.models.hugging_face.read import PretrainedError, start_params
 from ilql_jax.models.hugging_face.write import VALUE_HEADS, load_network, save_pretrained
 from ilql_jax.models.kv_cache import KVCache
 from ilql_jax.objectives import OBJECTIVES, ObjectiveConfig, network_of
+from ilql_jax.plan.__main__ import planned_training
 from ilql_jax.policy import DecodingConfig, Policy
 from ilql_jax.scoring import score
 from ilql_jax.train import TrainConfig, init_state, make_optimizer, make_train_step, train
@@ -202,7 +203,7 @@ def test_a_plan_counts_it():
     sizes = {}
     for config.model.value_trunk in ("shared", "separate"):
         for method in ("bc", "ilql"):
-            model = plan.setting_of(config, method, 0.5, 16).model
+            model = planned_training(config, method, 0.5, 16).model
             leaves = jax.tree.leaves(abstract_params(model))
             sizes[config.model.value_trunk, method] = sum(leaf.size for leaf in leaves)
     trunk = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)["value_trunk"]))

@@ -17,7 +17,7 @@ from hugging_face import pack
 from sharded_training import VOCAB, dataset, pairs
 
 import ilql_jax.train as training
-from ilql_jax import PackingConfig, packing_for, plan
+from ilql_jax import PackingConfig, packing_for
 from ilql_jax.checkpoint import CheckpointError, restore_params
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.models.hugging_face.read import flat, start_params
@@ -26,6 +26,8 @@ from ilql_jax.models.kv_cache import KVCache, prefill
 from ilql_jax.models.lora import merge_adapters
 from ilql_jax.objectives import ObjectiveConfig
 from ilql_jax.partition import fingerprint, join_params, split_params
+from ilql_jax.plan.compile import PlannedTraining, make_plan
+from ilql_jax.plan.text import describe
 from ilql_jax.preferences import Preferences, packing_for_pairs
 from ilql_jax.sharding import MeshConfig, make_mesh
 from ilql_jax.train import TrainConfig, init_state, make_train_step, train
@@ -337,15 +339,15 @@ def test_a_fingerprint_sees_every_bit_and_every_place():
 def test_a_plan_counts_what_is_frozen_apart_from_what_is_learned():
     packing = PackingConfig(batch_rows=2, row_length=16, actions_per_row=8, utterances_per_row=2)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    setting = plan.Setting(ADAPTED, ObjectiveConfig("bc"), TrainConfig(4, 1e-3), packing)
-    found = plan.make_plan(setting, mesh)
+    training = PlannedTraining(ADAPTED, ObjectiveConfig("bc"), TrainConfig(4, 1e-3), packing)
+    found = make_plan(training, mesh)
     frozen, learned = split_params(ADAPTED, init_params(ADAPTED, 0))
     memory = found.step.memory
     assert memory.frozen == sum(x.nbytes for x in jax.tree.leaves(frozen))
     of_learned = sum(x.nbytes for x in jax.tree.leaves(learned))
     assert memory.parameters == of_learned + sum(x.nbytes for x in jax.tree.leaves(learned["q"]))
     assert 2 * of_learned <= memory.optimizer < 2 * of_learned + 64
-    text = plan.describe(found, "local")
+    text = describe(found, "local")
     whole = (memory.frozen + of_learned) // 4
     assert f"{whole:,} parameters, {of_learned // 4:,} of them learned;" in text
     assert "parameters that are not learned" in text

@@ -10,15 +10,20 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ilql_jax import PackingConfig, hlo, plan, sharding
+from ilql_jax import PackingConfig, sharding
 from ilql_jax.models import DecoderConfig, ModelConfig
 from ilql_jax.objectives import ObjectiveConfig
-from ilql_jax.plan import Compiled, Memory, PlanError, Setting, devices_of, guess_most_rows
+from ilql_jax.plan import __main__ as command
+from ilql_jax.plan import compile as compiling
+from ilql_jax.plan import hlo
+from ilql_jax.plan.chips import PlanError, devices_of, memory_limit, out_of_memory
+from ilql_jax.plan.compile import Compiled, Memory, PlannedTraining, guess_most_rows, make_plan
+from ilql_jax.plan.text import describe
 from ilql_jax.sharding import MeshConfig, make_mesh
-from ilql_jax.train import TrainConfig
+from ilql_jax.train import TrainConfig, abstract_state
 
 ROOT = Path(__file__).parents[2]
-SETTING = Setting(
+TRAINING = PlannedTraining(
     ModelConfig(DecoderConfig(64, 16, 1, 2, 32, 16, position_encoding="rotary"), 16),
     ObjectiveConfig("bc"),
     TrainConfig(4, 1e-3),
@@ -137,30 +142,30 @@ def test_traffic_and_products_of_a_real_program_are_those_that_can_be_worked_out
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
 
     x, w = jnp.zeros((32, 64)), jnp.zeros((5, 64, 64))
-    assert plan.matrix_flops(jax.make_jaxpr(layers)(x, w).jaxpr) == 5 * 2 * 32 * 64 * 64
+    assert compiling.matrix_flops(jax.make_jaxpr(layers)(x, w).jaxpr) == 5 * 2 * 32 * 64 * 64
     product = jax.jit(jnp.matmul).lower(x, w[0]).compile()
     traffic = hlo.memory_traffic(hlo.parse(product.as_text()))
     assert traffic == 4 * (32 * 64 + 64 * 64 + 32 * 64)
-    assert plan.matrix_flops(jax.make_jaxpr(jnp.matmul)(x, w[0]).jaxpr) == pytest.approx(
+    assert compiling.matrix_flops(jax.make_jaxpr(jnp.matmul)(x, w[0]).jaxpr) == pytest.approx(
         product.cost_analysis()["flops"], rel=0.01
     )
 
 
 def test_the_step_on_this_machine_is_planned_from_its_own_compilation():
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    found = plan.make_plan(SETTING, mesh)
+    found = make_plan(TRAINING, mesh)
     assert (found.step.rows, [each.rows for each in found.others]) == (4, [2])
-    state = plan.abstract_state(SETTING.model, SETTING.train)
+    state = abstract_state(TRAINING.model, TRAINING.train)
     sizes = [4 * math.prod(x.shape) for x in jax.tree.leaves((state.params, state.target_q))]
     assert found.step.memory.parameters == sum(sizes)
     assert found.interconnect == {} and found.memory_traffic > sum(sizes)
     # Forward and backward: at least thrice the products of the trunk's matrices with the tokens.
     assert found.flops > 3 * 2 * 4 * 16 * (16 * 64 + 2 * 16 * 32)
-    text = plan.describe(found, "local")
+    text = describe(found, "local")
     assert "fits: " in text and "no peak figures of 'cpu'" in text and "what grows with" in text
     same = dataclasses.replace(found.others[0], memory=found.step.memory)
     flat = dataclasses.replace(found, others=(same,))  # more rows that need no more
-    text = plan.describe(flat, "local")
+    text = describe(flat, "local")
     assert flat.activations is None and "grows with" not in text and "activations, gradi" in text
 
 
@@ -186,9 +191,9 @@ def test_the_largest_batch_is_guessed_by_a_line(tried, expected):
 def test_the_compilers_complaint_is_read():
     new = "total memory required for HLO temporaries (2.00T) exceeds available HBM (15.75G)."
     old = "Ran out of memory in memory space hbm. Used 18.5G of 15.75G hbm. Exceeded by 2.75G."
-    assert plan._out_of_memory(new) == (2 * 2**40, int(15.75 * 2**30))
-    assert plan._out_of_memory(old) == (int(18.5 * 2**30), int(15.75 * 2**30))
-    assert plan._out_of_memory("INTERNAL: something else") is None
+    assert out_of_memory(new) == (2 * 2**40, int(15.75 * 2**30))
+    assert out_of_memory(old) == (int(18.5 * 2**30), int(15.75 * 2**30))
+    assert out_of_memory("INTERNAL: something else") is None
 
 
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5e:2x", "gpu"])
@@ -213,11 +218,11 @@ TEACHING = f"--config={ROOT}/experiments/teaching.py"
 def test_a_wrong_command_line_is_told(arguments, message, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     with pytest.raises(ValueError, match=message):
-        plan.main(["plan", *arguments])
+        command.main(["plan", *arguments])
 
 
 def test_help_is_given(capsys):
-    plan.main(["plan", "--help"])
+    command.main(["plan", "--help"])
     assert "--compilations" in capsys.readouterr().out
 
 
@@ -227,7 +232,7 @@ def test_a_plan_is_not_longer_than_what_a_pretrained_model_reads(tmp_path, monke
     fields |= {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(ValueError, match=r"max_positions is 240, but .* reads at most 128 tokens"):
-        plan.main(["plan", TEACHING, f"--config.model.pretrained={tmp_path}"])
+        command.main(["plan", TEACHING, f"--config.model.pretrained={tmp_path}"])
 
 
 needs_libtpu = pytest.mark.skipif(
@@ -245,11 +250,11 @@ def test_a_slice_of_a_size_that_does_not_exist_is_told():
 @needs_libtpu
 def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
     mesh = make_mesh(MeshConfig(1, 2, 2), devices_of("v5e:2x2"))
-    limit = plan.memory_limit(mesh.devices.flat[0])
+    limit = memory_limit(mesh.devices.flat[0])
     assert limit == int(15.75 * 2**30)
-    compiled = plan.compile_step(SETTING, mesh, 4, limit)
+    compiled = compiling.compile_step(TRAINING, mesh, 4, limit)
     assert compiled.fits and compiled.memory.temporary > 0
-    whole = plan.abstract_state(SETTING.model, SETTING.train).params["q"]["out_kernel"].shape
+    whole = abstract_state(TRAINING.model, TRAINING.train).params["q"]["out_kernel"].shape
     part = sharding.shardings({"q/out_kernel": jnp.zeros(whole)}, mesh)["q/out_kernel"]
     assert part.shard_shape(whole) == (2, whole[1] // 2, whole[2] // 2)
     assert {"all-gather", "all-reduce"} <= hlo.interconnect_traffic(compiled.program).keys()
@@ -262,7 +267,7 @@ def test_the_command_reads_an_experiments_config(capsys, monkeypatch):
         *("--config.model.hidden_size=16", "--config.model.num_layers=1"),
         *("--config.train.batch_rows=2", "--config.train.optimizer=adamw"),
     ]
-    plan.main(arguments)
+    command.main(arguments)
     text = capsys.readouterr().out
     assert "2 rows of 240 tokens, 112 of them the agent's" in text
     assert "compiled for 1 rows" in text
@@ -278,5 +283,5 @@ def test_a_program_for_a_tpu_is_read_as_the_compiler_wrote_it_down():
         def as_text(self):
             raise jax.errors.JaxRuntimeError("INTERNAL: newer than JAX's reader")
 
-    _, program = plan._compile(Lowered(), is_for_tpu=True)
+    _, program = compiling._compile(Lowered(), is_for_tpu=True)
     assert program == hlo.parse(HLO)

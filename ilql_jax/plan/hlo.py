@@ -1,7 +1,7 @@
-"""What a compiled program moves, read from XLA's text: to memory and over the interconnect.
+"""Traffic of a compiled program, to memory and over the interconnect, read from XLA's text.
 
 XLA's own cost analysis counts the body of a loop once, however often it runs, and does not tell
-collectives apart; here a loop counts as often as it runs. `plan.py` prints what comes of it.
+collectives apart; here a loop counts as often as it runs. `text.py` prints the result.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 _BITS = {"pred": 8, "token": 0, "s4": 4, "u4": 4, "c64": 64, "c128": 128, "bf16": 16}
 
-# Opcodes that move nothing themselves: names for what is there, or loops that are walked into.
+# Opcodes that move nothing themselves: they rename arrays, or call what is counted on its own.
 _FREE = frozenset(
     (
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier"),
@@ -28,7 +28,7 @@ COLLECTIVES = (
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """An array of an instruction's type: its bytes, and whether it lies in main memory."""
+    """An array of an instruction's type: its bytes; `in_memory` is false for one on the chip."""
 
     size: int
     in_memory: bool
@@ -43,14 +43,16 @@ class Instruction:
     opcode: str
     operands: tuple[str, ...]
     attributes: str
-    inside: str  # the parentheses, as they are
+    inside: str  # text between the parentheses
 
     @property
     def size(self) -> int:
+        """Bytes of the result."""
         return sum(piece.size for piece in self.pieces)
 
     @property
     def memory_size(self) -> int:
+        """Bytes of the result in main memory."""
         return sum(piece.size for piece in self.pieces if piece.in_memory)
 
 
@@ -63,17 +65,18 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
+        """The instruction whose value is returned."""
         return list(self.instructions.values())[-1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program (`compiled.as_text()`), that of one device.
+    """A compiled program (`compiled.as_text()`) of one device.
 
     Attributes:
-        computations: By name.
-        entry: Name of the one that is run.
-        devices: How many run it together.
+        computations: Computations by name.
+        entry: Name of the computation that is run.
+        devices: Number of devices that run it together.
     """
 
     computations: Mapping[str, Computation]
@@ -82,7 +85,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Reads the text of a compiled module."""
+    """Parses the text of a compiled module."""
     computations, entry, devices, body = {}, "", 1, {}
     name = None
     for line in text.splitlines():
@@ -100,9 +103,9 @@ def parse(text: str) -> Program:
 
 
 def memory_traffic(program: Program) -> int:
-    """Bytes that a run of the program reads from and writes to a device's main memory.
+    """Counts bytes that a run of the program reads from and writes to a device's main memory.
 
-    Every operand and result of every kernel counts once; of a slice, what is taken or put; arrays
+    Every operand and result of every kernel counts once; a slice counts by its own size; arrays
     that the compiler keeps on the chip do not count.
     """
     kernels = sum(
@@ -117,12 +120,12 @@ def memory_traffic(program: Program) -> int:
 
 
 def interconnect_traffic(program: Program) -> dict[str, int]:
-    """Bytes that a device sends to others in a run of the program, by kind of collective.
+    """Counts bytes that a device sends to others in a run of the program, by kind of collective.
 
-    With n devices in a group, rings send (n − 1)/n of what is gathered, scattered or exchanged, and
-    twice that of what is summed on all (Thakur et al., 2005).
+    With n devices in a group, rings send (n − 1)/n of an array that is gathered, scattered or
+    exchanged, and twice that of one that is summed on all (Thakur et al., 2005).
     """
-    found: dict[str, int] = {}
+    traffic: dict[str, int] = {}
     alone = (
         (times, inside, each)
         for computation, times in _runs(program)
@@ -132,17 +135,17 @@ def interconnect_traffic(program: Program) -> dict[str, int]:
     for times, computation, each in (*alone, *_chains(program).values()):
         kind = each.opcode.removesuffix("-start")
         if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
-            kind = "reduce-scatter"  # a TPU's: summed, and of the sum each keeps its part
+            kind = "reduce-scatter"  # of a TPU: each device keeps its part of the sum
         size = sum(operand.size for operand in _operands(computation, each))
         sent = _sent(kind, size, group_size(each.attributes, program.devices))
-        found[kind] = found.get(kind, 0) + times * sent
-    return found
+        traffic[kind] = traffic.get(kind, 0) + times * sent
+    return traffic
 
 
 def _collectives(
     program: Program, computation: Computation
 ) -> Iterator[tuple[Computation, Instruction]]:
-    """Each collective, those inside of fusions included, and the computation that it stands in."""
+    """Yields each collective, those inside of fusions included, with its computation."""
     for instruction in computation.instructions.values():
         if instruction.opcode.removesuffix("-start") in COLLECTIVES:
             yield computation, instruction
@@ -151,29 +154,29 @@ def _collectives(
 
 
 def _chains(program: Program) -> dict[str, tuple[int, Computation, Instruction]]:
-    """How often each chain runs, and one of its parts.
+    """Returns the runs of each chain of collectives, and one of its parts.
 
     A TPU carries out one collective in several fusions beside other work. They may stand in loops
     inside of the computation that it begins and ends in, whose runs are the fewest.
     """
-    found: dict[str, tuple[int, Computation, Instruction]] = {}
+    chains: dict[str, tuple[int, Computation, Instruction]] = {}
     for computation, times in _runs(program):
         for inside, each in _collectives(program, computation):
             chain = _chain(each)
-            if chain and (chain not in found or times < found[chain][0]):
-                found[chain] = times, inside, each
-    return found
+            if chain and (chain not in chains or times < chains[chain][0]):
+                chains[chain] = times, inside, each
+    return chains
 
 
 def _chain(instruction: Instruction) -> str | None:
-    """What the parts of one collective have in common, None for one that is in one piece."""
+    """Returns the name that the parts of one collective share; None if it has one part."""
     chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
     channel = re.search(r"channel_id=(\d+)", instruction.attributes)
     return f"{chain[1]} {channel and channel[1]}" if chain else None
 
 
 def _sent(kind: str, size: int, group: int) -> int:
-    """Bytes that each of `group` devices sends, whose own operands take `size` bytes."""
+    """Counts bytes that each of `group` devices sends, whose own operands have `size` bytes."""
     if kind in ("collective-permute", "collective-broadcast"):
         return size
     if kind == "all-gather":
@@ -183,7 +186,7 @@ def _sent(kind: str, size: int, group: int) -> int:
 
 
 def group_size(attributes: str, devices: int) -> int:
-    """How many devices take part in one group of a collective."""
+    """Reads the number of devices in one group of a collective."""
     if explicit := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
         return len(explicit[1].split(","))
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes):
@@ -197,7 +200,7 @@ def group_size(attributes: str, devices: int) -> int:
 
 
 def _runs(program: Program) -> Iterator[tuple[Computation, int]]:
-    """The computations that are run as such (not as a part of a kernel), and how often."""
+    """Yields the computations that run as such (not inside of a kernel), and their runs."""
     waiting = [(program.entry, 1)]
     while waiting:
         name, times = waiting.pop()
@@ -219,7 +222,7 @@ def _runs(program: Program) -> Iterator[tuple[Computation, int]]:
 
 
 def trip_count(program: Program, loop: Instruction) -> int:
-    """How often a loop runs: as XLA says, or else the number that its counter is compared with."""
+    """Reads the rounds of a loop: XLA's figure, or the number that its counter is compared with."""
     if known := re.search(r"known_trip_count[^\d]*(\d+)", loop.attributes):
         return int(known[1])
     condition = program.computations[_called(loop, "condition")]
@@ -239,7 +242,7 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-done"):
         return 0
-    if opcode.endswith("-start"):  # its type lists what it reads and what it writes
+    if opcode.endswith("-start"):  # its type lists operands and results
         return instruction.memory_size
     operands = _operands(computation, instruction)
     if opcode == "fusion":
@@ -256,7 +259,7 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
 
 
 def _read(fused: Computation, number: int, operand: Instruction, chained: set[str]) -> int:
-    """What a kernel reads of an operand: of one that it only slices, the slices.
+    """Counts bytes that a kernel reads of an operand; of one that it only slices, the slices.
 
     Buffers of a chained collective that it only hands on are counted with the collective.
     """
@@ -276,7 +279,7 @@ def _read(fused: Computation, number: int, operand: Instruction, chained: set[st
 
 
 def _uses(fused: Computation, name: str) -> Iterator[tuple[Instruction, str]]:
-    """Who uses a value inside of a kernel, and under which name (bitcasts only rename)."""
+    """Yields the users of a value in a kernel, and its name there (bitcasts only rename)."""
     for each in fused.instructions.values():
         if name in each.operands:
             if each.opcode == "bitcast" and each is not fused.root:
@@ -291,7 +294,7 @@ def _takes_part(use: Instruction, name: str) -> bool:
 
 
 def _written(fused: Computation, fusion: Instruction, chained: set[str]) -> int:
-    """What a kernel writes: where it updates a part of an array in place, that part."""
+    """Counts bytes that a kernel writes; of an array updated in place, the updated part."""
     roots = [fused.root]
     if fused.root.opcode == "tuple":
         roots = [fused.instructions[name] for name in fused.root.operands]
@@ -316,8 +319,8 @@ def _operands(computation: Computation, instruction: Instruction) -> list[Instru
     return [known[name] for name in instruction.operands if name in known]
 
 
-def _called(instruction: Instruction, how: str) -> str:
-    return re.search(rf"{how}=%?([\w.\-]+)", instruction.attributes)[1]
+def _called(instruction: Instruction, attribute: str) -> str:
+    return re.search(rf"{attribute}=%?([\w.\-]+)", instruction.attributes)[1]
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -335,7 +338,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis that the text begins with is closed."""
+    """Returns the index at which the parenthesis that begins the text is closed."""
     depth = 0
     for at, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -345,10 +348,10 @@ def _closing(text: str) -> int:
 
 
 def _pieces(kind: str) -> tuple[Piece, ...]:
-    found = re.findall(r"([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", kind)
+    arrays = re.findall(r"([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", kind)
     return tuple(
         Piece(_bits(dtype) * math.prod(map(int, re.findall(r"\d+", dims))) // 8, "S(" not in layout)
-        for dtype, dims, layout in found
+        for dtype, dims, layout in arrays
     )
 
 
