@@ -1,4 +1,4 @@
-"""What the readers of human corpora share."""
+"""Pieces that the readers of human corpora share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CorpusError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ReadOptions:
-    """What the readers leave to whoever reads; each takes what concerns its corpus.
+    """Choices that a corpus leaves open; each reader takes those of its corpus.
 
     Attributes:
         max_reward: PersuasionForGood: the reward of whoever gave more than this, in dollars.
@@ -57,7 +57,7 @@ class Reading:
 
     Attributes:
         dialogues: All of them rated.
-        notes: What was done to it that one must know, a sentence each, with counts.
+        notes: Changes made while reading that affect its use, a sentence each, with counts.
     """
 
     dialogues: list[Dialogue]
@@ -72,8 +72,8 @@ class Corpus:
         name: As settings call it.
         title: As its authors call it.
         licence: And what it does not allow.
-        homepage: Where its authors publish it.
-        task: What its dialogues are about, who takes part, and how they are rated.
+        homepage: Address at which its authors publish it.
+        task: Subject of its dialogues, the two roles, and the scale of their rating.
         read: Its dialogues, from a path. Raises `CorpusError`.
     """
 
@@ -86,7 +86,7 @@ class Corpus:
 
 
 def join_utterances(utterances: Iterable[Turn]) -> tuple[Turn, ...]:
-    """What one side says in several utterances without a reply becomes one turn.
+    """Joins utterances of one side without a reply between them into one turn.
 
     Texts are joined with a space; annotations become lists, with what each utterance had.
     """

@@ -85,7 +85,7 @@ def read_esconv(path: str | os.PathLike[str]) -> list[Dialogue]:
 
 
 def reward(initial: int, final: int) -> float:
-    """How far the intensity fell, from 0 (not at all, or it rose) to 1 (from 5 to 1)."""
+    """Fall of the intensity, from 0 (not at all, or it rose) to 1 (from 5 to 1)."""
     return max(0, initial - final) / (STRONGEST - WEAKEST)
 
 
@@ -140,8 +140,10 @@ def _dialogue(record: Any, path: Path, index: int) -> Dialogue:
 
 def _turns(utterances: Any, where: str) -> tuple[Turn, ...]:
     utterances = _typed(utterances, list, where, "dialog", "a list of utterances")
-    said = [_utterance(each, where, f"dialog[{index}]") for index, each in enumerate(utterances)]
-    turns = join_utterances(turn for turn in said if turn.text)
+    all_turns = [
+        _utterance(each, where, f"dialog[{index}]") for index, each in enumerate(utterances)
+    ]
+    turns = join_utterances(turn for turn in all_turns if turn.text)
     silent = {"agent", "human"} - {turn.speaker for turn in turns}
     if silent:
         who = {"agent": "supporter", "human": "seeker"}[min(silent)]
@@ -183,10 +185,10 @@ def _survey(record: Mapping[str, Any], where: str) -> dict[str, dict[str, int]]:
     """Side -> question -> score, as far as they were answered."""
     answers = _typed(record.get("survey_score") or {}, dict, where, "survey_score", "an object")
     survey = {}
-    for side, given in answers.items():
+    for side, side_answers in answers.items():
         field = f"survey_score.{side}"
-        given = _typed(given or {}, dict, where, field, "an object")
-        scores = {name: _score(value, where, f"{field}.{name}") for name, value in given.items()}
+        by_name = _typed(side_answers or {}, dict, where, field, "an object")
+        scores = {name: _score(value, where, f"{field}.{name}") for name, value in by_name.items()}
         survey[side] = {name: score for name, score in scores.items() if score is not None}
     return survey
 

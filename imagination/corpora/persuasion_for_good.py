@@ -166,7 +166,7 @@ class _Participant:
 
 @dataclasses.dataclass
 class _Transcript:
-    """What was said in one dialogue, as it stands in the file from `line` on."""
+    """Utterances of one dialogue, as they stand in the file from `line` on."""
 
     line: int
     utterances: list[Turn] = dataclasses.field(default_factory=list)

@@ -17,7 +17,7 @@ from imagination.simulation.world import POPULATIONS, World
 
 
 def figures(world: World) -> dict[str, Any]:
-    """What a world is like: size of its language, shares and exact values.
+    """Figures of a world: size of its language, shares and exact values.
 
     Args:
         world: The world.
@@ -51,18 +51,18 @@ def figures(world: World) -> dict[str, Any]:
 
 def markdown(world: World) -> str:
     """The figures as a table."""
-    found = figures(world)
+    numbers = figures(world)
     lines = [
         f"### {world.name}",
         "",
-        f"{found['personas']} personas, {found['difficult_share']:.1%} of the average population "
-        f"difficult; {len(world.acts)} acts, {found['surface_forms']} surface forms, "
-        f"{found['vocabulary']} words.",
+        f"{numbers['personas']} personas, {numbers['difficult_share']:.1%} of the average "
+        f"population difficult; {len(world.acts)} acts, {numbers['surface_forms']} surface forms, "
+        f"{numbers['vocabulary']} words.",
         "",
         "| value (normalized score) | average | difficult |",
         "| --- | --- | --- |",
     ]
-    populations = [found["population"][name] for name in POPULATIONS]
+    populations = [numbers["population"][name] for name in POPULATIONS]
 
     def row(label: str, values: list[float]) -> str:
         cells = [

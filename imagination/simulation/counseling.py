@@ -359,7 +359,7 @@ REPLIES = {
 
 
 class Talk(NamedTuple):
-    """What was said so far, as far as it matters."""
+    """State of a conversation: the facts that replies and rating depend on."""
 
     described: int = 0  # the stated trouble, as often as asked
     confirmed: bool = False
@@ -396,7 +396,7 @@ P_CAUSE_AT_PARTING = {"open": 0.6, "evasive": 0.5, "hiding": 0.3}
 
 
 def opening(seeker: Seeker) -> dict[str, float]:
-    """What may be said first: a hint at intensity and openness."""
+    """Distribution of the first reply, a hint at intensity and openness."""
     upset = P_UPSET[seeker.intensity]
     lightly = (1.0 - upset) * P_LIGHTLY[seeker.openness]
     return {"opens": 1.0 - upset - lightly, "opens_upset": upset, "opens_lightly": lightly}
@@ -440,7 +440,7 @@ def _answer(seeker: Seeker, talk: Talk, act: str | None) -> str:
 
 
 def is_needless(talk: Talk, act: str) -> bool:
-    """Whether the act asks or says what is settled."""
+    """True where the act asks or says something that is settled."""
     if act == ASK_MORE:
         return talk.described == MOST_DESCRIBED or talk.told is not None
     if act == ASK_BEHIND:
@@ -515,7 +515,7 @@ def advance(talk: Talk, act: str | None, reply: str) -> Talk:
 
 
 def situation(talk: Talk) -> Talk:
-    """What replies and rating depend on: that something was said, not what."""
+    """State that replies and rating depend on: that something was said, not its content."""
     talk = talk._replace(resisted=False, told=talk.told and "said")
     if talk.told:  # how it was found out doesn't matter any more
         talk = talk._replace(described=0, confirmed=False, asked=0)

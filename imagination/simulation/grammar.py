@@ -104,7 +104,7 @@ def _parse_sequence(template: str, start: int, depth: int) -> tuple[_Sequence, i
 
 
 def count_forms(template: str) -> int:
-    """How many ways there are through the template's alternatives (slots left open)."""
+    """Number of ways through the template's alternatives (slots left open)."""
     return parse(template).count
 
 
@@ -169,7 +169,7 @@ class Phrasing:
     """All ways to say one thing.
 
     Attributes:
-        templates: What the embedded speakers say; each template is equally likely.
+        templates: Phrasings of the embedded speakers, each equally likely.
         also: Templates that are understood but never said: the words other people may use.
     """
 

@@ -369,7 +369,7 @@ REPLIES = {
 
 
 class Talk(NamedTuple):
-    """What was said so far, as far as it matters."""
+    """State of a conversation: the facts that replies and rating depend on."""
 
     manner: str | None = None  # eager or brief, where the opening showed it
     rapport: bool = False
@@ -397,7 +397,7 @@ P_REASON_AT_PARTING = 0.5
 
 
 def opening(persuadee: Persuadee) -> dict[str, float]:
-    """What may be said first: a hint at how open somebody is."""
+    """Distribution of the first reply, a hint at how open somebody is."""
     eager, brief = P_EAGER[persuadee.openness], P_BRIEF[persuadee.openness]
     return {"opens": 1.0 - eager - brief, "opens_eager": eager, "opens_brief": brief}
 
@@ -437,7 +437,7 @@ def _answer(persuadee: Persuadee, talk: Talk, act: str | None) -> str:
 
 
 def is_needless(talk: Talk, act: str) -> bool:
-    """Whether the act asks or answers what is settled, or comes when its time is over."""
+    """True where the act asks or answers something settled, or comes when its time is over."""
     if act == GREET:
         begun = talk.asked or talk.told or talk.said_yes or talk.trouble
         return talk.rapport or bool(begun)
@@ -535,7 +535,7 @@ def _answered(talk: Talk, reply: str) -> Talk:
 
 
 def situation(talk: Talk) -> Talk:
-    """What replies and rating depend on: that something was said, not what."""
+    """State that replies and rating depend on: that something was said, not its content."""
     talk = talk._replace(manner=None, told=talk.told and "said", coins=talk.coins and "said")
     if talk.end is None:
         return talk
@@ -558,14 +558,14 @@ def rating(persuadee: Persuadee, talk: Talk) -> float:
     sum_agreed = talk.agreed or (talk.coins and "coins")
     if sum_agreed is None:
         return 0.0
-    given = DOLLARS[sum_agreed]
+    dollars = DOLLARS[sum_agreed]
     if not talk.met:
-        given *= KEPT_IF_NOT_MET
+        dollars *= KEPT_IF_NOT_MET
     elif sum_agreed == "dollar" and talk.pushes == 0:
-        given += ADDED_IF_NEVER_PUSHED
+        dollars += ADDED_IF_NEVER_PUSHED
     if talk.end != "closed":
-        given *= KEPT_WITHOUT_THANKS
-    return max(0.0, given - _costs(talk))
+        dollars *= KEPT_WITHOUT_THANKS
+    return max(0.0, dollars - _costs(talk))
 
 
 def _costs(talk: Talk) -> float:

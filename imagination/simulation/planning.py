@@ -158,9 +158,9 @@ class Planner:
         return self._solve(node, at_least).value
 
     def _solve(self, node: Node, at_least: float = -math.inf) -> Solution:
-        found = self._solved.get(node)
-        if found is not None and (found.is_exact or found.value <= at_least):
-            return found
+        solution = self._solved.get(node)
+        if solution is not None and (solution.is_exact or solution.value <= at_least):
+            return solution
         best, best_act, upper, is_exact = at_least, None, -math.inf, False
         for bound, act, branches in self._candidates(node):
             if bound <= best + _TINY:
@@ -210,19 +210,19 @@ class Planner:
 
     def _rating(self, index: int, state: State) -> float:
         key = (index, state)
-        found = self._ratings.get(key)
-        if found is None:
-            found = self._ratings[key] = self.world.rating(self.personas[index], state)
-        return found
+        rating = self._ratings.get(key)
+        if rating is None:
+            rating = self._ratings[key] = self.world.rating(self.personas[index], state)
+        return rating
 
     def _ceiling(self, index: int, state: State) -> float:
         if self.world.ceiling is None:
             return self.world.task.reward_range[1]
         key = (index, state)
-        found = self._ceilings.get(key)
-        if found is None:
-            found = self._ceilings[key] = self.world.ceiling(self.personas[index], state)
-        return found
+        ceiling = self._ceilings.get(key)
+        if ceiling is None:
+            ceiling = self._ceilings[key] = self.world.ceiling(self.personas[index], state)
+        return ceiling
 
 
 def _split(belief: Belief, likelihoods: list[Mapping[Reply, float]]):

@@ -1,4 +1,4 @@
-"""Who talks in an embedded world: the simulated human, and agents that know the world.
+"""Speakers of an embedded world: the simulated human, and agents that know the world.
 
 `SimulatedHuman` is the environment. `BehaviourAgent` writes the data, `OptimalAgent` and
 `UniformAgent` mark the ends of the scale. They hear words and answer in words; what each of them
@@ -21,7 +21,7 @@ from imagination.speakers import Conversation, Utterance
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What a speaker knows of a conversation after the first `turns` of its turns."""
+    """Knowledge of a speaker about a conversation after the first `turns` of its turns."""
 
     turns: int
     state: State | None
@@ -41,7 +41,7 @@ def sample_conversations(
     Args:
         world: The world.
         population: `"average"` or `"difficult"`.
-        count: How many.
+        count: Number of conversations.
         seed: Another seed gives other humans.
         prefix: Ids are `<prefix>-<index>`.
 

@@ -334,7 +334,7 @@ REPLIES = {
 
 
 class Lesson(NamedTuple):
-    """What was said so far, as far as it matters."""
+    """State of a lesson: the facts that replies and rating depend on."""
 
     hurried: bool = False
     claimed: str | None = None
@@ -361,7 +361,7 @@ P_STYLE_NAMED = 0.5
 
 
 def opening(student: Student) -> dict[str, float]:
-    """What the student may say first: hurry or a liking may show at once."""
+    """Distribution of the student's first reply; hurry or a liking may show at once."""
     p_hurried = P_HURRY_SAID if student.patience == "impatient" else 0.0
     return {
         "asks": 1.0 - p_hurried - P_STYLE_HINTED,
@@ -412,7 +412,7 @@ def _answer(student: Student, lesson: Lesson, act: str | None) -> dict[str, floa
 
 
 def is_needless(lesson: Lesson, act: str) -> bool:
-    """Whether the act asks for what was said or shown already."""
+    """True where the act asks for something that was said or shown already."""
     return (
         (act == ASK_LEVEL and (lesson.claimed is not None or lesson.level_known))
         or (act == CHECK_LEVEL and lesson.level_known)
@@ -466,7 +466,7 @@ def advance(lesson: Lesson, act: str | None, reply: str) -> Lesson:
 
 
 def situation(lesson: Lesson) -> Lesson:
-    """What replies and rating depend on: that something is known, not what."""
+    """State that replies and rating depend on: that something is known, not its content."""
     return lesson._replace(
         hurried=False,
         claimed=lesson.claimed and "said",
@@ -477,7 +477,7 @@ def situation(lesson: Lesson) -> Lesson:
 
 
 def mood(lesson: Lesson, act: str | None) -> Lesson:
-    """What the reply to this act depends on."""
+    """Part of the state that the reply to this act depends on."""
     lesson = situation(lesson)
     return lesson._replace(misses=0, annoyances=lesson.misses + lesson.annoyances)
 
@@ -491,21 +491,21 @@ KEPT_WHEN_LEAVING = 0.5
 
 
 def rating(student: Student, lesson: Lesson) -> float:
-    """How good the lesson was: what was learned, less what was a bother.
+    """Rating of a lesson: the gain in understanding, less the bother.
 
     The student's reaction to the last explanation says already how well it fitted.
     """
-    learned = 0.0
+    gain = 0.0
     if lesson.reaction in ("content", "other_style"):
-        learned += LEVEL_MATCHED
-        learned += STYLE_MATCHED * (lesson.reaction == "content")
-        learned += CONFIRMED * lesson.confirmed
-        learned += WRAPPED * (lesson.end == "wrapped")
+        gain += LEVEL_MATCHED
+        gain += STYLE_MATCHED * (lesson.reaction == "content")
+        gain += CONFIRMED * lesson.confirmed
+        gain += WRAPPED * (lesson.end == "wrapped")
     elif lesson.reaction is not None:
-        learned += LEVEL_MISSED
+        gain += LEVEL_MISSED
     if lesson.end == "left":
-        learned *= KEPT_WHEN_LEAVING
-    return max(0.0, learned - _costs(lesson))
+        gain *= KEPT_WHEN_LEAVING
+    return max(0.0, gain - _costs(lesson))
 
 
 def _costs(lesson: Lesson) -> float:
@@ -595,8 +595,8 @@ def believer(lesson: Lesson) -> dict[str, float]:
 def questionnaire(lesson: Lesson) -> dict[str, float]:
     """Asks and asks, which loses the impatient; then uses most of the answers."""
     if lesson.explained is None:
-        asked = (lesson.claimed, lesson.shown, lesson.style)
-        unasked = [q for q, answer in zip(QUESTIONS, asked, strict=True) if answer is None]
+        answers = (lesson.claimed, lesson.shown, lesson.style)
+        unasked = [q for q, answer in zip(QUESTIONS, answers, strict=True) if answer is None]
         heard_level = lesson.shown or lesson.claimed
         levels = mix((0.85, {heard_level: 1.0}), (0.15, P_LEVEL)) if heard_level else P_LEVEL
         go = _explain(levels, _style(lesson, 0.85, P_STYLE))

@@ -108,14 +108,14 @@ ACTIVITIES = {
 
 def misfits(traveller: Traveller, activity: Activity) -> list[str]:
     """The axes on which the activity doesn't suit, the weightiest first."""
-    found = []
+    axes = []
     if traveller.interest != activity.interest:
-        found.append("interest")
+        axes.append("interest")
     if traveller.company not in activity.companies:
-        found.append("company")
+        axes.append("company")
     if traveller.budget not in activity.budgets:
-        found.append("budget")
-    return found
+        axes.append("budget")
+    return axes
 
 
 # What the agent says
@@ -358,7 +358,7 @@ REPLIES = {
 
 
 class Trip(NamedTuple):
-    """What was said so far, as far as it matters."""
+    """State of a conversation: the facts that replies and rating depend on."""
 
     interest: str | None = None
     company: str | None = None
@@ -389,8 +389,8 @@ def reply(traveller: Traveller, trip: Trip, act: str | None) -> dict[str, float]
     answers = _answer(traveller, trip, act)
     if trip.refusals + trip.annoyances < TROUBLE_BORNE:
         return answers
-    kept = {answer: p for answer, p in answers.items() if answer not in TROUBLE}
-    return kept or {"leaves": 1.0}
+    patient = {answer: p for answer, p in answers.items() if answer not in TROUBLE}
+    return patient or {"leaves": 1.0}
 
 
 def _answer(traveller: Traveller, trip: Trip, act: str | None) -> dict[str, float]:
@@ -423,7 +423,7 @@ def _answer(traveller: Traveller, trip: Trip, act: str | None) -> dict[str, floa
 
 
 def is_needless(trip: Trip, act: str) -> bool:
-    """Whether the act asks for what was said already, or answers what nobody said."""
+    """True where the act asks for something known, or answers something that nobody said."""
     if trip.outcome is not None:
         return True
     axis = ASK.get(act) or OFFER.get(act) or ("interest" if act == ASK_OPEN else None)
@@ -477,13 +477,13 @@ def advance(trip: Trip, act: str | None, reply: str) -> Trip:
 
 
 def _counts_of(trip: Trip) -> Trip:
-    """What still matters when an activity was chosen, or all is over."""
+    """Facts that still matter when an activity was chosen, or all is over."""
     counts = ("outcome", "refusals", "annoyances", "effort", "end")
     return Trip(**{field: getattr(trip, field) for field in counts})
 
 
 def situation(trip: Trip) -> Trip:
-    """What replies and rating depend on: that something is known, not what."""
+    """State that replies and rating depend on: that something is known, not its content."""
     if trip.outcome or trip.end:
         return _counts_of(trip)
     return trip._replace(
@@ -497,7 +497,7 @@ def situation(trip: Trip) -> Trip:
 
 @functools.lru_cache(maxsize=1 << 18)
 def mood(trip: Trip, act: str | None) -> Trip:
-    """What the reply to this act depends on."""
+    """Part of the state that the reply to this act depends on."""
     trip = situation(trip)
     at_the_end = trip.refusals + trip.annoyances >= TROUBLE_BORNE
     return trip._replace(
@@ -515,7 +515,7 @@ COST_REFUSAL, COST_ANNOYANCE, COST_EFFORT = 0.10, 0.06, 0.02
 
 
 def rating(traveller: Traveller, trip: Trip) -> float:
-    """How well the trip fits, less what finding it was a bother."""
+    """Rating of a trip: its fit to the traveller, less the bother of finding it."""
     if trip.outcome is None:
         return 0.0
     fit = DELIGHTED if trip.outcome == "delighted" else SETTLED

@@ -63,15 +63,15 @@ class World:
     Attributes:
         task: Name, description, persona axes, rating scale and turn limit.
         prior: Persona (its values in the order of `task.persona_axes`) -> probability.
-        is_difficult: Whether a persona belongs to the difficult population.
-        acts: What the agent can do -> its phrasings.
-        replies: What the human can say -> its phrasings. No text may stand for two replies.
+        is_difficult: Tells whether a persona belongs to the difficult population.
+        acts: Act of the agent -> its phrasings.
+        replies: Reply of the human -> its phrasings. No text may stand for two replies.
         slots: Public things the human names when opening (a topic) -> possible values.
         opening: Persona -> probabilities of the first reply.
         begin: First reply -> state.
         reply: Persona, state, act (or None) -> probabilities of the reply.
         advance: State, act (or None), reply -> next state.
-        is_over: Whether the conversation has ended in this state.
+        is_over: Tells whether the conversation has ended in this state.
         rating: Persona, last state -> rating on the task's scale.
         behaviours: Name -> behaviour; their shares sum to 1.
         situation: State -> the state with what was merely heard blanked out: all that replies,
@@ -148,11 +148,11 @@ class World:
         return dict(zip(self.task.persona_axes, persona, strict=True))
 
     def mood_for(self, state: State, act: Act | None) -> State:
-        """What of the state the reply to this act depends on."""
+        """Part of the state that the reply to this act depends on."""
         return self.situation(state) if self.mood is None else self.mood(state, act)
 
     def choice_of(self, behaviour: str, state: State) -> Mapping[Act, float]:
-        """What a behaviour does in this state: probabilities of the acts."""
+        """Choice of a behaviour in this state: act -> probability."""
         chosen = self.behaviours[behaviour]
         return chosen.choose(state if chosen.listens else self.situation(state))
 
@@ -160,10 +160,10 @@ class World:
         """`reply`, remembered by mood."""
         key = (self.mood_for(state, act), act)
         by_persona = self._reply_cache.setdefault(key, {})
-        found = by_persona.get(persona)
-        if found is None:
-            found = by_persona[persona] = self.reply(persona, *key)
-        return found
+        replies = by_persona.get(persona)
+        if replies is None:
+            replies = by_persona[persona] = self.reply(persona, *key)
+        return replies
 
     @functools.cached_property
     def _reply_cache(self) -> dict[tuple[State, Act | None], dict[Persona, Mapping[Reply, float]]]:
@@ -178,14 +178,14 @@ class World:
 
     def find_slots(self, text: str) -> dict[str, str]:
         """Slots that the text names; where it names two values of one slot, the first."""
-        found = {}
+        slots = {}
         for slot, pattern in self._slot_patterns.items():
             if match := pattern.search(text):
-                found[slot] = self._slot_values[slot][match.group().lower()]
-        return found
+                slots[slot] = self._slot_values[slot][match.group().lower()]
+        return slots
 
     def names_other_slots(self, text: str, slots: Mapping[str, str]) -> bool:
-        """Whether the text is about another value of a slot than the conversation's."""
+        """True where the text names another value of a slot than the conversation's."""
         for slot, pattern in self._slot_patterns.items():
             named = {self._slot_values[slot][value.lower()] for value in pattern.findall(text)}
             if named and slots.get(slot) not in named:
