@@ -20,6 +20,7 @@ _HOME = {
     "Trajectory": "trajectory",
     "TrajectoryError": "trajectory",
     "Transitions": "losses",
+    "cut_into_windows": "windows",
     "make_batches": "batching",
     "packing_for": "batching",
 }
@@ -39,6 +40,7 @@ _MODULES = (
     "sharding",
     "train",
     "trajectory",
+    "windows",
 )
 
 __all__ = [*_HOME, *_MODULES]
