@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ilql_jax.losses import CUT, END, NEXT_UTTERANCE, SAME_UTTERANCE, Transitions
+from ilql_jax.settings import Settings, setting
 from ilql_jax.trajectory import Trajectory, TrajectoryError
 
 
@@ -41,24 +42,22 @@ class Batch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class PackingConfig:
-    """Shape of the batches.
+class PackingConfig(Settings):
+    """Shape of the batches, and discounts of what they hold."""
 
-    Attributes:
-        batch_rows: B, rows in a batch.
-        row_length: T, tokens in a row; the longest dialogue must fit.
-        actions_per_row: A, most agent tokens in a row.
-        utterances_per_row: U, most agent utterances in a row.
-        token_discount: γ from one agent token to the next.
-        utterance_discount: γ from one agent utterance to the next.
-    """
-
-    batch_rows: int
-    row_length: int
-    actions_per_row: int
-    utterances_per_row: int
-    token_discount: float = 0.99
-    utterance_discount: float = 0.99
+    batch_rows: int = setting("Rows in a batch (B).", least=1)
+    row_length: int = setting("Tokens in a row (T); the longest trajectory must fit.", least=2)
+    actions_per_row: int = setting("Most agent tokens in a row (A).", least=1)
+    utterances_per_row: int = setting("Most agent utterances in a row (U).", least=1)
+    token_discount: float = setting("γ from one agent token to the next.", 0.99, least=0, most=1)
+    utterance_discount: float = setting(
+        "γ from one agent utterance to the next.", 0.99, least=0, most=1
+    )
+    baseline: float = setting(
+        "Value that value heads of zero stand for, in the rewards' unit: values are learned as "
+        "differences from it. What was never tried looks this good at first.",
+        0.0,
+    )
 
 
 def packing_for(
@@ -67,6 +66,7 @@ def packing_for(
     row_length: int,
     token_discount: float = 0.99,
     utterance_discount: float = 0.99,
+    baseline: float = 0.0,
 ) -> PackingConfig:
     """Chooses A and U so that a row fills up with tokens and agent tokens at about the same time.
 
@@ -89,6 +89,7 @@ def packing_for(
         utterances_per_row=slots(sum(utterances), max(utterances)),
         token_discount=token_discount,
         utterance_discount=utterance_discount,
+        baseline=baseline,
     )
 
 
@@ -220,8 +221,8 @@ def to_element(trajectory: Trajectory, packing: PackingConfig) -> dict[str, np.n
         "tokens": np.asarray(trajectory.tokens, np.int32),
         "clone_weight": trajectory.clone_weight[trajectory.is_action],
     }
-    by_token = token_transitions(trajectory, packing.token_discount)
-    by_utterance = utterance_transitions(trajectory, packing.utterance_discount)
+    by_token = token_transitions(trajectory, packing.token_discount, packing.baseline)
+    by_utterance = utterance_transitions(trajectory, packing.utterance_discount, packing.baseline)
     for level, transitions in (("token", by_token), ("utterance", by_utterance)):
         columns = transitions._asdict()
         element[f"{level}_integers"] = np.stack([columns[name] for name in _INTEGERS], axis=1)
@@ -241,7 +242,9 @@ def element_lengths(packing: PackingConfig) -> dict[str, int]:
     }
 
 
-def token_transitions(trajectory: Trajectory, discount: float) -> Transitions:
+def token_transitions(
+    trajectory: Trajectory, discount: float, baseline: float = 0.0
+) -> Transitions:
     """One transition per agent token, vectors [A], indices counted from the trajectory's start."""
     at = np.flatnonzero(trajectory.is_action)
     state = at - 1
@@ -249,6 +252,7 @@ def token_transitions(trajectory: Trajectory, discount: float) -> Transitions:
     return _transitions(
         trajectory,
         discount=discount,
+        baseline=baseline,
         later_rewards=_later(trajectory)[1],
         state=state,
         value_state=state,
@@ -260,7 +264,9 @@ def token_transitions(trajectory: Trajectory, discount: float) -> Transitions:
     )
 
 
-def utterance_transitions(trajectory: Trajectory, discount: float) -> Transitions:
+def utterance_transitions(
+    trajectory: Trajectory, discount: float, baseline: float = 0.0
+) -> Transitions:
     """One transition per agent utterance: V before its first token, Q at its last (vectors [U])."""
     first, last = utterance_bounds(trajectory.is_action)
     start = first - 1
@@ -268,6 +274,7 @@ def utterance_transitions(trajectory: Trajectory, discount: float) -> Transition
     return _transitions(
         trajectory,
         discount=discount,
+        baseline=baseline,
         later_rewards=np.add.reduceat(later_rewards, later_first) if len(later_first) else [],
         state=last - 1,
         value_state=start,
@@ -294,19 +301,33 @@ def _later(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _transitions(
-    trajectory: Trajectory, *, discount: float, later_rewards: Sequence[float], **columns: Any
+    trajectory: Trajectory,
+    *,
+    discount: float,
+    baseline: float,
+    later_rewards: Sequence[float],
+    **columns: Any,
 ) -> Transitions:
-    """Adds what both levels share: discounts, zero at a terminal end, and what lies behind it."""
+    """Adds what both levels share: discounts, zero at a terminal end, and what lies behind it.
+
+    Rewards become r + (γ − 1) · baseline: then Q − baseline and V − baseline solve the same
+    equations as Q and V, with 0 at a terminal end (shaping by a constant potential; Ng et al.,
+    1999). Which action is best does not change.
+    """
     count = len(columns["state"])
     discounts, tail = np.full(count, discount, np.float32), np.zeros(count, np.float32)
     columns["boundary"][-1] = CUT if len(later_rewards) else END
     tail[-1] = np.dot(later_rewards, discount ** np.arange(len(later_rewards)))
     if trajectory.terminal:
         discounts[-1] = 0.0
+    rewards = np.asarray(columns["reward"], np.float32)
+    if baseline:
+        rewards = rewards + (discounts - 1) * np.float32(baseline)
+        tail[-1] -= baseline if len(later_rewards) else 0.0
     integers = {name: np.asarray(columns[name], np.int32) for name in _INTEGERS}
     return Transitions(
         **integers,
-        reward=np.asarray(columns["reward"], np.float32),
+        reward=rewards,
         discount=discounts,
         weight=np.asarray(columns["weight"], np.float32),
         tail=tail,

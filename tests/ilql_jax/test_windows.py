@@ -106,6 +106,19 @@ def test_lambda_returns_mix_the_value_at_the_cut_with_the_tail(level):
     np.testing.assert_allclose(returns, expected[::-1], rtol=1e-4)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_baseline_is_taken_from_every_return_and_value(level):
+    for whole in (episode(), episode(terminal=False)):
+        for window in cut_into_windows(whole, 20):
+            plain, shifted = (LEVELS[level](window, 0.9, baseline) for baseline in (0.0, -7.0))
+            values = np.random.default_rng(1).normal(size=len(plain.state)).astype(np.float32)
+            traces = np.where(plain.boundary == END, 0.0, 0.6).astype(np.float32)
+            expected = returns_of(plain, values, traces) + 7
+            np.testing.assert_allclose(
+                returns_of(shifted, values + 7, traces), expected, rtol=1e-4, atol=1e-4
+            )
+
+
 def test_windows_of_an_episode_that_was_cut_off_bootstrap_where_they_end():
     whole = episode(terminal=False)
     for window in cut_into_windows(whole, 20):
