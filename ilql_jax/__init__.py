@@ -20,7 +20,9 @@ _HOME = {
     "Trajectory": "trajectory",
     "TrajectoryError": "trajectory",
     "Transitions": "losses",
+    "rollout": "environment",
     "cut_into_windows": "windows",
+    "evaluate": "environment",
     "make_batches": "batching",
     "packing_for": "batching",
 }
@@ -29,6 +31,7 @@ _MODULES = (
     "checkpoint",
     "chunks",
     "decode",
+    "environment",
     "frozen",
     "losses",
     "models",

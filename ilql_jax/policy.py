@@ -8,6 +8,7 @@ The compiled loops are in `decode.py`.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any
@@ -108,9 +109,9 @@ class Response:
 
     Attributes:
         tokens: int32 [S], the stop token included.
-        q: Value of the utterance, min over the twin heads, in units of the rewards trained on. None
-            where the values have a trunk of their own and the decoding does not need it: that
-            trunk is not run then.
+        q: Value of the utterance, min over the twin heads, in the rewards' own unit. None where the
+            values have a trunk of their own and the decoding does not need it: that trunk is not
+            run then.
         v: Value of the state before it, or None, as `q`.
         log_prob: log π_β of the utterance (unsteered).
         candidates: (tokens, q) of all that were written, best first.
@@ -143,6 +144,10 @@ class Policy:
             are evicted, and read again when needed. There is always room for one batch.
         steer: Logits of the steered policy (see `decode.Steer`); part of the method that trained
             the values.
+        reward_scale: Factor of the rewards in training. Values are given back in the rewards' own
+            unit: divided by it, plus the baseline.
+        baseline: Value that heads of zero stand for, in the rewards' own unit (see
+            `PackingConfig.baseline`).
 
     Raises:
         ContextError: No room for a conversation beside the longest utterance.
@@ -164,6 +169,8 @@ class Policy:
         batch_size: int = 64,
         cache_megabytes: float = 256.0,
         steer: Steer = losses.steer_logits,
+        reward_scale: float = 1.0,
+        baseline: float = 0.0,
     ):
         if max_utterance < 1 or batch_size < 1:
             raise PolicyError(
@@ -183,6 +190,7 @@ class Policy:
         self.stop_token = stop_token
         self.max_utterance = max_utterance
         self.batch_size = batch_size
+        self.reward_scale, self.baseline = reward_scale, baseline
         self._steer = steer if decoding.steering_strength else None
         self._config, self._params = decoding_layout(model_config, params)
         self._allowed = jnp.asarray(allowed, bool)
@@ -197,6 +205,45 @@ class Policy:
         self._cache: KVCache | None = None  # allocated when first needed
         # A few at a time, so that a slot does not wait long for others to be free.
         self._group = -(-batch_size // 4)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        decoding: DecodingConfig | str | None = None,
+        batch_size: int = 64,
+        cache_megabytes: float = 256.0,
+        steer: Steer = losses.steer_logits,
+    ) -> Policy:
+        """Loads a policy from the folder of a `fit`; it plays as it did there, to the bit.
+
+        Args:
+            folder: Written by `fitting.fit` or `policy_folder.save_policy`.
+            decoding: Another rule than the saved one, as config or as text ("greedy").
+            batch_size: As for a new policy, as are `cache_megabytes` and `steer`.
+
+        Raises:
+            PolicyFolderError: The folder holds no whole policy; the message names what is missing.
+        """
+        from ilql_jax.policy_folder import load_policy
+
+        saved, params = load_policy(folder)
+        if isinstance(decoding, str):
+            decoding = DecodingConfig.parse(decoding)
+        return cls(
+            saved.model,
+            params,
+            decoding or saved.decoding,
+            saved.stop_token,
+            saved.allowed_mask,
+            saved.max_utterance,
+            batch_size,
+            cache_megabytes,
+            steer,
+            saved.reward_scale,
+            saved.baseline,
+        )
 
     def respond(
         self, contexts: Sequence[Int[np.ndarray, "time"]], seeds: Sequence[int]
@@ -335,7 +382,7 @@ class Policy:
     def _response(self, samples: Samples, slot: int) -> Response:
         ranking = np.argsort(-samples.q[slot], kind="stable")
         written = [
-            (samples.tokens[slot, n, : samples.length[slot, n]], float(samples.q[slot, n]))
+            (samples.tokens[slot, n, : samples.length[slot, n]], self._value(samples.q[slot, n]))
             for n in ranking
         ]
         best = ranking[0]
@@ -343,10 +390,14 @@ class Policy:
         return Response(
             tokens=written[0][0],
             q=written[0][1] if knows_values else None,
-            v=float(samples.v[slot]) if knows_values else None,
+            v=self._value(samples.v[slot]) if knows_values else None,
             log_prob=float(samples.log_prob[slot, best]),
             candidates=tuple(written) if len(written) > 1 else (),
         )
+
+    def _value(self, given: np.ndarray) -> float:
+        """A head's value in the rewards' own unit."""
+        return float(given) / self.reward_scale + self.baseline
 
 
 class PrefixIndex:
