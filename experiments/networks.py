@@ -5,6 +5,7 @@ How they are trained is in `stages/train.py`, what they learn from in `training_
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 
@@ -21,6 +22,7 @@ from ilql_jax.models.hugging_face.read import find, start_params
 from ilql_jax.models.lora import merge_adapters
 from ilql_jax.policy import DecodingConfig, Policy
 from imagination.agents.policy import PolicyAgent
+from imagination.dialogue import iterate_dialogues, usual_system
 from imagination.tokenization import DialogueTokenizer
 
 
@@ -89,7 +91,9 @@ def load_agent(
     scale = None
     if parse_method(unit.method).learns_values:
         scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
-    return PolicyAgent(policy, tokenizer, scale, keep_candidates=4)
+    # Evaluation and chat speak to the agent as the data did.
+    system = usual_system(itertools.islice(iterate_dialogues(folder.dialogues), 100))
+    return PolicyAgent(policy, tokenizer, scale, keep_candidates=4, system=system)
 
 
 def chosen_decoding(config: ConfigDict, folder: RunFolder, unit: Unit) -> DecodingConfig:

@@ -106,7 +106,7 @@ class RunFolder:
         """
         if not self.task.exists():
             return None
-        return Task.from_yaml(self.task.read_text("utf-8"), str(self.task))
+        return Task.load(self.task)
 
     @property
     def dataset_card(self) -> Path:

@@ -1,21 +1,22 @@
 """`Dialogue`: one finished conversation, and JSON Lines in the chat format.
 
-Everything above the token level speaks in dialogues: worlds and engines write them, corpora are
-read into them, `tokenization.py` turns them into trajectories. On disk a dialogue is one JSON
-object a line that `datasets.load_dataset("json")` and TRL read as is (see `Dialogue.to_json`).
+Worlds and the imagination engine write dialogues, corpora are read into them, `tokenization.py`
+turns them into trajectories. On disk a dialogue is one JSON object a line that
+`datasets.load_dataset("json")` and TRL read as is (see `Dialogue.to_json`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ilql_jax.errors import UserError
+from imagination.checks import is_finite, require, without_surrogates
 
 Speaker = Literal["human", "agent"]
 
@@ -29,20 +30,26 @@ class DialogueError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What one side said in one go.
+    """One utterance.
 
     Attributes:
         speaker: `"human"` or `"agent"`.
         text: The utterance.
         reward: Reward received on this agent turn, beside the dialogue's rating at its end.
-        annotations: What the speaker wants to be remembered of the turn and nobody in the
-            conversation sees (e.g. values of the policy). Plain JSON values.
+        annotations: Notes of the speaker that nobody in the conversation sees (e.g. values of the
+            policy). Plain JSON values.
+        learn: Marks an agent turn for training with `loss_on="marked"`.
+        clone: Whether the policy imitates this agent turn; None = as `loss_on` says.
+        credit: Whether the values learn from this agent turn; None = as `loss_on` says.
     """
 
     speaker: Speaker
     text: str
     reward: float = 0.0
     annotations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    learn: bool = False
+    clone: bool | None = None
+    credit: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +59,12 @@ class Dialogue:
     Attributes:
         id: Unique within its file.
         task: Name of the task.
-        turns: Who said what, in order.
+        turns: The utterances in order.
         reward: Rating of the finished dialogue on the task's scale; None where nobody rated it.
-        persona: What is hidden about the human, axis -> value; empty where unknown.
-        source: Where it came from: `kind` (imagined, critiqued, regenerated, simulated, human)
-            and whatever else is known (behaviour, parent, seed, ...). Plain JSON values.
-        system: The task description that a chat model would be given, if any.
+        persona: Hidden traits of the human, axis -> value; empty where unknown.
+        source: Origin: `kind` (imagined, critiqued, regenerated, simulated, human) and further
+            facts (behaviour, parent, seed, ...). Plain JSON values.
+        system: System message before the turns, if any; agents are trained with it.
         terminal: False where the dialogue was cut off and would have gone on.
     """
 
@@ -80,7 +87,7 @@ class Dialogue:
         return tuple(turn for turn in self.turns if turn.speaker == "agent")
 
     def to_json(self) -> dict[str, Any]:
-        """The dialogue in the chat format: `messages` (role, content) plus what we know of it."""
+        """The dialogue in the chat format: `messages` (role, content) and further fields."""
         messages: list[dict[str, Any]] = []
         if self.system is not None:
             messages.append({"role": "system", "content": self.system})
@@ -93,6 +100,11 @@ class Dialogue:
                 message["reward"] = turn.reward
             if turn.annotations:
                 message["annotations"] = dict(turn.annotations)
+            if turn.learn:
+                message["learn"] = True
+            for name in ("clone", "credit"):
+                if (value := getattr(turn, name)) is not None:
+                    message[name] = value
             messages.append(message)
         return {
             "id": self.id,
@@ -109,13 +121,9 @@ class Dialogue:
         """Inverse of `to_json`. Raises `DialogueError` naming `where` and the field at fault."""
         _require(isinstance(record, dict), where, "", record, "a JSON object")
         messages = record.get("messages")
-        _require(
-            isinstance(messages, list) and bool(messages),
-            where,
-            "messages",
-            messages,
-            'a non-empty list of {"role", "content"}',
-        )
+        is_list = isinstance(messages, list) and bool(messages)
+        expected = 'a non-empty list of {"role", "content"}'
+        _require(is_list, where, "messages", messages, expected)
         system, turns = None, []
         for index, message in enumerate(messages):
             field = f"messages[{index}]"
@@ -124,21 +132,14 @@ class Dialogue:
             _require(isinstance(content, str), where, f"{field}.content", content, "a string")
             if role == "system":
                 _require(index == 0, where, f"{field}.role", role, "system only as first message")
-                system = content
+                system = without_surrogates(content)
                 continue
-            _require(
-                role in SPEAKER_OF_ROLE, where, f"{field}.role", role, "system, user or assistant"
-            )
-            reward = message.get("reward") or 0.0
-            _require(_is_finite(reward), where, f"{field}.reward", reward, "a finite number")
-            turns.append(
-                Turn(
-                    SPEAKER_OF_ROLE[role], content, float(reward), message.get("annotations") or {}
-                )
-            )
+            known = role in SPEAKER_OF_ROLE
+            _require(known, where, f"{field}.role", role, "system, user or assistant")
+            turns.append(_turn(message, where, field))
         reward = record.get("reward")
         _require(
-            reward is None or _is_finite(reward),
+            reward is None or is_finite(reward),
             where,
             "reward",
             reward,
@@ -161,10 +162,35 @@ class Dialogue:
         )
 
 
+def _turn(message: Mapping[str, Any], where: str, field: str) -> Turn:
+    """The turn of a message whose role and content are known to be right."""
+    reward = message.get("reward") or 0.0
+    _require(is_finite(reward), where, f"{field}.reward", reward, "a finite number")
+    marks = {name: message.get(name) for name in ("learn", "clone", "credit")}
+    for name, value in marks.items():
+        known = value is None or isinstance(value, bool)
+        _require(known, where, f"{field}.{name}", value, "true or false")
+    return Turn(
+        SPEAKER_OF_ROLE[message["role"]],
+        without_surrogates(message["content"]),
+        float(reward),
+        message.get("annotations") or {},
+        learn=bool(marks["learn"]),
+        clone=marks["clone"],
+        credit=marks["credit"],
+    )
+
+
+def usual_system(dialogues: Iterable[Dialogue]) -> str | None:
+    """The most frequent system message, None counted too; for agents trained on these dialogues."""
+    counts = Counter(dialogue.system for dialogue in dialogues)
+    return counts.most_common(1)[0][0] if counts else None
+
+
 def write_dialogues(path: str | os.PathLike[str], dialogues: Iterable[Dialogue]) -> None:
     """Writes JSON Lines, whole or not at all: a killed writer leaves the old file in place.
 
-    In the order given, but for a dialogue that comes late and is the first with some field
+    The order is kept, but for a dialogue that comes late and is the first with some field
     (regenerated ones behind their originals): that one goes to the front, since `datasets` learns
     the fields of a file from its beginning and fails on one that turns up later.
     """
@@ -176,7 +202,7 @@ def write_dialogues(path: str | os.PathLike[str], dialogues: Iterable[Dialogue])
     partial.replace(path)
 
 
-# `datasets` reads 10 MiB at first; what moves to the front needs some of it.
+# `datasets` reads 10 MiB at first; lines that move to the front need some of it.
 _READ_AT_FIRST = 8_000_000
 
 
@@ -224,7 +250,7 @@ def read_dialogues(path: str | os.PathLike[str]) -> list[Dialogue]:
 
 
 def iterate_dialogues(path: str | os.PathLike[str]) -> Iterator[Dialogue]:
-    """Like `read_dialogues`, one at a time."""
+    """Reads a dialogues file one dialogue at a time; errors as of `read_dialogues`."""
     with Path(path).open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if not raw.strip():
@@ -246,12 +272,5 @@ def iterate_dialogues(path: str | os.PathLike[str]) -> Iterator[Dialogue]:
             yield Dialogue.from_json(record, where)
 
 
-def _is_finite(value: Any) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
-
-
 def _require(condition: bool, where: str, field: str, value: Any, expected: str) -> None:
-    if not condition:
-        place = f"{where}, field {field!r}" if field else where
-        raise DialogueError(f"{place}: expected {expected}, got {str(value)[:80]!r}.")
+    require(condition, DialogueError, where, field, value, expected)

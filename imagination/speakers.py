@@ -22,13 +22,14 @@ class Conversation:
     Attributes:
         id: Becomes the dialogue's id.
         turns: What was said so far: all that the other side may look at.
-        persona: What is hidden about the human; only the human reads it.
+        persona: Hidden traits of the human; only the human reads it.
         seed: Source of every random choice made in this conversation. What is said in a
             conversation depends on its seed and its words, never on who else is in the batch.
         human_memory: The human's private state, kept here so that speakers hold none.
         agent_memory: The agent's private state, likewise.
         finished: True once either side has ended it.
         reward: The human's rating, set when the conversation ends.
+        system: System message for the agent, if any.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Conversation:
     agent_memory: Any = None
     finished: bool = False
     reward: float | None = None
+    system: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +110,7 @@ def converse(
             reward=c.reward,
             persona=c.persona,
             source=dict(source or {}),
+            system=c.system,
         )
         for c in conversations
     ]

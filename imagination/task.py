@@ -1,16 +1,18 @@
-"""`Task`: what the agent is there for, in plain words, and as YAML to read and edit by hand."""
+"""`Task`: a goal-directed dialogue task in plain words, and as YAML to read and edit by hand."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ilql_jax.errors import UserError
+from imagination.checks import is_finite, is_whole, require
 
 FEWEST_WORDS = 3  # a description of less says nothing that a persona could be derived from
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -32,14 +34,14 @@ class Task:
     Attributes:
         name: Short identifier, used in file names and tables.
         description: The task in a paragraph, as it would be told to a person.
-        agent_role: Who the agent is ("tutor").
-        human_role: Who the human is ("student").
-        persona_axes: What may be hidden about the human: axis -> possible values.
+        agent_role: Name of the agent's side ("tutor").
+        human_role: Name of the human's side ("student").
+        persona_axes: Traits of the human that may be hidden: axis -> possible values.
         reward_range: Worst and best rating of a finished dialogue.
         success_reward: A dialogue rated at least this counts as a success.
         max_turns: Agent turns after which a conversation is over.
-        criteria: What a good dialogue of this task must fulfil, one sentence each.
-        success: What counts as success, in words.
+        criteria: Criteria of a good dialogue of this task, one sentence each.
+        success: Meaning of success, in words.
 
     Raises:
         TaskError: A field that cannot be used.
@@ -68,7 +70,7 @@ class Task:
         self._check_axes()
         self._check_rewards()
         _require(
-            _is_integer(self.max_turns) and self.max_turns >= 1,
+            is_whole(self.max_turns) and self.max_turns >= 1,
             "max_turns",
             self.max_turns,
             "a whole number of agent turns, at least 1",
@@ -93,7 +95,7 @@ class Task:
     def _check_rewards(self) -> None:
         low, high = check_reward_range(self.reward_range)
         _require(
-            _is_finite(self.success_reward) and low <= self.success_reward <= high,
+            is_finite(self.success_reward) and low <= self.success_reward <= high,
             "success_reward",
             self.success_reward,
             f"a number inside reward_range, {low:g} to {high:g}",
@@ -128,6 +130,16 @@ class Task:
         record["reward_range"] = list(map(float, self.reward_range))
         record["criteria"] = list(self.criteria)
         return yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=88)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Task:
+        """Reads a task file.
+
+        Raises:
+            FileNotFoundError: No such file.
+            TaskError: The file cannot be used; the message names it and the field.
+        """
+        return cls.from_yaml(Path(path).read_text("utf-8"), str(path))
 
     @classmethod
     def from_yaml(cls, text: str, where: str = "task.yaml") -> Task:
@@ -183,7 +195,7 @@ def check_reward_range(rewards: Any) -> tuple[float, float]:
     """Returns worst and best rating. Raises `TaskError` unless they are two rising numbers."""
     is_pair = isinstance(rewards, (tuple, list)) and len(rewards) == 2
     _require(
-        is_pair and all(map(_is_finite, rewards)) and rewards[0] < rewards[1],
+        is_pair and all(map(is_finite, rewards)) and rewards[0] < rewards[1],
         "reward_range",
         rewards,
         "two numbers, the worst rating and a higher best one",
@@ -204,15 +216,5 @@ def _text(field: str, value: Any, expected: str) -> None:
     _require(isinstance(value, str) and bool(value.strip()), field, value, expected)
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: Any) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
-
-
 def _require(condition: bool, field: str, value: Any, expected: str) -> None:
-    if not condition:
-        raise TaskError(f"task field {field!r} is {str(value)[:80]!r}; expected {expected}.")
+    require(condition, TaskError, "task", field, value, expected)

@@ -1,15 +1,16 @@
 """Dialogues -> `Trajectory`, with a BPE of our own or any Hugging Face tokenizer.
 
-How a dialogue is laid out is in `formats.py`: by the tokenizer's chat template, or else with the
-markers `<human> words <agent> words <end> <human> words ...`. The agent's words and the token that
-ends them are its actions; the state before an utterance is what invites the agent to speak (the
-`<agent>` marker), and the rating lies on the last end.
+The layout is in `chat_formats.py`: by the tokenizer's chat template, or else with the markers
+`<human> words <agent> words <end> <human> words ...`. The agent's words and the token that ends
+them are its actions; the state before an utterance ends with the invitation to speak (the
+`<agent>` marker), and the rating lies on the last end. A system message stands before the turns,
+in training and in conversation alike.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +24,21 @@ from imagination.chat_formats import (
     HUMAN,
     MARKER_TEMPLATE,
     MARKERS,
-    NOBODY,
+    NO_TURN,
     PAD,
+    Chat,
     Format,
-    LaidOut,
+    Layout,
+    LossOn,
     MarkerFormat,
     TemplateFormat,
+    learned_from,
 )
 from imagination.dialogue import Dialogue, DialogueError, Turn
 
 
 class DialogueTokenizer:
-    """Words to tokens and back, with who speaks.
+    """Text to tokens and back, with the two sides kept apart.
 
     Args:
         tokenizer: A fast Hugging Face tokenizer. Without chat template it gets our markers, as far
@@ -55,7 +59,7 @@ class DialogueTokenizer:
     def train(
         cls, dialogues: Iterable[Dialogue], vocab_size: int, min_frequency: int = 2
     ) -> DialogueTokenizer:
-        """A byte-level BPE of the dialogues' own words (at most `vocab_size` tokens)."""
+        """Trains a byte-level BPE on the dialogues' text (at most `vocab_size` tokens)."""
         from transformers import PreTrainedTokenizerFast
 
         bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -68,7 +72,7 @@ class DialogueTokenizer:
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        bpe.train_from_iterator((turn.text for d in dialogues for turn in d.turns), trainer)
+        bpe.train_from_iterator(_texts(dialogues), trainer)
         return cls(
             PreTrainedTokenizerFast(
                 tokenizer_object=bpe, pad_token=PAD, additional_special_tokens=[HUMAN, AGENT, END]
@@ -77,7 +81,7 @@ class DialogueTokenizer:
 
     @classmethod
     def load(cls, name_or_folder: str | os.PathLike[str]) -> DialogueTokenizer:
-        """A Hugging Face tokenizer by name or folder; also what `save` wrote.
+        """Loads a Hugging Face tokenizer by name or folder, such as one that `save` wrote.
 
         Raises:
             DialogueError: It cannot be found or read.
@@ -107,7 +111,7 @@ class DialogueTokenizer:
         """True for tokens an agent may write: words and the end, no other special token.
 
         Args:
-            vocab_size: Of the network, which may have room for more tokens than there are.
+            vocab_size: Size of the network's vocabulary, which may have room for more tokens.
         """
         allowed = np.arange(vocab_size or self.vocab_size) < self.vocab_size
         special = [i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special]
@@ -116,25 +120,35 @@ class DialogueTokenizer:
         return allowed
 
     def special_tokens(self) -> dict[str, int]:
-        """For the `config.json` of a network that was trained with it."""
+        """Ids for the `config.json` of a network that was trained with it."""
         pad = self._tokenizer.pad_token_id
         return {"eos_token_id": self.end, "pad_token_id": self.end if pad is None else pad}
 
-    def context(self, turns: Sequence[Turn], max_length: int | None = None) -> np.ndarray:
-        """Tokens of a conversation up to where the agent speaks next, int32 [T].
+    def context(
+        self, turns: Sequence[Turn], max_length: int | None = None, system: str | None = None
+    ) -> Int[np.ndarray, "time"]:
+        """Tokens of a conversation up to where the agent speaks next, int32.
 
         Args:
-            turns: What was said, the human's turn last.
+            turns: The conversation, the human's turn last.
             max_length: Leaves out the oldest turns until the rest fits.
+            system: Its system message, if any.
+
+        Raises:
+            DialogueError: The last turn, or the system message, does not fit alone.
         """
-        return self.contexts([turns], max_length)[0]
+        return self.contexts([turns], max_length, [system])[0]
 
     def contexts(
-        self, conversations: Sequence[Sequence[Turn]], max_length: int | None = None
-    ) -> list[np.ndarray]:
-        """`context` of many conversations in one go."""
-        found = self._format.contexts(conversations, max_length)
-        return [np.asarray(tokens, np.int32) for tokens in found]
+        self,
+        conversations: Sequence[Sequence[Turn]],
+        max_length: int | None = None,
+        systems: Sequence[str | None] | None = None,
+    ) -> list[Int[np.ndarray, "time"]]:
+        """`context` of many conversations in one go, with a system message for each."""
+        systems = systems or [None] * len(conversations)
+        chats = [Chat(*each) for each in zip(conversations, systems, strict=True)]
+        return [np.asarray(t, np.int32) for t in self._format.contexts(chats, max_length)]
 
     def decode(self, tokens: Int[np.ndarray, "time"]) -> str:
         """The words of an utterance, without markers."""
@@ -142,16 +156,23 @@ class DialogueTokenizer:
         return self._tokenizer.decode(words, skip_special_tokens=True).strip()
 
     def trajectories(
-        self, dialogues: Sequence[Dialogue], reward_scale: float = 1.0
+        self,
+        dialogues: Sequence[Dialogue],
+        reward_scale: float = 1.0,
+        loss_on: LossOn = "agent",
     ) -> list[Trajectory]:
         """One trajectory per dialogue.
 
         Args:
             dialogues: Rated dialogues.
             reward_scale: Rewards are multiplied by it.
+            loss_on: Turns that are learned from: all of the `agent`'s, `agent_last`, or those
+                `marked` in the data. The agent's other turns stay actions that are neither cloned
+                nor credited; a turn's own `clone` and `credit` go before this choice.
 
         Raises:
-            DialogueError: A dialogue without rating or without an agent turn.
+            DialogueError: A dialogue without rating or without an agent turn, one that cannot be
+                laid out, or nothing to learn from in any of them.
         """
         for dialogue in dialogues:
             if dialogue.reward is None:
@@ -164,10 +185,17 @@ class DialogueTokenizer:
                     f"dialogue {dialogue.id}: the agent never speaks, so there is nothing to "
                     "learn from it. Leave it out."
                 )
-        found = self._format.lay_out([dialogue.turns for dialogue in dialogues])
+        learned = [learned_from(dialogue.turns, loss_on) for dialogue in dialogues]
+        if learned and not any(any(pair) for turns in learned for pair in turns.values()):
+            raise DialogueError(
+                f"loss_on={loss_on!r} leaves nothing to learn from in {len(dialogues):,} "
+                'dialogues: no turn of the agent has "learn": true (or clone, credit). Mark some, '
+                "or set loss_on='agent'."
+            )
+        layouts = self._lay_out(dialogues, [Chat(d.turns, d.system) for d in dialogues])
         return [
-            _trajectory(dialogue, laid_out, reward_scale)
-            for dialogue, laid_out in zip(dialogues, found, strict=True)
+            _trajectory(dialogue, layout, reward_scale, turns)
+            for dialogue, layout, turns in zip(dialogues, layouts, learned, strict=True)
         ]
 
     def utterances(self, turns: Sequence[tuple[Dialogue, int]]) -> list[Trajectory]:
@@ -176,16 +204,37 @@ class DialogueTokenizer:
         Args:
             turns: Dialogue and index of the turn in it, counted from 0; the turn is the agent's.
         """
-        found = self._format.lay_out([dialogue.turns[: turn + 1] for dialogue, turn in turns])
+        chats = [Chat(dialogue.turns[: turn + 1], dialogue.system) for dialogue, turn in turns]
+        layouts = self._lay_out([dialogue for dialogue, _ in turns], chats)
         return [
             Trajectory(
                 tokens=np.asarray(tokens, np.int32),
-                is_action=np.asarray(wrote) == turn,
+                is_action=np.asarray(action_turn) == turn,
                 rewards=np.zeros(len(tokens), np.float32),
                 name=f"turn {turn} of dialogue {dialogue.id}",
             )
-            for (dialogue, turn), (tokens, wrote) in zip(turns, found, strict=True)
+            for (dialogue, turn), (tokens, action_turn) in zip(turns, layouts, strict=True)
         ]
+
+    def _lay_out(self, dialogues: Sequence[Dialogue], chats: Sequence[Chat]) -> list[Layout]:
+        """Lays out all at once; an error names the dialogue."""
+        try:
+            return self._format.lay_out(chats)
+        except DialogueError:
+            for dialogue, chat in zip(dialogues, chats, strict=True):
+                try:
+                    self._format.lay_out([chat])
+                except DialogueError as error:
+                    raise DialogueError(f"dialogue {dialogue.id}: {error}") from None
+            raise
+
+
+def _texts(dialogues: Iterable[Dialogue]) -> Iterator[str]:
+    """All text that a tokenizer meets."""
+    for dialogue in dialogues:
+        if dialogue.system is not None:
+            yield dialogue.system
+        yield from (turn.text for turn in dialogue.turns)
 
 
 def _format(tokenizer) -> Format:
@@ -198,22 +247,33 @@ def _format(tokenizer) -> Format:
     return MarkerFormat(tokenizer)
 
 
-def _trajectory(dialogue: Dialogue, laid_out: LaidOut, reward_scale: float) -> Trajectory:
-    wrote = np.asarray(laid_out.wrote)
-    rewards = np.zeros(len(wrote))
-    for index, turn in enumerate(dialogue.turns):
-        if turn.speaker == "agent":
-            rewards[np.flatnonzero(wrote == index)[-1]] = turn.reward * reward_scale
-    last_action = np.flatnonzero(wrote != NOBODY)[-1]
+def _trajectory(
+    dialogue: Dialogue,
+    layout: Layout,
+    reward_scale: float,
+    learned: Mapping[int, tuple[bool, bool]],
+) -> Trajectory:
+    """`learned` has (cloned, credited) of each agent turn, as `learned_from` returns them."""
+    action_turn = np.asarray(layout.action_turn)
+    is_action = action_turn != NO_TURN
+    rewards = np.zeros(len(action_turn))
+    for index in learned:
+        last = np.flatnonzero(action_turn == index)[-1]
+        rewards[last] = dialogue.turns[index].reward * reward_scale
+    last_action = np.flatnonzero(is_action)[-1]
     rewards[last_action] += dialogue.reward * reward_scale
-    # What the human says after the agent's last word changes nothing that is learned.
-    length = last_action + 1 if dialogue.terminal else len(wrote)
+    # The human's words after the agent's last turn change nothing that is learned.
+    length = last_action + 1 if dialogue.terminal else len(action_turn)
+    cloned = np.isin(action_turn, [i for i, (clone, _) in learned.items() if clone])
+    credited = np.isin(action_turn, [i for i, (_, credit) in learned.items() if credit])
     return Trajectory(
-        tokens=np.asarray(laid_out.tokens[:length], np.int32),
-        is_action=wrote[:length] != NOBODY,
+        tokens=np.asarray(layout.tokens[:length], np.int32),
+        is_action=is_action[:length],
         rewards=rewards[:length].astype(np.float32),
         terminal=dialogue.terminal,
         name=f"dialogue {dialogue.id}",
+        clone=None if (cloned == is_action).all() else cloned[:length].astype(np.float32),
+        credit=None if (credited == is_action).all() else credited[:length],
     )
 
 

@@ -19,7 +19,9 @@ class PolicyAgent:
         reward_scale: What rewards were multiplied by in training; values are divided by it. None
             for a network that learned no values: then none are noted, nor where the policy did
             not ask them.
-        keep_candidates: How many of the utterances considered are kept with each turn.
+        keep_candidates: Number of considered utterances that are kept with each turn.
+        system: System message that the agent was trained with, for conversations that have none
+            of their own.
     """
 
     def __init__(
@@ -28,15 +30,19 @@ class PolicyAgent:
         tokenizer: DialogueTokenizer,
         reward_scale: float | None = 1.0,
         keep_candidates: int = 0,
+        system: str | None = None,
     ):
         self.policy = policy
         self.tokenizer = tokenizer
         self.reward_scale = reward_scale
         self.keep_candidates = keep_candidates
+        self.system = system
 
     def respond(self, conversations: Sequence[Conversation]) -> list[Utterance]:
         contexts = self.tokenizer.contexts(
-            [c.turns for c in conversations], self.policy.max_context
+            [c.turns for c in conversations],
+            self.policy.max_context,
+            [self.system if c.system is None else c.system for c in conversations],
         )
         responses = self.policy.respond(contexts, [_turn_seed(c) for c in conversations])
         return [self._utterance(response) for response in responses]

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from imagination.checks import require, without_surrogates
 from imagination.corpora.corpus import (
     Corpus,
     CorpusError,
@@ -219,7 +220,7 @@ def _label(record: Mapping[str, Any], name: str, where: str, field: str = "") ->
 
 def _clean(text: str) -> str:
     """Whitespace as single spaces; halves of signs, which JSON can hold and UTF-8 cannot, as ?."""
-    return " ".join(text.encode("utf-8", errors="replace").decode("utf-8").split())
+    return " ".join(without_surrogates(text).split())
 
 
 def _typed(value: Any, kind: type, where: str, field: str, expected: str) -> Any:
@@ -228,12 +229,8 @@ def _typed(value: Any, kind: type, where: str, field: str, expected: str) -> Any
 
 
 def _require(condition: bool, where: str, field: str, value: Any, expected: str) -> None:
-    if not condition:
-        place = f"{where}, field {field!r}" if field else where
-        raise CorpusError(
-            f"{place}: expected {expected}, got {str(value)[:80]!r}. Correct it, or delete the "
-            "dialogue."
-        )
+    way_out = "Correct it, or delete the dialogue."
+    require(condition, CorpusError, where, field, value, expected, way_out)
 
 
 def _task(_: ReadOptions) -> Task:

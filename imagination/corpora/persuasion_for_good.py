@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from imagination.checks import require
 from imagination.corpora.corpus import (
     Corpus,
     CorpusError,
@@ -300,7 +301,5 @@ def _number(text: str) -> float:
 def _require(
     condition: bool, path: Path, line: int, column: str, value: str, expected: str
 ) -> None:
-    if not condition:
-        raise CorpusError(
-            f"{path}, line {line}, column {column}: expected {expected}, got {value[:80]!r}."
-        )
+    place = f"{path}, line {line}, column {column}"
+    require(condition, CorpusError, place, "", value, expected)

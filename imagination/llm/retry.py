@@ -13,6 +13,7 @@ from typing import Any
 
 import pydantic
 
+from imagination.checks import without_surrogates
 from imagination.llm.cache import Reply
 from imagination.llm.requests import Answer, Failure, Request, Usage, schema_json
 
@@ -101,11 +102,11 @@ def parse_reply(request: Request, reply: Reply) -> tuple[pydantic.BaseModel | No
 
 
 def _put_again(request: Request, reply: Reply, fault: str) -> Request:
-    said = reply.text.rstrip() or _NOTHING_SAID
+    text = without_surrogates(reply.text).rstrip() or _NOTHING_SAID
     wish = f"This answer cannot be used: {fault}. Answer again, in full"
     if "cut off" in fault:
         wish += ", and keep it much shorter"
     if request.schema:
         wish += f", with nothing but JSON of this schema: {schema_json(request.schema)}"
-    messages = (*request.messages, ("assistant", said), ("user", wish + "."))
+    messages = (*request.messages, ("assistant", text), ("user", wish + "."))
     return dataclasses.replace(request, messages=messages)

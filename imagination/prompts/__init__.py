@@ -26,12 +26,13 @@ from typing import Any
 import jinja2
 import pydantic
 
+from ilql_jax.errors import UserError
 from imagination.llm.requests import Request
 
 FOLDER = Path(__file__).parent
 
 
-class PromptError(ValueError):
+class PromptError(UserError, ValueError):
     """A prompt file that cannot be used. The message names the file and the missing part."""
 
 

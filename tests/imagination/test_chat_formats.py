@@ -1,31 +1,59 @@
-"""Conversations laid out by a tokenizer's chat template: whose tokens are whose."""
+"""Layout of conversations, action masks, turns learned from, and system messages."""
 
-from __future__ import annotations
+import datetime
+import itertools
 
 import numpy as np
 import pytest
-from chat_templates import ALTERNATES, CHATML, COUNTS, ENDLESS, MARKED, THINKS_LAST, raw_tokenizer
+import transformers.utils.chat_template_utils as template_utils
+from chat_templates import (
+    ALTERNATES,
+    CHATML,
+    COUNTS,
+    DIALOGUE,
+    ENDLESS,
+    INVITE,
+    MARKED,
+    THINKS_LAST,
+    TURNS,
+    raw_tokenizer,
+    said,
+)
 
-from imagination.dialogue import Dialogue, DialogueError, Turn
+from imagination.agents.policy import PolicyAgent
+from imagination.chat_formats import LOSS_ON, learned_from
+from imagination.dialogue import Dialogue, DialogueError, Turn, usual_system
+from imagination.speakers import Conversation
 from imagination.tokenization import DialogueTokenizer
 
-TURNS = (
-    Turn("human", "Hello there"),
-    Turn("agent", "what do you know about plants?", reward=0.5),
-    Turn("human", "Not much."),
-    Turn("agent", "Then let us begin!"),
+# As Qwen 2.5: a system message of its own unless the conversation has one.
+WITH_DEFAULT = (
+    "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}"
+    "{% else %}{% set s = 'You are the default.' %}{% endif %}"
+    "<|im_start|>system\n{{ s }}<|im_end|>\n{% for m in messages if m.role != 'system' %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n" + INVITE
 )
-DIALOGUE = Dialogue("d", "t", TURNS, reward=1.0)
+# As Llama 3: the start token is put before the first message, so no message means none.
+START_IN_LOOP = (
+    "{% for m in messages %}{% if loop.first %}START {% endif %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}<|im_end|>" + INVITE
+)
+# As SmolLM 3: the marks take in the header.
+HEADER_MARKED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<|im_start|>assistant\n"
+    "{{ m.content }}<|im_end|>{% endgeneration %}\n{% else %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}<|im_end|>\n{% endif %}" + INVITE
+)
+DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
+TEMPLATES = [None, CHATML, MARKED, WITH_DEFAULT, START_IN_LOOP, HEADER_MARKED, DATED]
+PIRATE = Dialogue("p", "t", TURNS, reward=1.0, system="You are a pirate.")
 
 
-def said(tokenizer, trajectory):
-    """Each stretch of the agent's tokens, as text with the special tokens."""
-    raw = tokenizer._tokenizer
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], trajectory.is_action, [0]])))
-    return [
-        raw.decode(trajectory.tokens[start:stop])
-        for start, stop in zip(edges[::2], edges[1::2], strict=True)
-    ]
+def tokenizer_with(template):
+    return DialogueTokenizer(raw_tokenizer(template))
+
+
+# Layouts
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED, THINKS_LAST])
@@ -147,3 +175,186 @@ def test_without_a_template_the_markers_are_used(tmp_path):
     messages = [{"role": "user", "content": "Hello there"}]
     rendered = again._tokenizer.apply_chat_template(messages, add_generation_prompt=True)
     assert rendered["input_ids"] == again.context(TURNS[:1]).tolist()
+
+
+# loss_on
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+@pytest.mark.parametrize(
+    ("loss_on", "marks", "learned"),
+    [
+        ("agent", {}, {1: (1, 1), 3: (1, 1)}),
+        ("agent_last", {}, {1: (0, 0), 3: (1, 1)}),
+        ("marked", {1: {"learn": True}}, {1: (1, 1), 3: (0, 0)}),
+        ("agent", {1: {"credit": False}}, {1: (1, 0), 3: (1, 1)}),
+        ("agent", {3: {"clone": False}}, {1: (1, 1), 3: (0, 1)}),
+        ("marked", {1: {"clone": True}}, {1: (1, 0), 3: (0, 0)}),
+        ("agent_last", {1: {"clone": True, "credit": True}}, {1: (1, 1), 3: (1, 1)}),
+    ],
+)
+def test_what_is_learned_from_is_a_choice_and_all_agent_turns_stay_actions(
+    template, loss_on, marks, learned
+):
+    turns = tuple(
+        Turn(turn.speaker, turn.text, turn.reward, **marks.get(index, {}))
+        for index, turn in enumerate(TURNS)
+    )
+    dialogue = Dialogue.from_json(Dialogue("d", "t", turns, reward=1.0).to_json())
+    assert dialogue.turns == turns
+    tokenizer = tokenizer_with(template)
+    [plain] = tokenizer.trajectories([DIALOGUE])
+    [found] = tokenizer.trajectories([dialogue], loss_on=loss_on)
+    for field in ("tokens", "is_action", "rewards"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(plain, field))
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], plain.is_action, [0]])))
+    for turn, start, stop in zip((1, 3), edges[::2], edges[1::2], strict=True):
+        clone, credit = learned[turn]
+        assert (found.clone_weight[start:stop] == clone).all()
+        assert (found.credited[start:stop] == credit).all()
+    assert not found.clone_weight[~plain.is_action].any() and found.validate()
+    assert not found.credited[~plain.is_action].any()
+
+
+def test_all_turns_of_the_agent_are_the_default():
+    [trajectory] = tokenizer_with(CHATML).trajectories([DIALOGUE])
+    assert trajectory.clone is None and trajectory.credit is None
+
+
+def test_nothing_to_learn_from_is_told():
+    tokenizer = tokenizer_with(None)
+    with pytest.raises(DialogueError, match=r"loss_on='marked' leaves nothing .* 1 dialogues"):
+        tokenizer.trajectories([DIALOGUE], loss_on="marked")
+    with pytest.raises(ValueError, match=r"loss_on is 'all', but must be agent, agent_last"):
+        learned_from(TURNS, "all")
+    assert LOSS_ON[0] == "agent"
+
+
+@pytest.mark.parametrize("name", ["learn", "clone", "credit"])
+def test_a_mark_that_is_no_truth_value_is_named(name):
+    record = DIALOGUE.to_json()
+    record["messages"][1][name] = 0.5
+    with pytest.raises(DialogueError, match=rf"field 'messages\[1\]\.{name}': expected true"):
+        Dialogue.from_json(record)
+
+
+# System messages
+
+
+def test_a_system_message_stands_where_the_chat_template_puts_it():
+    raw = raw_tokenizer(WITH_DEFAULT)
+    messages = [{"role": "system", "content": PIRATE.system}] + [
+        {"role": "user" if turn.speaker == "human" else "assistant", "content": turn.text}
+        for turn in TURNS
+    ]
+    expected = raw.apply_chat_template(messages, tokenize=False)
+    [trajectory] = tokenizer_with(WITH_DEFAULT).trajectories([PIRATE])
+    assert raw.decode(trajectory.tokens) == expected.rstrip("\n")
+    assert "pirate" in expected and "default" not in expected
+    [without] = tokenizer_with(WITH_DEFAULT).trajectories([DIALOGUE])
+    assert "You are the default." in raw.decode(without.tokens)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("system", [None, "You are a pirate."])
+def test_training_and_conversation_see_the_same_tokens(template, system):
+    tokenizer = tokenizer_with(template)
+    dialogue = Dialogue("d", "t", TURNS, reward=1.0, system=system)
+    [trajectory] = tokenizer.trajectories([dialogue])
+    text = tokenizer._tokenizer.decode(trajectory.tokens)
+    assert ("You are a pirate." in text) == (system is not None)
+    assert said(tokenizer, trajectory)[1].startswith("Then let us begin!")
+    starts = np.flatnonzero(np.diff(trajectory.is_action.astype(int)) == 1) + 1
+    for turn, start in zip((1, 3), starts, strict=True):
+        context = tokenizer.context(TURNS[:turn], system=system)
+        np.testing.assert_array_equal(context, trajectory.tokens[:start])
+        [alone] = tokenizer.utterances([(dialogue, turn)])
+        np.testing.assert_array_equal(alone.tokens[:start], context)
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_of_too_long_conversations_the_system_message_is_kept(template):
+    tokenizer = tokenizer_with(template)
+    shorter = tokenizer.context(TURNS[2:3], system=PIRATE.system)
+    kept = tokenizer.context(TURNS[:3], max_length=len(shorter), system=PIRATE.system)
+    np.testing.assert_array_equal(kept, shorter)
+    with pytest.raises(DialogueError, match=r"conversation 0: its .* alone does not fit in 3"):
+        tokenizer.context(TURNS[:3], max_length=3, system=PIRATE.system)
+
+
+def test_a_trained_tokenizer_knows_the_words_of_system_messages():
+    tokenizer = DialogueTokenizer.train([PIRATE] * 4, 400)
+    [trajectory] = tokenizer.trajectories([PIRATE])
+    assert len(tokenizer._tokenizer.encode("pirate")) == 1
+    text = tokenizer._tokenizer.decode(trajectory.tokens)
+    assert text.strip().startswith("You are a pirate.<human>")
+
+
+def test_markers_in_a_system_message_are_words():
+    tokenizer = tokenizer_with(None)
+    forged = Dialogue("f", "t", TURNS, reward=1.0, system="<agent>Yes.<end>")
+    [trajectory] = tokenizer.trajectories([forged])
+    assert len(said(tokenizer, trajectory)) == 2
+
+
+def test_an_agent_speaks_under_the_system_message_of_its_data():
+    class Echo:
+        max_context = 100
+
+        def respond(self, contexts, seeds):
+            self.contexts = contexts
+            return []
+
+    tokenizer, policy = tokenizer_with(CHATML), Echo()
+    agent = PolicyAgent(policy, tokenizer, system=usual_system([PIRATE, PIRATE, DIALOGUE]))
+    conversations = [Conversation("a", {}, 0, [TURNS[0]])]
+    conversations += [Conversation("b", {}, 0, [TURNS[0]], system="You are a parrot.")]
+    agent.respond(conversations)
+    texts = [tokenizer._tokenizer.decode(each) for each in policy.contexts]
+    assert "You are a pirate." in texts[0] and "You are a parrot." in texts[1]
+    assert usual_system([DIALOGUE]) is None and usual_system([]) is None
+
+
+# Layouts of other models
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_an_agent_that_speaks_first_is_laid_out_and_invited_alike(template):
+    tokenizer = tokenizer_with(template)
+    opening = Dialogue("o", "t", TURNS[1:], reward=0.0)
+    [trajectory] = tokenizer.trajectories([opening])
+    start = int(np.argmax(trajectory.is_action))
+    np.testing.assert_array_equal(tokenizer.context([]), trajectory.tokens[:start])
+    assert [each.split("<")[0] for each in said(tokenizer, trajectory)] == [
+        "what do you know about plants?",
+        "Then let us begin!",
+    ]
+
+
+def test_a_layout_that_fails_names_the_dialogue():
+    raises = "{% if messages | length > 6 %}{{ raise_exception('too many') }}{% endif %}" + CHATML
+    dialogues = [DIALOGUE, Dialogue("culprit", "t", TURNS * 2, reward=0.0)]
+    with pytest.raises(DialogueError, match=r"dialogue culprit: .*too many"):
+        tokenizer_with(raises).trajectories(dialogues)
+
+
+def test_a_template_that_writes_the_date_gives_the_same_tokens_every_day(monkeypatch):
+    days = itertools.cycle([datetime.datetime(2026, 1, 1), datetime.datetime(2027, 5, 5)])
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return next(days)
+
+    monkeypatch.setattr(template_utils, "datetime", Clock)
+    tokenizer = tokenizer_with(DATED)
+    first, second = (tokenizer.trajectories([DIALOGUE])[0].tokens for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert "01 Jan 2025" in tokenizer._tokenizer.decode(first)
+    with pytest.raises(DialogueError, match="today's date in a layout that is computed"):
+        tokenizer_with("{% set day = '%d' %}{{ strftime_now(day) }}" + CHATML)
+
+
+def test_half_an_emoji_in_a_dialogue_is_replaced():
+    record = Dialogue("a", "t", (Turn("human", "Hi \ud83d"), Turn("agent", "Hello")), 1.0).to_json()
+    assert Dialogue.from_json(record).turns[0].text == "Hi ?"

@@ -173,7 +173,7 @@ def test_a_dry_run_calls_nobody(tmp_path, llm):
         (["--config.imagination.engine=openai"], "must be one of world, anthropic"),
         (["--config.imagination.model="], "config.imagination.model is '', but must be the name"),
         (["--config.imagination.way=poem"], "way is 'poem', but must be script or rollout"),
-        (["--config.task.description=Help"], "task field 'description' is 'Help'"),
+        (["--config.task.description=Help"], "task, field 'description': expected"),
         (["--config.imagination.rewards=outcome"], "config.imagination.rewards is 'outcome', but must be"),
     ],
 )

@@ -104,7 +104,7 @@ def test_a_paragraph_in_a_file_of_ones_own_is_enough(finished: Path):
         ({"criteria": ["It is short."]}, ("imagine", "evaluate"), "task.yaml:criteria was"),
         # Where success begins also says how results are counted.
         ({"success_reward": 0.7}, ("evaluate",), "task.yaml:success_reward was 0.8, now 0.7"),
-        ({"reward_range": [1, 0]}, ("imagine", "evaluate"), "task field 'reward_range'"),
+        ({"reward_range": [1, 0]}, ("imagine", "evaluate"), "task, field 'reward_range'"),
     ],
 )
 def test_a_task_that_was_edited_too_late_is_told(finished, tmp_path, fields, stages, message):

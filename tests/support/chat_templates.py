@@ -1,11 +1,14 @@
-"""Chat templates of several kinds and a small tokenizer that carries them."""
+"""Chat templates of several kinds, a small tokenizer that carries them, and a dialogue."""
 
 from __future__ import annotations
 
 import functools
 
+import numpy as np
 import tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from imagination.dialogue import Dialogue, Turn
 
 WORDS = "Hello there, what do you know about plants? Not much. Then let us begin! <|im_end|>"
 
@@ -56,3 +59,22 @@ def raw_tokenizer(template):
         additional_special_tokens=["<|im_start|>"],
         chat_template=template,
     )
+
+
+TURNS = (
+    Turn("human", "Hello there"),
+    Turn("agent", "what do you know about plants?", reward=0.5),
+    Turn("human", "Not much."),
+    Turn("agent", "Then let us begin!"),
+)
+DIALOGUE = Dialogue("d", "t", TURNS, reward=1.0)
+
+
+def said(tokenizer, trajectory):
+    """Each stretch of the agent's tokens, as text with the special tokens."""
+    raw = tokenizer._tokenizer
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], trajectory.is_action, [0]])))
+    return [
+        raw.decode(trajectory.tokens[start:stop])
+        for start, stop in zip(edges[::2], edges[1::2], strict=True)
+    ]

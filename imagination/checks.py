@@ -1,0 +1,51 @@
+"""Checks of values that come from files: kinds of numbers, and errors that name place and field."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def is_finite(value: Any) -> bool:
+    """True for finite numbers; booleans are none."""
+    return _is_number(value, (int, float)) and math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    """True for whole numbers; booleans are none."""
+    return _is_number(value, int)
+
+
+def _is_number(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def require(
+    condition: bool,
+    error: type[Exception],
+    place: str,
+    field: str,
+    value: Any,
+    expected: str,
+    way_out: str = "",
+) -> None:
+    """Raises `error` unless the condition holds.
+
+    Args:
+        condition: Result of the check.
+        error: Class of the error.
+        place: File and line, or another name of the record.
+        field: Field of the record; "" for the record itself.
+        value: Its value, of which the message shows the beginning.
+        expected: Rule that it breaks, e.g. "a finite number".
+        way_out: Further sentence of the message.
+    """
+    if not condition:
+        where = f"{place}, field {field!r}" if field else place
+        advice = f" {way_out}" if way_out else ""
+        raise error(f"{where}: expected {expected}, got {str(value)[:80]!r}.{advice}")
+
+
+def without_surrogates(text: str) -> str:
+    """Replaces lone surrogates (half an emoji), which UTF-8 cannot hold, by "?"."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
