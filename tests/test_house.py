@@ -121,7 +121,6 @@ def test_stages_are_stages_and_nothing_else():
     assert files == STAGES
 
 
-@PENDING(reason="prompts move into one folder")
 def test_a_prompts_version_names_one_prompt():
     files = collections.defaultdict(list)
     for path in ROOT.rglob("prompts/**/*.md"):
@@ -178,7 +177,6 @@ def test_methods_are_listed_in_their_table_alone():
     assert not lists, "\n".join(lists)
 
 
-@PENDING(reason="test files move with their modules")
 def test_every_test_file_is_named_after_a_module_or_is_a_whole_run():
     """So that the tests of a module are found by its name."""
     names = {module.split(".")[-1] for module in sources()}

@@ -19,6 +19,7 @@ from experiments.evaluation import heldout
 from experiments.report import tables
 from experiments.run_folder import RunFolder
 from experiments.stages import imagine
+from experiments.tasks import corpus_task
 from imagination.corpora import (
     CORPORA,
     ESCONV,
@@ -328,7 +329,7 @@ class TestInARun:
         imagine.run(config, folder, console)
         dialogues = read_dialogues(folder.dialogues)
         assert Counter(d.source["part"] for d in dialogues) == {"train": 8, "test": 2}
-        assert imagine.corpus_task(config) == Task.from_yaml(folder.task.read_text())
+        assert corpus_task(config) == Task.load(folder.task)
         for text in (folder.dataset_card.read_text(), console.file.getvalue()):
             assert "CC BY-NC 4.0" in text and "1 of 11 dialogues do not tell" in text
 
