@@ -4,11 +4,14 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import measuring, memory, pipeline, scaling
+from experiments.benchmarks import measuring, memory, pipeline, scaling, train_step
 from ilql_jax import ModelConfig, ObjectiveConfig
 
 
@@ -32,11 +35,105 @@ def test_a_smaller_chunk_takes_less_memory(heads):
     assert sizes[0] > 1.8 * sizes[1] > 1.8 * sizes[2]
 
 
-def test_the_pipeline_is_timed_beside_a_loop_without_it():
+def test_sides_are_timed_in_turn_and_the_median_counts():
+    order, seconds = [], {"ours": iter([1.0, 9.0, 2.0]), "theirs": iter([4.0, 3.0, 50.0])}
+
+    def timed(name):
+        def step():
+            order.append(name)
+            return next(seconds[name])
+
+        return step
+
+    assert measuring.in_turn({name: timed(name) for name in seconds}, rounds=3) == {
+        "ours": 2.0,
+        "theirs": 4.0,
+    }
+    assert order == ["ours", "theirs"] * 3
+
+
+def test_a_call_is_timed_by_the_clock(monkeypatch):
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(clock))
+    assert measuring.seconds(lambda: None) == 2.5
+
+
+def work(loops):
+    """A side whose step takes so many loops, and returns how many steps it has done."""
+    done = 0
+
+    def step():
+        nonlocal done
+        for _ in range(loops):
+            pass
+        done += 1
+        return done
+
+    return step
+
+
+def test_a_side_with_ten_times_the_work_takes_about_ten_times_as_long():
+    """Seconds of the processor: what else the machine does lengthens both alike."""
+    sides = {
+        name: measuring.Side(work, loops) for name, loops in (("a", 300_000), ("b", 3_000_000))
+    }
+    try:
+        for side in sides.values():
+            side.step()
+        times = measuring.in_turn({name: side.seconds for name, side in sides.items()}, rounds=5)
+        assert times["b"] / times["a"] == pytest.approx(10, rel=0.6)
+        assert sides["a"].step()[1] == 7  # one, five in turn, and this one
+    finally:
+        for side in sides.values():
+            side.close()
+
+
+def test_a_side_that_fails_says_so():
+    with pytest.raises(RuntimeError, match=r"ended \(exit code 1\)"):
+        measuring.Side(work)
+
+
+def test_figures_of_the_pipeline_follow_from_its_times(monkeypatch):
+    """A clock that stands in: a step takes 8 ms, with input 10 ms, and a batch is made in 1 ms."""
+    monkeypatch.setattr(
+        pipeline.measuring,
+        "in_turn",
+        lambda blocks, rounds: {"pipeline": 0.010, "one batch": 0.008},
+    )
+    clock = iter([5.0, 5.0 + 0.001 * pipeline.SIZES["tiny"][1]])
+    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(pipeline, "idle_share", lambda run_steps, count: run_steps() or count / 100)
     found = pipeline.run("tiny")
-    assert found["times_faster"] > 0
-    assert found["seconds_per_step_with_input"] > 0
-    assert 0 <= found["idle_share"] < 1
+    assert found["seconds_per_batch"] == pytest.approx(0.001)
+    assert found["times_faster"] == pytest.approx(8)
+    assert found["waiting_share"] == pytest.approx(0.25)
+    assert found["idle_share"] == pipeline.BLOCK / 100
+    assert (found["seconds_per_step"], found["seconds_per_step_with_input"]) == (0.008, 0.010)
+
+
+def test_pauses_between_steps_are_seen_in_the_trace():
+    step = jax.jit(lambda x: jnp.linalg.matrix_power(x, 64))
+    x = jnp.eye(256)
+    step(x).block_until_ready()
+
+    def steps(pause):
+        def run():
+            for _ in range(4):
+                step(x).block_until_ready()
+                time.sleep(pause)
+
+        return run
+
+    assert pipeline.idle_share(steps(0.3), 4) > 0.5
+    with pytest.raises(RuntimeError, match="4 steps are in the trace, but 5 were run"):
+        pipeline.idle_share(steps(0.0), 5)
+
+
+def test_smoke_the_pipeline_runs_on_the_real_clock():
+    """A smoke test: how fast a tiny step is on this machine cannot be said beforehand."""
+    found = pipeline.run("tiny")
+    ratio = found["seconds_per_step"] / found["seconds_per_batch"]
+    assert found["times_faster"] == pytest.approx(ratio)
 
 
 def test_scaling_fits_exponents(tmp_path, monkeypatch):
@@ -71,7 +168,17 @@ def test_the_train_step_is_compared_with_torch(heads, tmp_path):
     for ours, theirs in found["losses"]:
         assert ours == pytest.approx(theirs, abs=1e-3)
     assert found["losses"][0][0] > found["losses"][-1][0]  # something was learned
-    assert found["speed_ratio"] > 0 and found["memory_ratio"] > 0
+    seconds, peak, rates = (
+        found[name] for name in ("seconds", "peak_bytes", "agent_tokens_per_second")
+    )
+    assert found["speed_ratio"] == pytest.approx(seconds["torch"] / seconds["ours"])
+    assert found["speed_ratio"] == pytest.approx(rates["ours"] / rates["torch"])
+    assert found["memory_ratio"] == pytest.approx(peak["ours"] / peak["torch"])
+    dialogues = train_step.make_dialogues(train_step.SIZES["tiny"])
+    assert found["agent_tokens"] == sum(int(d.is_action.sum()) for d in dialogues)
+    for name, each in seconds.items():
+        assert rates[name] == pytest.approx(found["agent_tokens"] / each)
+        assert peak[name] > 50e6  # a process that has imported JAX or PyTorch
 
 
 @needs_torch
@@ -83,4 +190,9 @@ def test_decoding_is_compared_with_torch(heads, tmp_path):
     written = subprocess.run(command, check=True, timeout=300, capture_output=True, text=True)
     found = json.loads(file.read_text())
     assert set(found["times_faster"]) == {"plain", "steered"}
-    assert len(written.stdout.splitlines()) == 4  # a table of two rows
+    rates = found["tokens_per_second"]
+    table = written.stdout.splitlines()
+    assert len(table) == 4  # a table of two rows
+    for row, (how, times) in zip(table[2:], found["times_faster"].items(), strict=True):
+        assert how in row
+        assert times == pytest.approx(rates[f"ours {how}"] / rates[f"Hugging Face {how}"])

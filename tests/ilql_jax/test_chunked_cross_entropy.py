@@ -17,7 +17,8 @@ def close(actual, expected, tolerance=1e-5):
 
 
 ROWS, SLOTS, WIDTH, WORDS = 2, 7, 3, 11
-CHUNKS = pytest.mark.parametrize("size", [1, 2, 4, 6, 14, 1000])  # 4: two slots a row of seven
+# Of two rows with seven slots each, one, two, three and all slots at a time.
+CHUNKS = pytest.mark.parametrize("size", [1, 4, 6, 1000])
 
 
 def chunk_arguments():
@@ -122,3 +123,29 @@ def test_cross_entropy_takes_no_more_products_than_its_gradients_need(size, lear
     states, (output, _, _), actions, weight = chunk_arguments()
     gradient = jax.grad(cross_entropy_of_policy(size, actions, weight), learned)
     assert str(jax.make_jaxpr(gradient)(states, output)).count("dot_general") == products
+
+
+@pytest.mark.parametrize(
+    ("size", "parts", "chunk"),
+    [(1, 7, 1), (2, 7, 1), (3, 7, 1), (4, 4, 2), (6, 3, 3), (13, 2, 4), (14, 1, 7), (1000, 1, 7)],
+)
+def test_as_many_decisions_as_fit_are_looked_at_together(size, parts, chunk):
+    """At least one of each row; the parts are of one size, and the last is filled with zeros."""
+    numbers = jnp.arange(1.0, 1 + ROWS * SLOTS).reshape(ROWS, SLOTS)
+    wide = jnp.stack([numbers, -numbers], axis=-1)
+    found, found_wide = chunked_cross_entropy._split((numbers, wide), size)
+    assert found.shape == (parts, ROWS, chunk) and found_wide.shape == (parts, ROWS, chunk, 2)
+    in_order = np.moveaxis(np.asarray(found), 0, 1).reshape(ROWS, -1)
+    np.testing.assert_array_equal(in_order[:, :SLOTS], numbers)
+    assert not in_order[:, SLOTS:].any()
+    np.testing.assert_array_equal(found_wide[..., 1], -found)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_no_more_scores_than_those_of_a_chunk_are_in_memory(size):
+    states, (output, _, _), actions, weight = chunk_arguments()
+    gradient = jax.grad(cross_entropy_of_policy(size, actions, weight), (0, 1))
+    text = str(jax.make_jaxpr(gradient)(states, output))
+    assert f"f32[1,{ROWS * max(1, size // ROWS)},{WORDS}]" in text
+    for more in range(max(1, size // ROWS) + 1, SLOTS + 1):
+        assert f"f32[1,{ROWS * more},{WORDS}]" not in text

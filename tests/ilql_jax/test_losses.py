@@ -152,6 +152,11 @@ def test_a_kl_weight_that_makes_no_sense_is_named(kl_weight):
         losses.dpo_loss(*[jnp.zeros(2)] * 4, kl_weight)
 
 
+def test_implied_reward_names_shapes_that_differ():
+    with pytest.raises(ValueError, match=r"log_prob \(2,\), reference_log_prob \(1,\)"):
+        losses.implied_reward(jnp.zeros(2), jnp.zeros(1), 1.0)
+
+
 def test_dpo_names_shapes_that_differ():
     with pytest.raises(ValueError, match=r"chosen \(2,\), rejected \(3,\)"):
         losses.dpo_loss(jnp.zeros(2), jnp.zeros(3), jnp.zeros(2), jnp.zeros(3), 1.0)
@@ -429,6 +434,7 @@ def test_transitions_from_mask_by_hand():
         discount=0.9,
     )
     assert result.state.tolist() == [[0, 1, 3, 0]]
+    assert result.is_real.tolist() == [[True, True, True, False]]
     assert result.action.tolist() == [[1, 2, 3, 0]]
     assert result.next_state.tolist() == [[1, 3, 4, 0]]
     assert result.boundary.tolist() == [[SAME_UTTERANCE, NEXT_UTTERANCE, END, END]]
@@ -490,6 +496,13 @@ def test_transitions_of_rows_that_differ_in_length_decisions_and_end():
     close(result.discount, [[0.99, 0.99, 0, 0], [0.99, 0, 0, 0]])
     close(result.weight, [[1, 1, 1, 0], [1, 0, 0, 0]], 0)
     assert result.weight.dtype == jnp.float32
+
+
+def test_full_rows_do_not_reach_into_each_other():
+    tokens, is_action = jnp.arange(6).reshape(2, 3), jnp.array([[False, True, True]] * 2)
+    result = losses.transitions_from_mask(tokens, is_action, jnp.zeros((2, 3)), 0.5)
+    assert result.next_state.tolist() == [[1, 2], [1, 2]]
+    assert result.boundary.tolist() == [[SAME_UTTERANCE, END]] * 2
 
 
 def test_transitions_are_as_many_as_a_row_may_hold_unless_told_otherwise():
