@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# In a list a block is indented, like all of its lines.
+_BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 _FILE_NAME = re.compile(r"# (\w+\.py)\n")
 
 
@@ -38,7 +40,8 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    return [Block(*found) for found in _BLOCK.findall(page.read_text("utf-8"))]
+    found = _BLOCK.findall(page.read_text("utf-8"))
+    return [Block(language, textwrap.dedent(text)) for _, language, text in found]
 
 
 def prose(page: Path) -> str:
