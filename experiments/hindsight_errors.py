@@ -29,6 +29,7 @@ from experiments import config as settings
 from experiments import launch
 from experiments.files import write_atomically
 from experiments.run_folder import RunFolder
+from imagination.simulation import normalized_score
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 ON_ORIGINALS = ("fbc", "ilql")
@@ -145,12 +146,11 @@ def collect(originals: RunFolder, folders: Mapping[float, RunFolder], seed: int)
 
     points = []
     for population, references in json.loads(originals.references.read_text()).items():
-        low, high = references["behaviour"], references["optimum"]
-        base = _rewards(originals, "ilql", population)
+        base = normalized_score(_rewards(originals, "ilql", population), references)
         for rate, folder in folders.items():
-            rewards = _rewards(folder, LOOKING_BACK, population)
-            score = bootstrap_mean((rewards - low) / (high - low), seed=seed)
-            gain = bootstrap_mean((rewards - base) / (high - low), seed=seed)
+            scores = normalized_score(_rewards(folder, LOOKING_BACK, population), references)
+            score = bootstrap_mean(scores, seed=seed)
+            gain = bootstrap_mean(scores - base, seed=seed)
             points.append(Point(population, rate, tuple(score), tuple(gain)))
     return points
 

@@ -16,7 +16,7 @@ from experiments.files import write_atomically
 from experiments.run_folder import RunFolder
 from experiments.tasks import given_task
 from experiments.terminal import progress_bars
-from imagination.dataset_card import card_sections
+from imagination.dataset_card import dataset_card
 from imagination.dialogue import Dialogue
 from imagination.engine import (
     Imagined,
@@ -29,7 +29,7 @@ from imagination.task import Task
 
 
 def run(config: ConfigDict, folder: RunFolder, console: Console) -> tuple[list[Dialogue], str]:
-    """The dialogues, and the sections of their card that only an LLM's data has."""
+    """Imagines the dialogues; returns them with their card."""
     return asyncio.run(_run(config, folder, console))
 
 
@@ -45,8 +45,12 @@ async def _run(
     finally:
         await client.close()
     console.print(imagined.line(), client.meter.line())
-    return imagined.dialogues, card_sections(
-        imagined.dialogues, task, client.meter.summary(), imagined.dropped, config.seed
+    return imagined.dialogues, dataset_card(
+        imagined.dialogues,
+        task,
+        meter=client.meter.summary(),
+        dropped=imagined.dropped,
+        seed=config.seed,
     )
 
 

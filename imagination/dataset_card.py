@@ -1,7 +1,9 @@
-"""What is in a dataset of dialogues: coverage, outcomes, diversity, critique, agreement, cost.
+"""`dataset_card`: statistics of a dataset of dialogues, as Markdown.
 
-`card_sections` renders it as Markdown for the dataset's card. What compares dialogues with each
-other looks at a sample drawn by seed, so that the card of a large dataset takes seconds too.
+Sections: personas, behaviours, rewards, lengths, diversity; for dialogues of an LLM also critique,
+agreement of the reward sources, models and prompts, dropped dialogues, tokens and cost. Measures
+that compare dialogues with each other use a sample drawn by seed, so that the card of a large
+dataset takes seconds too.
 """
 
 from __future__ import annotations
@@ -10,18 +12,23 @@ import dataclasses
 import itertools
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
 
+from imagination.checks import is_finite
 from imagination.dialogue import Dialogue
 from imagination.task import Task
 
+if TYPE_CHECKING:  # a card needs no LLM client
+    from imagination.llm.session import DroppedDialogue
+
 SAMPLE = 200  # dialogues that are compared with each other
-CRITERION_WIDTH = 90  # characters of a criterion in a table
+CELL_WIDTH = 90  # characters of a text in a table
+UNKNOWN = "unknown"
 
 Row = Sequence[Any]
 
@@ -36,29 +43,31 @@ def words_of(dialogue: Dialogue) -> list[str]:
 
 
 def ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    """How often each run of n words occurs."""
+    """Counts of each run of n words."""
     return Counter(zip(*(words[i:] for i in range(n)), strict=False))
 
 
 def distinct(texts: Iterable[Sequence[str]], n: int) -> float:
     """Different n-grams as a fraction of all (distinct-n, arXiv 1510.03055); 0 without any."""
-    counts: Counter[tuple[str, ...]] = Counter()
+    different: set[tuple[str, ...]] = set()
+    total = 0
     for words in texts:
-        counts.update(ngrams(words, n))
-    return len(counts) / counts.total() if counts else 0.0
-
-
-def bleu(words: Sequence[str], references: Sequence[Sequence[str]], order: int = 4) -> float:
-    """BLEU of one text against others, orders 1 to `order`, in [0, 1].
-
-    Orders above 1 are smoothed by one count more (Lin & Och 2004), so that a short text without
-    a common 4-gram is not 0 altogether.
-    """
-    most = [_most_counts([ngrams(r, n) for r in references]) for n in range(1, order + 1)]
-    return _bleu(words, most, [len(r) for r in references])
+        different.update(zip(*(words[i:] for i in range(n)), strict=False))
+        total += max(0, len(words) - n + 1)
+    return len(different) / total if total else 0.0
 
 
 def _bleu(words: Sequence[str], most: Sequence[Counter], lengths: Sequence[int]) -> float:
+    """BLEU of one text against references, in [0, 1].
+
+    Orders above 1 are smoothed by one count more (Lin & Och 2004), so that a short text without a
+    common 4-gram is not 0 altogether.
+
+    Args:
+        words: The text.
+        most: For each order, the highest count of each n-gram in a reference.
+        lengths: Lengths of the references.
+    """
     if not words or not lengths:
         return 0.0
     log_precision = 0.0
@@ -75,18 +84,11 @@ def _bleu(words: Sequence[str], most: Sequence[Counter], lengths: Sequence[int])
     return math.exp(brevity + log_precision)
 
 
-def _most_counts(counters: Iterable[Counter]) -> Counter:
-    most: Counter = Counter()
-    for counter in counters:
-        most |= counter
-    return most
-
-
 def self_bleu(texts: Sequence[Sequence[str]], order: int = 4) -> float:
     """Mean BLEU of each text against all others (arXiv 1802.01886): 1 = all alike.
 
-    Of every n-gram the two highest counts are kept, and whose they are; so what the references
-    of a text hold together needs no second pass over them.
+    The two highest counts of every n-gram are kept; so the highest count among the references of a
+    text needs no second pass over them.
     """
     if len(texts) < 2:
         return 0.0
@@ -138,11 +140,11 @@ def nearest_pairs(
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How two reward sources agree on the dialogues that both rated.
+    """Agreement of two reward sources on the dialogues that both rated.
 
     Attributes:
         first, second: Names of the sources.
-        dialogues: How many both rated.
+        dialogues: Number that both rated.
         pearson, spearman: Correlations; None where one of the two never varies.
         mean_difference: Mean absolute difference, on the task's scale.
     """
@@ -203,28 +205,35 @@ def criterion_counts(dialogues: Sequence[Dialogue]) -> dict[str, tuple[int, int,
 # The card
 
 
-def card_sections(
+def dataset_card(
     dialogues: Sequence[Dialogue],
     task: Task,
+    *,
+    origin: Sequence[str] = (),
     meter: Sequence[Mapping[str, Any]] = (),
-    dropped: Sequence[Any] = (),
+    dropped: Sequence[DroppedDialogue] = (),
     seed: int = 0,
 ) -> str:
-    """The dataset's statistics as Markdown sections, to be appended to its card.
+    """Describes a dataset in Markdown.
 
     Args:
         dialogues: The dataset, one dialogue at least.
         task: Its task.
+        origin: Facts about where the dialogues come from, one sentence or two each.
         meter: `client.meter.summary()`: a flat record for each step.
-        dropped: Dialogues that could not be finished, each with a `step` and a `reason`.
-        seed: Of the sample that is compared pair by pair.
+        dropped: Dialogues that could not be finished.
+        seed: Seed of the sample that is compared pair by pair.
     """
     sample = list(dialogues)
     if len(sample) > SAMPLE:
         chosen = sorted(random.Random(f"{seed}/quality").sample(range(len(sample)), SAMPLE))
         sample = [sample[i] for i in chosen]
     sections = [
-        *_coverage(dialogues, task),
+        f"# {task.name}: {len(dialogues):,} dialogues",
+        "",
+        *_origin(origin),
+        *_personas(dialogues, task),
+        *_behaviours(dialogues),
         *_outcomes(dialogues, task),
         *_lengths(dialogues),
         *_diversity(dialogues, sample),
@@ -237,25 +246,72 @@ def card_sections(
     return "\n".join(sections).rstrip() + "\n"
 
 
-def _coverage(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
+def _origin(facts: Sequence[str]) -> list[str]:
+    return ["## Origin", "", *(f"- {fact}" for fact in facts), ""] if facts else []
+
+
+def _personas(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
+    """Number and mean reward of the dialogues by axis and value."""
+    values = {axis: list(known) for axis, known in task.persona_axes.items()}
+    for dialogue in dialogues:
+        for axis, value in dialogue.persona.items():
+            if value not in values.setdefault(axis, []):
+                values[axis].append(value)
+    if not any(dialogue.persona for dialogue in dialogues):
+        return []
+    groups: dict[tuple[str, str], list[Dialogue]] = defaultdict(list)
+    for dialogue in dialogues:
+        for axis in values:
+            groups[axis, dialogue.persona.get(axis, UNKNOWN)].append(dialogue)
+    rows = [
+        (_cut(axis), _cut(value), *_share_and_reward(groups[axis, value], dialogues))
+        for axis, known in values.items()
+        for value in [*known, *([UNKNOWN] if groups[axis, UNKNOWN] else [])]
+    ]
+    lines = _combinations(dialogues, task)
+    difficult = [d.source["difficult"] for d in dialogues if "difficult" in d.source]
+    if difficult:
+        lines.append(f"Difficult personas: {sum(difficult) / len(difficult):.1%} of dialogues.")
+    table = _table(("axis", "value", *_SHARE_AND_REWARD), rows)
+    text = [" ".join(lines), ""] if lines else []
+    return ["## Personas", "", *text, *table, ""]
+
+
+def _combinations(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
+    """Coverage of the task's combinations; empty for personas that are not of its axes."""
+    axes = set(task.persona_axes)
+    if not axes or any(set(dialogue.persona) != axes for dialogue in dialogues):
+        return []
     possible = math.prod(map(len, task.persona_axes.values()))
     seen = Counter(tuple(sorted(d.persona.items())) for d in dialogues)
     fewest = min(seen.values()) if len(seen) >= possible else 0
-    rows = [
-        (_cut(axis), _cut(value), f"{own:,}", f"{own / len(dialogues):.1%}")
-        for axis, values in task.persona_axes.items()
-        for value in values
-        for own in [sum(d.persona.get(axis) == value for d in dialogues)]
-    ]
-    difficult = [d.source["difficult"] for d in dialogues if "difficult" in d.source]
-    lines = [
+    return [
         f"{len(seen):,} of {possible:,} combinations occur, {fewest:,} to "
         f"{max(seen.values()):,} times each."
     ]
-    if difficult:
-        lines.append(f"Difficult personas: {sum(difficult) / len(difficult):.1%} of dialogues.")
-    table = _table(("axis", "value", "dialogues", "share"), rows)
-    return ["## Persona coverage", "", " ".join(lines), "", *table, ""]
+
+
+def _behaviours(dialogues: Sequence[Dialogue]) -> list[str]:
+    """Number and mean reward of the dialogues by the agent's behaviour."""
+    groups: dict[str, list[Dialogue]] = defaultdict(list)
+    for dialogue in dialogues:
+        if behaviour := dialogue.source.get("behaviour"):
+            groups[behaviour].append(dialogue)
+    if not groups:
+        return []
+    rows = [(_cut(b), *_share_and_reward(groups[b], dialogues)) for b in sorted(groups)]
+    return ["## Behaviours", "", *_table(("behaviour", *_SHARE_AND_REWARD), rows), ""]
+
+
+_SHARE_AND_REWARD = ("dialogues", "share", "mean reward")
+
+
+def _share_and_reward(
+    group: Sequence[Dialogue], dialogues: Sequence[Dialogue]
+) -> tuple[str, str, str]:
+    rewards = [dialogue.total_reward for dialogue in group if dialogue.reward is not None]
+    mean = f"{np.mean(rewards):.3f}" if rewards else ""
+    return f"{len(group):,}", f"{len(group) / len(dialogues):.1%}", mean
 
 
 def _outcomes(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
@@ -270,7 +326,11 @@ def _outcomes(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
         (f"{a:.3g} to {b:.3g}", f"{count:,}", f"{count / len(rewards):.1%}")
         for a, b, count in zip(edges, edges[1:], counts, strict=False)
     ]
-    text = f"Successes (reward of {task.success_reward:g} or more): {successes / len(rewards):.1%}."
+    total = [d.total_reward for d in dialogues if d.reward is not None]
+    text = (
+        f"Successes (reward of {task.success_reward:g} or more): {successes / len(rewards):.1%}. "
+        f"Mean return: {np.mean(total):.3f}."
+    )
     lines = ["## Outcomes and rewards", "", text, ""]
     lines += [*_table(("reward", "dialogues", "share"), rows), ""]
     written_for = Counter(
@@ -288,6 +348,7 @@ def _outcomes(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
 
 def _lengths(dialogues: Sequence[Dialogue]) -> list[str]:
     numbers = {
+        "turns": [len(d.turns) for d in dialogues],
         "agent turns": [len(d.agent_turns) for d in dialogues],
         "words a dialogue": [sum(len(t.text.split()) for t in d.turns) for d in dialogues],
         "words an agent turn": [len(t.text.split()) for d in dialogues for t in d.agent_turns],
@@ -307,9 +368,11 @@ def _lengths(dialogues: Sequence[Dialogue]) -> list[str]:
 def _diversity(dialogues: Sequence[Dialogue], sample: Sequence[Dialogue]) -> list[str]:
     texts = [words_of(d) for d in dialogues]
     exact = len(texts) - len({tuple(words) for words in texts})
+    utterances = Counter(turn.text for d in dialogues for turn in d.agent_turns)
     rows = [(f"distinct-{n}", f"{distinct(texts, n):.3f}") for n in (1, 2, 3)]
     rows.append((f"self-BLEU-4 ({len(sample):,} dialogues)", f"{self_bleu_of(sample):.3f}"))
     rows.append(("dialogues that repeat another word for word", f"{exact:,}"))
+    rows.append(("different agent utterances", f"{len(utterances):,} of {utterances.total():,}"))
     lines = ["## Diversity", "", *_table(("measure", "value"), rows), ""]
     pairs = nearest_pairs(sample)
     if pairs:
@@ -390,7 +453,7 @@ def _provenance(dialogues: Sequence[Dialogue]) -> list[str]:
     return ["## Models and prompt versions", "", *_table(header, rows), ""]
 
 
-def _dropped(dialogues: Sequence[Dialogue], dropped: Sequence[Any]) -> list[str]:
+def _dropped(dialogues: Sequence[Dialogue], dropped: Sequence[DroppedDialogue]) -> list[str]:
     if not dropped:
         return []
     reasons = Counter((each.step, each.reason) for each in dropped)
@@ -416,7 +479,7 @@ def _cost(meter: Sequence[Mapping[str, Any]]) -> list[str]:
     )
     rows = [[_cell(row.get(column, "")) for column in columns] for row in meter]
     totals = [
-        _cell(sum(row.get(c, 0) for row in meter)) if _is_number(meter[0].get(c)) else ""
+        _cell(sum(row.get(c, 0) for row in meter)) if is_finite(meter[0].get(c)) else ""
         for c in columns
     ]
     totals[0] = "all"
@@ -438,17 +501,13 @@ def _table(header: Sequence[str], rows: Iterable[Row]) -> list[str]:
 
 
 def _cut(text: str) -> str:
-    """Text that fits a table's cell."""
+    """Shortens a text to a table's cell."""
     text = " ".join(text.split()).replace("|", "\\|")
-    return text if len(text) <= CRITERION_WIDTH else text[: CRITERION_WIDTH - 1] + "…"
+    return text if len(text) <= CELL_WIDTH else text[: CELL_WIDTH - 1] + "…"
 
 
 def _number(value: float | None) -> str:
     return "no variation" if value is None else f"{value:.2f}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _cell(value: Any) -> str:

@@ -227,30 +227,6 @@ def _pair(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray, np.nd
     return scores_a[:, both], scores_b[:, both]
 
 
-def normalize(
-    score: float | Float[np.ndarray, "*shape"], behaviour: float, optimum: float
-) -> float | Float[np.ndarray, "*shape"]:
-    """A score on the scale where the mean of the behaviour is 0 and the optimum is 1.
-
-    Args:
-        score: A number or an array, in the unit of the reward.
-        behaviour: Mean reward of the behaviour in the data.
-        optimum: Mean reward of the optimal policy, above `behaviour`.
-
-    Returns:
-        Like `score`, without unit; outside [0, 1] for worse than the data.
-
-    Raises:
-        ValueError: `optimum` is not above `behaviour`.
-    """
-    if not optimum > behaviour:
-        raise ValueError(
-            f"The optimum ({optimum}) must lie above the behaviour ({behaviour}); a world in which "
-            "the data is optimal already has no normalized score."
-        )
-    return (score - behaviour) / (optimum - behaviour)
-
-
 def auroc(
     labels: Num[np.ndarray, " n"] | Bool[np.ndarray, " n"], scores: Float[np.ndarray, " n"]
 ) -> float:

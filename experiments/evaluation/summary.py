@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 
 from experiments.evaluation import prompted
 from experiments.evaluation.environment import load_scene
-from experiments.evaluation.statistics import bootstrap_mean, normalize, pairwise_tests
+from experiments.evaluation.statistics import bootstrap_mean, pairwise_tests
 from experiments.networks import train_seconds
 from experiments.run_folder import RunFolder, Unit
 from imagination.dialogue import Dialogue, read_dialogues
-from imagination.simulation import POPULATIONS
+from imagination.simulation import POPULATIONS, normalized_score
 
 Played = Mapping[Unit, Sequence[Dialogue]]
 Results = Mapping[Unit, Mapping[str, Any]]
@@ -108,7 +108,7 @@ def _scores(
     def normalized(value: float) -> float | None:
         if references is None:
             return None
-        return float(normalize(value, references["behaviour"], references["optimum"]))
+        return float(normalized_score(value, references))
 
     bounds = (interval.low, interval.high)
     return {

@@ -12,6 +12,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from imagination.simulation import normalized_score
+
 METHOD_NAMES = {
     "ilql": "ILQL",
     "mc": "MC",
@@ -110,11 +112,11 @@ def interval(bounds: Any, digits: int = 2) -> str:
 
 
 def normalize(reward: Any, references: Mapping[str, Any]) -> float | None:
-    """A mean reward on the scale on which the behaviour is 0 and the optimum 1."""
+    """The normalized score of a mean reward; None where a number is missing."""
     low, high = references.get("behaviour"), references.get("optimum")
-    if not (is_number(reward) and is_number(low) and is_number(high)) or high == low:
+    if not (is_number(reward) and is_number(low) and is_number(high)) or high <= low:
         return None
-    return (reward - low) / (high - low)
+    return normalized_score(reward, references)
 
 
 def score(method: Mapping[str, Any]) -> tuple[float | None, Any, str]:

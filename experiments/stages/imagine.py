@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -22,6 +20,7 @@ from experiments.files import write_atomically
 from experiments.run_folder import RunFolder
 from experiments.terminal import progress_bars
 from imagination import corpora
+from imagination.dataset_card import dataset_card
 from imagination.dialogue import Dialogue, json_line, read_dialogues, write_dialogues
 from imagination.simulation import (
     BehaviourAgent,
@@ -41,21 +40,23 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         if config.data.source != "world":
             dialogues, facts = _read_corpus(config)
             console.print("\n".join(facts), markup=False, highlight=False)
-            origin = "".join(["\n## Where it comes from\n\n", *(f"- {each}\n" for each in facts)])
-            write_atomically(folder.task, tasks.corpus_task(config).to_yaml())
-            write_atomically(folder.dataset_card, dataset_card(dialogues) + origin)
+            task = tasks.corpus_task(config)
+            write_atomically(folder.task, task.to_yaml())
+            write_atomically(folder.dataset_card, dataset_card(dialogues, task, origin=facts))
             write_dialogues(folder.dialogues, dialogues)
         elif config.imagination.engine == "world":
             _play(config, folder.dialogues, console)
         else:
             from experiments import llm_imagination  # loads the LLM client
 
-            dialogues, sections = llm_imagination.run(config, folder, console)
-            # The card first: what it took cannot be told from the dialogues later.
-            write_atomically(folder.dataset_card, dataset_card(dialogues) + "\n" + sections)
+            dialogues, card = llm_imagination.run(config, folder, console)
+            # The card first: calls and cost cannot be told from the dialogues later.
+            write_atomically(folder.dataset_card, card)
             write_dialogues(folder.dialogues, dialogues)
     if not folder.dataset_card.exists():
-        write_atomically(folder.dataset_card, dataset_card(read_dialogues(folder.dialogues)))
+        dialogues = read_dialogues(folder.dialogues)
+        card = dataset_card(dialogues, tasks.load_task(config, folder), seed=config.seed)
+        write_atomically(folder.dataset_card, card)
 
 
 def _play(config: ConfigDict, path: Path, console: Console) -> None:
@@ -110,44 +111,3 @@ def _read_corpus(config: ConfigDict) -> tuple[list[Dialogue], list[str]]:
     marked = [dataclasses.replace(d, source={**d.source, "part": part_of[d.id]}) for d in dialogues]
     origin = f"{corpus.title} ({corpus.homepage}). Licence: {corpus.licence}."
     return marked, [origin, *reading.notes]
-
-
-def dataset_card(dialogues: list[Dialogue]) -> str:
-    """What is in the dataset, as Markdown."""
-    rewards = np.array([d.total_reward for d in dialogues])
-    turns = np.array([len(d.turns) for d in dialogues])
-    words = np.array([len(t.text.split()) for d in dialogues for t in d.turns])
-    utterances = Counter(t.text for d in dialogues for t in d.agent_turns)
-    lines = [
-        f"# {dialogues[0].task}: {len(dialogues):,} dialogues",
-        "",
-        "| | mean | 10 % | median | 90 % |",
-        "| --- | --- | --- | --- | --- |",
-        _quantiles("reward", rewards),
-        _quantiles("turns", turns),
-        _quantiles("words a turn", words),
-        "",
-        f"Different agent utterances: {len(utterances):,} of {sum(utterances.values()):,}.",
-        "",
-    ]
-    behaviours = sorted({d.source["behaviour"] for d in dialogues if d.source.get("behaviour")})
-    if behaviours:
-        lines += ["## By behaviour", "", "| behaviour | dialogues | mean reward |", "|---|---|---|"]
-        for name in behaviours:
-            own = rewards[[d.source.get("behaviour") == name for d in dialogues]]
-            lines.append(f"| {name} | {len(own):,} | {own.mean():.3f} |")
-        lines.append("")
-    axes = list(dialogues[0].persona)
-    if axes:
-        lines += ["## By persona", "", "| axis | value | dialogues | mean reward |"]
-        lines.append("| --- | --- | --- | --- |")
-    for axis in axes:
-        for value in sorted({d.persona.get(axis, "unknown") for d in dialogues}):
-            own = rewards[[d.persona.get(axis, "unknown") == value for d in dialogues]]
-            lines.append(f"| {axis} | {value} | {len(own):,} | {own.mean():.3f} |")
-    return "\n".join(lines) + "\n"
-
-
-def _quantiles(name: str, values: np.ndarray) -> str:
-    low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
-    return f"| {name} | {values.mean():.3g} | {low:.3g} | {middle:.3g} | {high:.3g} |"

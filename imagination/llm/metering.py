@@ -40,13 +40,8 @@ class Meter:
         self.steps: dict[str, StepCount] = collections.defaultdict(StepCount)
 
     @property
-    def total_cost(self) -> float:
-        """Dollars spent by this process; what came from the cache is not in it."""
-        return self.usage.cost
-
-    @property
     def usage(self) -> Usage:
-        """Tokens and cost of all steps."""
+        """Tokens and dollars of all steps in this process, without answers from the cache."""
         return sum((step.usage for step in self.steps.values()), Usage())
 
     def called(self, step: str, usage: Usage, retries: int = 0, re_ask: bool = False) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from imagination.simulation.world import Act, Reply, State, World
 
@@ -431,7 +432,25 @@ def reference_values(world: World, population: str = "average") -> dict[str, flo
     return dict(_reference_values(world, population))
 
 
-def normalized_score(value: float, references: Mapping[str, float]) -> float:
-    """0 at the behaviour in the data, 1 at the optimum."""
+def normalized_score(
+    reward: float | Float[np.ndarray, "*shape"], references: Mapping[str, float]
+) -> float | Float[np.ndarray, "*shape"]:
+    """Scales a reward so that the mean of the behaviour is 0 and the optimum is 1.
+
+    Args:
+        reward: A mean reward, or an array of rewards.
+        references: Mean rewards of the `behaviour` in the data and of the `optimum`.
+
+    Returns:
+        The score, without unit, in the shape of `reward`; outside [0, 1] for worse than the data.
+
+    Raises:
+        ValueError: The optimum is not above the behaviour.
+    """
     behaviour, optimum = references["behaviour"], references["optimum"]
-    return (value - behaviour) / (optimum - behaviour)
+    if not optimum > behaviour:
+        raise ValueError(
+            f"The optimum ({optimum}) must lie above the behaviour ({behaviour}); a world in which "
+            "the data is optimal already has no normalized score."
+        )
+    return (reward - behaviour) / (optimum - behaviour)

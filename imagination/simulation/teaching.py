@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from imagination.simulation.behaviours import any_of, mix
 from imagination.simulation.grammar import Phrasing
-from imagination.simulation.world import Behaviour, World
+from imagination.simulation.world import Behaviour, World, any_of, mix
 from imagination.task import Task
 
 LEVELS = ("novice", "intermediate", "expert")

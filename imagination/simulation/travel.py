@@ -15,9 +15,8 @@ import itertools
 import math
 from typing import NamedTuple
 
-from imagination.simulation.behaviours import any_of, mix
 from imagination.simulation.grammar import Phrasing
-from imagination.simulation.world import Behaviour, World
+from imagination.simulation.world import Behaviour, World, any_of, mix
 from imagination.task import Task
 
 AXES = {

@@ -1,4 +1,4 @@
-"""The engine of embedded worlds: `World`, a task's hidden humans written as data.
+"""`World`: a task with hidden humans, written as data.
 
 A world says who may come (personas and their prior), what the agent can do (acts) and the human
 answer (replies), both with many phrasings, how a reply follows from persona and conversation,
@@ -278,3 +278,17 @@ class World:
 
 def _words_of(text: str) -> set[str]:
     return set(re.findall(r"[\w']+", text.lower()))
+
+
+def mix(*parts: tuple[float, Mapping[str, float]]) -> dict[str, float]:
+    """Mixes distributions over acts, each given with its weight; for behaviours."""
+    mixed: dict[str, float] = {}
+    for weight, part in parts:
+        for option, probability in part.items():
+            mixed[option] = mixed.get(option, 0.0) + weight * probability
+    return mixed
+
+
+def any_of(*options: str) -> dict[str, float]:
+    """Distributes probability evenly over the options."""
+    return dict.fromkeys(options, 1.0 / len(options))

@@ -233,16 +233,6 @@ class TestPairwiseTests:
         assert [ac["p_holm"], bc["p_holm"]] == statistics.holm([ac["p"], bc["p"]])
 
 
-class TestNormalize:
-    def test_behaviour_is_zero_and_optimum_one(self):
-        scores = np.array([0.2, 0.5, 0.8, -0.1])
-        np.testing.assert_allclose(statistics.normalize(scores, 0.2, 0.8), [0, 0.5, 1, -0.5])
-
-    def test_an_optimum_below_the_behaviour_is_refused(self):
-        with pytest.raises(ValueError, match=r"optimum \(0.2\) must lie above the behaviour"):
-            statistics.normalize(0.5, 0.2, 0.2)
-
-
 class TestAuroc:
     def test_equals_counting_pairs_ties_half(self):
         rng = np.random.default_rng(6)

@@ -714,20 +714,35 @@ def test_distinct_by_hand():
     assert dataset_card.distinct(texts, 5) == 0
 
 
-def test_bleu_by_hand():
-    # Unigrams 3/4; bigrams (1+1)/(3+1), trigrams (0+1)/(2+1), four-grams (0+1)/(1+1).
+def test_self_bleu_by_hand():
+    # Either way: unigrams 3/4; bigrams (1+1)/(3+1), trigrams (0+1)/(2+1), four-grams (0+1)/(1+1).
     expected = (3 / 4 * 2 / 4 * 1 / 3 * 1 / 2) ** 0.25
-    assert dataset_card.bleu(split("a b x c"), [split("a b c d")]) == pytest.approx(expected)
-    assert dataset_card.bleu(split("a b c d"), [split("a b c d")]) == pytest.approx(1)
-    assert dataset_card.bleu(split("a b"), [split("c d")]) == 0
-    short = dataset_card.bleu(split("a b c d"), [split("a b c d e f g h")])
-    assert short == pytest.approx(np.exp(1 - 8 / 4))
+    texts = [split("a b x c"), split("a b c d")]
+    assert dataset_card.self_bleu(texts) == pytest.approx(expected)
+    assert dataset_card.self_bleu([split("a b"), split("c d")]) == 0
+    # The short one is penalized by its length, the long one by its n-grams.
+    short, long = np.exp(1 - 8 / 4), (4 / 8 * 4 / 8 * 3 / 7 * 2 / 6) ** 0.25
+    texts = [split("a b c d"), split("a b c d e f g h")]
+    assert dataset_card.self_bleu(texts) == pytest.approx((short + long) / 2)
+
+
+def bleu(words, references):
+    """BLEU-4 as in the textbook: counts clipped by the most that one reference has."""
+    score = 1.0
+    for n in range(1, 5):
+        counts, most = dataset_card.ngrams(words, n), collections.Counter()
+        for reference in references:
+            most |= dataset_card.ngrams(reference, n)
+        smoothing = int(n > 1)
+        score *= (sum((counts & most).values()) + smoothing) / (counts.total() + smoothing)
+    closest = min((len(r) for r in references), key=lambda k: (abs(k - len(words)), k))
+    return score**0.25 * min(1.0, np.exp(1 - closest / len(words)))
 
 
 def test_self_bleu_is_the_mean_of_each_against_the_others():
     dice = np.random.default_rng(0)
     texts = [list(map(str, dice.integers(0, 6, size=dice.integers(5, 15)))) for _ in range(12)]
-    each = [dataset_card.bleu(t, texts[:i] + texts[i + 1 :]) for i, t in enumerate(texts)]
+    each = [bleu(t, texts[:i] + texts[i + 1 :]) for i, t in enumerate(texts)]
     assert dataset_card.self_bleu(texts) == pytest.approx(np.mean(each))
     assert dataset_card.self_bleu([["a", "b", "c", "d"]] * 3) == pytest.approx(1)
     assert dataset_card.self_bleu([["a"]]) == 0
@@ -763,19 +778,22 @@ def test_the_card_says_all_of_it():
     imagined = imagine(client, **settings)
     meter = [{"step": "imagine", "calls": 18, "input_tokens": 1200, "cost": 0.25}]
     dropped = [types.SimpleNamespace(step="imagine", reason="refused")]
-    card = dataset_card.card_sections(imagined.dialogues, TASK, meter, dropped)
+    card = dataset_card.dataset_card(imagined.dialogues, TASK, meter=meter, dropped=dropped)
     assert "18 of 18 combinations occur, 1 to 1 times each." in card
     assert f"| {GRADUAL} | 18 | 100.0% | 0.0% |" in card
     assert f"| {CLOSING} | 18 | 0.0% | 0.0% |" in card
     assert "18 of 18 dialogues were rewritten" in card
     assert "distinct-2" in card and "self-BLEU-4" in card and "Most alike" in card
     assert "| outcome, judge | 18 |" in card and "engine/script/1" in card and "fake-1" in card
+    sections = [line for line in card.splitlines() if line.startswith("#")]
+    assert len(set(sections)) == len(sections) == 11 and sections[0] == "# advice: 18 dialogues"
+    assert card.count("| axis | value |") == 1 and "| drifts |" in card
     assert "1 of 19 could not be finished." in card and "| all | 18 | 1,200 | 0.2500 |" in card
 
 
 def test_the_card_of_dialogues_from_elsewhere_leaves_out_what_is_not_known():
     dialogues = [dialogue("a", "Hello there.", "Hi."), dialogue("b", "Hello.", "Hi there.")]
-    card = dataset_card.card_sections(dialogues, TASK)
+    card = dataset_card.dataset_card(dialogues, TASK)
     assert "Nobody rated" in card and "## Critique" not in card and "## Tokens" not in card
 
 
@@ -854,7 +872,9 @@ def test_faults_and_a_restart_change_nothing_in_the_dataset(tmp_path, way):
         assert {body: server.answered[body] for body in answered} == answered
     assert again == task and rough == smooth
     assert sum(row["cache_hits"] for row in meter.summary()) >= 40
-    card = dataset_card.card_sections(rough.dialogues, task, meter.summary(), rough.dropped)
+    card = dataset_card.dataset_card(
+        rough.dialogues, task, meter=meter.summary(), dropped=rough.dropped
+    )
     assert "| all |" in card
 
 

@@ -285,7 +285,7 @@ def test_an_unusable_answer_is_asked_again_with_the_reason(tmp_path, fault, reas
     (count,) = meter.summary()
     assert (count["calls"], count["re_asks"], count["failures"]) == (2, 1, 0)
     # Both were paid for, and both are counted.
-    assert found[0].usage.cost == pytest.approx(meter.total_cost)
+    assert found[0].usage.cost == pytest.approx(meter.usage.cost)
 
 
 def test_an_answer_that_fails_the_requests_own_check_is_asked_again(tmp_path):
@@ -322,7 +322,7 @@ def test_what_never_becomes_usable_is_set_aside_with_everything(tmp_path):
         more, _ = ask_all(config(server, max_asks=3), tmp_path, requests(2))
         assert isinstance(more[0], Answer) and len(server.calls) == 5
     assert meter.summary()[0]["failures"] == resumed.summary()[0]["failures"] == 1
-    assert resumed.total_cost == 0 and resumed.summary()[0]["cached_cost"] > 0
+    assert resumed.usage.cost == 0 and resumed.summary()[0]["cached_cost"] > 0
     (failed,) = lines(tmp_path / "failed.jsonl")
     assert failed["step"] == "imagine" and failed["request"]["label"] == "question 0"
     assert [each["stop_reason"] for each in failed["replies"]] == [
@@ -448,7 +448,7 @@ def test_the_meter_counts_by_step_with_cached_input_apart(tmp_path):
     assert (derive["step"], derive["calls"], imagine["calls"]) == ("derive", 1, 2)
     assert derive["cache_write_tokens"] > 0 and imagine["cache_read_tokens"] > 0
     costs = [each.usage.cost for each in found]
-    assert meter.total_cost == pytest.approx(sum(costs)) and min(costs) > 0
+    assert meter.usage.cost == pytest.approx(sum(costs)) and min(costs) > 0
     assert "3 calls" in meter.line() and "cached" in meter.line() and "$" in meter.line()
 
 
@@ -700,8 +700,8 @@ def test_a_batch_at_batch_price(tmp_path):
         direct, full_price = ask_all(config(server), tmp_path / "direct", asked)
         again, cached = ask_all(config(server, batch=True), tmp_path / "batch", asked)
     assert texts(found) == texts(direct) == texts(again)
-    assert meter.total_cost == pytest.approx(full_price.total_cost / 2, rel=0.1)
-    assert cached.total_cost == 0 and len(server.batches) == 1
+    assert meter.usage.cost == pytest.approx(full_price.usage.cost / 2, rel=0.1)
+    assert cached.usage.cost == 0 and len(server.batches) == 1
 
 
 def test_batches_are_no_larger_than_allowed(tmp_path, monkeypatch):
@@ -734,7 +734,7 @@ def test_an_entry_that_always_errs_is_set_aside(tmp_path):
     with MessagesServer(answer, batch_faults={"errored": 1.0}) as server:
         found, meter = ask_all(config(server, batch=True, max_asks=2), tmp_path, requests(1))
     assert isinstance(found[0], Failure) and "errored" in found[0].reason
-    assert len(server.batches) == 3 and meter.total_cost == 0
+    assert len(server.batches) == 3 and meter.usage.cost == 0
     assert len(lines(tmp_path / "failed.jsonl")) == 1
 
 

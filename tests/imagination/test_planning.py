@@ -467,6 +467,10 @@ def test_normalized_score_by_hand():
     references = {"behaviour": 0.5, "optimum": 0.75}
     scores = [normalized_score(value, references) for value in (0.5, 0.75, 0.625, 0.25)]
     assert scores == pytest.approx([0.0, 1.0, 0.5, -1.0])
+    of_array = normalized_score(np.array([[0.5, 0.75], [0.625, 0.25]]), references)
+    np.testing.assert_allclose(of_array, [[0, 1], [0.5, -1]])
+    with pytest.raises(ValueError, match=r"optimum \(0.2\) must lie above the behaviour"):
+        normalized_score(0.5, {"behaviour": 0.2, "optimum": 0.2})
 
 
 def test_values_are_remembered_by_world():

@@ -289,7 +289,7 @@ def test_real_client_over_http_with_faults_then_resumed_for_free(name, tmp_path,
         def run():
             client = Client(config, tmp_path)
             dialogues = play(name, client, seeds=range(4))
-            total = client.meter.total_cost
+            total = client.meter.usage.cost
             run_async(client.close())
             return dialogues, total
 
