@@ -1,4 +1,4 @@
-"""Our attention on CPU against `jax.nn.dot_product_attention`: forward and backward, in turn.
+"""Compares our attention on CPU with `jax.nn.dot_product_attention`, forward and backward, in turn.
 
     python experiments/benchmarks/attention.py
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turn, one process a side, tables, JSON.
+"""Shared by the benchmarks: timing in turn, one process a side, tables, JSON.
 
 Two things that are compared are always timed in turn, one round of each after the other, so that
 whatever else the machine does meets both alike; what is reported is the ratio of the medians.
@@ -25,7 +25,7 @@ from typing import Any
 
 
 def arguments(doc: str, **flags: Any) -> argparse.Namespace:
-    """The command line: `--json=PATH`, and one flag for each default given here."""
+    """Parses the command line: `--json=PATH`, and one flag for each default given here."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,16 +38,16 @@ def arguments(doc: str, **flags: Any) -> argparse.Namespace:
 
 
 def in_turn(steps: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median of what each step returns (its seconds), over rounds of one of each."""
-    found: dict[str, list[float]] = {name: [] for name in steps}
+    """Times steps in turn; returns the median of the seconds that each returns."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            found[name].append(step())
-    return {name: statistics.median(each) for name, each in found.items()}
+            times[name].append(step())
+    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """How long a call takes."""
+    """Seconds that a call takes."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
@@ -145,14 +145,14 @@ def _serve(pipe: Any, make: Callable[..., Callable[[], Any]], arguments: tuple[A
 
 
 def _give_back_freed() -> None:
-    """What building the side took and freed goes back to the kernel, where the C library can."""
+    """Returns freed memory to the kernel, where the C library can."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _peak_memory() -> int:
-    """Of this process alone; what `getrusage` tells includes the one that started it."""
+    """Peak memory of this process alone; `getrusage` includes the process that started it."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():

@@ -104,7 +104,7 @@ def idle_share(run_steps: Callable[[], None], count: int) -> float:
 
     Args:
         run_steps: Runs that many steps and waits for them; nothing else on the device.
-        count: How many.
+        count: Number of steps.
 
     Raises:
         RuntimeError: The steps are not in the trace, or more than they.

@@ -1,4 +1,4 @@
-"""How the time of a step grows: with the model, the context, the batch and the vocabulary.
+"""Growth of a step's time with model, context, batch and vocabulary.
 
     python experiments/benchmarks/scaling.py
 
@@ -30,7 +30,7 @@ from ilql_jax.train import init_state, make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Of one timed step; a network's width is its MLP's fourth part."""
+    """Sizes of one timed step; a network's width is a fourth of its MLP's."""
 
     width: int
     layers: int
@@ -39,7 +39,7 @@ class Setting:
     vocab: int
 
     def parameters(self) -> int:
-        """Of the trunk's blocks: what the work for a token grows with."""
+        """Parameters of the trunk's blocks, which the work for a token grows with."""
         return 12 * self.layers * self.width**2
 
 

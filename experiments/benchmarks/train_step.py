@@ -26,7 +26,7 @@ DISCOUNT, CHECKED_STEPS, TOLERANCE = 0.99, 3, 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What is trained on what."""
+    """Network and dialogues of a benchmark."""
 
     decoder: DecoderConfig
     dialogues: int

@@ -92,13 +92,13 @@ def frequencies(head_size: int, base: float, scaling: RotaryScaling | None) -> F
         return plain / scaling.factor
     if scaling.kind == "llama3":
         turns = scaling.original_max_positions * plain / (2 * math.pi)
-        kept = (turns - scaling.few_turns) / (scaling.many_turns - scaling.few_turns)
+        unchanged = (turns - scaling.few_turns) / (scaling.many_turns - scaling.few_turns)
     else:
         first = max(math.floor(_index_of(scaling.many_turns, half, base, scaling)), 0)
         last = min(math.ceil(_index_of(scaling.few_turns, half, base, scaling)), head_size - 1)
-        kept = 1 - (jnp.arange(half) - first) / max(last - first, 0.001)
-    kept = jnp.clip(kept, 0, 1)
-    return plain * kept + plain / scaling.factor * (1 - kept)
+        unchanged = 1 - (jnp.arange(half) - first) / max(last - first, 0.001)
+    unchanged = jnp.clip(unchanged, 0, 1)
+    return plain * unchanged + plain / scaling.factor * (1 - unchanged)
 
 
 def _index_of(turns: float, half: int, base: float, scaling: RotaryScaling) -> float:

@@ -51,7 +51,7 @@ def planned_training(
     Args:
         config: With sections `model`, `train`, `objective` and `tokenizer.vocab_size`. Of
             `model.pretrained`, where it is given, the `config.json` alone is read.
-        method: Which of `objectives.OBJECTIVES`.
+        method: Name of the method.
         agent_share: Fraction of the tokens that are the agent's.
         utterance_tokens: Tokens of an agent's utterance.
 

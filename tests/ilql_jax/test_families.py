@@ -58,7 +58,7 @@ def test_packed_logits_and_greedy_generation_agree_with_torch(family):
 
 
 def greedy(config, params, contexts, max_length):
-    """What follows each context, but for the last token, which is forced to be the stop token."""
+    """Writes greedily after each context; without the last token, which is a forced stop token."""
     padded = np.zeros((len(contexts), 32), np.int32)
     for row, context in enumerate(contexts):
         padded[row, : len(context)] = context

@@ -112,9 +112,9 @@ def check_tensors(folder: str | os.PathLike[str]) -> None:
         PretrainedError: Tensors that are missing, unknown or of another shape: all of them.
     """
     folder = Path(folder)
-    family, there = read_family(folder), read_config(folder)
+    family, checkpoint = read_family(folder), read_config(folder)
     with _open_tensors(folder) as tensors:
-        _matched(tensors, family, there)
+        _matched(tensors, family, checkpoint)
 
 
 def load_trunk(
@@ -138,9 +138,9 @@ def load_trunk(
             config of another network.
     """
     folder = Path(folder)
-    family, there = read_family(folder), read_config(folder)
+    family, checkpoint = read_family(folder), read_config(folder)
     with _open_tensors(folder) as tensors:
-        return _load(tensors, family, there, config, sharding, seed)
+        return _load(tensors, family, checkpoint, config, sharding, seed)
 
 
 def start_params(
@@ -242,15 +242,15 @@ def unstacked(config: DecoderConfig) -> DecoderConfig:
 
 
 def _matched(
-    tensors: Mapping[str, Any], family: Family, there: DecoderConfig
+    tensors: Mapping[str, Any], family: Family, checkpoint: DecoderConfig
 ) -> tuple[dict[str, Any], Table]:
     """Returns tensors by whole name, and their table; raises `PretrainedError` if any differ."""
-    shapes = trunk_shapes(unstacked(there))
-    table = {name: each for name, each in family.table(there).items() if each[0] in shapes}
+    shapes = trunk_shapes(unstacked(checkpoint))
+    table = {name: each for name, each in family.table(checkpoint).items() if each[0] in shapes}
     given, shown = {}, {}
     for name, tensor in tensors.items():
         whole = name if name.startswith(family.prefix) or name in OUTPUTS else family.prefix + name
-        if name.endswith(BUFFERS) or (whole in OUTPUTS and there.tied_output):
+        if name.endswith(BUFFERS) or (whole in OUTPUTS and checkpoint.tied_output):
             continue
         given[whole], shown[whole] = tensor, name
     problems = [
@@ -261,13 +261,14 @@ def _matched(
     problems += [f"{shown[name]} is not part of it" for name in given if name not in table]
     for name in table.keys() & given.keys():
         path, layout = table[name]
-        needed, found = layout.shape(shapes[path].shape), tuple(given[name].shape)
-        if found != needed:
-            problems.append(f"{shown[name]} gives {found}, but {needed} is needed")
+        needed, shape = layout.shape(shapes[path].shape), tuple(given[name].shape)
+        if shape != needed:
+            problems.append(f"{shown[name]} gives {shape}, but {needed} is needed")
     if problems:
         raise PretrainedError(
             f"{'; '.join(sorted(problems))}: these are not the tensors of a network of "
-            f"{there.num_layers} layers of width {there.hidden_size} with {there.vocab_size} words."
+            f"{checkpoint.num_layers} layers of width {checkpoint.hidden_size} with "
+            f"{checkpoint.vocab_size} tokens."
         )
     return given, table
 
@@ -286,22 +287,24 @@ Read = Callable[[Index], np.ndarray]
 def _load(
     tensors: Mapping[str, Any],
     family: Family,
-    there: DecoderConfig,
+    checkpoint: DecoderConfig,
     wanted: DecoderConfig,
     sharding: Shardings,
     seed: int,
 ) -> Params:
     """Matches the tensors, then puts them on the devices one after the other."""
-    grown = dataclasses.replace(there, vocab_size=max(wanted.vocab_size, there.vocab_size))
+    grown = dataclasses.replace(
+        checkpoint, vocab_size=max(wanted.vocab_size, checkpoint.vocab_size)
+    )
     if shape_alone(wanted) != shape_alone(grown):
         raise PretrainedError(
-            f"the checkpoint holds {there}, which is not the network asked for, {wanted}."
+            f"the checkpoint holds {checkpoint}, which is not the network asked for, {wanted}."
         )
-    given, table = _matched(tensors, family, there)
+    given, table = _matched(tensors, family, checkpoint)
     readers = {
         path: functools.partial(layout.read, given[name]) for name, (path, layout) in table.items()
     }
-    vocabulary = there.vocab_size, wanted.vocab_size
+    vocabulary = checkpoint.vocab_size, wanted.vocab_size
     shapes = jax.eval_shape(lambda: _fresh_trunk(wanted))
     layout = for_each(sharding, shapes)
     adapters = _fresh_adapters(wanted, layout, seed)
@@ -336,7 +339,7 @@ def _fresh_adapters(config: DecoderConfig, layout: Params, seed: int) -> dict[st
 
 
 def _placed(read: Read, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
-    """Lets each device read its own part, and waits until it is there."""
+    """Lets each device read its own part, and waits for it."""
 
     def part(index: Index) -> np.ndarray:
         whole = tuple(slice(*each.indices(n)) for each, n in zip(index, shape.shape, strict=True))

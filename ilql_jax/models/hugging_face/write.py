@@ -108,8 +108,8 @@ def save_pretrained(
         table = _table(family, config.value_decoder)
         tensors = _tensors(flat(params["value_trunk"]), table, dtype)
         heads |= {VALUE_TRUNK + name: tensor for name, tensor in tensors.items()}
-    kept = {"heads": _head_fields(config), "about": dict(about or {})}
-    save_file(heads, folder / VALUE_HEADS, metadata={k: json.dumps(v) for k, v in kept.items()})
+    metadata = {"heads": _head_fields(config), "about": dict(about or {})}
+    save_file(heads, folder / VALUE_HEADS, metadata={k: json.dumps(v) for k, v in metadata.items()})
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
     for file in (*files, VALUE_HEADS):  # safetensors lets nobody else read, whatever the umask says
         shutil.copymode(folder / "config.json", folder / file)
@@ -144,8 +144,8 @@ def load_network(
         )
     decoder = dataclasses.replace(read_config(folder), **run_settings)
     with safetensors.safe_open(path, framework="np") as file:
-        kept = {key: json.loads(value) for key, value in file.metadata().items()}
-        config = ModelConfig(decoder, **kept["heads"])
+        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
+        config = ModelConfig(decoder, **metadata["heads"])
         shapes = {name: x for name, x in abstract_params(config).items() if name in ("q", "v")}
         given = {
             name: tuple(file.get_slice(name).get_shape())
@@ -168,7 +168,7 @@ def load_network(
             config.value_decoder,
             under(sharding, "value_trunk"),
         )
-    return config, params, kept["about"]
+    return config, params, metadata["about"]
 
 
 def _check_heads(given: dict[str, tuple], shapes: Params, path: Path) -> None:
