@@ -24,6 +24,7 @@ from ilql_jax.errors import UserError
 from ilql_jax.models import ModelConfig, Params, abstract_params
 from ilql_jax.models.cpu_matmul import decoding_layout
 from ilql_jax.models.kv_cache import KVCache
+from ilql_jax.policy_folder import load_policy
 from ilql_jax.settings import SettingError, Settings, setting
 
 
@@ -226,15 +227,13 @@ class Policy:
         Raises:
             PolicyFolderError: The folder holds no whole policy; the message names what is missing.
         """
-        from ilql_jax.policy_folder import load_policy
-
         saved, params = load_policy(folder)
         if isinstance(decoding, str):
             decoding = DecodingConfig.parse(decoding)
         return cls(
             saved.model,
             params,
-            decoding or saved.decoding,
+            decoding or DecodingConfig(**saved.decoding),
             saved.stop_token,
             saved.allowed_mask,
             saved.max_utterance,

@@ -20,7 +20,6 @@ from jaxtyping import Bool
 
 from ilql_jax.errors import UserError
 from ilql_jax.models import ModelConfig, Params, abstract_params
-from ilql_jax.policy import DecodingConfig
 
 DESCRIPTION, PARAMETERS = "policy.json", "policy.safetensors"
 
@@ -35,7 +34,7 @@ class PolicyDescription:
 
     Attributes:
         model: Shape of the network.
-        decoding: Rule by which utterances are chosen.
+        decoding: Rule by which utterances are chosen, the fields of a `DecodingConfig`.
         stop_token: Ends an utterance.
         allowed: Tokens that may be written, in rising order.
         max_utterance: Longest utterance, in tokens.
@@ -45,7 +44,7 @@ class PolicyDescription:
     """
 
     model: ModelConfig
-    decoding: DecodingConfig
+    decoding: Mapping[str, Any]
     stop_token: int
     allowed: tuple[int, ...]
     max_utterance: int
@@ -62,7 +61,7 @@ class PolicyDescription:
         """Plain JSON."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | {
             "model": dataclasses.asdict(self.model),
-            "decoding": dataclasses.asdict(self.decoding),
+            "decoding": dict(self.decoding),
             "allowed": list(self.allowed),
             "training": dict(self.training),
         }
@@ -74,7 +73,6 @@ class PolicyDescription:
             **{
                 **fields,
                 "model": ModelConfig.from_dict(fields["model"]),
-                "decoding": DecodingConfig(**fields["decoding"]),
                 "allowed": tuple(fields["allowed"]),
             }
         )

@@ -24,7 +24,7 @@ MODEL = ModelConfig(DecoderConfig(10, 16, 2, 2, 32, 24, initializer_range=0.3), 
 PARAMS = random_params(MODEL, 0.3)
 SAVED = PolicyDescription(
     model=MODEL,
-    decoding=DecodingConfig(temperature=0.7, candidates=4),
+    decoding={"temperature": 0.7, "steering_strength": 0.0, "candidates": 4},
     stop_token=9,
     allowed=(2, 3, 4, 9),
     max_utterance=5,
@@ -50,7 +50,8 @@ def folder(tmp_path):
 
 
 def original(**fields):
-    return Policy(MODEL, PARAMS, SAVED.decoding, 9, SAVED.allowed_mask, 5, **fields)
+    decoding = DecodingConfig(**SAVED.decoding)
+    return Policy(MODEL, PARAMS, decoding, 9, SAVED.allowed_mask, 5, **fields)
 
 
 def test_another_process_plays_the_same_to_the_bit(folder):
