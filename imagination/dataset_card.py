@@ -159,7 +159,7 @@ class Agreement:
 
 def agreements(dialogues: Sequence[Dialogue]) -> list[Agreement]:
     """Agreement of each two reward sources that rated the same dialogues."""
-    found = []
+    result = []
     for first, second in itertools.combinations(("outcome", "judge", "human"), 2):
         rated = [_ratings(d) for d in dialogues]
         both = [
@@ -171,7 +171,7 @@ def agreements(dialogues: Sequence[Dialogue]) -> list[Agreement]:
             continue
         a, b = np.array(both, dtype=float).T
         varies = len(both) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0
-        found.append(
+        result.append(
             Agreement(
                 first,
                 second,
@@ -181,14 +181,14 @@ def agreements(dialogues: Sequence[Dialogue]) -> list[Agreement]:
                 float(np.abs(a - b).mean()),
             )
         )
-    return found
+    return result
 
 
 # Critique
 
 
 def criterion_counts(dialogues: Sequence[Dialogue]) -> dict[str, tuple[int, int, int]]:
-    """Criterion -> dialogues judged by it, that it had rewritten, that fail it in the end."""
+    """Criterion -> dialogues checked by it, that it had rewritten, that fail it in the end."""
     counts: dict[str, list[int]] = {}
     for dialogue in dialogues:
         critique = dialogue.source.get("critique") or {}
@@ -400,20 +400,20 @@ def _critique(dialogues: Sequence[Dialogue]) -> list[str]:
         return []
     rewritten = sum(bool(d.source["critique"]["rounds"]) for d in dialogues)
     rows = [
-        (_cut(name), f"{judged:,}", f"{changed / judged:.1%}", f"{failing / judged:.1%}")
-        for name, (judged, changed, failing) in counts.items()
+        (_cut(name), f"{checked:,}", f"{changed / checked:.1%}", f"{failing / checked:.1%}")
+        for name, (checked, changed, failing) in counts.items()
     ]
     text = f"{rewritten:,} of {len(dialogues):,} dialogues were rewritten ("
     text += f"{rewritten / len(dialogues):.1%})."
-    header = ("criterion", "judged", "had it rewritten", "fails in the end")
+    header = ("criterion", "checked", "had it rewritten", "fails in the end")
     return ["## Critique", "", text, "", *_table(header, rows), ""]
 
 
 def _agreement(dialogues: Sequence[Dialogue]) -> list[str]:
-    found = agreements(dialogues)
+    pairs = agreements(dialogues)
     spreads = [_ratings(d).get("judge_spread") for d in dialogues]
     spreads = [spread for spread in spreads if spread is not None]
-    if not found and not spreads:
+    if not pairs and not spreads:
         return []
     lines = ["## Agreement of the reward sources", ""]
     rows = [
@@ -424,7 +424,7 @@ def _agreement(dialogues: Sequence[Dialogue]) -> list[str]:
             _number(a.spearman),
             f"{a.mean_difference:.3f}",
         )
-        for a in found
+        for a in pairs
     ]
     header = ("sources", "dialogues", "Pearson", "Spearman", "mean difference")
     lines += [*_table(header, rows), ""] if rows else []

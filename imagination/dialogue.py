@@ -39,8 +39,8 @@ class Turn:
         annotations: Notes of the speaker that nobody in the conversation sees (e.g. values of the
             policy). Plain JSON values.
         learn: Marks an agent turn for training with `loss_on="marked"`.
-        clone: Whether the policy imitates this agent turn; None = as `loss_on` says.
-        credit: Whether the values learn from this agent turn; None = as `loss_on` says.
+        clone: True where the policy imitates this agent turn; None = as `loss_on` says.
+        credit: True where the values learn from this agent turn; None = as `loss_on` says.
     """
 
     speaker: Speaker

@@ -1,8 +1,8 @@
-"""Whoever takes a turn, and `converse`, which lets two of them talk.
+"""Speakers of either side, and `converse`, which lets two of them talk.
 
 A speaker answers in *many conversations at once*: a neural agent decodes them as one batch, a
 simulated human understands them with one matrix product, an LLM-played one would send its
-requests concurrently. `converse` only passes the words to and fro.
+requests concurrently. `converse` only passes the words between them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Conversation:
 
     Attributes:
         id: Becomes the dialogue's id.
-        turns: What was said so far: all that the other side may look at.
+        turns: The turns so far: all that the other side may look at.
         persona: Hidden traits of the human; only the human reads it.
         seed: Source of every random choice made in this conversation. What is said in a
             conversation depends on its seed and its words, never on who else is in the batch.
@@ -45,7 +45,7 @@ class Conversation:
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """A speaker's answer: the words, what to remember of them, and whether they end it all."""
+    """A speaker's answer: words and annotations of the turn, and whether it is the last."""
 
     text: str
     ends: bool = False
@@ -82,8 +82,8 @@ def converse(
     The human opens a conversation; one that has begun goes on from where it stands.
 
     Args:
-        agent: Who takes the agent's turns.
-        human: Who takes the human's turns and rates the finished conversations.
+        agent: Takes the agent's turns.
+        human: Takes the human's turns and rates the finished conversations.
         conversations: Begun or not; they are filled in place.
         task: Gives the name and the limit on agent turns.
         source: Becomes the dialogues' `source`.
@@ -122,8 +122,8 @@ def _awaits_human(conversation: Conversation) -> bool:
 
 
 def _awaits_agent(conversation: Conversation, max_turns: int) -> bool:
-    said = sum(turn.speaker == "agent" for turn in conversation.turns)
-    return not conversation.finished and said < max_turns
+    agent_turns = sum(turn.speaker == "agent" for turn in conversation.turns)
+    return not conversation.finished and agent_turns < max_turns
 
 
 def _take_turn(speaker: Agent | Human, name: str, conversations: Sequence[Conversation]) -> None:

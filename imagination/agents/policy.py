@@ -11,14 +11,13 @@ from imagination.tokenization import DialogueTokenizer
 
 
 class PolicyAgent:
-    """Takes the agent's turn with a `Policy`; remembers the values of what it said.
+    """Takes the agent's turn with a `Policy`; annotates turns with their values.
 
     Args:
         policy: The trained network with its decoding.
         tokenizer: The one it was trained with.
-        reward_scale: What rewards were multiplied by in training; values are divided by it. None
-            for a network that learned no values: then none are noted, nor where the policy did
-            not ask them.
+        reward_scale: Factor of the rewards in training, by which values are divided. None for a
+            network without values: no values are noted then, nor where the policy computed none.
         keep_candidates: Number of considered utterances that are kept with each turn.
         system: System message that the agent was trained with, for conversations that have none
             of their own.
@@ -59,8 +58,8 @@ class PolicyAgent:
             different: dict[str, float] = {}
             for tokens, q in response.candidates:
                 different.setdefault(self.tokenizer.decode(tokens), round(q / self.reward_scale, 4))
-            kept = list(different.items())[: self.keep_candidates]
-            annotations["candidates"] = [{"text": text, "q": q} for text, q in kept]
+            best = list(different.items())[: self.keep_candidates]
+            annotations["candidates"] = [{"text": text, "q": q} for text, q in best]
         return Utterance(text, annotations=annotations)
 
 

@@ -97,7 +97,7 @@ class ReasoningAgent(PromptedAgent):
 
 
 class Ambiguity(pydantic.BaseModel):
-    """Whether something has to be asked before going ahead, and what."""
+    """Missing facts, and whether they have to be asked for before going ahead."""
 
     missing: str
     ambiguous: bool
@@ -117,13 +117,13 @@ class ClamAgent(PromptedAgent):
     async def _speak(self, conversation: Conversation, session: Session) -> Utterance:
         check_prompt, ask_prompt, answer_prompt = self.prompts
         values = self.values(conversation.turns)
-        found = await session.ask_prompt(check_prompt, Ambiguity, **values)
-        if found.ambiguous and values["turns_left"] > 1:
-            prompt, values = ask_prompt, {**values, "missing": found.missing}
+        ambiguity = await session.ask_prompt(check_prompt, Ambiguity, **values)
+        if ambiguity.ambiguous and values["turns_left"] > 1:
+            prompt, values = ask_prompt, {**values, "missing": ambiguity.missing}
         else:
             prompt = answer_prompt
         line = await session.ask_prompt(prompt, EndableLine, check=says_something, **values)
-        return self._utterance(line, session, ambiguous=found.ambiguous, missing=found.missing)
+        return self._utterance(line, session, **ambiguity.model_dump())
 
 
 class DialogueAct(pydantic.BaseModel):
@@ -154,7 +154,7 @@ class DialogueActs(pydantic.BaseModel):
 
 
 class ActWeight(pydantic.BaseModel):
-    """How good an act is as the next one, from 0 to 100."""
+    """Weight of an act as the next one, from 0 to 100."""
 
     act: str
     weight: float
@@ -292,9 +292,9 @@ class _PromptedGame:
     async def prior(self, state: Foreseen) -> dict[str, float]:
         acts = self._agent.acts
         answer = await self._ask("prior", ActWeights, state.turns, acts=acts)
-        given = {each.act.strip().lower(): each.weight for each in answer.weights}
+        answered = {each.act.strip().lower(): each.weight for each in answer.weights}
         # Plus one, as in the published code: none is ruled out.
-        weights = {act: 1 + min(max(given.get(act.lower(), 0.0), 0.0), 100.0) for act in acts}
+        weights = {act: 1 + min(max(answered.get(act.lower(), 0.0), 0.0), 100.0) for act in acts}
         total = sum(weights.values())
         return {act: weight / total for act, weight in weights.items()}
 

@@ -23,7 +23,7 @@ _MOST_LISTED = 1_000_000  # combinations that are listed and shuffled
 
 
 class Profile(pydantic.BaseModel):
-    """How the human of one persona behaves."""
+    """Behaviour of the human of one persona."""
 
     number: int
     profile: str

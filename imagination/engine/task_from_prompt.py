@@ -127,7 +127,7 @@ async def derive_task(llm: LLM, name: str, given: Mapping[str, Any]) -> Task:
     check_name(name)
     check_description(given.get("description"))
     missing = missing_fields(given)
-    # What is given is checked before anything is paid for.
+    # Given fields are checked before anything is paid for.
     task_from(name, {**task_placeholders(given), **_present(given)})
     if not missing:
         return task_from(name, given)

@@ -37,7 +37,7 @@ class Trait(pydantic.BaseModel):
 
 
 class PeopleAnswer(pydantic.BaseModel):
-    """What a dialogue tells of the two people in it."""
+    """The two people of a dialogue, as its words show them."""
 
     axes: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()  # (axis, values)
 

@@ -1,4 +1,4 @@
-"""Hindsight regeneration (arXiv 2411.05194): what the agent should have said, and what follows.
+"""Hindsight regeneration (arXiv 2411.05194): better words at bad turns, and what follows on them.
 
 A *controller* reads a finished dialogue and proposes a better utterance at the turns where the
 agent chose badly. A *forward model* plays the rest from there, with a human whose persona is
@@ -40,8 +40,8 @@ class Proposal:
 
     Attributes:
         turn: Index into the dialogue's `turns` of the agent's utterance that it replaces.
-        utterance: What the agent should have said.
-        reason: Why, in words.
+        utterance: Better words of the agent.
+        reason: The fault of the original words.
     """
 
     turn: int
@@ -64,11 +64,11 @@ class Branch:
 
 @dataclasses.dataclass(frozen=True)
 class Continuation:
-    """What followed on a branch's prefix.
+    """Rest of a dialogue behind a branch's prefix.
 
     Attributes:
         turns: The rest, the human's answer first; empty where the new utterance ended it.
-        persona: What was inferred of the human from the whole original, axis -> value.
+        persona: Traits of the human, inferred from the whole original: axis -> value.
         terminal: False where the conversation was cut off.
     """
 
@@ -106,7 +106,7 @@ class Rejection:
 
 @dataclasses.dataclass(frozen=True)
 class Regeneration:
-    """What one round made of some dialogues."""
+    """Result of one round: dialogues to learn from, and rejected answers."""
 
     dialogues: tuple[Dialogue, ...]
     rejections: tuple[Rejection, ...]
@@ -132,11 +132,11 @@ def regenerate(
         hindsight: Plays controller, forward model and reward model.
         round_number: 1 for the first look back; part of ids and source.
         max_changes: Turns of a dialogue that may be changed, each in a dialogue of its own.
-        task: What the two sides are called and how ratings are scaled. Without it, only labels
+        task: Gives the names of the two sides and the scale of ratings. Without it, only labels
             such as "User:" and "Assistant:" are known, and any finite rating is let through.
 
     Returns:
-        What may be learned from, in the order of the dialogues, and everything else by name.
+        Dialogues to learn from, in the order of the originals, and all rejected answers by name.
 
     Raises:
         HindsightError: A number below 1, two dialogues of one id, or a `Hindsight` that does not
@@ -187,7 +187,7 @@ def _answers(answers: Sequence[T], questions: Sequence[object], method: str) -> 
 def _separate(
     judged: Iterable[tuple[T, Rejection | None]],
 ) -> tuple[list[T], list[Rejection]]:
-    """What passed, and why the rest did not."""
+    """Splits what passed from the rejections."""
     passed, rejections = [], []
     for item, rejection in judged:
         if rejection is None:
@@ -241,7 +241,7 @@ class _Checks:
         silent = {"human", "agent"} - {turn.speaker for turn in dialogue.turns}
         if not silent:
             return None
-        who = max(silent)  # of both, the human: without one there is nobody to play again with
+        who = max(silent)  # the human if both: without one there is nobody to play again with
         return Rejection(
             dialogue.id, f"{who} never speaks", f"{len(dialogue.turns)} turns, none of the {who}'s"
         )
@@ -333,7 +333,7 @@ def _shown(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How well a reward model predicts outcomes that are known.
+    """Agreement of a reward model with known outcomes.
 
     Attributes:
         spearman: Rank correlation with the known rewards; NaN where either is constant.

@@ -91,42 +91,42 @@ class WorldHindsight:
         return [self._propose(dialogue, max_changes) for dialogue in dialogues]
 
     def posterior(self, turns: Sequence[Turn]) -> dict[tuple[str, ...], float]:
-        """What the words of a dialogue leave to believe of its human: persona -> probability.
+        """Posterior over the human's persona given the words of a dialogue: persona -> probability.
 
         Raises:
             HindsightError: The human doesn't open, or the sides don't alternate.
         """
-        reading = self._read(turns)
-        if reading is None:
+        course = self._follow(turns)
+        if course is None:
             raise HindsightError(
                 f"not a dialogue of world {self.world.name!r}, in which the human opens and the "
                 f"sides alternate: {[turn.speaker for turn in turns]}"
             )
-        return self._personas(reading)
+        return self._personas(course)
 
     def _propose(self, dialogue: Dialogue, max_changes: int) -> list[Proposal] | None:
-        reading = self._read(dialogue.turns)
-        if reading is None:
+        course = self._follow(dialogue.turns)
+        if course is None:
             return None
         self._planner.forget(more_than=_MOST_NODES)
         dice = Dice(CONTROLLER, self.seed, _number_of(dialogue))
         is_wrong = [dice.uniform() < self.error_rate for _ in range(max_changes)]
-        mistakes = self._mistakes(reading)
+        mistakes = self._mistakes(course)
         changes: dict[int, _Change] = {}
         for wrong in is_wrong:
             if wrong:
-                change = self._misjudged(reading, changes, dice)
+                change = self._misjudged(course, changes, dice)
             else:
                 change = next((found for found in mistakes if found.turn not in changes), None)
             if change is not None:
                 changes[change.turn] = change
-        return [self._worded(dialogue, reading.slots, change) for change in changes.values()]
+        return [self._worded(dialogue, course.slots, change) for change in changes.values()]
 
-    def _mistakes(self, reading: _Reading) -> Iterator[_Change]:
+    def _mistakes(self, course: _Course) -> Iterator[_Change]:
         """Decisions for which there is a better act, the largest shortfall first."""
-        planner, hindsight = self._planner, _thinned(reading.belief)
+        planner, hindsight = self._planner, _thinned(course.belief)
         shortfalls = []
-        for decision in reading.decisions:
+        for decision in course.decisions:
             place = decision.turns_left, decision.state
             taken = planner.act_value(*place, hindsight, decision.act)
             # Rounded, so that of equally bad decisions the first is named first.
@@ -143,15 +143,15 @@ class WorldHindsight:
             if promised - taken > self._tolerance:
                 yield _Change(decision.turn, act, promised, taken)
 
-    def _misjudged(self, reading: _Reading, changed: Collection[int], dice: Dice) -> _Change | None:
+    def _misjudged(self, course: _Course, changed: Collection[int], dice: Dice) -> _Change | None:
         """Any other act at any turn, mistaken for the best one, and the best one for it."""
-        left = [decision for decision in reading.decisions if decision.turn not in changed]
+        left = [decision for decision in course.decisions if decision.turn not in changed]
         if not left:
             return None
         decision = left[dice.below(len(left))]
         others = [act for act in self.world.acts if act != decision.act]
         act = others[dice.below(len(others))]
-        place, hindsight = (decision.turns_left, decision.state), _thinned(reading.belief)
+        place, hindsight = (decision.turns_left, decision.state), _thinned(course.belief)
         worth = self._planner.act_value(*place, hindsight, act)
         return _Change(decision.turn, act, self._planner.state_value(*place, hindsight), worth)
 
@@ -170,11 +170,11 @@ class WorldHindsight:
 
     def play(self, branches: Sequence[Branch]) -> list[Continuation | None]:
         """The rest of each conversation; None where the parent is of another form."""
-        readings = [self._read(branch.parent.turns) for branch in branches]
+        courses = [self._follow(branch.parent.turns) for branch in branches]
         conversations = {
-            index: self._resumed(branch, reading)
-            for index, (branch, reading) in enumerate(zip(branches, readings, strict=True))
-            if reading is not None
+            index: self._resumed(branch, course)
+            for index, (branch, course) in enumerate(zip(branches, courses, strict=True))
+            if course is not None
         }
         agent, human = BehaviourAgent(self.world), SimulatedHuman(self.world)
         converse(agent, human, list(conversations.values()), self.world.task)
@@ -183,9 +183,9 @@ class WorldHindsight:
             for index, branch in enumerate(branches)
         ]
 
-    def _resumed(self, branch: Branch, reading: _Reading) -> Conversation:
+    def _resumed(self, branch: Branch, course: _Course) -> Conversation:
         stream = (self.seed, _number_of(branch.parent), branch.proposal.turn)
-        persona = Dice(PERSONA, *stream).choose(self._personas(reading))
+        persona = Dice(PERSONA, *stream).choose(self._personas(course))
         return Conversation(
             id=branch.parent.id,
             persona=self.world.persona_values(persona),
@@ -204,26 +204,26 @@ class WorldHindsight:
 
     def rate(self, dialogues: Sequence[Dialogue]) -> list[float | None]:
         """The expected rating given the words; None for a dialogue of another form."""
-        return [self._rate(self._read(dialogue.turns)) for dialogue in dialogues]
+        return [self._rate(self._follow(dialogue.turns)) for dialogue in dialogues]
 
-    def _rate(self, reading: _Reading | None) -> float | None:
-        if reading is None:
+    def _rate(self, course: _Course | None) -> float | None:
+        if course is None:
             return None
-        if reading.unanswered:  # an agent that ended it is heard to the end
-            rating = self._planner.act_value(1, reading.state, reading.belief, reading.act)
+        if course.unanswered:  # an agent that ended it is heard to the end
+            rating = self._planner.act_value(1, course.state, course.belief, course.act)
         else:
-            rating = self._planner.state_value(0, reading.state, reading.belief)
+            rating = self._planner.state_value(0, course.state, course.belief)
         return round(rating, 9)  # equal ones stay equal, whatever they were summed up from
 
     # From words to what happened
 
-    def _personas(self, reading: _Reading) -> dict[tuple[str, ...], float]:
-        indices, probabilities = reading.belief
+    def _personas(self, course: _Course) -> dict[tuple[str, ...], float]:
+        indices, probabilities = course.belief
         personas = (self._planner.personas[index] for index in indices)
         return dict(zip(personas, probabilities, strict=True))
 
-    def _read(self, turns: Sequence[Turn]) -> _Reading | None:
-        """What happened, from the words alone; None where the form is not the world's."""
+    def _follow(self, turns: Sequence[Turn]) -> _Course | None:
+        """Course of a dialogue, from its words alone; None where the form is not the world's."""
         world, planner = self.world, self._planner
         expected = ("human", "agent")
         if not turns or any(turn.speaker != expected[i % 2] for i, turn in enumerate(turns)):
@@ -245,12 +245,12 @@ class WorldHindsight:
                 reply = world.hear_loosely(turn.text)
                 belief = planner.updated(belief, state, act, reply)
                 state = world.advance(state, act, reply)
-        return _Reading(slots, tuple(decisions), state, belief, act, unanswered)
+        return _Course(slots, tuple(decisions), state, belief, act, unanswered)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Decision:
-    """A turn of the agent's: what could be known then, and what it did."""
+    """A turn of the agent's: the state and belief before it, and its act."""
 
     turn: int
     turns_left: int
@@ -260,8 +260,8 @@ class _Decision:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Reading:
-    """What happened in a dialogue; state, belief and last act are those at its end."""
+class _Course:
+    """Course of a dialogue; state, belief and last act are those at its end."""
 
     slots: Mapping[str, str]
     decisions: tuple[_Decision, ...]

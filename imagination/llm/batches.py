@@ -35,7 +35,7 @@ MOST_BYTES = 100_000_000
 # Requests that are made together end up in one batch: it is sent when none came for this long.
 _QUIET_SECONDS = 0.1
 
-# How far the clocks of this machine and the service may be apart, and how long a creation takes.
+# Seconds that the clocks of this machine and the service may differ, creation of a batch included.
 _CLOCK_SLACK = datetime.timedelta(minutes=5)
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Batches:
         self._load()
 
     def holds(self, key: str) -> bool:
-        """Whether a batch that was sent earlier holds the key, so that it is paid for already."""
+        """True where a batch sent earlier holds the key, so that it is paid for already."""
         return key in self._open or any(key in batch.keys for batch in self._unnamed)
 
     async def send(self, key: str, body: dict[str, Any], store: Store) -> Any:
@@ -383,7 +383,7 @@ class Batches:
 
 
 def _was_refused(error: anthropic.APIError) -> bool:
-    """Whether the service said that it made no batch."""
+    """True where the service said that it made no batch."""
     return isinstance(error, anthropic.APIStatusError) and (
         error.status_code < 500 or error.status_code == 529
     )

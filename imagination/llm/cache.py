@@ -1,8 +1,8 @@
 """`Cache`: every reply that was paid for, on disk before it is used, usable or not.
 
-What is stored is what the model said, not what was made of it. Whether a reply is usable is judged
-when it is read (`retry.py`), so a resumed run walks through the same questions and re-asks
-as the run before it, and makes a call only where none was answered.
+Replies are stored as the model wrote them and parsed when they are read (`retry.py`). So a resumed
+run walks through the same requests as the run before it, and makes a call only where none was
+answered.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What came back from one call, as it came. `max_tokens` is what the call allowed."""
+    """The message of one call, as it came. `max_tokens` is what the call allowed."""
 
     text: str
     stop_reason: str

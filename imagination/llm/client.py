@@ -1,8 +1,8 @@
 """`Client`: asks an LLM many questions at once, and pays for none of them twice.
 
 The way of a request: replies on disk (`cache.py`) -> a slot among the calls in flight and money
-from the budget (`metering.py`) -> the service (`transport.py`, or `batches.py`) -> disk -> judged,
-and put again if it cannot be used (`retry.py`) -> `Answer`, or `Failure` and `failed.jsonl`.
+from the budget (`metering.py`) -> the service (`transport.py`, or `batches.py`) -> disk ->
+parsed, and asked again if it cannot be used (`retry.py`) -> `Answer`, or `Failure` and `failed.jsonl`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Client:
     """Asks one model.
 
     Attributes:
-        config: How.
+        config: The model, limits and prices.
         folder: Where `cache.jsonl`, `failed.jsonl` and `batches.jsonl` are.
-        meter: What was asked, and its cost.
+        meter: Counts and costs by step.
 
     Raises:
         LLMError: The folder's files cannot be put in order.
@@ -114,10 +114,10 @@ class Client:
             if len(outcomes) % _HELD_IN_ONE_GO == 0:
                 await asyncio.sleep(0)
         open_places = [place for place, outcome in enumerate(outcomes) if outcome is None]
-        found = await asyncio.gather(
+        awaited = await asyncio.gather(
             *(finish(requests[place]) for place in open_places), return_exceptions=True
         )
-        for place, outcome in zip(open_places, found, strict=True):
+        for place, outcome in zip(open_places, awaited, strict=True):
             if isinstance(outcome, BaseException):
                 raise outcome
             outcomes[place] = outcome

@@ -127,7 +127,7 @@ class Journal:
         self._synced = time.monotonic()
 
     def _alone(self) -> bool:
-        """Whether nobody has the file open for writing."""
+        """True where nobody has the file open for writing."""
         if not self.path.exists():
             return True
         with self.path.open("rb") as file:

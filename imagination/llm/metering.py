@@ -1,4 +1,4 @@
-"""`Meter`: what was asked and what it cost, by step. `Budget`: the limit that is never passed."""
+"""`Meter`: calls, tokens and cost by step. `Budget`: the limit on cost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StepCount:
         retries: Calls repeated because they failed on the way.
         failures: Requests set aside.
         usage: Tokens and cost of the calls.
-        cached_cost: What the replies from disk had cost when they were paid for.
+        cached_cost: Dollars that the replies from disk had cost when they were paid for.
     """
 
     calls: int = 0

@@ -1,4 +1,4 @@
-"""What goes to an LLM and what comes back: `Request`, `Answer`, `Failure`, and the errors.
+"""`Request`, `Answer` and `Failure`: questions to an LLM, their outcomes, and the errors.
 
 The SDK takes a second to load, so it is imported where the first call is made, here and in
 `client.py`: a run that needs no call, as all answers are on disk, goes without.
@@ -62,12 +62,12 @@ class Request:
         step: Name of the prompt ("engine/script", ...); the meter counts by it.
         system: The prefix that all requests of the step share; sent with `cache_control`.
         messages: (role, content) in turn, role "user" or "assistant"; the user has the last word.
-        schema: What the answer must be; None for plain text.
+        schema: Type of the answer; None for plain text.
         max_tokens: Longest answer; 0 = the config's.
         prompt_version: Version of the prompt.
         resample: Another number asks for another answer to the same question.
-        label: What the request is about, for people. Not part of the key.
-        check: What must hold of the parsed answer beside its schema; raises `ValueError` with the
+        label: Subject of the request, for people. Not part of the key.
+        check: Further condition on the parsed answer; raises `ValueError` with the
             reason, which goes back to the model. Not part of the key: the same words, the same
             check.
 
@@ -149,11 +149,11 @@ class Answer:
     """A usable answer.
 
     Attributes:
-        text: What the model wrote.
+        text: The model's words.
         parsed: The text as the request's schema; None without a schema.
         model: The model that says it answered.
-        usage: Of all calls that this answer took, unusable answers before it included.
-        from_cache: Whether it cost nothing now. `usage` then says what was paid earlier.
+        usage: Tokens and cost of all calls for it, unusable answers before it included.
+        from_cache: True where it cost nothing now; `usage` then says what was paid earlier.
     """
 
     text: str
