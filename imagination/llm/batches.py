@@ -35,7 +35,7 @@ MOST_BYTES = 100_000_000
 # Requests that are made together end up in one batch: it is sent when none came for this long.
 _QUIET_SECONDS = 0.1
 
-# Seconds that the clocks of this machine and the service may differ, creation of a batch included.
+# Largest difference between the clocks here and there, creation of a batch included.
 _CLOCK_SLACK = datetime.timedelta(minutes=5)
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,8 @@
 
 The way of a request: replies on disk (`cache.py`) -> a slot among the calls in flight and money
 from the budget (`metering.py`) -> the service (`transport.py`, or `batches.py`) -> disk ->
-parsed, and asked again if it cannot be used (`retry.py`) -> `Answer`, or `Failure` and `failed.jsonl`.
+parsed, and asked again if it cannot be used (`retry.py`) -> `Answer`, or `Failure` and
+`failed.jsonl`.
 """
 
 from __future__ import annotations
