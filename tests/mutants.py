@@ -46,7 +46,7 @@ TESTS = {
     "ilql_jax.losses": ["ilql_jax/test_losses.py"],
     "ilql_jax.chunked_cross_entropy": ["ilql_jax/test_chunked_cross_entropy.py"],
     "ilql_jax.objectives": ["ilql_jax/test_train.py"],
-    "ilql_jax.batching": ["ilql_jax/test_batching.py"],
+    "ilql_jax.batching": ["ilql_jax/test_batching.py", "ilql_jax/test_windows.py"],
     "ilql_jax.decode": ["ilql_jax/test_decode.py"],
     "experiments.evaluation.statistics": ["experiments/test_statistics.py"],
     "imagination.simulation.planning": ["imagination/test_planning.py"],

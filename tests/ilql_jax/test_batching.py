@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from ilql_jax import PackingConfig, Trajectory, TrajectoryError, make_batches, packing_for
-from ilql_jax.batching import one_per_row, token_transitions, utterance_transitions
+from ilql_jax.batching import (
+    abstract_batch,
+    one_per_row,
+    token_transitions,
+    utterance_transitions,
+)
 from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.objectives import OBJECTIVES, ObjectiveConfig, gather, q_of_utterances
@@ -426,3 +431,34 @@ def test_packing_that_a_dialogues_decisions_do_not_fit_in_is_refused():
         make_batches([GOOD], PackingConfig(1, 8, actions_per_row=4, utterances_per_row=2), 0)
     with pytest.raises(TrajectoryError, match=r"dialogue 7: 2 agent utterances .* 1"):
         make_batches([GOOD], PackingConfig(1, 8, actions_per_row=5, utterances_per_row=1), 0)
+
+
+# --- shapes -------------------------------------------------------------------------------------
+
+
+def test_slots_follow_the_share_of_decisions_and_a_tenth_more():
+    # 7 tokens, 5 of the agent in 2 utterances: a row of 70 holds 50 and 20, and a tenth more is
+    # 55 and 22, rounded up to eights.
+    packing = packing_for([make(TALK)], batch_rows=3, row_length=70)
+    assert (packing.batch_rows, packing.row_length) == (3, 70)
+    assert (packing.actions_per_row, packing.utterances_per_row) == (56, 24)
+    assert (packing.token_discount, packing.utterance_discount) == (0.99, 0.99)
+    # A dialogue with more decisions than usual has to fit all the same.
+    quiet = [make([0, 1, *[0] * 18]) for _ in range(9)]
+    packing = packing_for([*quiet, make([0, *[1] * 19])], 1, 20, 0.5, 0.25)
+    assert (packing.actions_per_row, packing.utterances_per_row) == (19, 8)
+    assert (packing.token_discount, packing.utterance_discount) == (0.5, 0.25)
+
+
+def test_one_per_row_refuses_what_does_not_fit():
+    packing = PackingConfig(batch_rows=1, row_length=9, actions_per_row=4, utterances_per_row=2)
+    with pytest.raises(TrajectoryError, match="5 agent tokens do not fit in a row's 4 slots"):
+        next(one_per_row([make(TALK)], packing))
+
+
+def test_an_abstract_batch_has_the_shapes_of_a_real_one():
+    packing = packing_for(dataset(), batch_rows=2, row_length=24)
+    real, abstract = next(make_batches(dataset(), packing, 0)), abstract_batch(packing)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), real) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), abstract
+    )
