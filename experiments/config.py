@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from experiments.methods import PAIRS_START_FROM, parse_method, rounds_of
+from experiments.metrics import LoggingConfig, check_backends
 from ilql_jax.errors import UserError
 from ilql_jax.models import ModelConfig
 from ilql_jax.models.config import COMPUTE_DTYPES
@@ -213,6 +214,9 @@ def base_config() -> ConfigDict:
     config.chat.method = "ilql"  # who talks in --stage=chat
     config.chat.notice = ""  # told before it: what these agents are not for
 
+    # Where metrics and scores go (see experiments/metrics.py).
+    config.logging = ConfigDict(dataclasses.asdict(LoggingConfig()))
+
     config.export = ConfigDict()
     config.export.method = "ilql"  # whose network --stage=export writes for transformers
     config.export.seed = 0
@@ -400,6 +404,16 @@ def _llm_config(section: ConfigDict, where: str) -> LLMConfig:
 def _of_section(section: ConfigDict, kind: type) -> dict[str, Any]:
     """The settings of a section that are fields of a dataclass."""
     return {f.name: section[f.name] for f in dataclasses.fields(kind) if f.name in section}
+
+
+def logging_config(config: ConfigDict) -> LoggingConfig:
+    """Builds the settings of the loggers. Raises `SettingError` for a wrong value."""
+    return LoggingConfig(**_of_section(config.logging, LoggingConfig))
+
+
+def to_log(config: ConfigDict) -> dict[str, Any]:
+    """All settings of a run but those of this process, for loggers."""
+    return {key: value for key, value in config.to_dict().items() if key != "machine"}
 
 
 def engine_config(config: ConfigDict) -> EngineConfig:
@@ -607,6 +621,7 @@ def check(config: ConfigDict, judged: bool = True, trained: bool = True) -> None
         "model": lambda: _check_model(config) if trained else None,
         "data": lambda: read_options(config),
         "mesh": lambda: mesh_config(config),
+        "logging": lambda: check_backends(logging_config(config)),
         "machine": lambda: hosts_config(config),
     }
     for method in config.methods:

@@ -188,23 +188,24 @@ def _shown(interval: tuple[float, float, float]) -> str:
 
 def draw(points: Sequence[Point], originals: RunFolder):
     """Score against error rate, a panel for each population; what needs no hindsight as lines."""
-    from experiments.report import figures, wording
+    from experiments.evaluation.summary import Evaluation
+    from experiments.looks import look_of
+    from experiments.report.figures import style
 
-    evaluation = json.loads(originals.evaluation.read_text())["population"]
-    with figures.styled():
-        figure, axes = figures.new_figure(3.6, 1, len(evaluation), sharey=True)
-        for axis, (name, population) in zip(axes[0], evaluation.items(), strict=True):
+    populations = Evaluation.read(originals.evaluation).population
+    with style.styled():
+        figure, axes = style.new_figure(3.6, 1, len(populations), sharey=True)
+        for axis, (name, population) in zip(axes[0], populations.items(), strict=True):
             own = sorted((p for p in points if p.population == name), key=lambda p: p.error_rate)
             x = [100 * point.error_rate for point in own]
             y, low, high = np.array([point.score for point in own]).T
-            color = figures.color(LOOKING_BACK)
-            axis.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
-            label = wording.method_name(LOOKING_BACK)
-            axis.plot(x, y, marker="o", ms=5, lw=1.8, color=color, label=label)
+            look = look_of(LOOKING_BACK)
+            axis.fill_between(x, low, high, color=look.color, alpha=0.2, lw=0)
+            axis.plot(x, y, marker="o", ms=5, lw=1.8, color=look.color, label=look.title)
             for method in ON_ORIGINALS:
-                level = population["methods"][method]["normalized"]
-                label = wording.method_name(method)
-                axis.axhline(level, color=figures.color(method), ls=(0, (4, 2)), label=label)
+                scores = population.methods[method]
+                look = scores.look
+                axis.axhline(scores.normalized, color=look.color, ls=(0, (4, 2)), label=look.title)
             axis.set_title(f"{name} population")
             axis.set_xlabel("wrong proposals of the controller (%)")
         axes[0, 0].set_ylabel("normalized score")

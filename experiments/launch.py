@@ -284,6 +284,7 @@ def parse_flags(
     )
     # --config.methods=bc,ilql reads better than a Python tuple in quotes.
     flag.value.methods = _names(flag.value.methods)
+    flag.value.logging.backends = _names(flag.value.logging.backends)
     flag.value.evaluation.prompted = _names(flag.value.evaluation.prompted)
     flag.value.imagination.also_rewards = _names(flag.value.imagination.also_rewards)
     return CommandLine(values.stage, values.workdir, values.dry_run, flag.value, dict(overrides))

@@ -20,6 +20,7 @@ import json
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,6 +113,32 @@ def open_logger(
         yield logger
     finally:
         logger.close()
+
+
+class TrainingLog:
+    """The log of one training over several sessions, with the seconds it has taken so far."""
+
+    def __init__(self, logger: Logger, log_file: Path):
+        self._logger = logger
+        self._log_file = log_file
+        self._before = 0.0  # seconds of the sessions before this one
+        self._start = time.monotonic()
+
+    def resume(self, step: int) -> None:
+        """Goes on from `step`, 0 for a new training."""
+        self._logger.resume(step)
+        records = [record for record in read_log(self._log_file) if record["step"] <= step]
+        self._before = records[-1]["seconds"] if records else 0.0
+        self._start = time.monotonic()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the metrics of a step."""
+        self._logger.log(step, {**values, "seconds": round(self.seconds, 2)})
+
+    @property
+    def seconds(self) -> float:
+        """Time of this session and of those before it, as far as their work was kept."""
+        return self._before + time.monotonic() - self._start
 
 
 def read_log(log_file: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import config as settings
+from experiments.evaluation.summary import UnitResult
 from experiments.methods import parse_method
 from experiments.run_folder import RunFolder, Unit
 from ilql_jax import sharding
@@ -100,5 +101,5 @@ def chosen_decoding(config: ConfigDict, folder: RunFolder, unit: Unit) -> Decodi
     """As chosen on validation episodes, else the first of the config's."""
     result = folder.unit_result(unit)
     if result.exists():
-        return DecodingConfig.parse(json.loads(result.read_text())["decoding"])
+        return DecodingConfig.parse(UnitResult.read(result).decoding)
     return settings.decodings(config, unit.method)[0]

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from experiments import config as settings
 from experiments import launch, networks
-from experiments.evaluation.environment import load_scene
+from experiments.evaluation.environment import load_environment
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.stages import evaluate
@@ -64,16 +64,19 @@ def _play(
     config: ConfigDict, workdir: Path, method: str, episodes: int, index: int, report: Report
 ) -> dict[str, float]:
     folder = RunFolder(workdir)
-    scene, human = load_scene(config, folder), SimulatedHuman(load_world(config.task.world))
+    environment, human = (
+        load_environment(config, folder),
+        SimulatedHuman(load_world(config.task.world)),
+    )
     choices = settings.decodings(config, method)
     agent = networks.load_agent(config, folder, Unit(method, 0), choices[0])
     rates = {}
     for place, choice in enumerate(choices):
         report(place, len(choices), str(choice))
         agent.policy.decoding = choice
-        evaluate.play(scene, agent, human, "average", episodes, SEED)
+        evaluate.play(environment, agent, human, "average", episodes, SEED)
         start = time.perf_counter()
-        evaluate.play(scene, agent, human, "average", episodes, SEED + episodes * (1 + index))
+        evaluate.play(environment, agent, human, "average", episodes, SEED + episodes * (1 + index))
         rates[str(choice)] = episodes / (time.perf_counter() - start)
     report(len(choices), len(choices), "")
     return rates

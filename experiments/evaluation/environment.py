@@ -1,4 +1,4 @@
-"""`Scene`: what the evaluation is about, and who comes to talk.
+"""`Environment`: the task that agents are judged on, and the humans who come to talk.
 
 The humans are those of the embedded world; or, where an LLM plays them in a run whose task an LLM
 imagined, those of that task (`task.yaml`).
@@ -21,13 +21,13 @@ from imagination.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
-    """Where agents are judged.
+class Environment:
+    """Task and humans of an evaluation.
 
     Attributes:
-        task: What the conversations are about, and the scale they are rated on.
+        task: Topic of the conversations, and the scale they are rated on.
         world: The embedded world that the humans come from; None where they come from the task.
-        humans: (population, count, seed) -> conversations that have yet to begin. Conversation i
+        humans: (population, count, seed) -> conversations without turns. Conversation i
             has the same human whoever the agent is.
     """
 
@@ -36,25 +36,25 @@ class Scene:
     humans: Callable[[str, int, int], list[Conversation]]
 
 
-def load_scene(config: ConfigDict, folder: RunFolder) -> Scene:
-    """The scene of a run. Raises `TaskError` for a task.yaml that cannot be used."""
+def load_environment(config: ConfigDict, folder: RunFolder) -> Environment:
+    """Loads the environment of a run. Raises `TaskError` for a task.yaml that cannot be used."""
     task = folder.load_task() if config.evaluation.human == "prompted" else None
     if task is not None:
-        return Scene(task, None, lambda *asked: _of_task(task, folder, *asked))
+        return Environment(task, None, lambda *arguments: _humans_of_task(task, folder, *arguments))
     world = load_world(config.task.world)
 
     def humans(population: str, count: int, seed: int) -> list[Conversation]:
         return sample_conversations(world, population, count, seed, prefix=population)
 
-    return Scene(world.task, world, humans)
+    return Environment(world.task, world, humans)
 
 
-def _of_task(
+def _humans_of_task(
     task: Task, folder: RunFolder, population: str, count: int, seed: int
 ) -> list[Conversation]:
-    """All personas evenly; of the difficult population, those that were imagined as difficult."""
+    """Draws all personas evenly; for the difficult population, those imagined as difficult."""
     if population == "difficult":
-        personas = draw_evenly(_difficult(folder), count, f"{seed}/difficult")
+        personas = draw_evenly(_difficult_personas(folder), count, f"{seed}/difficult")
     else:
         personas = draw_personas(task.persona_axes, count, seed)
     return [
@@ -67,8 +67,8 @@ def _of_task(
     ]
 
 
-def _difficult(folder: RunFolder) -> Sequence[Mapping[str, str]]:
-    """Each difficult persona of the data once; all of them where none was called difficult."""
+def _difficult_personas(folder: RunFolder) -> Sequence[Mapping[str, str]]:
+    """Lists the difficult personas of the data; all personas where none is marked difficult."""
     dialogues = read_dialogues(folder.dialogues)
-    chosen = [d for d in dialogues if d.source.get("difficult")] or dialogues
-    return list({persona_key(d.persona): d.persona for d in chosen}.values())
+    difficult = [d for d in dialogues if d.source.get("difficult")] or dialogues
+    return list({persona_key(d.persona): d.persona for d in difficult}.values())

@@ -1,23 +1,28 @@
-"""Judging on real dialogues that were set apart, where there is no simulated human to talk to.
+"""Judges networks on dialogues that were set apart, where there is no human to talk with.
 
 Two questions: how likely are the words of real agents under the policy (perplexity), and do the
-values foretell how it really ended, at several points of a dialogue (AUROC of success,
+values foretell how a dialogue really ended, at several points of it (AUROC of success,
 calibration)?
 """
 
 from __future__ import annotations
 
-import json
-import math
-from typing import Any
-
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import config as settings
-from experiments.evaluation.statistics import bootstrap_auroc, calibration_bins
-from experiments.files import write_atomically
+from experiments.evaluation.statistics import Interval, bootstrap_auroc, calibration_bins
+from experiments.evaluation.summary import (
+    Bounds,
+    CalibrationBin,
+    Heldout,
+    HeldoutPolicy,
+    PredictionPoint,
+    Success,
+)
+from experiments.looks import look_of
 from experiments.methods import parse_method
 from experiments.networks import trained_network, units
 from experiments.run_folder import RunFolder, Unit
@@ -34,10 +39,10 @@ POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the agent's utterances in a
 
 
 def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
-    """Writes `heldout.json`, unless it is there for just these trainings."""
+    """Writes `heldout.json`, unless it is there for the same trainings."""
     if folder.heldout.exists():
-        judged = json.loads(folder.heldout.read_text())["methods"]
-        if {m: each["seeds"] for m, each in judged.items()} == dict.fromkeys(
+        judged = Heldout.read(folder.heldout).methods
+        if {name: len(each.per_seed) for name, each in judged.items()} == dict.fromkeys(
             config.methods, config.seeds
         ):
             return
@@ -48,24 +53,24 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     console.print(f"Judging on {len(parts['test'])} dialogues that were set apart.")
     task = load_task(config, folder)
     scores = {u: _score(config, folder, u, parts["test"]) for u in units(config)}
-    result = {
-        "task": dialogues[0].task,
-        "sizes": {part: len(group) for part, group in parts.items()},
-        "success": _success(task, parts["test"]),
-        "methods": {m: _policy_quality(scores, m) for m in config.methods},
-        "value_prediction": {
+    result = Heldout(
+        task=dialogues[0].task,
+        sizes={part: len(group) for part, group in parts.items()},
+        success=success_of(task, parts["test"]),
+        methods={m: _policy_quality(scores, m) for m in config.methods},
+        value_prediction={
             m: _value_prediction(scores, m, parts["test"], task.success_reward, config.seed)
             for m in config.methods
             if parse_method(m).learns_values
         },
-    }
-    write_atomically(folder.heldout, json.dumps(_without_nan(result), indent=1))
+    )
+    result.write(folder.heldout)
 
 
 def _score(
     config: ConfigDict, folder: RunFolder, unit: Unit, dialogues: list[Dialogue]
 ) -> list[Scores]:
-    """Scores with values in the task's units."""
+    """Scores the dialogues with the network of a unit; values are in the task's unit."""
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
     shape, params = trained_network(config, folder, unit)
     scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
@@ -78,24 +83,20 @@ def _score(
     ]
 
 
-def _policy_quality(scores: dict[Unit, list[Scores]], method: str) -> dict[str, Any]:
-    """Perplexity per agent token, of each seed and their mean."""
-    per_seed = [
+def _policy_quality(scores: dict[Unit, list[Scores]], method: str) -> HeldoutPolicy:
+    """Perplexity per agent token."""
+    per_seed = tuple(
         float(np.exp(-np.concatenate([s.log_prob for s in group]).mean()))
         for unit, group in scores.items()
         if unit.method == method
-    ]
-    return {
-        "perplexity": float(np.mean(per_seed)),
-        "per_seed": per_seed,
-        "seeds": len(per_seed),
-    }
+    )
+    return HeldoutPolicy(look_of(method), float(np.mean(per_seed)), per_seed)
 
 
-def _success(task: Task, dialogues: list[Dialogue]) -> dict[str, Any]:
-    """What counts as success, and how often there is one."""
+def success_of(task: Task, dialogues: list[Dialogue]) -> Success:
+    """The task's bar for success, and how many of these dialogues reach it."""
     share = np.mean([d.total_reward >= task.success_reward for d in dialogues])
-    return {"words": task.success, "reward": task.success_reward, "share": float(share)}
+    return Success(task.success, task.success_reward, float(share))
 
 
 def _value_prediction(
@@ -104,38 +105,28 @@ def _value_prediction(
     dialogues: list[Dialogue],
     success_reward: float,
     seed: int,
-) -> list[dict[str, Any]]:
-    """How V and Q at each point of a dialogue foretell its reward; values are means over seeds."""
+) -> tuple[PredictionPoint, ...]:
+    """AUROC and calibration of V and Q along the dialogues; values are means over seeds."""
     of_method = [group for unit, group in scores.items() if unit.method == method]
     rewards = np.array([d.total_reward for d in dialogues])
     succeeded = rewards >= success_reward
-    rows = []
+    points = []
     for point in POINTS:
         v = np.mean([[_at(s.v, point) for s in group] for group in of_method], axis=0)
         q = np.mean([[_at(s.q, point) for s in group] for group in of_method], axis=0)
-        auroc_v = bootstrap_auroc(succeeded, v, seed=seed)
-        auroc_q = bootstrap_auroc(succeeded, q, seed=seed)
-        rows.append(
-            {
-                "point": point,
-                "auroc_v": auroc_v.mean,
-                "auroc_v_ci95": [auroc_v.low, auroc_v.high],
-                "auroc_q": auroc_q.mean,
-                "auroc_q_ci95": [auroc_q.low, auroc_q.high],
-                "calibration": calibration_bins(q, rewards, 5),
-            }
-        )
-    return rows
+        bins = (CalibrationBin(**each) for each in calibration_bins(q, rewards, 5))
+        of_v, of_q = (_existing(bootstrap_auroc(succeeded, x, seed=seed)) for x in (v, q))
+        points.append(PredictionPoint(point, *of_v, *of_q, tuple(bins)))
+    return tuple(points)
 
 
-def _at(values: np.ndarray, fraction: float) -> float:
+def _existing(auroc: Interval) -> tuple[float | None, Bounds | None]:
+    """Value and bounds; None where all dialogues succeed or all fail, so that there is no AUROC."""
+    if np.isnan(auroc.mean):
+        return None, None
+    return auroc.mean, (auroc.low, auroc.high)
+
+
+def _at(values: Float[np.ndarray, " n"], fraction: float) -> float:
+    """The value at a fraction of the way from the first to the last."""
     return float(values[round(fraction * (len(values) - 1))])
-
-
-def _without_nan(value: Any) -> Any:
-    """What cannot be computed (AUROC where all succeed, or none) is null in JSON."""
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,24 +1,23 @@
-"""LLMs in the evaluation: prompted agents as baselines, and a human who is played by one.
+"""LLMs in the evaluation: prompted agents as baselines, and humans who are played by one.
 
-All of it goes through one client in one process: a limit on calls and on cost holds for the whole
-stage, and every answer is in `<run folder>/llm` before it is used. See `imagination/agents`
-for the speakers.
+All calls go through one client in one process: a limit on calls and on cost holds for the whole
+stage, and every answer is in `<run folder>/llm` before it is used. The speakers themselves are in
+`imagination/agents`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import config as settings
-from experiments.evaluation.environment import Scene
+from experiments.evaluation.environment import Environment
+from experiments.evaluation.summary import HumanPlayer, PlayedHuman, PromptedAgent, UnitResult
 from experiments.run_folder import RunError, RunFolder, Unit
 from imagination.agents import SLIPS, PromptedHuman, run_async, spending
 from imagination.dialogue import Dialogue
@@ -28,18 +27,18 @@ from imagination.speakers import Human
 
 
 def prompted_units(config: ConfigDict) -> list[Unit]:
-    """The prompted agents that the settings ask for; nothing is trained, so one of each."""
+    """Prompted agents of the settings; nothing is trained, so there is one unit of each."""
     return [Unit(name, 0) for name in config.evaluation.prompted]
 
 
 def is_prompted(config: ConfigDict, unit: Unit) -> bool:
-    """Whether the unit is a prompted agent, not a trained one."""
+    """True for a prompted agent, false for a trained network."""
     return unit.method in config.evaluation.prompted
 
 
 @contextlib.contextmanager
 def open_client(config: ConfigDict, folder: RunFolder) -> Iterator[Client]:
-    """The run's client. However it ends, calls in flight are awaited and stored."""
+    """Opens the run's client; in the end, calls in flight are awaited and stored."""
     client = Client(settings.llm_config(config), folder.answers(config.llm))
     try:
         yield client
@@ -48,7 +47,7 @@ def open_client(config: ConfigDict, folder: RunFolder) -> Iterator[Client]:
 
 
 class WatchedClient:
-    """A client that tells after each answer."""
+    """A client that calls a function after each answer."""
 
     def __init__(self, client: Client, on_answer: Callable[[], None]):
         self.config: LLMConfig = client.config
@@ -61,82 +60,87 @@ class WatchedClient:
         return answer
 
 
-def human_for(config: ConfigDict, scene: Scene, progress: Progress) -> Human:
-    """Who the agents talk with."""
+def human_for(config: ConfigDict, environment: Environment, progress: Progress) -> Human:
+    """Makes the human that agents talk with."""
     if config.evaluation.human == "prompted":
         guidance = config.evaluation.human_guidance
-        return PromptedHuman(progress.watched_client, scene.task, guidance)
-    return SimulatedHuman(scene.world)
+        return PromptedHuman(progress.watched_client, environment.task, guidance)
+    return SimulatedHuman(environment.world)
 
 
-def made_with(human: Human) -> dict[str, Any]:
-    """What a unit's result keeps of its human: nothing for that of the world."""
-    return {"human": human.model_and_version} if isinstance(human, PromptedHuman) else {}
+def player_of(human: Human) -> HumanPlayer | None:
+    """The LLM that plays the human; None for the human of an embedded world."""
+    return HumanPlayer(**human.model_and_version) if isinstance(human, PromptedHuman) else None
 
 
-# --- what evaluation.json says of it ------------------------------------------------------------
+# --- results ------------------------------------------------------------------------------------
 
 
-def describe_human(config: ConfigDict, results: Mapping[Unit, Mapping[str, Any]]) -> dict[str, Any]:
-    """Who the humans were.
+def common_human(results: Mapping[Unit, UnitResult]) -> HumanPlayer | None:
+    """The LLM that played the humans of all units; None for those of an embedded world.
 
     Raises:
         RunError: Not the same for all units, since a prompt changed in between.
     """
-    if config.evaluation.human == "world":
-        return {"kind": "world"}
-    versions: dict[str, list[str]] = {}
+    units: dict[HumanPlayer | None, list[str]] = {}
     for unit, result in results.items():
-        versions.setdefault(json.dumps(result.get("human"), sort_keys=True), []).append(unit.name)
-    if len(versions) > 1:
-        groups = "; ".join(f"{', '.join(names)}: {text}" for text, names in versions.items())
+        units.setdefault(result.human, []).append(unit.name)
+    if len(units) > 1:
+        groups = "; ".join(
+            f"{', '.join(names)}: {_described(human)}" for human, names in units.items()
+        )
         raise RunError(
             f"agents talked with different humans, so their scores cannot be compared ({groups}). "
             "Delete evaluation/<name>.json of those that should be judged again."
         )
-    return {"kind": "prompted", **json.loads(next(iter(versions)))}
+    return next(iter(units))
 
 
-def spent_by(
-    config: ConfigDict, speaker: str, dialogues: Sequence[Dialogue]
-) -> dict[str, float | None]:
-    """Mean calls and dollars of a conversation; the latter None where no prices are given."""
+def _described(human: HumanPlayer | None) -> str:
+    if human is None:
+        return "the embedded world's"
+    return ", ".join(f"{name} {value!r}" for name, value in dataclasses.asdict(human).items())
+
+
+def agent_scores(
+    result: UnitResult, dialogues: Sequence[Dialogue], has_prices: bool
+) -> PromptedAgent:
+    """Calls, cost and failures of a prompted agent in these conversations."""
+    calls, cost = _spent_by("agent", dialogues)
+    return PromptedAgent(
+        model=result.agent.model,
+        prompt=result.agent.prompt,
+        calls=calls,
+        cost=cost if has_prices else None,
+        setup_calls=result.setup_calls,
+        setup_cost=result.setup_cost if has_prices else None,
+        broken_off=sum(spending(dialogue)["agent_failures"] > 0 for dialogue in dialogues),
+        search=result.agent.search,
+    )
+
+
+def human_scores(dialogues: Sequence[Dialogue], has_prices: bool) -> PlayedHuman:
+    """Calls, cost and slips of the played humans in these conversations."""
+    calls, cost = _spent_by("human", dialogues)
+    return PlayedHuman(calls, cost if has_prices else None, slips_in(dialogues))
+
+
+def _spent_by(speaker: str, dialogues: Sequence[Dialogue]) -> tuple[float, float]:
+    """Mean calls and dollars of a conversation."""
     spent = [spending(dialogue) for dialogue in dialogues]
     calls, cost = (
-        float(np.mean([each[f"{speaker}_{what}"] for each in spent])) for what in ("calls", "cost")
+        float(np.mean([each[f"{speaker}_{unit}"] for each in spent])) for unit in ("calls", "cost")
     )
-    return {"calls": calls, "cost": cost if _has_prices(config) else None}
-
-
-def _has_prices(config: ConfigDict) -> bool:
-    return bool(config.llm.price_input or config.llm.price_output)
-
-
-def of_prompted_agent(
-    config: ConfigDict, result: Mapping[str, Any], dialogues: Sequence[Dialogue]
-) -> dict[str, Any]:
-    """Model, prompts, calls and cost of an agent; a training is what it has not."""
-    found = {**result["agent"], **spent_by(config, "agent", dialogues)}
-    if "setup_calls" in result:
-        found["setup_calls"] = result["setup_calls"]
-        found["setup_cost"] = result["setup_cost"] if _has_prices(config) else None
-    found["broken_off"] = sum(spending(d)["agent_failures"] > 0 for d in dialogues)
-    return found
-
-
-def of_prompted_human(config: ConfigDict, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
-    """Calls, cost and slips (counts by kind) of the humans in these conversations."""
-    spent = spent_by(config, "human", dialogues)
-    return {f"human_{key}": value for key, value in spent.items()} | {"slips": slips_in(dialogues)}
+    return calls, cost
 
 
 def slips_in(dialogues: Sequence[Dialogue]) -> dict[str, int]:
-    """Counts by kind."""
-    found: Counter[str] = Counter()
+    """Kind of slip of a played human -> how often."""
+    counts: Counter[str] = Counter()
     for dialogue in dialogues:
         for turn in dialogue.turns:
-            found.update(turn.annotations.get("slips", {}))
-    return {kind: found[kind] for kind in SLIPS}
+            counts.update(turn.annotations.get("slips", {}))
+    return {kind: counts[kind] for kind in SLIPS}
 
 
 # --- progress -----------------------------------------------------------------------------------
@@ -144,12 +148,12 @@ def slips_in(dialogues: Sequence[Dialogue]) -> dict[str, int]:
 
 @dataclasses.dataclass
 class Progress:
-    """Finished conversations of a unit.
+    """Counts the finished conversations of a unit and shows them.
 
     Attributes:
         report: Moves the unit's bar.
         total: Conversations in all.
-        client: The LLM's, whose calls and cost are shown; None without LLM.
+        client: LLM client whose calls and cost are shown; None without LLM.
     """
 
     report: Callable[[int, int | None, str], None]

@@ -270,8 +270,7 @@ def bootstrap_auroc(
             part[rng.integers(part.size, size=(size, part.size))] for part in (positives, negatives)
         ]
         drawn.append(_auroc(*rows))
-    value = _auroc(positives[None], negatives[None])[0]
-    return _percentile_interval(value, np.concatenate(drawn), confidence)
+    return _percentile_interval(auroc(labels, scores), np.concatenate(drawn), confidence)
 
 
 def calibration_bins(

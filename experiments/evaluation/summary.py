@@ -1,159 +1,393 @@
-"""What `evaluation.json` holds: scores, intervals, tests, references, calls and cost.
+"""Types of `evaluation.json` and `heldout.json`, which the evaluation writes and the report reads.
 
-Whatever does not apply is None: a prompted agent has no training, a human who is played by an LLM
-no optimum. Conversations without a rating are counted, and left out of means and tests.
+A run in conversation leaves a `UnitResult` for each network and an `Evaluation` of them all (made
+by `comparison.py`); a run on dialogues that were set apart leaves a `Heldout` (by `heldout.py`).
+The field names are the keys of the files. A value that does not exist is None: a prompted agent has
+no trainings, a human who is played by an LLM no optimum. Rewards are on the task's scale;
+**normalized** scores put the mean of the behaviours in the data at 0 and the exact optimum at 1.
+Intervals are 95 % bootstrap intervals (`statistics.py`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from ml_collections import ConfigDict
+from experiments.evaluation import typed_json
+from experiments.looks import Look
+from imagination.simulation import normalized_score
 
-from experiments.evaluation import prompted
-from experiments.evaluation.environment import load_scene
-from experiments.evaluation.statistics import bootstrap_mean, pairwise_tests
-from experiments.networks import train_seconds
-from experiments.run_folder import RunFolder, Unit
-from imagination.dialogue import Dialogue, read_dialogues
-from imagination.simulation import POPULATIONS, normalized_score
+EVALUATION_SCHEMA = 1  # raised when fields of the classes below are added, removed or redefined
+HELDOUT_SCHEMA = 1
+UNIT_SCHEMA = 1
 
-Played = Mapping[Unit, Sequence[Dialogue]]
-Results = Mapping[Unit, Mapping[str, Any]]
+Bounds = tuple[float, float]  # low, high
+
+STAGE = "--stage=evaluate"
 
 
-def summarize(config: ConfigDict, folder: RunFolder, wanted: Sequence[Unit]) -> dict[str, Any]:
-    """The evaluation of these units.
+@dataclasses.dataclass(frozen=True)
+class References:
+    """Exact mean rewards of a population of an embedded world.
 
-    Raises:
-        RunError: They cannot be compared.
+    Attributes:
+        behaviour: Of the mixture of behaviours that wrote the data.
+        best_behaviour: Of the best of these.
+        optimum: Of the optimal policy.
+        uniform: Of an agent that acts at random.
     """
-    task = load_scene(config, folder).task
-    found = {unit: json.loads(folder.unit_result(unit).read_text()) for unit in wanted}
-    human = prompted.describe_human(config, found)
-    played = {unit: read_dialogues(folder.unit_conversations(unit)) for unit in wanted}
-    summary = {"task": task.name, "success_reward": task.success_reward, "human": human}
-    summary["population"] = {}
-    for population in POPULATIONS:
-        references = None
-        if config.evaluation.human == "world":
-            references = json.loads(folder.references.read_text())[population]
-        there = {
-            unit: [d for d in dialogues if d.source["population"] == population]
-            for unit, dialogues in played.items()
-        }
-        summary["population"][population] = _summarize_population(
-            config, folder, task.success_reward, references, there, found
-        )
-    return summary
 
+    behaviour: float
+    best_behaviour: float
+    optimum: float
+    uniform: float
 
-def _summarize_population(
-    config: ConfigDict,
-    folder: RunFolder,
-    success_reward: float,
-    references: Mapping[str, float] | None,
-    played: Played,
-    found: Results,
-) -> dict[str, Any]:
-    methods, scores = {}, {}
-    for method in dict.fromkeys(unit.method for unit in played):
-        own = {unit: dialogues for unit, dialogues in played.items() if unit.method == method}
-        dialogues = [d for group in own.values() for d in group]
-        scores[method] = rewards = _rewards(own)
-        methods[method] = {
-            **_scores(rewards, references, config.seed),
-            **_habits(dialogues, success_reward, config),
-        }
-        if method in config.evaluation.prompted:
-            methods[method] |= _of_prompted_agent(config, found[Unit(method, 0)], dialogues)
-        else:
-            methods[method] |= _of_trained(folder, found, own)
-        if config.evaluation.human == "prompted":
-            methods[method] |= prompted.of_prompted_human(config, dialogues)
-    tests = pairwise_tests(scores, seed=config.seed)
-    return {
-        "references": dict(references or {}),
-        "methods": methods,
-        "tests": tests,
-        "difference_scale": "reward",
-    }
-
-
-def _rewards(played: Played) -> np.ndarray:
-    """[seeds, episodes], nan where nobody rated."""
-    return np.array(
-        [[np.nan if d.reward is None else d.reward for d in group] for group in played.values()]
-    )
-
-
-def _scores(
-    rewards: np.ndarray, references: Mapping[str, float] | None, seed: int
-) -> dict[str, Any]:
-    """Means over the episodes that were rated with every seed."""
-    rated = rewards[:, ~np.isnan(rewards).any(axis=0)]
-    counts = {
-        "episodes": rewards.shape[1],
-        "unrated": int(np.isnan(rewards).sum()),
-        "seeds": rewards.shape[0],
-    }
-    if not rated.size:
-        empty = ("mean_reward", "ci95", "normalized", "normalized_ci95")
-        return {**dict.fromkeys(empty), **counts, "per_seed": []}
-    interval = bootstrap_mean(rated, seed=seed)
-
-    def normalized(value: float) -> float | None:
-        if references is None:
+    def normalized(self, reward: float) -> float | None:
+        """A reward as a normalized score; None in a world whose data is optimal already."""
+        if not self.optimum > self.behaviour:
             return None
-        return float(normalized_score(value, references))
-
-    bounds = (interval.low, interval.high)
-    return {
-        "mean_reward": float(interval.mean),
-        "ci95": [float(bound) for bound in bounds],
-        "normalized": normalized(interval.mean),
-        "normalized_ci95": [normalized(bound) for bound in bounds] if references else None,
-        **counts,
-        "per_seed": [float(mean) for mean in rated.mean(axis=1)],
-    }
+        return normalized_score(reward, dataclasses.asdict(self))
 
 
-def _habits(
-    dialogues: Sequence[Dialogue], success_reward: float, config: ConfigDict
-) -> dict[str, float | None]:
-    successes = [d.reward >= success_reward for d in dialogues if d.reward is not None]
-    lost = [_not_understood(d) for d in dialogues]
-    return {
-        "success_rate": float(np.mean(successes)) if successes else None,
-        "turns": float(np.mean([len(d.agent_turns) for d in dialogues])),
-        # Only the world tells what it understood.
-        "not_understood": float(np.mean(lost)) if config.evaluation.human == "world" else None,
-    }
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One training of a method.
+
+    Attributes:
+        seed: Of the training.
+        mean_reward: Over the episodes that were rated with every seed; None where there are none.
+        normalized: The same as a normalized score; None without references.
+        decoding: Chosen on validation episodes.
+        seconds: The training took, over all its sessions.
+    """
+
+    seed: int
+    mean_reward: float | None
+    normalized: float | None
+    decoding: str
+    seconds: float
 
 
-def _not_understood(dialogue: Dialogue) -> int:
-    return sum(
-        "understood_as" in turn.annotations and turn.annotations["understood_as"] is None
-        for turn in dialogue.turns[1:]
-        if turn.speaker == "human"
-    )
+@dataclasses.dataclass(frozen=True)
+class PromptedAgent:
+    """An agent that is an LLM with a prompt.
+
+    Attributes:
+        model: Name of the LLM.
+        prompt: Versions of the prompts.
+        calls: Mean number of calls a conversation.
+        cost: Mean dollars a conversation; None where no prices are set.
+        setup_calls: Calls before the first conversation; None where the agent needs no setup.
+        setup_cost: Dollars of these; None without setup or prices.
+        broken_off: Conversations in which the model gave no answer.
+        search: Settings of the tree search; None for the other agents.
+    """
+
+    model: str
+    prompt: str
+    calls: float
+    cost: float | None
+    setup_calls: int | None
+    setup_cost: float | None
+    broken_off: int
+    search: Mapping[str, Any] | None
 
 
-def _of_trained(folder: RunFolder, found: Results, units: Played) -> dict[str, Any]:
-    # The setting chosen, or all of them where the seeds differ.
-    chosen = dict.fromkeys(found[unit]["decoding"] for unit in units)
-    return {
-        "train_seconds": float(np.mean([train_seconds(folder, unit) for unit in units])),
-        "decoding": " / ".join(chosen),
-    }
+@dataclasses.dataclass(frozen=True)
+class PlayedHuman:
+    """Humans who were played by an LLM in the conversations of one method.
+
+    Attributes:
+        calls: Mean number of calls a conversation.
+        cost: Mean dollars a conversation; None where no prices are set.
+        slips: Kind of slip -> how often, over all conversations.
+    """
+
+    calls: float
+    cost: float | None
+    slips: Mapping[str, int]
 
 
-def _of_prompted_agent(
-    config: ConfigDict, result: Mapping[str, Any], dialogues: Sequence[Dialogue]
-) -> dict[str, Any]:
-    without_training = dict.fromkeys(("seeds", "train_seconds", "decoding"))
-    asked = prompted.of_prompted_agent(config, result, dialogues)
-    return {**without_training, "per_seed": [], **asked}
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """A method with the humans of one population.
+
+    Attributes:
+        look: Title, colour and marker.
+        episodes: Humans it talked with, the same for each seed.
+        unrated: Conversations without a rating, left out of means and tests.
+        mean_reward: Over seeds and the episodes rated with every seed; None where there are none.
+        ci95: Interval of the mean reward.
+        normalized: Mean reward as a normalized score; None without references.
+        normalized_ci95: Its interval.
+        success_rate: Share of the rated conversations that reach the task's bar for success.
+        turns: Mean number of the agent's utterances.
+        not_understood: Mean number of the agent's utterances that the human could not follow; None
+            where the human is played by an LLM.
+        trainings: One for each seed; empty for a prompted agent.
+        prompted_agent: None for a trained method.
+        played_human: None where the human is that of the embedded world.
+    """
+
+    look: Look
+    episodes: int
+    unrated: int
+    mean_reward: float | None
+    ci95: Bounds | None
+    normalized: float | None
+    normalized_ci95: Bounds | None
+    success_rate: float | None
+    turns: float
+    not_understood: float | None
+    trainings: tuple[Training, ...]
+    prompted_agent: PromptedAgent | None
+    played_human: PlayedHuman | None
+
+    @property
+    def conversations(self) -> int:
+        """Conversations in all: episodes with each training, or with the one prompted agent."""
+        return self.episodes * max(1, len(self.trainings))
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Mean seconds of a training."""
+        if not self.trainings:
+            return None
+        return sum(training.seconds for training in self.trainings) / len(self.trainings)
+
+    @property
+    def decoding(self) -> str | None:
+        """The decoding setting chosen; all of them, where seeds differ."""
+        chosen = dict.fromkeys(training.decoding for training in self.trainings)
+        return " / ".join(chosen) or None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A pairwise test of two methods on the episodes that both have a rating of.
+
+    Attributes:
+        a: Name of one method.
+        b: Name of the other.
+        episodes: That both have.
+        difference: Mean reward of a minus that of b; None where there are no such episodes.
+        p: For the agents as trained, on other humans (`statistics.compare`).
+        p_holm: The same after Holm's correction for the number of pairs.
+        p_training: For training the methods again (`statistics.compare_trainings`); None where a
+            method has one seed.
+        p_training_holm: The same after Holm's correction.
+    """
+
+    a: str
+    b: str
+    episodes: int
+    difference: float | None
+    p: float | None
+    p_holm: float | None
+    p_training: float | None
+    p_training_holm: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Population:
+    """All methods with the same humans.
+
+    Attributes:
+        references: None where the humans are not those of an embedded world.
+        methods: Name -> scores.
+        tests: One for each pair of methods.
+    """
+
+    references: References | None
+    methods: Mapping[str, Scores]
+    tests: tuple[Comparison, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class HumanPlayer:
+    """The LLM that played the humans.
+
+    Attributes:
+        model: Its name.
+        prompt: Version of the prompt that it talks with.
+        rating_prompt: Version of the prompt that it rates with.
+        guidance: Remarks on such people that were added to the prompt.
+    """
+
+    model: str
+    prompt: str
+    rating_prompt: str
+    guidance: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentPlayer:
+    """The LLM behind a prompted agent.
+
+    Attributes:
+        model: Its name.
+        prompt: Versions of the prompts.
+        search: Settings of the tree search; None for the other agents.
+    """
+
+    model: str
+    prompt: str
+    search: Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitResult:
+    """Content of `evaluation/<unit>.json`: how a unit was made to talk, and with whom.
+
+    Attributes:
+        decoding: Chosen on validation episodes; None for a prompted agent.
+        validation: Decoding setting -> mean reward on validation episodes; None where none of them
+            was rated. Empty where there was nothing to choose.
+        agent: None for a trained network.
+        human: None where the humans are those of an embedded world.
+        setup_calls: Calls of a prompted agent before the first conversation; None without setup.
+        setup_cost: Dollars of these.
+    """
+
+    decoding: str | None
+    validation: Mapping[str, float | None]
+    agent: AgentPlayer | None
+    human: HumanPlayer | None
+    setup_calls: int | None
+    setup_cost: float | None
+    schema: int = UNIT_SCHEMA
+
+    def write(self, path: Path) -> None:
+        typed_json.write(path, self)
+
+    @classmethod
+    def read(cls, path: Path) -> UnitResult:
+        """Raises `ResultsError` for a file that `write` has not written."""
+        return typed_json.read(path, cls, STAGE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Content of `evaluation.json`.
+
+    Attributes:
+        task: Name of the task.
+        success_reward: Reward from which a conversation is a success.
+        human: None where the humans are those of an embedded world.
+        population: Name -> results; "average" comes first.
+    """
+
+    task: str
+    success_reward: float
+    human: HumanPlayer | None
+    population: Mapping[str, Population]
+    schema: int = EVALUATION_SCHEMA
+
+    def write(self, path: Path) -> None:
+        typed_json.write(path, self)
+
+    @classmethod
+    def read(cls, path: Path) -> Evaluation:
+        """Raises `ResultsError` for a file that `write` has not written."""
+        return typed_json.read(path, cls, STAGE)
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationBin:
+    """Dialogues of similar predictions (`statistics.calibration_bins`).
+
+    Attributes:
+        predicted: Mean prediction.
+        observed: Mean outcome, in the same unit.
+        count: Dialogues in the bin.
+        low: Lower end of the interval of `observed`.
+        high: Upper end.
+    """
+
+    predicted: float
+    observed: float
+    count: int
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictionPoint:
+    """Values at one point of held-out dialogues against their outcomes.
+
+    Attributes:
+        point: Share of the dialogue seen, in [0, 1].
+        auroc_v: Of success, by V; None where all dialogues succeed or all fail.
+        auroc_v_ci95: Its interval.
+        auroc_q: Of success, by Q of the agent's utterance at this point.
+        auroc_q_ci95: Its interval.
+        calibration: Q against the reward.
+    """
+
+    point: float
+    auroc_v: float | None
+    auroc_v_ci95: Bounds | None
+    auroc_q: float | None
+    auroc_q_ci95: Bounds | None
+    calibration: tuple[CalibrationBin, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldoutPolicy:
+    """A method's policy on the words of real agents.
+
+    Attributes:
+        look: Title, colour and marker.
+        perplexity: Per agent token, mean over the seeds.
+        per_seed: The same of each seed, from seed 0 on.
+    """
+
+    look: Look
+    perplexity: float
+    per_seed: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Success:
+    """The outcome that values are to foretell.
+
+    Attributes:
+        words: What counts as success, in words; "" where the task does not say.
+        reward: Reward from which a dialogue is a success.
+        share: Of the test dialogues that are.
+    """
+
+    words: str
+    reward: float
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Heldout:
+    """Content of `heldout.json`.
+
+    Attributes:
+        task: Name of the task.
+        sizes: Part of the data ("train", "test") -> number of dialogues.
+        success: The outcome that values are to foretell.
+        methods: Name -> policy.
+        value_prediction: Name of a method that learns values -> points, from the start of a
+            dialogue to its end.
+    """
+
+    task: str
+    sizes: Mapping[str, int]
+    success: Success
+    methods: Mapping[str, HeldoutPolicy]
+    value_prediction: Mapping[str, tuple[PredictionPoint, ...]]
+    schema: int = HELDOUT_SCHEMA
+
+    def write(self, path: Path) -> None:
+        typed_json.write(path, self)
+
+    @classmethod
+    def read(cls, path: Path) -> Heldout:
+        """Raises `ResultsError` for a file that `write` has not written."""
+        return typed_json.read(path, cls, STAGE)

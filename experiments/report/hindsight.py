@@ -1,13 +1,9 @@
-"""The report's section on hindsight: what each round came to, and pairs side by side."""
+"""The report's section on hindsight: a table of the rounds, and pairs side by side."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from experiments.hindsight_records import (
     ROUND_HEADERS,
@@ -17,7 +13,7 @@ from experiments.hindsight_records import (
     describe_calibration,
     round_cells,
 )
-from experiments.report import figures, wording
+from experiments.report import wording
 from imagination.dialogue import Dialogue
 
 Pair = tuple[Dialogue, Dialogue]
@@ -31,22 +27,22 @@ RULE = (
 )
 
 
-def section(found: Hindsight | None) -> dict[str, Any] | None:
-    """What the template shows; None where nobody looked back."""
-    if found is None or not found.rounds:
+def section(records: Hindsight | None) -> dict[str, Any] | None:
+    """Content of the section for the template; None where nobody looked back."""
+    if records is None or not records.rounds:
         return None
     return {
-        "calibration": describe_calibration(found.calibration),
+        "calibration": describe_calibration(records.calibration),
         "headers": ROUND_HEADERS,
-        "rows": [round_cells(each) for each in found.rounds],
-        "problems": count_problems(r for each in found.rounds for r in each.rejections),
+        "rows": [round_cells(each) for each in records.rounds],
+        "problems": count_problems(r for each in records.rounds for r in each.rejections),
         "rule": RULE,
-        "pairs": [shown for each in found.rounds for shown in _pick(each)],
+        "pairs": [shown for each in records.rounds for shown in _pick(each)],
     }
 
 
 def _pick(one: Round) -> list[dict[str, Any]]:
-    """The pairs to show of a round, and why each."""
+    """Picks the pairs of a round to show, with the reason for each."""
     if not one.pairs:
         return []
     ranked = sorted(range(len(one.pairs)), key=lambda index: (_gain(one.pairs[index]), index))
@@ -96,51 +92,3 @@ def _column(dialogue: Dialogue, changed: int) -> Mapping[str, Any]:
             for index, turn in enumerate(dialogue.turns)
         ],
     }
-
-
-def draw(found: Hindsight | None) -> Figure | None:
-    """The reward model against known rewards, and the rewards of all rounds."""
-    if found is None or not found.rounds:
-        return None
-    with figures.styled():
-        figure, axes = figures.new_figure(3.6, 1, 2)
-        _draw_reward_model(axes[0, 0], _points(found.calibration.get("ratings") or ()))
-        _draw_rewards(axes[0, 1], found.rounds)
-    return figure
-
-
-def _draw_reward_model(axis: Axes, points: Counter[tuple[float, float]]) -> None:
-    axis.set_title("reward model, original dialogues")
-    axis.set_xlabel("known reward")
-    axis.set_ylabel("says the reward model")
-    if not points:
-        return
-    known, rated = zip(*points, strict=True)
-    sizes = [14 * count**0.7 for count in points.values()]
-    axis.scatter(known, rated, s=sizes, color=figures.color("ilql"), alpha=0.5, linewidths=0)
-    figures.diagonal(axis, min(*known, *rated), max(*known, *rated))
-
-
-def _draw_rewards(axis: Axes, rounds: Sequence[Round]) -> None:
-    """The cumulative distribution of the rewards, originals first."""
-    groups = {"original": list(rounds[0].parents.values())}
-    groups |= {f"round {each.number}": each.dialogues for each in rounds}
-    colors = ["data", *(f"ilql_hindsight{each.number}" for each in rounds)]
-    for (name, dialogues), color in zip(groups.items(), colors, strict=True):
-        rewards = sorted(d.total_reward for d in dialogues if d.reward is not None)
-        if rewards:
-            shares = [(index + 1) / len(rewards) for index in range(len(rewards))]
-            axis.step(rewards, shares, where="post", color=figures.color(color), label=name)
-    axis.set_title("rewards, round by round")
-    axis.set_xlabel("reward at most")
-    axis.set_ylabel("share of the dialogues")
-    axis.legend(loc="upper left")
-
-
-def _points(ratings: Sequence[Mapping[str, Any]]) -> Counter[tuple[float, float]]:
-    """(known, rated) -> how many dialogues."""
-    return Counter(
-        (round(each["known"], 3), round(each["rated"], 3))
-        for each in ratings
-        if wording.is_number(each.get("known")) and wording.is_number(each.get("rated"))
-    )

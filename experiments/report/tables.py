@@ -1,30 +1,45 @@
-"""The result of a run as a table: in the terminal (rich), in Markdown, and as cells for HTML.
+"""Results as tables: in the terminal (rich), in Markdown, and as cells for HTML.
 
-All three are laid out from the same rows (`result_table`, `heldout_table`), so they cannot say
+All three are laid out from the same rows (`result_tables`, `heldout_tables`), so they cannot say
 different things.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.evaluation.summary import (
+    Evaluation,
+    Heldout,
+    HumanPlayer,
+    Population,
+    References,
+    Scores,
+)
+from experiments.looks import ordered
 from experiments.report import wording
+from experiments.report.wording import dollars, interval, number, percent
 
 WIDTH = 100
 MISSING = "–"
 TERMINAL_HEADERS = {"not understood": "not\nunderst."}
+REFERENCE_NAMES = {
+    "optimum": "optimum",
+    "best_behaviour": "best behaviour",
+    "behaviour": "behaviour",
+    "uniform": "uniform",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A value and, in a quieter voice, what belongs to it (its interval)."""
+    """A value and, in a quieter voice, a detail of it (its interval)."""
 
     text: str
     detail: str = ""
@@ -35,7 +50,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of a table. `kind` is `method` or `reference`, `key` the method's key."""
+    """One line of a table. `kind` is `method` or `reference`, `key` the method's name."""
 
     key: str
     kind: str
@@ -45,18 +60,21 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class ResultTable:
-    """Rows under headers, with the notes that stand below them."""
+    """Rows under headers, with the notes that stand below them. `name` is short, for files."""
 
+    name: str
     title: str
     headers: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
 
 
+# --- conversations ------------------------------------------------------------------------------
+
 HEADERS = (
     "method",
-    "normalized score",
-    "mean reward",
+    wording.NORMALIZED,
+    wording.REWARD,
     "success",
     "turns",
     "not understood",
@@ -67,197 +85,163 @@ HEADERS = (
 )
 # Shown only where an agent talks with an LLM; not shown where the human is played by one.
 OF_PROMPTED_AGENTS = ("calls", "cost")
-OF_THE_WORLD = ("normalized score", "not understood")
+OF_THE_WORLD = (wording.NORMALIZED, "not understood")
 
 
-def result_tables(evaluation: Mapping[str, Any]) -> list[ResultTable]:
+def result_tables(evaluation: Evaluation) -> list[ResultTable]:
     """One table for each population of an evaluation."""
-    task = evaluation.get("task") or "evaluation"
     return [
-        result_table(population, f"{task}, {name} population")
-        for name, population in wording.populations(evaluation).items()
+        result_table(name, population, evaluation.human, evaluation.task)
+        for name, population in evaluation.population.items()
     ]
 
 
-def result_table(population: Mapping[str, Any], title: str) -> ResultTable:
+def result_table(
+    name: str, population: Population, human: HumanPlayer | None, task: str
+) -> ResultTable:
     """The methods by score, best first, and the references under them."""
-    methods = population["methods"]
-    best = wording.best_method(population) if len(methods) > 1 else None
-    ranked = sorted(
-        wording.ordered_methods(methods),
-        key=lambda key: -value if (value := wording.score(methods[key])[0]) is not None else 1e9,
-    )
-    headers = _headers(population)
+    methods = population.methods
+    best = wording.best_method(methods) if len(methods) > 1 else None
+
+    def place(key: str) -> tuple[bool, float]:
+        value = wording.score(methods[key])[0]
+        return value is None, 0.0 if value is None else -value
+
+    headers = _headers(population, human)
     rows = [
-        Row(key, "method", _chosen(headers, _method_cells(key, methods[key])), key == best)
-        for key in ranked
+        Row(key, "method", _chosen(headers, _method_cells(methods[key])), key == best)
+        for key in sorted(ordered(methods), key=place)
     ]
-    references = population.get("references") or {}
-    rows += [
-        Row(key, "reference", _chosen(headers, _reference_cells(name, references[key], references)))
-        for key, name in wording.REFERENCE_NAMES.items()
-        if wording.is_number(references.get(key))
-    ]
+    if population.references is not None:
+        rows += [
+            Row(key, "reference", _chosen(headers, _reference_cells(key, population.references)))
+            for key in REFERENCE_NAMES
+        ]
     notes = [
         wording.describe_tests(population),
         wording.training_note(population),
         wording.seeds_note(population),
         wording.calls_note(population),
         wording.missing_note(population),
-        wording.human_note(population),
+        wording.human_note(population, human),
     ]
-    return ResultTable(title, headers, tuple(rows), tuple(filter(None, notes)))
+    title = f"{task}, {name} population"
+    return ResultTable(name, title, headers, tuple(rows), tuple(filter(None, notes)))
 
 
-def _headers(population: Mapping[str, Any]) -> tuple[str, ...]:
+def _headers(population: Population, human: HumanPlayer | None) -> tuple[str, ...]:
     hidden: tuple[str, ...] = ()
-    if not wording.takes_calls(population):
+    if not wording.prompted_agents(population):
         hidden += OF_PROMPTED_AGENTS
-    if wording.is_played(population.get("human") or {}):
+    if human is not None:
         hidden += OF_THE_WORLD
     return tuple(header for header in HEADERS if header not in hidden)
 
 
-def _chosen(headers: tuple[str, ...], cells: Mapping[str, Cell]) -> tuple[Cell, ...]:
+def _chosen(headers: Sequence[str], cells: Mapping[str, Cell]) -> tuple[Cell, ...]:
     return tuple(cells.get(header, Cell("")) for header in headers)
 
 
-def _method_cells(key: str, method: Mapping[str, Any]) -> dict[str, Cell]:
-    success = method.get("success_rate")
+def _method_cells(scores: Scores) -> dict[str, Cell]:
+    agent = scores.prompted_agent
     cells = (
-        Cell(wording.method_name(key)),
-        Cell(
-            wording.number(method.get("normalized")),
-            wording.interval(method.get("normalized_ci95")),
-        ),
-        Cell(wording.number(method.get("mean_reward")), wording.interval(method.get("ci95"))),
-        Cell(f"{100 * success:.0f} %" if wording.is_number(success) else MISSING),
-        Cell(wording.number(method.get("turns"), 1)),
-        Cell(wording.number(method.get("not_understood"))),
-        Cell(wording.number(method.get("train_seconds"), 0)),
-        Cell(wording.number(method.get("calls"), 1)),
-        Cell(wording.dollars(method.get("cost"))),
-        Cell(str(method.get("decoding") or MISSING)),
+        Cell(scores.look.title),
+        Cell(number(scores.normalized), interval(scores.normalized_ci95)),
+        Cell(number(scores.mean_reward), interval(scores.ci95)),
+        Cell(percent(scores.success_rate)),
+        Cell(number(scores.turns, 1)),
+        Cell(number(scores.not_understood)),
+        Cell(number(scores.train_seconds, 0)),
+        Cell(number(agent.calls if agent else None, 1)),
+        Cell(dollars(agent.cost if agent else None)),
+        Cell(scores.decoding or MISSING),
     )
     return dict(zip(HEADERS, cells, strict=True))
 
 
-def _reference_cells(name: str, reward: float, references: Mapping[str, Any]) -> dict[str, Cell]:
-    normalized = wording.normalize(reward, references)
-    cells = (Cell(name), Cell(wording.number(normalized)), Cell(wording.number(reward)))
-    return dict(zip(HEADERS, cells, strict=False))
+def _reference_cells(key: str, references: References) -> dict[str, Cell]:
+    reward = getattr(references, key)
+    return {
+        "method": Cell(REFERENCE_NAMES[key]),
+        wording.NORMALIZED: Cell(number(references.normalized(reward))),
+        wording.REWARD: Cell(number(reward)),
+    }
 
 
-HELDOUT_NAMES = {"auroc_v": "AUROC of V", "auroc_q": "AUROC of Q"}
+# --- held-out dialogues -------------------------------------------------------------------------
 
 
-def heldout_tables(heldout: Mapping[str, Any]) -> list[ResultTable]:
+def heldout_tables(heldout: Heldout) -> list[ResultTable]:
     """Tables of a run on real dialogues: the policies, and how well values foretell outcomes."""
     tables = [_policy_table(heldout), _prediction_table(heldout)]
     return [table for table in tables if table.rows]
 
 
-def _policy_table(heldout: Mapping[str, Any]) -> ResultTable:
-    methods = {key: method for key, method in (heldout.get("methods") or {}).items() if method}
-    keys = dict.fromkeys(
-        key for method in methods.values() for key, x in method.items() if wording.is_number(x)
-    )
-    rows = tuple(
-        Row(
-            name,
-            "method",
-            (
-                Cell(wording.method_name(name)),
-                *(
-                    Cell(
-                        wording.number(methods[name].get(key)),
-                        wording.interval(methods[name].get(f"{key}_ci95")),
-                    )
-                    for key in keys
-                ),
-            ),
-        )
-        for name in wording.ordered_methods(methods)
-    )
-    title = f"{heldout.get('task') or 'task'}, held-out dialogues: policy"
-    headers = ("method", *(key.replace("_", " ") for key in keys))
-    return ResultTable(title, headers, rows, tuple(filter(None, [sizes_note(heldout)])))
+def _policy_table(heldout: Heldout) -> ResultTable:
+    rows = []
+    for name in ordered(heldout.methods):
+        policy = heldout.methods[name]
+        cells = (policy.look.title, number(policy.perplexity), str(len(policy.per_seed)))
+        rows.append(Row(name, "method", tuple(map(Cell, cells))))
+    title = f"{heldout.task}, held-out dialogues: policy"
+    headers = ("method", "perplexity", "seeds")
+    return ResultTable("policy", title, headers, tuple(rows), (sizes_note(heldout),))
 
 
-def _prediction_table(heldout: Mapping[str, Any]) -> ResultTable:
+def _prediction_table(heldout: Heldout) -> ResultTable:
     rows = [
         Row(
             name,
             "method",
             (
-                Cell(wording.method_name(name)),
-                Cell(percent(point.get("point"))),
-                *(
-                    Cell(wording.number(point.get(key)), wording.interval(point.get(f"{key}_ci95")))
-                    for key in HELDOUT_NAMES
-                ),
+                Cell(heldout.methods[name].look.title),
+                Cell(percent(point.point)),
+                Cell(number(point.auroc_v), interval(point.auroc_v_ci95)),
+                Cell(number(point.auroc_q), interval(point.auroc_q_ci95)),
             ),
         )
-        for name, points in predictions(heldout).items()
-        for point in points
+        for name in ordered(heldout.value_prediction)
+        for point in heldout.value_prediction[name]
     ]
-    title = f"{heldout.get('task') or 'task'}, held-out dialogues: values against the outcome"
-    note = "AUROC 0.5 is guessing, 1 is a perfect ranking of the dialogues by outcome."
-    notes = tuple(filter(None, [note, success_note(heldout)]))
-    return ResultTable(
-        title, ("method", "dialogue seen", *HELDOUT_NAMES.values()), tuple(rows), notes
+    title = f"{heldout.task}, held-out dialogues: values against the outcome"
+    headers = ("method", "dialogue seen", "AUROC of V", "AUROC of Q")
+    notes = (
+        "AUROC 0.5 is guessing, 1 is a perfect ranking of the dialogues by outcome.",
+        success_note(heldout),
     )
+    return ResultTable("values", title, headers, tuple(rows), notes)
 
 
-def predictions(heldout: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """`value_prediction` in the methods' order, its points in the dialogue's."""
-    found = heldout.get("value_prediction") or {}
-    return {
-        key: sorted(
-            (p for p in found[key] if wording.is_number(p.get("point"))), key=lambda p: p["point"]
-        )
-        for key in wording.ordered_methods(found)
-        if found[key]
-    }
+def sizes_note(heldout: Heldout) -> str:
+    """Number of dialogues in each part of the data."""
+    return ", ".join(f"{count} {part}" for part, count in heldout.sizes.items()) + " dialogues"
 
 
-def percent(fraction: Any) -> str:
-    """0.25 as `25 %`."""
-    return f"{100 * fraction:.0f} %" if wording.is_number(fraction) else MISSING
+def success_note(heldout: Heldout) -> str:
+    """Defines the outcome that values are to foretell."""
+    success = heldout.success
+    words = f": {success.words.rstrip('.')}" if success.words else ""
+    share = f"{percent(success.share)} of the test dialogues"
+    return f"Success{words} (a reward of {success.reward:g} or more; {share})."
 
 
-def sizes_note(heldout: Mapping[str, Any]) -> str:
-    """How many dialogues each part of the data has."""
-    sizes = heldout.get("sizes") or {}
-    return ", ".join(f"{count} {name}" for name, count in sizes.items()) + (
-        " dialogues" if sizes else ""
-    )
+# --- terminal -----------------------------------------------------------------------------------
 
 
-def success_note(heldout: Mapping[str, Any]) -> str:
-    """Which outcomes are told from the others."""
-    success = heldout.get("success") or {}
-    if not wording.is_number(success.get("reward")):
-        return ""
-    words = f": {success['words'].rstrip('.')}" if success.get("words") else ""
-    share = f"{percent(success.get('share'))} of the test dialogues"
-    return f"Success{words} (a reward of {success['reward']:g} or more; {share})."
-
-
-def print_results(console: Console, evaluation: Mapping[str, Any]) -> None:
+def print_results(console: Console, evaluation: Evaluation) -> None:
     """Prints one table for each population, with its tests in words below."""
     for table in result_tables(evaluation):
         _print(console, table)
 
 
-def print_heldout(console: Console, heldout: Mapping[str, Any]) -> None:
+def print_heldout(console: Console, heldout: Heldout) -> None:
     """Prints the tables of a run on real dialogues."""
     for table in heldout_tables(heldout):
         _print(console, table)
 
 
 def _print(console: Console, table: ResultTable) -> None:
-    """Decoding settings are long: in a terminal they stand under the table, not in it."""
+    """Prints a table; decoding settings, which are long, stand under it."""
     width = min(WIDTH, console.width)
     shown = [i for i, header in enumerate(table.headers) if header != "decoding"]
     grid = Table(
@@ -290,11 +274,11 @@ def _decoding_note(table: ResultTable) -> str:
     if "decoding" not in table.headers:
         return ""
     column = table.headers.index("decoding")
-    settings: dict[str, list[str]] = {}
+    methods: dict[str, list[str]] = {}
     for row in table.rows:
         if row.kind == "method" and row.cells[column].text != MISSING:
-            settings.setdefault(row.cells[column].text, []).append(row.cells[0].text)
-    parts = [f"{' and '.join(names)}: {setting}" for setting, names in settings.items()]
+            methods.setdefault(row.cells[column].text, []).append(row.cells[0].text)
+    parts = [f"{' and '.join(names)}: {setting}" for setting, names in methods.items()]
     return f"Decoding: {'; '.join(parts)}." if parts else ""
 
 
@@ -306,7 +290,10 @@ def _rich_cell(cell: Cell, row: Row) -> Text:
     return text
 
 
-def markdown(evaluation: Mapping[str, Any]) -> str:
+# --- Markdown -----------------------------------------------------------------------------------
+
+
+def markdown(evaluation: Evaluation) -> str:
     """The tables of `print_results` as GitHub Markdown, for a README."""
     return "\n\n".join(_markdown(table) for table in result_tables(evaluation)) + "\n"
 
@@ -326,7 +313,7 @@ def _markdown(table: ResultTable) -> str:
     return "\n\n".join([f"**{_escape(table.title)}**", "\n".join(lines), *table.notes])
 
 
-def _line(cells: Any) -> str:
+def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 

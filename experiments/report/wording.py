@@ -1,8 +1,8 @@
-"""What an evaluation says, in words: names, order, who is above whom and how surely.
+"""Sentences about results: which method is above which, by how much and how surely.
 
-The terminal table, the README's table and the report all take their wording from here, so that
-a loss reads as a loss in every one of them. `tables.py` lays the numbers out, `report.py` draws
-the page.
+The terminal tables, the README's tables and the report take their sentences from here, so that a
+loss reads as a loss in every one of them. `tables.py` lays the numbers out, `page.py` makes the
+page.
 """
 
 from __future__ import annotations
@@ -10,36 +10,26 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
-from imagination.simulation import normalized_score
+from experiments.evaluation.summary import (
+    Bounds,
+    Comparison,
+    HumanPlayer,
+    Population,
+    PromptedAgent,
+    Scores,
+)
+from experiments.looks import ordered
 
-METHOD_NAMES = {
-    "ilql": "ILQL",
-    "mc": "MC",
-    "fbc": "filtered BC",
-    "bc": "BC",
-    "dpo": "DPO",
-    "plain": "plain prompt",
-    "reasoning": "reasoning prompt",
-    "clam": "CLAM",
-    "gdp_zero": "GDP-ZERO",
-    "prompted": "prompted LLM",
-}
 SLIP_NAMES = {
     "speaks_for_agent": "speaks for the agent",
     "reveals_persona": "gives its persona away at once",
     "goes_on_after_end": "goes on after the end",
 }
-REFERENCE_NAMES = {
-    "optimum": "optimum",
-    "best_behaviour": "best behaviour",
-    "behaviour": "behaviour",
-    "uniform": "uniform",
-}
+# What statements are about: the first that took part. Fixed beforehand, not by who won.
 FOCUS = ("ilql_hindsight1", "ilql")
 SIGNIFICANT = 0.05
-_TEST_NUMBERS = ("difference", "p", "p_holm", "p_training_holm")
+NORMALIZED, REWARD = "normalized score", "mean reward"
 _CLAUSES = {
     "below": "below",
     "above": "above",
@@ -48,305 +38,229 @@ _CLAUSES = {
 }
 
 
-def method_name(key: str) -> str:
-    """How a method is called in tables and figures."""
-    base, rounds = _without_hindsight(key)
-    name = METHOD_NAMES.get(base, str(base).replace("_", " "))
-    return f"{name} + {rounds} round{'s' * (rounds > 1)} of hindsight" if rounds else name
+def titles(population: Population) -> dict[str, str]:
+    """Name -> title of the methods, in the order of legends."""
+    return {name: population.methods[name].look.title for name in ordered(population.methods)}
 
 
-def _without_hindsight(key: Any) -> tuple[str, int]:
-    """`ilql_hindsight2` as `ilql`, 2."""
-    base, _, rounds = str(key).partition("_hindsight")
-    return (base, int(rounds)) if base in METHOD_NAMES and rounds.isdecimal() else (str(key), 0)
+# --- numbers ------------------------------------------------------------------------------------
 
 
-def ordered_methods(keys: Any) -> list[str]:
-    """Known methods in their fixed order, then the others by name."""
-    known = list(METHOD_NAMES)
-
-    def place(key: str) -> tuple[int, int, str]:
-        base, rounds = _without_hindsight(key)
-        return (known.index(base) if base in known else len(known), rounds, key)
-
-    return sorted(keys, key=place)
-
-
-def populations(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The populations that have methods, average first, difficult second."""
-    found = {}
-    for name, population in (evaluation.get("population") or {}).items():
-        methods = {k: m for k, m in ((population or {}).get("methods") or {}).items() if m}
-        if methods:
-            human = evaluation.get("human") or {}
-            found[name] = {**population, "methods": methods, "human": human}
-    order = ["average", "difficult"]
-    return dict(
-        sorted(found.items(), key=lambda kv: order.index(kv[0]) if kv[0] in order else len(order))
-    )
-
-
-def number(value: Any, digits: int = 2) -> str:
-    """A number as text; an en dash where it is missing or not finite."""
-    if not is_number(value):
+def number(value: float | None, digits: int = 2) -> str:
+    """A number as text; an en dash where there is none."""
+    if value is None:
         return "–"
     text = f"{value:.{digits}f}"
     return text.lstrip("-") if float(text) == 0 else text
 
 
-def dollars(value: Any) -> str:
+def dollars(value: float | None) -> str:
     """A cost as text: to the cent from a dollar on, below it finer."""
-    return f"${value:.{2 if value >= 1 else 4}f}" if is_number(value) else "–"
+    return "–" if value is None else f"${value:.{2 if value >= 1 else 4}f}"
 
 
-def is_number(value: Any) -> bool:
-    """True for a finite number that is not a truth value."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def percent(fraction: float | None) -> str:
+    """0.25 as `25 %`."""
+    return "–" if fraction is None else f"{100 * fraction:.0f} %"
 
 
-def interval(bounds: Any, digits: int = 2) -> str:
-    """`[low, high]`, or nothing where either end is missing."""
-    if not isinstance(bounds, (list, tuple)) or len(bounds) != 2 or not all(map(is_number, bounds)):
-        return ""
-    return f"[{number(bounds[0], digits)}, {number(bounds[1], digits)}]"
+def interval(bounds: Bounds | None, digits: int = 2) -> str:
+    """`[low, high]`, or nothing where there is no interval."""
+    return f"[{number(bounds[0], digits)}, {number(bounds[1], digits)}]" if bounds else ""
 
 
-def normalize(reward: Any, references: Mapping[str, Any]) -> float | None:
-    """The normalized score of a mean reward; None where a number is missing."""
-    low, high = references.get("behaviour"), references.get("optimum")
-    if not (is_number(reward) and is_number(low) and is_number(high)) or high <= low:
-        return None
-    return normalized_score(reward, references)
+# --- scores -------------------------------------------------------------------------------------
 
 
-def score(method: Mapping[str, Any]) -> tuple[float | None, Any, str]:
-    """What methods are ranked by: value, interval and its name (normalized score if known)."""
-    if is_number(method.get("normalized")):
-        return method["normalized"], method.get("normalized_ci95"), "normalized score"
-    reward = method.get("mean_reward")
-    return (reward if is_number(reward) else None), method.get("ci95"), "mean reward"
+def score(scores: Scores) -> tuple[float | None, Bounds | None, str]:
+    """The score that methods are ranked by: value, interval and unit (normalized if there is)."""
+    if scores.normalized is not None:
+        return scores.normalized, scores.normalized_ci95, NORMALIZED
+    return scores.mean_reward, scores.ci95, REWARD
 
 
-def best_method(population: Mapping[str, Any]) -> str | None:
-    """The method of the highest score."""
-    scores = {key: score(method)[0] for key, method in population["methods"].items()}
-    scores = {key: value for key, value in scores.items() if value is not None}
-    return max(scores, key=scores.__getitem__) if scores else None
+def best_method(methods: Mapping[str, Scores]) -> str | None:
+    """The method of the highest score; None where no method has one."""
+    values = {name: score(scores)[0] for name, scores in methods.items()}
+    scored = {name: value for name, value in values.items() if value is not None}
+    return max(scored, key=scored.__getitem__) if scored else None
 
 
-def focus_method(population: Mapping[str, Any]) -> str | None:
-    """The method that statements are about: the first of `FOCUS` that took part, else the best."""
-    return main_method(population["methods"]) or best_method(population)
+def main_method(names: Collection[str]) -> str | None:
+    """The first of `FOCUS` among these."""
+    return next((name for name in FOCUS if name in names), None)
 
 
-def main_method(methods: Collection[str]) -> str | None:
-    """The first of `FOCUS` that is among these; fixed beforehand, not by who won."""
-    return next((method for method in FOCUS if method in methods), None)
+def focus_method(population: Population) -> str | None:
+    """The method that statements are about: the main one, else the best."""
+    return main_method(population.methods) or best_method(population.methods)
 
 
-def per_seed_scores(method: Mapping[str, Any], references: Mapping[str, Any]) -> list[float]:
-    """`per_seed` as normalized scores, whichever of the two scales it was written on."""
-    values = [value for value in method.get("per_seed") or [] if is_number(value)]
-    normalized, reward = method.get("normalized"), method.get("mean_reward")
-    if not values or not is_number(normalized):
-        return []
-    mean = sum(values) / len(values)
-    if is_number(reward) and abs(mean - reward) < abs(mean - normalized):
-        return [x for x in (normalize(value, references) for value in values) if x is not None]
-    return values
+# --- tests --------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """One pairwise test, seen from `a`."""
+def comparisons(population: Population) -> list[Comparison]:
+    """All tests, those of the focus method first and seen from it."""
+    focus = focus_method(population)
+    tests = [_seen_from(test, focus) for test in population.tests]
+    return sorted(tests, key=lambda test: test.a != focus)
 
-    a: str
-    b: str
-    difference: float | None
-    p: float | None
-    p_holm: float | None
-    p_training_holm: float | None = None
 
-    @property
-    def probability(self) -> float | None:
-        return self.p_holm if is_number(self.p_holm) else self.p
+def _seen_from(test: Comparison, method: str | None) -> Comparison:
+    """The same test with `method` as `a`, if it is one of the two."""
+    if test.b != method:
+        return test
+    difference = None if test.difference is None else -test.difference
+    return dataclasses.replace(test, a=test.b, b=test.a, difference=difference)
 
-    @property
-    def verdict(self) -> str:
-        """`above`, `below`, `open` (not distinguishable), or `untested`."""
-        if not is_number(self.probability) or not is_number(self.difference):
-            return "untested"
-        if self.probability >= SIGNIFICANT or self.difference == 0:
-            return "open"
-        return "above" if self.difference > 0 else "below"
 
-    @property
-    def evidence(self) -> str:
-        """`p_holm = 0.012`, with the plain p where no correction was made."""
-        name = "p_holm" if is_number(self.p_holm) else "p"
-        return _p_value(name, self.probability) if is_number(self.probability) else "not tested"
+def verdict(test: Comparison) -> str:
+    """`above`, `below`, `open` (not distinguishable) or `untested`, seen from `a`."""
+    if test.p_holm is None or test.difference is None:
+        return "untested"
+    if test.p_holm >= SIGNIFICANT or test.difference == 0:
+        return "open"
+    return "above" if test.difference > 0 else "below"
 
-    @property
-    def training_evidence(self) -> str:
-        """The same for training the methods again; empty where one seed cannot tell."""
-        if not is_number(self.p_training_holm):
-            return ""
-        return _p_value("p_training_holm", self.p_training_holm)
 
-    def seen_from(self, method: str | None) -> Comparison:
-        """The same test with `method` on the left, if it is one of the two."""
-        if self.b != method:
-            return self
-        difference = -self.difference if is_number(self.difference) else None
-        return dataclasses.replace(self, a=self.b, b=self.a, difference=difference)
+def evidence(test: Comparison) -> str:
+    """`p_holm = 0.012`, of the agents as trained."""
+    return "not tested" if test.p_holm is None else _p_value("p_holm", test.p_holm)
 
 
 def _p_value(name: str, p: float) -> str:
     return f"{name} < 0.001" if p < 0.001 else f"{name} = {p:.3f}"
 
 
-def comparisons(population: Mapping[str, Any]) -> list[Comparison]:
-    """All tests, those of the focus method first and seen from it."""
-    focus = focus_method(population)
-    tests = []
-    for test in population.get("tests") or []:
-        numbers = (test.get(key) for key in _TEST_NUMBERS)
-        numbers = (value if is_number(value) else None for value in numbers)
-        tests.append(Comparison(str(test.get("a")), str(test.get("b")), *numbers).seen_from(focus))
-    return sorted(tests, key=lambda test: test.a != focus)
-
-
-def difference_scale(population: Mapping[str, Any]) -> str:
-    """The scale on which the tests' differences are: `normalized score` or `reward`."""
-    if population.get("difference_scale"):
-        return str(population["difference_scale"])
-    methods, gaps = population["methods"], {"normalized": 0.0, "mean_reward": 0.0}
-    for test in comparisons(population):
-        for scale in gaps:
-            a, b = (methods.get(key, {}).get(scale) for key in (test.a, test.b))
-            if is_number(a) and is_number(b) and is_number(test.difference):
-                gaps[scale] += abs(a - b - test.difference)
-            else:
-                gaps[scale] = math.inf
-    return "reward" if gaps["mean_reward"] < gaps["normalized"] else "normalized score"
-
-
-def describe_tests(population: Mapping[str, Any]) -> str:
+def describe_tests(population: Population) -> str:
     """The tests in a sentence or two: above, below, not distinguishable, each with its p."""
-    tests = comparisons(population)
+    tests, title = comparisons(population), titles(population)
     sentences = []
     for subject in dict.fromkeys(test.a for test in tests):
         own = [test for test in tests if test.a == subject]
         clauses = [
-            _clause(verdict, [t for t in own if t.verdict == verdict]) for verdict in _CLAUSES
+            _clause(kind, [test for test in own if verdict(test) == kind], title)
+            for kind in _CLAUSES
         ]
-        sentence = f"{method_name(subject)} is " + "; ".join(filter(None, clauses)) + "."
-        sentences.append(sentence[0].upper() + sentence[1:])
+        sentences.append(_sentence(f"{title[subject]} is " + "; ".join(filter(None, clauses))))
+    if sentences and population.references is not None:
+        sentences.append("Differences are in mean reward.")
     return " ".join(sentences)
 
 
-def _clause(verdict: str, tests: list[Comparison]) -> str:
+def _clause(kind: str, tests: Sequence[Comparison], title: Mapping[str, str]) -> str:
     if not tests:
         return ""
-    if verdict in ("above", "below"):
-        parts = [f"{method_name(t.b)} by {number(abs(t.difference))} ({t.evidence})" for t in tests]
+    if kind in ("above", "below"):
+        parts = [f"{title[t.b]} by {number(abs(t.difference))} ({evidence(t)})" for t in tests]
     else:
-        parts = [
-            f"{method_name(t.b)} (difference {number(t.difference)}, {t.evidence})" for t in tests
-        ]
-    return f"{_CLAUSES[verdict]} " + _enumerate(parts)
+        parts = [f"{title[t.b]} (difference {number(t.difference)}, {evidence(t)})" for t in tests]
+    return f"{_CLAUSES[kind]} " + _enumerate(parts)
 
 
-def _enumerate(parts: list[str]) -> str:
+def _enumerate(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-def headline(population: Mapping[str, Any], name: str = "average") -> tuple[str, str]:
+def _sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return f"{text[0].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
+def training_note(population: Population) -> str:
+    """Differences from the focus method that would be there if all methods were trained again."""
+    focus = focus_method(population)
+    tests = [t for t in comparisons(population) if t.a == focus and t.p_training_holm is not None]
+    if not tests:
+        return ""
+    parts, title = [], titles(population)
+    for test in tests:
+        sure = test.p_training_holm < SIGNIFICANT
+        claim = "differs from" if sure else "is not distinguishable from"
+        p = _p_value("p_training_holm", test.p_training_holm)
+        parts.append(f"{claim} {title[test.b]} ({p})")
+    return f"Over training runs {title[focus]} {_enumerate(parts)}."
+
+
+# --- headline -----------------------------------------------------------------------------------
+
+
+def headline(population: Population, name: str) -> tuple[str, str]:
     """The result of one population in a sentence, with its uncertainty.
 
     Returns:
         A verdict (`above`, `below`, `open`, `untested`, `alone`) and the sentence.
     """
-    focus, methods = focus_method(population), population["methods"]
+    focus, methods = focus_method(population), population.methods
     if focus is None:
         return "untested", f"No method has a score on the {name} population."
-    value, bounds, unit = score(methods[focus])
-    mine = f"{number(value)} {interval(bounds)}".strip()
+    unit = score(methods[focus])[2]
+    mine = _with_interval(methods[focus])
     rivals = {key: method for key, method in methods.items() if key != focus}
+    title = titles(population)
+    subject = title[focus]
     if not rivals:
-        return "alone", f"{method_name(focus)} has a {unit} of {mine} on the {name} population."
-    tests = {t.b: t for t in comparisons(population) if t.a == focus and t.b in rivals}
-    rival = _rival(rivals, tests)
-    verdict = tests[rival].verdict if rival in tests else "untested"
-    theirs = f"{number(score(rivals[rival])[0])} {interval(score(rivals[rival])[1])}".strip()
-    everyone = len(rivals) > 1 and all(
-        key in tests and tests[key].verdict == "above" for key in rivals
-    )
+        return "alone", _sentence(f"{subject} has a {unit} of {mine} on the {name} population")
+    tests = {t.b: t for t in comparisons(population) if t.a == focus}
+    verdicts = {key: verdict(tests[key]) if key in tests else "untested" for key in rivals}
+    rival = _rival(rivals, verdicts)
+    beats_all = len(rivals) > 1 and all(each == "above" for each in verdicts.values())
     claim = {
-        "above": f"beats {'every other method' if everyone else method_name(rival)}",
-        "below": f"loses to {method_name(rival)}",
-        "open": f"is not distinguishable from {method_name(rival)}",
-        "untested": f"was not tested against {method_name(rival)}",
-    }[verdict]
-    against = f"{theirs} for {method_name(rival)}" + (", the next best" if everyone else "")
-    evidence = ""
+        "above": f"beats {'every other method' if beats_all else title[rival]}",
+        "below": f"loses to {title[rival]}",
+        "open": f"is not distinguishable from {title[rival]}",
+        "untested": f"was not tested against {title[rival]}",
+    }[verdicts[rival]]
+    against = f"{_with_interval(rivals[rival])} for {title[rival]}"
+    against += ", the next best" if beats_all else ""
     if rival in tests:
-        test = tests[rival]
-        evidence = f" (difference {number(test.difference)}, {test.evidence})"
-    subject = method_name(focus)
-    return verdict, (
-        f"{subject[0].upper()}{subject[1:]} {claim} on the {name} population: "
-        f"{unit} {mine} against {against}{evidence}."
+        what = "difference" if unit == REWARD else "difference in mean reward"
+        against += f" ({what} {number(tests[rival].difference)}, {evidence(tests[rival])})"
+    return verdicts[rival], _sentence(
+        f"{subject} {claim} on the {name} population: {unit} {mine} against {against}"
     )
 
 
-def training_note(population: Mapping[str, Any]) -> str:
-    """Which differences from the focus method would be there if all were trained again."""
-    focus = focus_method(population)
-    tests = [t for t in comparisons(population) if t.a == focus and t.training_evidence]
-    if not tests:
+def _with_interval(scores: Scores) -> str:
+    value, bounds, _ = score(scores)
+    return f"{number(value)} {interval(bounds)}".strip()
+
+
+def _rival(rivals: Mapping[str, Scores], verdicts: Mapping[str, str]) -> str:
+    """The strongest other method; one that is surely above the focus before all others."""
+
+    def strength(key: str) -> tuple[bool, float]:
+        value = score(rivals[key])[0]
+        return verdicts[key] == "below", -math.inf if value is None else value
+
+    return max(rivals, key=strength)
+
+
+def against_data(population: Population) -> str:
+    """Compares the focus method with the best single behaviour of its data."""
+    focus, references = focus_method(population), population.references
+    bounds = population.methods[focus].normalized_ci95 if focus else None
+    if references is None or bounds is None:
         return ""
-    parts = []
-    for test in tests:
-        sure = test.p_training_holm < SIGNIFICANT
-        claim = "differs from" if sure else "is not distinguishable from"
-        parts.append(f"{claim} {method_name(test.b)} ({test.training_evidence})")
-    return f"Over training runs {method_name(focus)} {_enumerate(parts)}."
-
-
-def _rival(rivals: Mapping[str, Any], tests: Mapping[str, Comparison]) -> str:
-    """The strongest other method; one that is surely above us before all others."""
-    return max(
-        rivals,
-        key=lambda key: (
-            key in tests and tests[key].verdict == "below",
-            score(rivals[key])[0] if score(rivals[key])[0] is not None else -math.inf,
-        ),
-    )
-
-
-def against_data(population: Mapping[str, Any]) -> str:
-    """Where the focus method stands against the best single behaviour of its data."""
-    focus = focus_method(population)
-    references = population.get("references") or {}
-    best = normalize(references.get("best_behaviour"), references)
-    bounds = population["methods"][focus].get("normalized_ci95") if focus else None
-    if best is None or not interval(bounds):
-        return ""
+    best = references.normalized(references.best_behaviour)
+    title = population.methods[focus].look.title
     relation = "contains"
     if bounds[0] > best:
         relation = "lies above"
     elif bounds[1] < best:
         relation = "lies below"
     return (
-        f"The interval of {method_name(focus)} {relation} the score of the best single behaviour "
+        f"The interval of {title} {relation} the score of the best single behaviour "
         f"in the data, {number(best)}."
     )
 
 
-def seeds_note(population: Mapping[str, Any]) -> str:
-    """What the intervals cover, as far as the number of training seeds tells."""
-    seeds = {m.get("seeds") for m in population["methods"].values() if is_number(m.get("seeds"))}
+# --- notes --------------------------------------------------------------------------------------
+
+
+def seeds_note(population: Population) -> str:
+    """Says what the intervals cover, which depends on the number of training seeds."""
+    seeds = {len(scores.trainings) for scores in population.methods.values()} - {0}
     if not seeds:
         return ""
     if seeds == {1}:
@@ -355,88 +269,84 @@ def seeds_note(population: Mapping[str, Any]) -> str:
     return f"{count} seeds: the interval covers episodes and training runs"
 
 
-def takes_calls(population: Mapping[str, Any]) -> bool:
-    """Whether an agent talks with an LLM, so that there are calls to show."""
-    return any(is_number(method.get("calls")) for method in population["methods"].values())
+def prompted_agents(population: Population) -> dict[str, PromptedAgent]:
+    """The prompted agents among the methods, in order."""
+    agents = {name: population.methods[name].prompted_agent for name in ordered(population.methods)}
+    return {name: agent for name, agent in agents.items() if agent is not None}
 
 
-def is_played(human: Mapping[str, Any]) -> bool:
-    """Whether the human is played by an LLM, which leaves no optimum to compare with."""
-    return human.get("kind") == "prompted"
-
-
-def human_note(population: Mapping[str, Any]) -> str:
-    """Who played the human, what it took and how often it slipped; empty for the world's."""
-    human = population.get("human") or {}
-    if not is_played(human):
+def human_note(population: Population, human: HumanPlayer | None) -> str:
+    """Names the LLM that played the human, its cost and its slips; empty for a world's human."""
+    if human is None:
         return ""
-    methods = population["methods"].values()
-    sizes = [(m.get("episodes") or 0) * (m.get("seeds") or 1) for m in methods]
-    slips = {kind: sum((m.get("slips") or {}).get(kind, 0) for m in methods) for kind in SLIP_NAMES}
-    counted = ", ".join(f"{SLIP_NAMES[kind]} {count}" for kind, count in slips.items())
-    calls, cost = (_pooled(methods, sizes, f"human_{what}") for what in ("calls", "cost"))
+    methods = [m for m in population.methods.values() if m.played_human is not None]
+    total = sum(m.conversations for m in methods)
+    slips = ", ".join(
+        f"{name} {sum(m.played_human.slips.get(kind, 0) for m in methods)}"
+        for kind, name in SLIP_NAMES.items()
+    )
+    calls = _mean([(m.played_human.calls, m.conversations) for m in methods])
+    cost = _mean([(m.played_human.cost, m.conversations) for m in methods])
     return (
-        f"The human is played by {human.get('model')} (prompts {human.get('prompt')} and "
-        f"{human.get('rating_prompt')}), so there is no optimum to compare with; it takes "
-        f"{number(calls, 1)} calls ({dollars(cost)}) a conversation. Its slips in {sum(sizes)} "
-        f"conversations: {counted}."
+        f"The human is played by {human.model} (prompts {human.prompt} and "
+        f"{human.rating_prompt}), so there is no optimum to compare with; it takes "
+        f"{number(calls, 1)} calls ({dollars(cost)}) a conversation. Its slips in {total} "
+        f"conversations: {slips}."
     )
 
 
-def _pooled(methods: Collection[Mapping[str, Any]], sizes: Sequence[int], key: str) -> float | None:
-    """Mean over the conversations of all methods."""
-    values = [method.get(key) for method in methods]
-    if not sum(sizes) or not all(map(is_number, values)):
+def _mean(weighted: Sequence[tuple[float | None, int]]) -> float | None:
+    """Mean over all conversations of (mean of a method, its conversations)."""
+    total = sum(weight for _, weight in weighted)
+    if not total or any(value is None for value, _ in weighted):
         return None
-    return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+    return sum(value * weight for value, weight in weighted) / total
 
 
-def calls_note(population: Mapping[str, Any]) -> str:
-    """What the columns of calls and cost count, and the models behind them."""
-    if not takes_calls(population):
+def calls_note(population: Population) -> str:
+    """Explains the columns of calls and cost, and names the models behind them."""
+    agents = prompted_agents(population)
+    if not agents:
         return ""
-    methods = population["methods"]
-    asked = [key for key in ordered_methods(methods) if is_number(methods[key].get("calls"))]
+    title = titles(population)
     parts = [
-        f"{method_name(key)} is {methods[key].get('model')} ({methods[key].get('prompt')}"
-        f"{_setup(methods[key])})"
-        for key in asked
+        f"{title[name]} is {agent.model} ({agent.prompt}{_setup(agent)})"
+        for name, agent in agents.items()
     ]
-    unpriced = not any(is_number(methods[key].get("cost")) for key in asked)
     note = f"Calls and cost are the agent's, a conversation: {_enumerate(parts)}."
+    unpriced = all(agent.cost is None for agent in agents.values())
     return note + (" No prices are set, so the cost is not known." if unpriced else "")
 
 
-def _setup(method: Mapping[str, Any]) -> str:
-    calls, cost = method.get("setup_calls"), method.get("setup_cost")
-    if not is_number(calls):
+def _setup(agent: PromptedAgent) -> str:
+    if agent.setup_calls is None:
         return ""
-    counted = f"; beforehand {calls} call{'' if calls == 1 else 's'}"
-    return counted + (f", {dollars(cost)}" if is_number(cost) else "")
+    counted = f"; beforehand {agent.setup_calls} call{'' if agent.setup_calls == 1 else 's'}"
+    return counted + ("" if agent.setup_cost is None else f", {dollars(agent.setup_cost)}")
 
 
-def missing_note(population: Mapping[str, Any]) -> str:
-    """Conversations that are fewer than they should be, or came to no good end."""
-    methods = {key: population["methods"][key] for key in ordered_methods(population["methods"])}
-    most = max((m.get("episodes") or 0 for m in methods.values()), default=0)
+def missing_note(population: Population) -> str:
+    """Counts conversations that are fewer than they should be, unrated, or broken off."""
+    title = titles(population)
+    methods = {name: population.methods[name] for name in title}
+    most = max((scores.episodes for scores in methods.values()), default=0)
     shorter: dict[int, list[str]] = {}
     sentences = []
-    for key, method in methods.items():
-        episodes, seeds = method.get("episodes") or 0, method.get("seeds") or 1
-        if 0 < episodes < most:
-            shorter.setdefault(episodes, []).append(method_name(key))
-        if method.get("unrated"):
+    for name, scores in methods.items():
+        if scores.episodes < most:
+            shorter.setdefault(scores.episodes, []).append(title[name])
+        if scores.unrated:
             sentences.append(
-                f"{method_name(key)}: {method['unrated']} of {episodes * seeds} conversations have "
-                "no rating and are left out of means and tests."
+                f"{title[name]}: {scores.unrated} of {scores.conversations} conversations have "
+                "no rating and are left out of means and tests"
             )
-        if method.get("broken_off"):
+        if scores.prompted_agent is not None and scores.prompted_agent.broken_off:
             sentences.append(
-                f"{method_name(key)}: in {method['broken_off']} of {episodes} conversations the "
-                "model gave no answer and the agent broke off."
+                f"{title[name]}: in {scores.prompted_agent.broken_off} of {scores.episodes} "
+                "conversations the model gave no answer and the agent broke off"
             )
     sentences += [
-        f"{_enumerate(names)} had the first {episodes} of {most} episodes; tests pair these."
+        f"{_enumerate(names)} had the first {episodes} of {most} episodes; tests pair these"
         for episodes, names in shorter.items()
     ]
-    return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
+    return " ".join(map(_sentence, sentences))

@@ -21,9 +21,11 @@ from rich.console import Console
 
 from experiments import config as settings
 from experiments.evaluation import heldout, prompted
-from experiments.evaluation.environment import Scene, load_scene
+from experiments.evaluation.comparison import compare_units
+from experiments.evaluation.environment import Environment, load_environment
+from experiments.evaluation.logged import log_evaluation, log_heldout
 from experiments.evaluation.prompted import Progress
-from experiments.evaluation.summary import summarize
+from experiments.evaluation.summary import AgentPlayer, Heldout, UnitResult
 from experiments.files import write_atomically
 from experiments.networks import load_agent, units
 from experiments.parallel import Report, run_units, workers_for
@@ -45,7 +47,10 @@ VALIDATION_SEED, TEST_SEED = 10_000_019, 20_000_003
 def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     """Judges what is not judged yet, and compares all of it."""
     if config.data.source != "world":
+        before = _content(folder.heldout)
         heldout.run(config, folder, console)
+        if _content(folder.heldout) != before:
+            log_heldout(config, folder, Heldout.read(folder.heldout))
         return
     if config.task.description and config.evaluation.human == "world":
         console.print(
@@ -61,8 +66,21 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         _evaluate_with_llm(config, folder, with_llm, console)
     conversations = "".join(folder.unit_conversations(u).read_text("utf-8") for u in wanted)
     write_atomically(folder.conversations, conversations)
-    evaluation = summarize(config, folder, wanted)
-    write_atomically(folder.evaluation, json.dumps(evaluation, indent=1))
+    evaluation = compare_units(
+        folder,
+        wanted,
+        load_environment(config, folder).task,
+        seed=config.seed,
+        has_prices=bool(config.llm.price_input or config.llm.price_output),
+    )
+    before = _content(folder.evaluation)
+    evaluation.write(folder.evaluation)
+    if _content(folder.evaluation) != before:
+        log_evaluation(config, folder, evaluation)
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
 
 
 def _talks_with_llm(config: ConfigDict, unit: Unit) -> bool:
@@ -121,26 +139,33 @@ def evaluate_network(
 ) -> None:
     """Judges one network; in a process of its own where there is no client of an LLM."""
     folder, counts = RunFolder(path), config.evaluation
-    scene = load_scene(config, folder)
+    environment = load_environment(config, folder)
     choices = settings.decodings(config, unit.method)
     agent = load_agent(config, folder, unit, choices[0])
     per_choice = counts.validation_episodes if len(choices) > 1 else 0
     episodes = {population: counts[f"{population}_episodes"] for population in POPULATIONS}
     progress = Progress(report, per_choice * len(choices) + sum(episodes.values()), client)
-    human = prompted.human_for(config, scene, progress)
+    human = prompted.human_for(config, environment, progress)
     validation: dict[str, float | None] = {}
     for choice in choices if per_choice else ():
         agent.policy.decoding = choice
         progress.begin(f"validation: {choice}")
         seed = VALIDATION_SEED + config.seed
-        played = play(scene, agent, human, "average", per_choice, seed, progress.advance)
+        played = play(environment, agent, human, "average", per_choice, seed, progress.advance)
         rewards = [d.reward for d in played if d.reward is not None]
         validation[str(choice)] = float(np.mean(rewards)) if rewards else None
     chosen = max(choices, key=lambda choice: _or_worst(validation.get(str(choice))))
     agent.policy.decoding = chosen
-    _talk(config, folder, unit, scene, agent, human, episodes, progress)
-    result = {"decoding": str(chosen), "validation": validation, **prompted.made_with(human)}
-    write_atomically(folder.unit_result(unit), json.dumps(result, indent=1))
+    _talk(config, folder, unit, environment, agent, human, episodes, progress)
+    result = UnitResult(
+        decoding=str(chosen),
+        validation=validation,
+        agent=None,
+        human=prompted.player_of(human),
+        setup_calls=None,
+        setup_cost=None,
+    )
+    result.write(folder.unit_result(unit))
 
 
 def _or_worst(reward: float | None) -> float:
@@ -152,26 +177,32 @@ def evaluate_prompted_agent(
 ) -> None:
     """Judges one prompted agent, with the first of the humans that the networks talk with."""
     folder, counts = RunFolder(path), config.evaluation
-    scene = load_scene(config, folder)
+    environment = load_environment(config, folder)
     episodes = {population: counts[f"{population}_episodes"] for population in POPULATIONS}
     if counts.prompted_episodes:
         episodes = {name: min(n, counts.prompted_episodes) for name, n in episodes.items()}
     progress = Progress(report, sum(episodes.values()), client)
     how = settings.agent_settings(config, unit.method)
-    agent = prompted_agent(unit.method, progress.watched_client, scene.task, **how)
-    human = prompted.human_for(config, scene, progress)
-    _talk(config, folder, unit, scene, agent, human, episodes, progress)
-    result = {"agent": agent.model_and_version, **prompted.made_with(human)}
-    if isinstance(agent, GdpZeroAgent):
-        result |= {"setup_calls": agent.setup_calls, "setup_cost": agent.setup_cost}
-    write_atomically(folder.unit_result(unit), json.dumps(result, indent=1))
+    agent = prompted_agent(unit.method, progress.watched_client, environment.task, **how)
+    human = prompted.human_for(config, environment, progress)
+    _talk(config, folder, unit, environment, agent, human, episodes, progress)
+    searches = isinstance(agent, GdpZeroAgent)
+    result = UnitResult(
+        decoding=None,
+        validation={},
+        agent=AgentPlayer(**agent.model_and_version),
+        human=prompted.player_of(human),
+        setup_calls=agent.setup_calls if searches else None,
+        setup_cost=agent.setup_cost if searches else None,
+    )
+    result.write(folder.unit_result(unit))
 
 
 def _talk(
     config: ConfigDict,
     folder: RunFolder,
     unit: Unit,
-    scene: Scene,
+    environment: Environment,
     agent: Agent,
     human: Human,
     episodes: Mapping[str, int],
@@ -182,14 +213,14 @@ def _talk(
     for population, count in episodes.items():
         progress.begin(population)
         seed = TEST_SEED + config.seed
-        played = play(scene, agent, human, population, count, seed, progress.advance)
+        played = play(environment, agent, human, population, count, seed, progress.advance)
         for index, dialogue in enumerate(played):
             lines.append(json_line(_labelled(dialogue, unit, population, index)))
     write_atomically(folder.unit_conversations(unit), "".join(lines))
 
 
 def play(
-    scene: Scene,
+    environment: Environment,
     agent: Agent,
     human: Human,
     population: str,
@@ -198,8 +229,8 @@ def play(
     on_finished: Callable[[int], None] | None = None,
 ) -> list[Dialogue]:
     """Conversations of an agent with fresh humans of a population."""
-    conversations = scene.humans(population, episodes, seed)
-    return converse(agent, human, conversations, scene.task, on_finished=on_finished)
+    conversations = environment.humans(population, episodes, seed)
+    return converse(agent, human, conversations, environment.task, on_finished=on_finished)
 
 
 def _labelled(dialogue: Dialogue, unit: Unit, population: str, episode: int) -> Dialogue:

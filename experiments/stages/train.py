@@ -6,17 +6,15 @@ All learn from the same original dialogues; with rounds of hindsight, from their
 from the pairs of the first round, starting from what bc of its seed has learned, with the steps of
 `config.dpo` on top.
 
-Leaves `tokenizer/`, `checkpoints/<method>-seed<k>/` and `metrics/` (JSON Lines, and the same for
-TensorBoard).
+Leaves `tokenizer/`, `checkpoints/<method>-seed<k>/` and `metrics/` (JSON Lines, and
+what the backends of `config.logging` keep).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
-import time
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -25,6 +23,7 @@ from experiments import config as settings
 from experiments import training_data
 from experiments.files import write_atomically
 from experiments.methods import PAIRS_START_FROM, parse_method
+from experiments.metrics import Composite, Logger, TrainingLog, open_logger
 from experiments.networks import is_trained, pretrained_start, units
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunFolder, Unit, is_for_training
@@ -161,95 +160,38 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
     else:
         chosen = select_trajectories(data.trajectories, objective)
         shapes = training_data.packing(config, chosen)
-    metrics = MetricsLog(folder.metrics(unit), config.train.log_every)
     writes = _is_writer(config)
-    report(0, train_config.steps, "compiling")
-
-    def on_start(step: int) -> None:
-        if writes:
-            metrics.go_on_after(step)
-        if step:
-            report(step, train_config.steps, f"goes on from step {step}")
-
-    def on_metrics(step: int, values: dict[str, float]) -> None:
-        if writes:
-            metrics.write(step, values)
-        report(step, train_config.steps, f"loss {values['loss']:.3f}")
-
-    train(
-        chosen,
-        shape,
-        objective,
-        train_config,
-        shapes,
-        seed=config.seed + unit.seed,
-        folder=folder.checkpoints(unit),
-        metadata={"method": unit.method, "reward_scale": data.reward_scale},
-        on_start=on_start,
-        on_metrics=on_metrics,
-        start_from=start_from,
-        mesh=mesh,
-    )
+    opened: contextlib.AbstractContextManager[Logger] = contextlib.nullcontext(Composite(()))
     if writes:
-        metrics.finish()
+        logging = settings.logging_config(config)
+        opened = open_logger(logging, folder.metrics(unit), settings.to_log(config))
+    report(0, train_config.steps, "compiling")
+    with opened as logger:
+        log = TrainingLog(logger, folder.metrics(unit))
 
+        def on_start(step: int) -> None:
+            log.resume(step)
+            if step:
+                report(step, train_config.steps, f"goes on from step {step}")
 
-class MetricsLog:
-    """Metrics as JSON Lines and for TensorBoard; a resumed run goes on where it was saved."""
+        def on_metrics(step: int, values: dict[str, float]) -> None:
+            log.write(step, values)
+            report(step, train_config.steps, f"loss {values['loss']:.3f}")
 
-    def __init__(self, path: Path, log_every: int):
-        self.path = path
-        self.log_every = log_every
-        self._before = 0.0
-        self._start = time.monotonic()
-        self._writer: Any = None  # of TensorBoard
-
-    def go_on_after(self, step: int) -> None:
-        """Forgets what was logged after this step, which will be done again."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept: list[str] = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                record = _parsed(line)
-                if record and record["step"] <= step:
-                    kept.append(line + "\n")
-                    self._before = record["seconds"]
-        write_atomically(self.path, "".join(kept))
-        self._start = time.monotonic()
-        # TensorBoard's files lose what was not flushed: they are made again from ours.
-        board = self.path.with_suffix("")
-        shutil.rmtree(board, ignore_errors=True)
-        # Only now: where torch is installed this loads it, which takes a second in every process.
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(board))
-        for line in kept:
-            record = json.loads(line)
-            self._show(record.pop("step"), record)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Adds the metrics of a step."""
-        record: dict[str, Any] = {"step": step, **values, "seconds": round(self._seconds(), 2)}
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        self._show(step, values)
-
-    def finish(self) -> None:
-        """Marks the training as done."""
-        self._writer.close()
-        seconds = {"train_seconds": round(self._seconds(), 1)}
-        write_atomically(self.path.with_suffix(".finished.json"), json.dumps(seconds))
-
-    def _show(self, step: int, values: dict[str, float]) -> None:
-        for name in values.keys() - {"seconds"}:
-            self._writer.add_scalar(name, values[name], step)
-
-    def _seconds(self) -> float:
-        return self._before + time.monotonic() - self._start
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:  # the line that was being written when the process was killed
-        return None
+        train(
+            chosen,
+            shape,
+            objective,
+            train_config,
+            shapes,
+            seed=config.seed + unit.seed,
+            folder=folder.checkpoints(unit),
+            metadata={"method": unit.method, "reward_scale": data.reward_scale},
+            on_start=on_start,
+            on_metrics=on_metrics,
+            start_from=start_from,
+            mesh=mesh,
+        )
+    if writes:
+        seconds = {"train_seconds": round(log.seconds, 1)}
+        write_atomically(folder.finished(unit), json.dumps(seconds))

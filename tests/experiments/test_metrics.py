@@ -10,10 +10,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import evaluations
 import pytest
 
 from experiments import metrics
-from experiments.metrics import LoggerError, LoggingConfig, open_logger, read_log
+from experiments.config import base_config
+from experiments.evaluation import logged
+from experiments.metrics import LoggerError, LoggingConfig, TrainingLog, open_logger, read_log
+from experiments.run_folder import RunFolder
 from ilql_jax.settings import SettingError
 
 JSON_ONLY = LoggingConfig(backends=())
@@ -110,8 +114,8 @@ def test_a_new_backend_is_a_class_and_a_line(tmp_path, monkeypatch):
             events.append("closed")
 
     monkeypatch.setitem(metrics.BACKENDS, "tensorboard", Memory)
-    logging = open_logger(LoggingConfig(), log_file(tmp_path), {"seed": 3})
-    with pytest.raises(ZeroDivisionError), logging as logger:
+    opened = open_logger(LoggingConfig(), log_file(tmp_path), {"seed": 3})
+    with pytest.raises(ZeroDivisionError), opened as logger:
         logger.resume(2)
         logger.log(3, {"loss": 1.0})
         logger.summary({"score": 2.0})
@@ -138,8 +142,8 @@ def test_wrong_settings_are_named(values, problem):
 
 def test_a_backend_that_is_not_installed_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
-    logging = open_logger(LoggingConfig(backends=("wandb",)), log_file(tmp_path))
-    with pytest.raises(LoggerError, match=r"ilql-jax\[wandb\]"), logging:
+    opened = open_logger(LoggingConfig(backends=("wandb",)), log_file(tmp_path))
+    with pytest.raises(LoggerError, match=r"ilql-jax\[wandb\]"), opened:
         raise AssertionError("opened without its package")
 
 
@@ -238,3 +242,48 @@ def test_no_key_and_no_password_is_logged(wandb_run):
             content = path.read_bytes()
             for secret in (KEY, SECRET, "hidden-password"):
                 assert secret.encode() not in content, path
+
+
+# --- results ------------------------------------------------------------------------------------
+
+
+def test_scores_are_logged_by_unit_and_the_tables_by_run(tmp_path):
+    config = base_config()
+    config.logging.backends = ("tensorboard",)
+    folder = RunFolder(tmp_path / "run")
+    logged.log_evaluation(config, folder, evaluations.evaluation())
+    summary = json.loads((tmp_path / "run/metrics/ilql-seed2.summary.json").read_text())
+    assert summary["average/mean_reward"] == pytest.approx(4.27)
+    assert summary["difficult/normalized"] == pytest.approx((4.27 - 1.9) / 2.8)
+    assert summary["average/decoding"] == "sampled at 0.6, best of 16"
+    methods = json.loads((tmp_path / "run/metrics/results.summary.json").read_text())
+    assert methods["average/bc/mean_reward"] == 1.7
+    rows = (tmp_path / "run/metrics/results.average.jsonl").read_text().splitlines()
+    assert json.loads(rows[0])["mean reward"] == "4.17 [4.04, 4.31]"
+    shown = scalars(tmp_path / "run/metrics/ilql-seed2")
+    assert shown["average/mean_reward"][0] == pytest.approx(4.27)
+
+
+def test_held_out_results_are_logged(tmp_path):
+    config = base_config()
+    config.logging.backends = ()
+    logged.log_heldout(config, RunFolder(tmp_path), evaluations.heldout())
+    summary = json.loads((tmp_path / "metrics/bc-seed0.summary.json").read_text())
+    assert summary == {"heldout/perplexity": 21.37}
+    assert len((tmp_path / "metrics/results.values.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_training_counts_the_seconds_of_all_its_sessions(tmp_path, monkeypatch):
+    clock = iter((0.0, 10.0, 11.0, 13.5, 20.0, 100.0, 200.0, 204.0))
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(clock))
+    path = log_file(tmp_path)
+    with open_logger(JSON_ONLY, path) as logger:
+        log = TrainingLog(logger, path)
+        log.resume(0)
+        for step in (1, 2, 3):
+            log.write(step, {"loss": 1.0})
+    with open_logger(JSON_ONLY, path) as logger:
+        log = TrainingLog(logger, path)
+        log.resume(2)
+        log.write(3, {"loss": 1.0})
+    assert [record["seconds"] for record in read_log(path)] == [1.0, 3.5, 7.5]

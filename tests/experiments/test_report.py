@@ -1,400 +1,252 @@
-"""The report of a run: tables, wording, page. Runs are made up; no stage is executed."""
+"""The page of a run: sections, escaping, figures. One run is made up and rendered once."""
 
-import copy
+from __future__ import annotations
+
+import dataclasses
 import html
-import io
 import json
 import re
+import shutil
+from pathlib import Path
 
+import evaluations
 import matplotlib
 import pytest
-from rich.console import Console
+from evaluations import comparison, conversation
 
-from experiments.report import figures, page, tables, wording
-from experiments.run_folder import RunError
+from experiments.evaluation.typed_json import ResultsError
+from experiments.looks import look_of
+from experiments.metrics import LoggingConfig, open_logger
+from experiments.report import examples, page
+from experiments.report.figures import drawn, scores, style
+from experiments.report.figures.training import learning_curves
+from experiments.report.run import read_run
 from imagination.dialogue import Dialogue, Turn, write_dialogues
 
 SCRIPT = "<script>alert(1)</script>"
 
 
-def method(normalized, reward, **more):
-    return {
-        "mean_reward": reward,
-        "ci95": [reward - 0.13, reward + 0.14],
-        "normalized": normalized,
-        "normalized_ci95": [normalized - 0.031, normalized + 0.043],
-        "success_rate": 0.37,
-        "turns": 5.8,
-        "not_understood": 0.29,
-        "episodes": 40,
-        "seeds": 3,
-        "train_seconds": 87.0,
-        "decoding": "rerank, 16 candidates",
-        "per_seed": [reward - 0.1, reward, reward + 0.1],
-        **more,
-    }
-
-
-def test_of(a, b, difference, p_holm):
-    return {"a": a, "b": b, "difference": difference, "p": p_holm / 2, "p_holm": p_holm}
-
-
-test_of.__test__ = False
-
-
-def population():
-    return {
-        "references": {"behaviour": 1.9, "best_behaviour": 3.1, "optimum": 4.7, "uniform": 1.2},
-        "methods": {
-            "bc": method(-0.07, 1.7),
-            "fbc": method(0.53, 3.38),
-            "ilql": method(0.81, 4.17, decoding="steered, strength 16"),
-        },
-        "tests": [
-            test_of("fbc", "ilql", -0.28, 0.002),
-            test_of("ilql", "bc", 0.88, 0.0004),
-            test_of("bc", "fbc", -0.6, 0.0006),
-        ],
-    }
-
-
-def evaluation():
-    return {
-        "task": "teaching",
-        "population": {"difficult": population(), "average": population()},
-    }
-
-
-HELDOUT = {
-    "task": "persuasion",
-    "methods": {"bc": {"perplexity": 21.37}, "ilql": {"perplexity": 23.91}},
-    "value_prediction": {
-        "ilql": [
-            {
-                "point": point,
-                "auroc_v": 0.61,
-                "auroc_v_ci95": [0.52, 0.69],
-                "auroc_q": 0.58,
-                "auroc_q_ci95": [0.47, 0.68],
-                "calibration": [
-                    {"predicted": 0.2, "observed": 0.3, "count": 9, "low": 0.1, "high": 0.5},
-                    {"predicted": 0.7, "observed": 0.6, "count": 5, "low": 0.4, "high": 0.8},
-                ],
-            }
-            for point in (0.25, 0.5, 1.0)
-        ]
-    },
-    "sizes": {"train": 813, "validation": 101, "test": 103},
-    "success": {"words": "The <persuadee> gives.", "reward": 0.01, "share": 0.54},
-}
-
-
-def conversation(name, episode, reward, where="average", seed=0, text="a slope is how steep it is"):
-    turns = [Turn("human", "hi", annotations={"understood_as": None})]
-    for turn in range(3):
-        q = reward - 0.3 * (2 - turn) + 0.01 * episode
-        turns.append(
-            Turn("agent", text, annotations={"q": q, "v": q - 0.1, "candidates": [{"text": text}]})
-        )
-        turns.append(Turn("human", "ok", annotations={"understood_as": None if turn else "ask"}))
-    source = {
-        "kind": "simulated",
-        "method": name,
-        "seed": seed,
-        "population": where,
-        "episode": episode,
-    }
-    persona = {"level": ("novice", "expert")[episode % 2], "cost in $x_{": f"$^{episode % 3}"}
-    return Dialogue(f"{name}-{episode}", "teaching", tuple(turns), reward, persona, source)
-
-
-@pytest.fixture
-def run_folder(tmp_path, monkeypatch):
-    """A whole run: results, conversations, training data, metrics, config."""
-    monkeypatch.setattr(figures, "to_png", lambda figure: b"drawn elsewhere")  # half the time
-    folder = tmp_path / "run"
-    (folder / "metrics").mkdir(parents=True)
-    (folder / "evaluation.json").write_text(json.dumps(evaluation()))
-    write_dialogues(
-        folder / "conversations.jsonl",
-        [
-            conversation(name, episode, base + 0.1 * (episode % 7), where)
-            for name, base in (("ilql", 3.9), ("fbc", 3.1), ("bc", 1.5))
-            for where in ("average", "difficult")
-            for episode in range(24)
-        ],
-    )
-    lecture = (Turn("human", "hello"), Turn("agent", "a long lecture"), Turn("human", "bye"))
-    write_dialogues(
-        folder / "dialogues.jsonl",
-        [
-            Dialogue(str(i), "teaching", lecture, 1.0 + i % 3, {}, {"behaviour": "lecturer"})
-            for i in range(9)
-        ],
-    )
-    for seed in range(2):
-        rows = [{"step": s, "loss": 3 / (1 + s), "validation/loss": 2.0} for s in range(20)]
-        lines = [json.dumps(row) for row in rows] + ['{"step": 20, "lo']
-        (folder / "metrics" / f"ilql-seed{seed}.jsonl").write_text("\n".join(lines))
-    (folder / "config.yaml").write_text("task: teaching\nsuccess_reward: 4.0\n")
-    return folder
-
-
-def printed(print_function, content):
-    console = Console(width=100, file=io.StringIO(), color_system=None)
-    print_function(console, content)
-    return console.file.getvalue()
-
-
-def page_of(folder):
-    """The page, with its typographic signs as they are typed."""
-    text = page.write_report(folder).read_text(encoding="utf-8")
+def plain_signs(text: str) -> str:
+    """The page with its typographic signs as they are typed."""
     return text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-")
 
 
-def text_of(page):
+def text_of(page: str) -> str:
     return html.unescape(re.sub(r"<[^>]*>", "", page))
 
 
-def test_terminal_table_holds_the_numbers_of_the_json_and_no_others():
-    text = printed(tables.print_results, evaluation())
-    shown = set(re.findall(r"-?\d+\.\d+", text))
-    expected = {"0.001"}  # p_holm < 0.001
-    for value in population()["methods"].values():
-        for key, digits in (("normalized", 2), ("mean_reward", 2), ("not_understood", 2)):
-            expected.add(f"{value[key]:.{digits}f}")
-        expected |= {f"{x:.2f}" for x in (*value["ci95"], *value["normalized_ci95"])}
-    expected |= {"5.8", "0.28", "0.88", "0.60", "0.002"}
-    references = population()["references"]
-    expected |= {f"{x:.2f}" for x in references.values()}
-    expected |= {f"{(x - 1.9) / (4.7 - 1.9):.2f}" for x in references.values()} - {"-0.00"}
-    assert shown == expected
-    assert "37 %" in text and " 87" in text and "steered, strength 16" in text
-    assert "ILQL is above filtered BC by 0.28 (p_holm = 0.002) and BC by 0.88" in " ".join(
-        text.split()
+def write_run(folder: Path) -> None:
+    """A whole run: results, conversations with hostile texts, training data, metrics, config."""
+    losing = evaluations.population(
+        {"bc": 1.7, "fbc": 3.38, "ilql": 2.77, "my_method": 2.0},
+        [
+            comparison("fbc", "ilql", 0.61, 0.003, 0.21),
+            comparison("ilql", "bc", 1.07, 0.001, 0.014),
+            comparison("ilql", "my_method", 0.77, 0.02),
+        ],
     )
-    assert max(map(len, text.splitlines())) <= 100
-    assert text.index("average population") < text.index("difficult population")
-
-
-def test_wide_numbers_still_fit_100_columns_uncut():
-    content = evaluation()
-    wide = method(-12.34, -123.45, train_seconds=12345, decoding="a very long setting " * 4)
-    content["population"]["average"]["methods"]["ilql"] = wide
-    text = printed(tables.print_results, content)
-    assert max(map(len, text.splitlines())) <= 100
-    assert "…" not in text and "-123.45 [-123.58, -123.31]" in text
-
-
-def test_one_seed_is_said_to_cover_episodes_only():
-    content = evaluation()
-    for one in content["population"].values():
-        for value in one["methods"].values():
-            value["seeds"] = 1
-    note = "1 seed: the interval covers episodes, not training runs"
-    assert note in printed(tables.print_results, content)
-    assert note in tables.markdown(content)
-    assert note not in printed(tables.print_results, evaluation())
-
-
-def test_markdown_has_the_same_cells_as_the_terminal():
-    text = tables.markdown(evaluation())
-    row = next(line for line in text.splitlines() if "ILQL" in line)
-    assert row.startswith("| **ILQL** | **0.81 [0.78, 0.85]** | 4.17 [4.04, 4.31] | 37 % | 5.8 |")
-    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
-
-
-def losing():
-    content = evaluation()
-    average = content["population"]["average"]
-    average["methods"]["ilql"] = method(0.31, 2.77)
-    average["tests"] = [test_of("ilql", "fbc", -0.22, 0.003), test_of("ilql", "bc", 0.38, 0.001)]
-    return content
-
-
-def test_a_loss_reads_as_a_loss(run_folder):
-    verdict, sentence = wording.headline(losing()["population"]["average"])
-    assert verdict == "below"
-    assert sentence.startswith("ILQL loses to filtered BC on the average population")
-    assert "-0.22" in sentence
-    assert "ILQL is below filtered BC by 0.22" in printed(tables.print_results, losing())
-    (run_folder / "evaluation.json").write_text(json.dumps(losing()))
-    page = page_of(run_folder)
-    assert "ILQL loses to filtered BC" in page and ">behind</span>" in page
-    assert re.search(r"interval of ILQL lies below .* best single behaviour", page)
-
-
-def test_a_difference_without_significance_is_no_win():
-    content = population()
-    content["tests"] = [test_of("ilql", "fbc", 0.28, 0.3), test_of("ilql", "bc", 0.88, 0.001)]
-    verdict, sentence = wording.headline(content)
-    assert verdict == "open" and "not distinguishable from filtered BC" in sentence
-    assert "beats" not in sentence
-    content["tests"] = []
-    assert wording.headline(content)[0] == "untested"
-
-
-def test_a_significantly_better_method_is_named_even_if_another_scores_higher():
-    content = population()
-    content["methods"]["mc"] = method(0.9, 4.4)
-    content["tests"] = [test_of("ilql", "mc", -0.09, 0.4), test_of("ilql", "fbc", -0.1, 0.01)]
-    assert "loses to filtered BC" in wording.headline(content)[1]
-
-
-def test_an_advantage_of_these_trainings_only_is_said_to_be_one(run_folder):
-    content = evaluation()
-    for test in content["population"]["average"]["tests"]:
-        test["p_training_holm"] = 0.21 if test["a"] == "fbc" else 0.014
-    (run_folder / "evaluation.json").write_text(json.dumps(content))
-    note = (
-        "Over training runs ILQL is not distinguishable from filtered BC (p_training_holm = 0.210) "
-        "and differs from BC (p_training_holm = 0.014)."
+    nasty = evaluations.scores("my_method", 2.0, decoding=SCRIPT)
+    nasty = dataclasses.replace(nasty, look=dataclasses.replace(nasty.look, title=SCRIPT))
+    difficult = dataclasses.replace(losing, methods={**losing.methods, "my_method": nasty})
+    evaluation = evaluations.evaluation(evaluations.population(), difficult)
+    folder.mkdir(parents=True)
+    dataclasses.replace(evaluation, task=SCRIPT).write(folder / "evaluation.json")
+    evaluations.heldout().write(folder / "heldout.json")
+    talks = [
+        conversation(name, episode, base + 0.1 * (episode % 7), where)
+        for name, base in (("ilql", 3.9), ("fbc", 3.1), ("bc", 1.5), ("my_method", 2.0))
+        for where in ("average", "difficult")
+        for episode in range(12)
+    ]
+    talks[0] = dataclasses.replace(
+        conversation("ilql", 0, 3.0, text=f"{SCRIPT} & more"),
+        id=SCRIPT,
+        persona={SCRIPT: SCRIPT, "level": "novice"},
     )
-    assert note in " ".join(printed(tables.print_results, content).split())
-    assert note in page_of(run_folder)
+    write_dialogues(folder / "conversations.jsonl", talks)
+    lecture = (Turn("human", "hello"), Turn("agent", f"a lecture {SCRIPT}"), Turn("human", "bye"))
+    data = [
+        Dialogue(str(i), "t", lecture, 1.0 + i % 3, {}, {"behaviour": f"lecturer{SCRIPT[: i % 9]}"})
+        for i in range(9)
+    ]
+    write_dialogues(folder / "dialogues.jsonl", data)
+    for seed in range(2):
+        with open_logger(LoggingConfig(backends=()), log_file(folder, seed)) as logger:
+            logger.resume(0)
+            for step in range(20):
+                logger.log(step, {"loss": 3 / (1 + step), "q_loss": 1.0, "q_mean": 7.0})
+        with log_file(folder, seed).open("a") as file:
+            file.write('{"step": 20, "lo')
+    (folder / "config.yaml").write_text(f"name: '{SCRIPT}'\n")
 
 
-def test_scale_of_differences_and_seeds_is_recognised():
-    content = population()
-    assert wording.difference_scale(content) == "normalized score"
-    for test in content["tests"]:
-        a, b = (content["methods"][test[side]]["mean_reward"] for side in "ab")
-        test["difference"] = a - b
-    assert wording.difference_scale(content) == "reward"
-    seeds = wording.per_seed_scores(content["methods"]["ilql"], content["references"])
-    assert seeds[1] == pytest.approx((4.17 - 1.9) / 2.8)
+def log_file(folder: Path, seed: int) -> Path:
+    return folder / "metrics" / f"ilql-seed{seed}.jsonl"
 
 
-def test_report_has_every_section_and_figure(run_folder):
-    page = page_of(run_folder)
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "run"
+    write_run(folder)
+    page.write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shown(run_folder) -> str:
+    return plain_signs((run_folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """For what stands in the text of a page; figures take all the time."""
+    monkeypatch.setattr(page, "draw", lambda run: [])
+
+
+def page_of(folder: Path, **results) -> str:
+    """The page of a folder that holds these results alone."""
+    folder.mkdir(exist_ok=True)
+    for name, result in results.items():
+        result.write(folder / f"{name}.json")
+    return plain_signs(page.write_report(folder).read_text(encoding="utf-8"))
+
+
+def test_every_section_and_figure_is_there(run_folder, shown):
     for section in ("results", "figures", "conversations", "data", "method", "config"):
-        assert f'id="{section}"' in page
-    drawn = {path.stem for path in (run_folder / "figures").glob("*.png")}
-    assert drawn == set(page.CAPTIONS) - {"heldout_auroc", "heldout_calibration", "hindsight"}
-    assert page.count("<svg") == len(drawn)
+        assert f'<h2 id="{section}">' in shown
+    files = {path.stem for path in (run_folder / "figures").glob("*.png")}
+    assert files == set(drawn.CAPTIONS) - {"hindsight"}
+    assert shown.count("<svg") == len(files)
+    for path in (run_folder / "figures").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
     assert not list(run_folder.rglob("*.partial"))
-    assert "could not follow" in page and "success (≥ 4)" not in page  # outlines, not text
-    assert "lecturer" in page and "{place}" not in page
-    text = text_of(page)
-    for number in ("0.81", "[0.78, 0.85]", "4.17", "-0.07", "0.0020"):
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", shown, flags=re.DOTALL)
+    assert len(captions) == len(files) and not any("{" in caption for caption in captions)
+
+
+def test_the_numbers_of_the_tables_are_on_the_page(shown):
+    text = text_of(shown)
+    for number in ("0.81", "[0.76, 0.86]", "4.17", "-0.07", "0.0020", "23.91", "0.61 [0.52, 0.69]"):
         assert number in text
 
 
-def test_same_run_gives_the_same_page(run_folder):
-    assert page_of(run_folder) == page_of(run_folder)
+def test_texts_are_escaped(shown):
+    assert "<script" not in shown
+    assert html.escape(f"{SCRIPT} & more") in shown  # a conversation
+    for place in ("<title>", "<summary>config.yaml</summary><pre>name: &#39;"):
+        assert f"{place}{html.escape(SCRIPT)}" in shown
+    for cell in ('<span class="dot method-3"></span>', '<td class="words wrap">', "<b>", "<i>"):
+        assert f"{cell}{html.escape(SCRIPT)}" in shown  # a title, a decoding, headings, a persona
+    assert f"a lecture {html.escape(SCRIPT)}" in shown
 
 
-def test_texts_are_escaped(run_folder):
-    nasty = conversation("ilql", 0, 3.0, text=f"{SCRIPT} & more")
-    nasty = Dialogue(
-        SCRIPT,
-        SCRIPT,
-        nasty.turns,
-        3.0,
-        {SCRIPT: SCRIPT, "level": "novice"},
-        nasty.source,
+def test_page_loads_nothing(shown):
+    assert "http://" not in shown and "https://" not in shown
+    assert not re.search(r"<(script|link|img|iframe)\b|@import|\bsrc=", shown)
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', shown))
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", shown))
+
+
+def test_every_colour_of_a_figure_follows_light_and_dark(shown):
+    figures = "".join(re.findall(r"<svg.*?</svg>", shown, flags=re.DOTALL))
+    assert not re.findall(r"(?:fill|stroke): ?(#[0-9a-f]{6})", figures)
+    used = set(re.findall(r"var\(--([\w-]+)\)", shown))
+    for block in re.findall(r":root \{(.*?)\}", shown):
+        assert used <= {*re.findall(r"--([\w-]+):", block), "c"}
+    assert {"method-0", "method-1", "method-2", "method-3"} <= used
+
+
+def test_a_win_and_a_loss_read_as_such(shown):
+    text = text_of(shown)
+    assert "ILQL beats every other method on the average population" in text
+    assert "ILQL loses to filtered BC on the difficult population" in text
+    assert '<span class="mark above">ahead</span>' in shown
+    assert text.index("beats every other") < text.index("loses to filtered BC")
+    again = "Over training runs ILQL is not distinguishable from filtered BC"
+    assert f'<p class="beside">{again}' in shown
+
+
+def test_where_ilql_stands_against_its_data_is_said(shown, tmp_path, without_figures):
+    assert "interval of ILQL lies above the score of the best single behaviour" in shown
+    worse = evaluations.population(
+        {"ilql": 2.77, "bc": 1.7}, [comparison("ilql", "bc", 1.07, 0.01)]
     )
-    path = run_folder / "conversations.jsonl"
-    others = [conversation("ilql", episode, 4.0) for episode in range(1, 12)]
-    write_dialogues(path, [nasty, *others])
-    source = {"behaviour": SCRIPT}
-    write_dialogues(
-        run_folder / "dialogues.jsonl", [Dialogue("a", "t", nasty.turns, 1.0, {}, source)]
+    text = page_of(tmp_path / "run", evaluation=evaluations.evaluation(worse))
+    assert re.search(r"interval of ILQL lies below .* single behaviour in the data, 0\.43", text)
+
+
+def test_the_same_run_gives_the_same_page(run_folder):
+    run = read_run(run_folder)
+    pages = [page.render(run, [next(drawn.draw(run))], "run") for _ in range(2)]
+    assert pages[0] == pages[1] and "<svg" in pages[0]
+
+
+@pytest.mark.parametrize(
+    ("gone", "section"),
+    [
+        ("conversations.jsonl", "conversations"),
+        ("dialogues.jsonl", "data"),
+        ("config.yaml", "config"),
+    ],
+)
+def test_missing_files_skip_their_section(run_folder, tmp_path, without_figures, gone, section):
+    folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    (folder / gone).unlink()
+    text = page.write_report(folder).read_text()
+    assert f'id="{section}"' not in text and f'href="#{section}"' not in text
+    assert '<h2 id="results">' in text
+
+
+def test_figures_without_their_data_are_left_out(run_folder, tmp_path):
+    folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    shutil.rmtree(folder / "metrics")
+    for name in ("conversations.jsonl", "heldout.json"):
+        (folder / name).unlink()
+    assert [each.name for each in drawn.draw(read_run(folder))] == ["scores"]
+
+
+def test_one_method_alone_is_not_compared(tmp_path, without_figures):
+    alone = evaluations.population({"ilql": 4.17}, [])
+    evaluation = dataclasses.replace(evaluations.evaluation(), population={"average": alone})
+    text = page_of(tmp_path / "run", evaluation=evaluation)
+    assert "ILQL has a normalized score of 0.81 [0.76, 0.86] on the average population." in text
+    assert "beats" not in text and "difficult population" not in text
+
+
+def test_values_that_do_not_exist_are_dashes(tmp_path):
+    unrated = evaluations.population(
+        {"ilql": None, "bc": 2.0}, [comparison("ilql", "bc", None, None)]
     )
-    content = evaluation()
-    content["task"] = SCRIPT
-    content["population"]["average"]["methods"][SCRIPT] = method(0.1, 2.0, decoding=SCRIPT)
-    (run_folder / "evaluation.json").write_text(json.dumps(content))
-    (run_folder / "config.yaml").write_text(f"name: '{SCRIPT}'\n")
-    page = page_of(run_folder)
-    assert "<script" not in page and "alert(1)" in page
-    assert html.escape(f"{SCRIPT} & more") in page
+    text = text_of(page_of(tmp_path / "run", evaluation=evaluations.evaluation(unrated, unrated)))
+    assert "was not tested against BC" in text and "nan" not in text.lower()
+    assert "None" not in text and "–" in text
 
 
-def test_page_loads_nothing(run_folder):
-    (run_folder / "heldout.json").write_text(json.dumps(HELDOUT))
-    page = page_of(run_folder)
-    assert "http://" not in page and "https://" not in page
-    assert not re.search(r"<(script|link|img|iframe)\b|@import|\bsrc=", page)
-    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', page))
-    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+def test_heldout_alone_is_a_report(tmp_path, without_figures):
+    text = page_of(tmp_path / "run", heldout=evaluations.heldout())
+    said = "With 50 % of a held-out dialogue seen, ILQL&#39;s V foretells the outcome: AUROC 0.61"
+    assert said in text
+    success = "The <persuadee> gives (a reward of 0.01 or more; 54 % of the test dialogues)."
+    assert html.escape(success) in text
+    assert "813 train, 103 test dialogues" in text
 
 
-@pytest.mark.parametrize("gone", ["conversations.jsonl", "dialogues.jsonl", "config.yaml"])
-def test_missing_inputs_skip_their_section(run_folder, gone):
-    (run_folder / gone).unlink()
-    for path in (run_folder / "metrics").iterdir():
-        path.unlink()
-    page = page_of(run_folder)
-    assert 'id="learning_curves"' not in page and 'id="scores"' in page
-    section = {"conversations.jsonl": "conversations", "dialogues.jsonl": "data"}
-    assert f'id="{section.get(gone, "config")}"' not in page
-
-
-def test_one_method_without_difficult_population(run_folder):
-    content = {"task": "teaching", "population": {"average": population()}}
-    average = content["population"]["average"]
-    average["methods"] = {"ilql": average["methods"]["ilql"]}
-    average["tests"] = []
-    (run_folder / "evaluation.json").write_text(json.dumps(content))
-    write_dialogues(
-        run_folder / "conversations.jsonl",
-        [conversation("ilql", e, 1.0 + e % 4) for e in range(20)],
-    )
-    page = page_of(run_folder)
-    assert "ILQL has a normalized score of 0.81 [0.78, 0.85] on the average population." in page
-    assert "beats" not in page and "difficult population" not in page
-    assert "ILQL" in printed(tables.print_results, content)
-
-
-def test_missing_and_null_fields_are_dashes_not_crashes(run_folder):
-    content = evaluation()
-    content["population"]["difficult"] = None
-    average = content["population"]["average"]
-    average["references"] = None
-    average["methods"] = {
-        "ilql": {"mean_reward": 3.0, "ci95": None, "turns": None},
-        "bc": {"normalized": float("nan")},
-        "mc": None,
-    }
-    average["tests"] = [{"a": "ilql", "b": "bc"}]
-    (run_folder / "evaluation.json").write_text(json.dumps(content))
-    assert "nan" not in text_of(page_of(run_folder)).lower()
-    text = printed(tables.print_results, content)
-    assert "–" in text and "nan" not in text.lower()
-
-
-def test_heldout_alone_is_a_report(run_folder):
-    for name in ("evaluation.json", "conversations.jsonl"):
-        (run_folder / name).unlink()
-    (run_folder / "heldout.json").write_text(json.dumps(HELDOUT))
-    page = page_of(run_folder)
-    assert "With 50 % of a held-out dialogue seen, ILQL&#39;s V foretells the outcome" in page
-    assert 'id="heldout_auroc"' in page and 'id="heldout_calibration"' in page
-    success = (
-        "Success: The <persuadee> gives (a reward of 0.01 or more; 54 % of the test dialogues)."
-    )
-    assert page.count(html.escape(success)) == 2  # under the table and under the figure
-    text = printed(tables.print_heldout, HELDOUT)
-    assert success in " ".join(text.split())
-    for number in ("21.37", "23.91", "0.61 [0.52, 0.69]", "0.58 [0.47, 0.68]", "25 %", "813"):
-        assert number in text
-
-
-def test_values_no_better_than_guessing_are_said_to_be_so(run_folder):
-    content = copy.deepcopy(HELDOUT)
-    for point in content["value_prediction"]["ilql"]:
-        point["auroc_v_ci95"] = [0.45, 0.69]
-    (run_folder / "evaluation.json").unlink()
-    (run_folder / "heldout.json").write_text(json.dumps(content))
-    assert "does not foretell the outcome better than guessing" in page_of(run_folder)
+@pytest.mark.parametrize(
+    ("auroc", "said"),
+    [
+        ((0.57, (0.45, 0.69)), "does not foretell the outcome better than guessing"),
+        ((None, None), "V cannot be judged: all dialogues succeed, or all fail."),
+    ],
+)
+def test_values_no_better_than_guessing_are_said_to_be_so(tmp_path, without_figures, auroc, said):
+    assert said in page_of(tmp_path / "run", heldout=evaluations.heldout(auroc))
 
 
 def test_run_without_results_says_which_stage_to_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"evaluation\.json.*--stage=evaluate"):
         page.write_report(tmp_path)
     (tmp_path / "evaluation.json").write_text('{"task": ')
-    with pytest.raises(RunError, match=r"evaluation\.json, line 1"):
+    with pytest.raises(ResultsError, match=r"evaluation\.json, line 1"):
         page.write_report(tmp_path)
 
 
@@ -405,23 +257,53 @@ def test_examples_show_defeats_as_well_as_victories():
         for episode, pair in rewards.items()
         for index, name in enumerate(("ilql", "fbc"))
     ]
-    rule, examples = page.pick_examples(dialogues, 4.0)
-    assert [example.episode for example in examples] == [0, 1, 2, 4]
-    assert "most negative" in rule
-    worst = examples[2]
-    assert worst.why.startswith("smallest") and [c["method"] for c in worst.columns] == [
-        "ilql",
-        "fbc",
-    ]
+    looks = {name: look_of(name) for name in ("ilql", "fbc")}
+    rule, chosen = examples.pick_examples(dialogues, 4.0, looks)
+    assert [example.episode for example in chosen] == [0, 1, 2, 4]
+    assert "most negative" in rule and "ILQL minus filtered BC" in rule
+    worst = chosen[2]
+    assert worst.why.startswith("smallest")
+    assert [column["title"] for column in worst.columns] == ["ILQL", "filtered BC"]
     assert [column["rating"]["success"] for column in worst.columns] == [False, True]
 
 
 def test_only_what_the_human_could_not_follow_is_marked():
-    marks = [turn["not_understood"] for turn in page.bubbles(conversation("ilql", 0, 3.0))]
+    marks = [turn["not_understood"] for turn in examples.bubbles(conversation("ilql", 0, 3.0))]
     assert marks == [False, False, False, True, False, True, False]
+
+
+def test_a_finished_folder_reads_as_the_run_that_was_written(run_folder):
+    run = read_run(run_folder)
+    assert set(run.metrics) == {("ilql", 0), ("ilql", 1)}
+    assert [record["step"] for record in run.metrics["ilql", 0]] == list(range(20))
+    assert run.looks["my_method"].title == SCRIPT
+    assert json.loads((run_folder / "evaluation.json").read_text())["task"] == run.task
+
+
+def test_learning_curves_show_losses_and_survive_a_loss_that_is_not_finite():
+    losses = [float("nan"), float("inf"), *(1.0 / step for step in range(2, 9))]
+    steps = [{"step": s, "loss": loss, "q_mean": 1.0} for s, loss in enumerate(losses)]
+    figure = learning_curves({("ilql", 0): steps}, {"ilql": look_of("ilql")})
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["loss"]
+    [line] = figure.axes[0].lines
+    assert list(line.get_xdata()) == list(range(2, 9))
+    assert learning_curves({("ilql", 0): steps[:2]}, {"ilql": look_of("ilql")}) is None
+
+
+def test_scores_figure_has_a_mark_a_seed_and_the_references():
+    looks = {name: look_of(name) for name in ("bc", "fbc", "ilql")}
+    figure = scores.scores(evaluations.evaluation(), looks)
+    axis = figure.axes[0]
+    seeds = [line for line in axis.lines if line.get_marker() == "|"]
+    assert len(seeds) == 3
+    assert list(seeds[0].get_xdata()) == pytest.approx([0.775, 0.811, 0.846], abs=1e-3)
+    assert {text.get_text() for text in axis.texts} == {
+        *("optimum", "best\nbehaviour", "behaviour", "uniform")
+    }
 
 
 def test_figures_leave_matplotlib_as_it_was():
     before = dict(matplotlib.rcParams)
-    assert figures.to_png(figures.scores(evaluation())).startswith(b"\x89PNG")
+    looks = {name: look_of(name) for name in ("bc", "fbc", "ilql")}
+    assert style.to_png(scores.scores(evaluations.evaluation(), looks)).startswith(b"\x89PNG")
     assert dict(matplotlib.rcParams) == before

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import evaluations
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -349,8 +350,8 @@ class TestInARun:
         records = [changed(*FINAL, str(final)) for final in (5, 5, 4, 1)]
         dialogues = read_esconv(write(*records))
         task = ESCONV.task(ReadOptions())
-        success = heldout._success(task, dialogues)
-        note = tables.success_note({"success": success})
+        success = heldout.success_of(task, dialogues)
+        note = tables.success_note(dataclasses.replace(evaluations.heldout(), success=success))
         assert "weaker than before by at least one point" in note
         assert "a reward of 0.25 or more; 50 % of the test dialogues" in note
 

@@ -20,10 +20,11 @@ from experiments import config as settings
 from experiments.launch import parse_flags
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.evaluation import prompted
-from experiments.report import wording
 from experiments.evaluation import statistics
-from experiments.evaluation import summary
+from experiments.evaluation.comparison import compare_units
+from experiments.evaluation.summary import Evaluation, HumanPlayer, UnitResult
 from experiments.report import tables
+from imagination.simulation import load_world
 
 KEY = "sk-a-secret-that-stays-in-the-environment"
 PRICES = ("--config.llm.price_input=3.0", "--config.llm.price_output=15.0")
@@ -121,8 +122,8 @@ def forget_evaluation(folder: Path) -> None:
     (folder / "evaluation.json").unlink()
 
 
-def evaluation_of(folder: Path) -> dict:
-    return json.loads((folder / "evaluation.json").read_text())
+def evaluation_of(folder: Path) -> Evaluation:
+    return Evaluation.read(folder / "evaluation.json")
 
 
 def conversations_of(folder: Path) -> list[dict]:
@@ -144,22 +145,22 @@ sys.exit("anthropic" in sys.modules)
 
 
 def test_prompted_agents_are_rows_with_calls_and_cost(with_agents: Path):
-    for population, part in evaluation_of(with_agents)["population"].items():
+    for population, part in evaluation_of(with_agents).population.items():
         for name, calls_a_turn in (("plain", 1), ("clam", 2)):
-            row = part["methods"][name]
-            assert row["episodes"] == 3, population
-            assert row["calls"] == pytest.approx(calls_a_turn * row["turns"])
-            assert row["cost"] > 0
-            assert row["model"] == "tiny-1" and f"{name}" in row["prompt"]
-            assert row["normalized"] is not None
-            for empty in ("seeds", "train_seconds", "decoding"):
-                assert row[empty] is None
-        tree = part["methods"]["gdp_zero"]
-        assert tree["search"]["simulations"] == 4
-        assert tree["calls"] > 10 and tree["setup_calls"] == 1 and tree["setup_cost"] > 0
-        pairs = {(t["a"], t["b"]): t for t in part["tests"]}
-        assert pairs["ilql", "plain"]["p_holm"] > 0
-        assert pairs["ilql", "plain"]["episodes"] == 3
+            scores = part.methods[name]
+            assert scores.episodes == 3, population
+            assert scores.normalized is not None and scores.trainings == ()
+            agent = scores.prompted_agent
+            assert agent.calls == pytest.approx(calls_a_turn * scores.turns)
+            assert agent.cost > 0 and agent.setup_calls is None
+            assert agent.model == "tiny-1" and name in agent.prompt
+        tree = part.methods["gdp_zero"].prompted_agent
+        assert tree.search["simulations"] == 4
+        assert tree.calls > 10 and tree.setup_calls == 1 and tree.setup_cost > 0
+        assert part.methods["ilql"].prompted_agent is None
+        pairs = {(test.a, test.b): test for test in part.tests}
+        assert pairs["ilql", "plain"].p_holm > 0
+        assert pairs["ilql", "plain"].episodes == 3
 
 
 def test_the_tree_search_walks_as_often_as_asked(with_agents: Path):
@@ -213,22 +214,22 @@ def test_played_humans_are_those_of_the_world(trained: Path, with_human: Path):
 
 def test_played_humans_have_no_normalized_score_but_names_and_slips(with_human: Path):
     evaluation = evaluation_of(with_human)
-    human = evaluation["human"]
-    assert human["kind"] == "prompted" and human["model"] == "tiny-1"
-    assert human["prompt"].startswith("human/") and human["rating_prompt"].startswith("rate/")
-    for part in evaluation["population"].values():
-        assert part["references"] == {}
-        for row in part["methods"].values():
-            assert row["normalized"] is None and row["normalized_ci95"] is None
-            assert 0 <= row["mean_reward"] <= 1
-            assert row["not_understood"] is None
-            assert row["human_calls"] > 0 and row["human_cost"] > 0
-            assert set(row["slips"]) == {
+    assert evaluation.human.model == "tiny-1"
+    assert evaluation.human.prompt.startswith("human/")
+    assert evaluation.human.rating_prompt.startswith("rate/")
+    for part in evaluation.population.values():
+        assert part.references is None
+        for scores in part.methods.values():
+            assert scores.normalized is None and scores.normalized_ci95 is None
+            assert 0 <= scores.mean_reward <= 1
+            assert scores.not_understood is None
+            assert scores.played_human.calls > 0 and scores.played_human.cost > 0
+            assert set(scores.played_human.slips) == {
                 "speaks_for_agent",
                 "reveals_persona",
                 "goes_on_after_end",
             }
-        assert part["methods"]["bc"]["decoding"] == "greedy"
+        assert part.methods["bc"].decoding == "greedy"
     assert "normalized" not in (with_human / "output.txt").read_text()
     page = (with_human / "report.html").read_text()
     assert "<th>normalized score</th>" not in page and "exact optimum" not in page
@@ -379,30 +380,27 @@ def test_a_conversation_without_rating_is_counted_and_never_zero(with_agents: Pa
         if number == 1:
             dialogue["messages"][1]["annotations"]["failure"] = "nothing came"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    part = summary.summarize(config, folder, units)["population"]["average"]
-    row = part["methods"]["plain"]
-    assert (row["episodes"], row["unrated"], row["broken_off"]) == (3, 1, 1)
-    assert row["mean_reward"] == 0.5
-    pairs = {(t["a"], t["b"]): t["episodes"] for t in part["tests"]}
+    task = load_world("teaching").task
+    evaluation = compare_units(folder, units, task, seed=config.seed, has_prices=True)
+    part = evaluation.population["average"]
+    scores = part.methods["plain"]
+    assert (scores.episodes, scores.unrated, scores.prompted_agent.broken_off) == (3, 1, 1)
+    assert scores.mean_reward == 0.5
+    pairs = {(test.a, test.b): test.episodes for test in part.tests}
     assert pairs["bc", "plain"] == pairs["plain", "clam"] == 2
     assert pairs["bc", "ilql"] == 4 and pairs["bc", "clam"] == 3
 
 
-def test_failures_are_told():
-    population = {
-        "methods": {
-            "ilql": {"episodes": 4, "seeds": 2, "unrated": 1},
-            "plain": {"episodes": 3, "calls": 2.0, "broken_off": 2},
-        }
-    }
-    note = wording.missing_note(population)
-    assert "ILQL: 1 of 8 conversations have no rating" in note
-    assert "Plain prompt: in 2 of 3 conversations the model gave no answer" in note
-    assert "Plain prompt had the first 3 of 4 episodes" in note
-
-
 def test_agents_that_met_humans_of_different_prompts_are_not_compared():
-    config = config_with(*HUMAN)
-    found = {Unit(name, 0): {"human": {"prompt": name}} for name in ("bc", "ilql")}
-    with pytest.raises(RunError, match="different humans"):
-        prompted.describe_human(config, found)
+    def talked_with(prompt: str | None) -> UnitResult:
+        human = None if prompt is None else HumanPlayer("m", prompt, "rate/1", "")
+        return UnitResult("greedy", {}, None, human, None, None)
+
+    both = {Unit("bc", 0): talked_with("human/1"), Unit("ilql", 0): talked_with("human/2")}
+    with pytest.raises(RunError, match="different humans") as caught:
+        prompted.common_human(both)
+    assert "bc-seed0: model 'm', prompt 'human/1'" in str(caught.value)
+    both[Unit("ilql", 0)] = talked_with(None)
+    with pytest.raises(RunError, match="ilql-seed0: the embedded world's"):
+        prompted.common_human(both)
+    assert prompted.common_human({Unit("bc", 0): talked_with("human/1")}).prompt == "human/1"

@@ -55,13 +55,15 @@ def test_evaluation_holds_what_the_table_shows(finished: Path):
         part = evaluation["population"][population]
         assert set(part["references"]) == {"behaviour", "best_behaviour", "optimum", "uniform"}
         scores = part["methods"]["ilql"]
-        assert (scores["episodes"], scores["seeds"]) == (episodes, 1)
+        [training] = scores["trainings"]
+        assert (scores["episodes"], training["seed"]) == (episodes, 0)
+        assert training["mean_reward"] == scores["mean_reward"]
         low, high = scores["ci95"]
         assert low <= scores["mean_reward"] <= high
         behaviour, optimum = part["references"]["behaviour"], part["references"]["optimum"]
         expected = (scores["mean_reward"] - behaviour) / (optimum - behaviour)
         assert scores["normalized"] == pytest.approx(expected)
-        assert scores["train_seconds"] > 0
+        assert training["seconds"] > 0
         assert {"a", "b", "difference", "p", "p_holm"} <= set(part["tests"][0])
 
 
@@ -167,7 +169,8 @@ def _without_times(path: Path):
     evaluation = json.loads(path.read_text())
     for part in evaluation["population"].values():
         for scores in part["methods"].values():
-            scores.pop("train_seconds")
+            for training in scores["trainings"]:
+                training.pop("seconds")
     return evaluation
 
 

@@ -14,6 +14,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import evaluations
 import pytest
 from hindsight_llm import BETTER, HindsightLLM
 from messages_server import MessagesServer
@@ -27,10 +28,9 @@ from experiments.methods import Method, parse_method, rounds_of
 from experiments.run_folder import RunError, RunFolder
 from experiments import training_data
 from experiments.stages import regenerate
-from experiments.report import figures
 from experiments.report import hindsight
 from experiments.report import page
-from experiments.report import wording
+from experiments.report.figures import style
 from experiments.hindsight_records import read_hindsight
 from imagination.dialogue import Dialogue, Turn, read_dialogues, write_dialogues
 from imagination.hindsight import Continuation, Proposal
@@ -90,12 +90,12 @@ def test_methods_that_look_back_stand_in_tables_and_report(finished: Path):
     [test] = population["tests"]
     assert {test["a"], test["b"]} == {"bc", "ilql_hindsight2"} and 0 < test["p_holm"] <= 1
     assert "ILQL + 2 rounds" in (finished / "output.txt").read_text()
-    page = (finished / "report.html").read_text()
-    assert 'id="hindsight"' in page and (finished / "figures" / "hindsight.png").exists()
+    text = (finished / "report.html").read_text()
+    assert 'id="hindsight"' in text and (finished / "figures" / "hindsight.png").exists()
     first = read_dialogues(finished / "hindsight" / "round1.jsonl")[0]
     changed = html.escape(first.turns[first.source["turn"]].text)
-    assert f'<li class="turn agent changed"><div class="say">{changed}</div>' in page
-    assert html.escape(first.source["reason"]) in page
+    assert f'<li class="turn agent changed"><div class="say">{changed}</div>' in text
+    assert html.escape(first.source["reason"]) in text
 
 
 def test_dpo_goes_on_from_bc_in_a_finished_run(finished: Path, tmp_path: Path):
@@ -446,9 +446,9 @@ def test_the_page_shows_pairs_escaped_by_a_rule_that_flatters_nobody(monkeypatch
     ]
     said = [pair["after"]["turns"][1]["text"].split()[-1] for pair in pairs[:3]]
     assert said == ["d1", "d3", "d6"]
-    run_folder.heldout.write_text('{"task": "t", "methods": {"bc": {"perplexity": 2.0}}}')
-    page = page.write_report(run_folder.path).read_text()
-    assert "<script" not in page and html.escape(f"{script} d6") in page
+    evaluations.heldout().write(run_folder.heldout)
+    text = page.write_report(run_folder.path).read_text()
+    assert "<script" not in text and html.escape(f"{script} d6") in text
 
 
 # --- names and settings -------------------------------------------------------------------------
@@ -463,21 +463,6 @@ def test_a_method_is_an_objective_and_its_rounds():
     for wrong in ("ilql_hindsight", "ilql_hindsight0", "dpo_hindsight1", "ilql_hindsight1x", ""):
         with pytest.raises(ValueError, match="there is no method"):
             parse_method(wrong)
-
-
-def test_methods_have_names_an_order_and_a_focus():
-    keys = ["ilql_hindsight2", "bc", "ilql", "dpo", "mine_hindsight1", "ilql_hindsight1"]
-    ordered = wording.ordered_methods(keys)
-    assert ordered == [
-        *("ilql", "ilql_hindsight1", "ilql_hindsight2", "bc", "dpo", "mine_hindsight1")
-    ]
-    assert [wording.method_name(key) for key in ordered[1:3]] == [
-        "ILQL + 1 round of hindsight",
-        "ILQL + 2 rounds of hindsight",
-    ]
-    assert wording.method_name("mine_hindsight1") == "mine hindsight1"
-    # Fixed beforehand: not the round that did best.
-    assert wording.main_method({"ilql", "ilql_hindsight1", "ilql_hindsight2"}) == "ilql_hindsight1"
 
 
 @pytest.mark.parametrize(
@@ -561,9 +546,7 @@ def test_the_gain_at_each_error_rate_is_paired_with_the_originals(tmp_path: Path
         )
         references = {"behaviour": 1.0, "optimum": 3.0}
         folder.references.write_text(json.dumps(dict.fromkeys(rewards, references)))
-        methods = {m: {"normalized": 0.4} for m in ("fbc", "ilql")}
-        found = {"population": {p: {"methods": methods} for p in rewards}}
-        folder.evaluation.write_text(json.dumps(found))
+        evaluations.evaluation().write(folder.evaluation)
         return folder
 
     originals = judged("originals", "ilql", {"average": [1.0, 2.0], "difficult": [1.0, 1.0]})
@@ -583,7 +566,7 @@ def test_the_gain_at_each_error_rate_is_paired_with_the_originals(tmp_path: Path
         hindsight_errors.markdown(points)
     )
     picture = hindsight_errors.draw(points, originals)
-    assert figures.to_png(picture).startswith(b"\x89PNG")
+    assert style.to_png(picture).startswith(b"\x89PNG")
 
 
 def test_only_what_is_free_can_be_set_for_the_errors():

@@ -1,0 +1,130 @@
+"""Title, colour and marker of each method in tables and figures.
+
+Trained methods bring theirs (`ilql_jax.methods.METHODS`, or a `Method` of somebody's own); prompted
+agents have them here. A method with rounds of hindsight, `ilql_hindsight1`, derives its look from
+the method that it is named after. One without a colour gets a colour that depends on its name
+alone. The evaluation keeps the looks with its results, so that a report needs nothing else.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Interim: until `ilql_jax.methods` lands."""
+
+    title: str
+    color: str = "#8a929f"
+    marker: str = "o"
+    learns_values: bool = False
+
+
+METHODS = {
+    "bc": Method("BC", "#c2669a", "D"),
+    "fbc": Method("filtered BC", "#d98b00", "s"),
+    "mc": Method("MC", "#009e73", "^", True),
+    "ilql": Method("ILQL", "#0072b2", "o", True),
+    "dpo": Method("DPO", "#8c8700", "p"),
+}
+
+_MARKERS = "osD^pvPX*hd"
+_HINDSIGHT_MARKERS = {1: "<", 2: ">"}
+_WITH_HINDSIGHT = re.compile(r"(.+)_hindsight([1-9]\d*)")
+_NO_COLOR = {field.name: field.default for field in dataclasses.fields(Method)}["color"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """Appearance of a method.
+
+    Attributes:
+        title: In tables and figures.
+        color: As `#rrggbb`, on light paper.
+        marker: Of matplotlib.
+    """
+
+    title: str
+    color: str
+    marker: str
+
+    @property
+    def color_on_dark(self) -> str:
+        """The same hue, lighter."""
+        hue, lightness, saturation = colorsys.rgb_to_hls(*_rgb(self.color))
+        return _hex(colorsys.hls_to_rgb(hue, 0.35 + 0.65 * lightness, saturation))
+
+
+PROMPTED_AGENTS = {
+    "plain": Look("plain prompt", "#d55e00", "P"),
+    "reasoning": Look("reasoning prompt", "#8a5a2b", "X"),
+    "clam": Look("CLAM", "#6a4fb3", "v"),
+    "gdp_zero": Look("GDP-ZERO", "#41505f", "*"),
+}
+
+
+def look_of(name: str, methods: Mapping[str, Method] = METHODS) -> Look:
+    """Returns the look of a method or prompted agent, whatever its name.
+
+    Args:
+        name: As in results and folder names.
+        methods: Method by name; one that is not in there is titled by its name.
+    """
+    if name in PROMPTED_AGENTS:
+        return PROMPTED_AGENTS[name]
+    if name in methods:
+        method = methods[name]
+        has_color = re.fullmatch("#[0-9a-fA-F]{6}", method.color) and method.color != _NO_COLOR
+        color = method.color.lower() if has_color else _color_by_name(name)
+        return Look(method.title, color, method.marker)
+    base, rounds = _split(name)
+    if rounds:
+        look = look_of(base, methods)
+        title = f"{look.title} + {rounds} round{'s' * (rounds > 1)} of hindsight"
+        marker = _HINDSIGHT_MARKERS.get(rounds, look.marker)
+        return Look(title, _shade(look.color, rounds), marker)
+    marker = _MARKERS[zlib.crc32(name.encode()) % len(_MARKERS)]
+    return Look(name.replace("_", " "), _color_by_name(name), marker)
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Sorts methods: those that learn values, the other trained ones, prompted agents, others."""
+    trained = sorted(METHODS, key=lambda name: not METHODS[name].learns_values)
+    places = {name: place for place, name in enumerate([*trained, *PROMPTED_AGENTS])}
+
+    def place(name: str) -> tuple[int, int, str]:
+        base, rounds = (name, 0) if name in places else _split(name)
+        return places.get(base, len(places)), rounds, name
+
+    return sorted(names, key=place)
+
+
+def _split(name: str) -> tuple[str, int]:
+    """Splits `ilql_hindsight2` into `ilql` and 2."""
+    parts = _WITH_HINDSIGHT.fullmatch(name)
+    return (parts[1], int(parts[2])) if parts else (name, 0)
+
+
+def _shade(color: str, rounds: int) -> str:
+    """A lighter colour for odd rounds, a darker one for even rounds."""
+    towards = 1.0 if rounds % 2 else 0.0
+    share = min(0.8, 0.3 + 0.12 * rounds)
+    return _hex([x + share * (towards - x) for x in _rgb(color)])
+
+
+def _color_by_name(name: str) -> str:
+    hue = (zlib.crc32(name.encode()) % 360) / 360
+    return _hex(colorsys.hls_to_rgb(hue, 0.42, 0.6))
+
+
+def _rgb(color: str) -> tuple[float, ...]:
+    return tuple(int(color[at : at + 2], 16) / 255 for at in (1, 3, 5))
+
+
+def _hex(rgb: Iterable[float]) -> str:
+    return "#" + "".join(f"{round(255 * x):02x}" for x in rgb)

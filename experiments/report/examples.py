@@ -1,0 +1,188 @@
+"""Conversations and training dialogues that the page shows, picked by rule."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from experiments.looks import Look, ordered
+from experiments.report import wording
+from imagination.dialogue import Dialogue
+
+MOST_BEHAVIOURS = 8
+POPULATIONS_FIRST = ("average", "difficult")
+
+Episode = tuple[str, int]  # population, number
+Gap = Callable[[Mapping[str, Dialogue]], float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One simulated human with every method; the columns are for the template."""
+
+    why: str
+    population: str
+    episode: int
+    persona: Mapping[str, str]
+    columns: Sequence[Mapping[str, Any]]
+
+
+def pick_examples(
+    conversations: Sequence[Dialogue], success_reward: float, looks: Mapping[str, Look]
+) -> tuple[str, list[Example]]:
+    """Picks episodes to show side by side, by a rule that flatters nobody.
+
+    Returns:
+        The rule in words, and the examples.
+    """
+    episodes = _by_episode(conversations)
+    methods = ordered({method for group in episodes.values() for method in group})
+    if not episodes:
+        return "", []
+    focus = wording.main_method(methods) or methods[0]
+    rivals = ("fbc", "bc", *methods) if focus == "ilql" else ("ilql", "fbc", "bc", *methods)
+    rival = next((m for m in rivals if m in methods and m != focus), None)
+    gap, gap_in_words = _gap(focus, rival, looks)
+    rule = (
+        "Each row is one simulated human, the same for every method. Picked by rule, not by eye: "
+        "the first episode of each population, and of all episodes the one with the largest, the "
+        f"smallest (most negative) and the median {gap_in_words}. Where several seeds were "
+        "trained, the lowest is shown."
+    )
+    return rule, [
+        _example(episode, why, episodes[episode], methods, success_reward, looks)
+        for episode, why in _choose(episodes, gap, gap_in_words).items()
+    ]
+
+
+def _choose(
+    episodes: Mapping[Episode, Mapping[str, Dialogue]], gap: Gap, gap_in_words: str
+) -> dict[Episode, str]:
+    """Chooses the episodes to show and, for each, gives the reasons why."""
+    reasons: list[tuple[Episode, str]] = []
+    for population in sorted({name for name, _ in episodes}, key=_population_order):
+        first = min(episode for episode in episodes if episode[0] == population)
+        reasons.append((first, f"first of the {population} population"))
+    gaps = {episode: gap(group) for episode, group in episodes.items()}
+    ranked = sorted((g, episode) for episode, g in gaps.items() if g is not None)
+    if ranked:
+        reasons.append((ranked[-1][1], f"largest {gap_in_words}"))
+        reasons.append((ranked[0][1], f"smallest {gap_in_words}"))
+        reasons.append((ranked[len(ranked) // 2][1], f"median {gap_in_words}"))
+    chosen: dict[Episode, str] = {}
+    for episode, why in reasons:
+        chosen[episode] = f"{chosen[episode]}; {why}" if episode in chosen else why
+    return chosen
+
+
+def _population_order(name: str) -> tuple[int, str]:
+    known = POPULATIONS_FIRST
+    return known.index(name) if name in known else len(known), name
+
+
+def _by_episode(conversations: Sequence[Dialogue]) -> dict[Episode, dict[str, Dialogue]]:
+    """(population, episode) -> method -> its conversation, of the lowest seed."""
+    episodes: dict[Episode, dict[str, Dialogue]] = {}
+    for dialogue in sorted(conversations, key=lambda d: d.source["seed"]):
+        source = dialogue.source
+        group = episodes.setdefault((source["population"], source["episode"]), {})
+        group.setdefault(source["method"], dialogue)
+    return episodes
+
+
+def _gap(focus: str, rival: str | None, looks: Mapping[str, Look]) -> tuple[Gap, str]:
+    """The number that episodes are ranked by, as a function and in words."""
+
+    def gap(group: Mapping[str, Dialogue]) -> float | None:
+        compared = [group.get(method) for method in (focus, rival) if method is not None]
+        if any(dialogue is None or dialogue.reward is None for dialogue in compared):
+            return None
+        rewards = [dialogue.total_reward for dialogue in compared]
+        return rewards[0] - sum(rewards[1:])
+
+    title = looks[focus].title
+    if rival is None:
+        return gap, f"rating of {title}"
+    return gap, f"difference in rating, {title} minus {looks[rival].title}"
+
+
+def _example(
+    episode: Episode,
+    why: str,
+    group: Mapping[str, Dialogue],
+    methods: Sequence[str],
+    success_reward: float,
+    looks: Mapping[str, Look],
+) -> Example:
+    shown = [method for method in methods if method in group]
+    columns = [
+        {
+            "method": method,
+            "title": looks[method].title,
+            "rating": rating(group[method], success_reward),
+            "turns": bubbles(group[method]),
+        }
+        for method in shown
+    ]
+    return Example(why, *episode, group[shown[0]].persona, columns)
+
+
+def rating(dialogue: Dialogue, success_reward: float | None) -> dict[str, Any]:
+    """The reward of a conversation as text, and whether it was a success where that is known."""
+    success = None
+    if dialogue.reward is not None and success_reward is not None:
+        success = dialogue.total_reward >= success_reward
+    text = "not rated" if dialogue.reward is None else wording.number(dialogue.total_reward)
+    return {"text": text, "success": success}
+
+
+def bubbles(dialogue: Dialogue) -> list[dict[str, Any]]:
+    """The turns for the page: text, values, candidates, whether the human could follow."""
+    shown = []
+    for index, turn in enumerate(dialogue.turns):
+        notes = turn.annotations
+        following = dialogue.turns[index + 1] if index + 1 < len(dialogue.turns) else None
+        answer = following.annotations if following and following.speaker == "human" else {}
+        shown.append(
+            {
+                "speaker": turn.speaker,
+                "text": turn.text,
+                "q": wording.number(notes["q"]) if notes.get("q") is not None else None,
+                "v": wording.number(notes["v"]) if notes.get("v") is not None else None,
+                "candidates": [
+                    {"text": each["text"], "q": wording.number(each.get("q"))}
+                    for each in notes.get("candidates", ())
+                ],
+                "understood_as": answer.get("understood_as"),
+                "not_understood": turn.speaker == "agent"
+                and "understood_as" in answer
+                and answer["understood_as"] is None,
+            }
+        )
+    return shown
+
+
+def behaviours(dialogues: Sequence[Dialogue]) -> list[dict[str, Any]]:
+    """The training data by behaviour: how much, how good, and its first dialogue."""
+    groups: dict[str, list[Dialogue]] = {}
+    for dialogue in dialogues:
+        source = dialogue.source
+        name = source.get("behaviour") or source.get("kind") or "unknown"
+        groups.setdefault(str(name), []).append(dialogue)
+    largest = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [_behaviour(name, group, len(dialogues)) for name, group in largest[:MOST_BEHAVIOURS]]
+
+
+def _behaviour(name: str, group: Sequence[Dialogue], total: int) -> dict[str, Any]:
+    rewards = [d.total_reward for d in group if d.reward is not None]
+    return {
+        "name": name.replace("_", " "),
+        "count": len(group),
+        "share": wording.percent(len(group) / total),
+        "mean": wording.number(sum(rewards) / len(rewards) if rewards else None),
+        "turns": wording.number(sum(len(d.agent_turns) for d in group) / len(group), 1),
+        "persona": group[0].persona,
+        "rating": rating(group[0], None),
+        "dialogue": bubbles(group[0]),
+    }

@@ -1,0 +1,277 @@
+"""Figures of the conversations: rewards, personas, values along them, calibration of Q."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.looks import Look, ordered
+from experiments.report.figures import style
+from experiments.report.figures.style import FEWEST, Looks, plain
+from imagination.dialogue import Dialogue
+
+
+def by_method(
+    conversations: Iterable[Dialogue], population: str | None = None
+) -> dict[str, list[Dialogue]]:
+    """Rated conversations of each method, of one population or (None) of all."""
+    groups: dict[str, list[Dialogue]] = {}
+    for dialogue in conversations:
+        source = dialogue.source
+        if dialogue.reward is not None and population in (None, source["population"]):
+            groups.setdefault(source["method"], []).append(dialogue)
+    return {name: groups[name] for name in ordered(groups)}
+
+
+def mean_and_half(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """Mean, and half of its 95 % interval (normal approximation)."""
+    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return float(values.mean()), float(half)
+
+
+# --- rewards ------------------------------------------------------------------------------------
+
+
+def reward_distributions(
+    conversations: Sequence[Dialogue],
+    dialogues: Sequence[Dialogue],
+    population: str,
+    looks: Looks,
+) -> Figure | None:
+    """Histogram of the rewards of each method, the training data's below them in grey."""
+    rewards = {
+        name: np.array([d.total_reward for d in group])
+        for name, group in by_method(conversations, population).items()
+    }
+    if not rewards:
+        return None
+    rows = [(looks[name].title, looks[name].color, values) for name, values in rewards.items()]
+    data = np.array([d.total_reward for d in dialogues if d.reward is not None])
+    if data.size:
+        rows.append(("training data", style.DATA, data))
+    edges = _edges(np.concatenate([values for _, _, values in rows]))
+    shares = [np.histogram(values, edges)[0] / len(values) for _, _, values in rows]
+    with style.styled():
+        figure, axes = style.new_figure(
+            0.5 + 0.72 * len(rows), len(rows), 1, sharex=True, sharey=True
+        )
+        for axis, (title, color, values), share in zip(axes[:, 0], rows, shares, strict=True):
+            axis.bar(edges[:-1], share, np.diff(edges) * 0.92, align="edge", color=color)
+            axis.axvline(values.mean(), color=style.INK, linewidth=1.4)
+            label = f"{plain(title)}\nmean {values.mean():.2f}, n = {len(values)}"
+            axis.set_ylabel(label, rotation=0, ha="right", va="center", color=style.INK)
+            axis.set_yticks([])
+            axis.set_ylim(0, 1.08 * max(each.max() for each in shares))
+            axis.spines["left"].set_visible(False)
+        axes[-1, 0].set_xlabel("reward of a conversation")
+    return figure
+
+
+def _edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
+    """Bins around the values themselves where there are few, else 32 of one width."""
+    distinct = np.unique(values.round(6))
+    if 1 < len(distinct) <= 24 and np.diff(distinct).min() > 0.02 * np.ptp(distinct):
+        half = np.diff(distinct).min() / 2
+        return np.arange(distinct[0] - half, distinct[-1] + 2 * half, 2 * half)
+    low, high = values.min(), values.max()
+    return np.linspace(low, high, 33) if high > low else np.array([low - 0.5, low + 0.5])
+
+
+# --- personas -----------------------------------------------------------------------------------
+
+
+def persona_scores(
+    conversations: Sequence[Dialogue], population: str, looks: Looks
+) -> Figure | None:
+    """Mean reward for each value of each persona axis, one panel an axis."""
+    groups = by_method(conversations, population)
+    axes_values = _persona_axes(groups)
+    if not axes_values:
+        return None
+    columns = min(2, len(axes_values))
+    names = list(axes_values)
+    rows = [names[i : i + columns] for i in range(0, len(names), columns)]
+    heights = [max(len(axes_values[name]) for name in row) + 0.9 for row in rows]
+    with style.styled():
+        figure, axes = style.new_figure(
+            0.6 + 0.42 * sum(heights), len(rows), columns, sharex=True, height_ratios=heights
+        )
+        handles: dict[str, Any] = {}
+        for axis, name in zip(axes.flat, names, strict=False):
+            handles |= _draw_persona_axis(axis, groups, name, axes_values[name], looks)
+            axis.set_title(plain(name.replace("_", " ")))
+        for axis in axes.flat[len(names) :]:
+            axis.set_visible(False)
+        for axis in axes[-1]:
+            axis.set_xlabel("mean reward")
+        style.add_legend(figure, handles, looks)
+    return figure
+
+
+def _persona_axes(groups: Mapping[str, Sequence[Dialogue]]) -> dict[str, list[str]]:
+    """Axes on which the humans differ, with their values."""
+    values: dict[str, set[str]] = {}
+    for group in groups.values():
+        for dialogue in group:
+            for name, value in dialogue.persona.items():
+                values.setdefault(name, set()).add(str(value))
+    axes = {name: sorted(each) for name, each in values.items() if 1 < len(each) <= 12}
+    return dict(list(axes.items())[: style.MOST_PANELS])
+
+
+def _draw_persona_axis(
+    axis: Axes,
+    groups: Mapping[str, Sequence[Dialogue]],
+    name: str,
+    values: Sequence[str],
+    looks: Looks,
+) -> dict[str, Any]:
+    handles, offsets = {}, np.linspace(-0.27, 0.27, len(groups)) if len(groups) > 1 else [0.0]
+    counts = dict.fromkeys(values, 0)
+    for offset, (method, group) in zip(offsets, groups.items(), strict=True):
+        look = looks[method]
+        for row, value in enumerate(values):
+            rewards = [d.total_reward for d in group if str(d.persona.get(name)) == value]
+            counts[value] = max(counts[value], len(rewards))
+            if not rewards:
+                continue
+            mean, half = mean_and_half(np.array(rewards))
+            y = row + offset
+            axis.plot([mean - half, mean + half], [y, y], color=look.color, linewidth=1.6)
+            [handles[method]] = axis.plot(mean, y, look.marker, color=look.color, markersize=5)
+    axis.set_yticks(range(len(values)), [f"{plain(v, 20)}  ({counts[v]})" for v in values])
+    axis.set_ylim(len(values) - 0.45, -0.55)
+    axis.grid(axis="y", visible=False)
+    for row in range(1, len(values)):
+        axis.axhline(row - 0.5, color=style.GRID, linewidth=0.8)
+    style.ink_labels(axis.get_yticklabels())
+    return handles
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+def values_along(
+    conversations: Sequence[Dialogue], success_reward: float, population: str, looks: Looks
+) -> Figure | None:
+    """Mean V and Q at each agent turn, of successful and of failed conversations."""
+    groups = {
+        name: group
+        for name, group in by_method(conversations, population).items()
+        if any(_value(d, 0, "q") is not None or _value(d, 0, "v") is not None for d in group)
+    }
+    if not groups:
+        return None
+    with style.styled():
+        figure, axes = style.new_figure(
+            0.6 + 2.3 * len(groups), len(groups), 2, sharey="row", sharex=True
+        )
+        for row, (method, group) in zip(axes, groups.items(), strict=True):
+            for axis, name in zip(row, ("v", "q"), strict=True):
+                _draw_outcomes(axis, group, name, success_reward)
+                meaning = "before the utterance" if name == "v" else "of the utterance"
+                axis.set_title(f"{plain(looks[method].title)}: {name.upper()} {meaning}")
+            row[0].set_ylabel("value")
+        for axis in axes[-1]:
+            axis.set_xlabel("agent turn")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, labels, loc="outside upper left", ncols=2)
+    return figure
+
+
+def _draw_outcomes(axis: Axes, group: Sequence[Dialogue], name: str, success_reward: float) -> None:
+    """Draws a line for the successful conversations and one for the failed ones."""
+    succeeded = [d for d in group if d.total_reward >= success_reward]
+    failed = [d for d in group if d.total_reward < success_reward]
+    success = Look(f"success (≥ {success_reward:g})", style.SUCCESS, "o")
+    failure = Look(f"failure (< {success_reward:g})", style.FAILURE, "s")
+    _draw_values(axis, succeeded, name, success, "-")
+    _draw_values(axis, failed, name, failure, (0, (4, 2)))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _value(dialogue: Dialogue, turn: int, name: str) -> float | None:
+    """Q or V noted at an agent turn (counted from either end); agents may learn no values."""
+    turns = dialogue.agent_turns
+    return turns[turn].annotations.get(name) if -len(turns) <= turn < len(turns) else None
+
+
+def _draw_values(
+    axis: Axes, group: Sequence[Dialogue], name: str, look: Look, linestyle: Any
+) -> None:
+    points = []
+    for turn in range(max((len(d.agent_turns) for d in group), default=0)):
+        values = [v for d in group if (v := _value(d, turn, name)) is not None]
+        if len(values) >= FEWEST:
+            points.append((turn + 1, *mean_and_half(np.array(values))))
+    if not points:
+        return
+    turns, means, halves = np.array(points).T
+    axis.fill_between(turns, means - halves, means + halves, color=look.color, alpha=0.18, lw=0)
+    axis.plot(
+        turns,
+        means,
+        linestyle=linestyle,
+        marker=look.marker,
+        ms=4,
+        color=look.color,
+        lw=1.8,
+        label=look.title,
+    )
+
+
+def q_calibration(
+    conversations: Sequence[Dialogue], population: str, looks: Looks
+) -> Figure | None:
+    """Predicted Q against the reward at the end, from the first and from the last agent turn."""
+    groups = by_method(conversations, population)
+    panels = []
+    for turn, title in ((0, "first agent turn"), (-1, "last agent turn")):
+        pairs = {
+            method: np.array(
+                [(q, d.total_reward) for d in group if (q := _value(d, turn, "q")) is not None]
+            )
+            for method, group in groups.items()
+        }
+        panels.append((title, {m: p for m, p in pairs.items() if len(p) >= 2 * FEWEST}))
+    if not any(pairs for _, pairs in panels):
+        return None
+    with style.styled():
+        figure, axes = style.new_figure(3.9, 1, 2, sharey=True)
+        handles: dict[str, Any] = {}
+        for axis, (title, pairs) in zip(axes[0], panels, strict=True):
+            handles |= _draw_calibration(axis, pairs, looks)
+            axis.set_title(f"Q at the {title}")
+            axis.set_xlabel("predicted: Q")
+        axes[0, 0].set_ylabel("observed: mean reward")
+        style.add_legend(figure, handles, looks)
+    return figure
+
+
+def _draw_calibration(
+    axis: Axes, pairs: Mapping[str, Float[np.ndarray, "n 2"]], looks: Looks
+) -> dict[str, Any]:
+    handles, ends = {}, []
+    for method, points in pairs.items():
+        order = points[np.argsort(points[:, 0], kind="stable")]
+        bins = [
+            part for part in np.array_split(order, min(8, len(order) // FEWEST)) if len(part) > 1
+        ]
+        x = np.array([part[:, 0].mean() for part in bins])
+        y, half = np.array([mean_and_half(part[:, 1]) for part in bins]).T
+        look = looks[method]
+        handles[method] = axis.errorbar(
+            x, y, half, fmt=look.marker, color=look.color, ms=5.5, elinewidth=1.4
+        )
+        ends += [x.min(), x.max()]
+    if ends:
+        style.draw_diagonal(axis, min(ends), max(ends))
+    return handles

@@ -1,0 +1,126 @@
+"""The figures of a run's report: which there are, and how to read them.
+
+The files beside this one draw them, each file its subject; `style.py` has what they share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from matplotlib.figure import Figure
+
+from experiments.report import tables
+from experiments.report.figures import conversations, heldout, hindsight, scores, training
+from experiments.report.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A figure with its file name, title and how to read it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+# name -> title and how to read it
+CAPTIONS = {
+    "scores": (
+        "Scores",
+        "Marks are means, lines their 95 % intervals; further right is better. Small ticks below "
+        "a mark are single training seeds. {references}",
+    ),
+    "reward_distributions": (
+        "Rewards of single conversations",
+        "Share of the conversations on the {population} population that ended with each reward; "
+        "the vertical line is the mean. The grey row, if there is one, is what the methods learned "
+        "from: an agent that only imitates looks like it, one that improves on its data stands to "
+        "the right of it.",
+    ),
+    "persona_scores": (
+        "Score by persona",
+        "Mean reward (line: 95 % interval) by what is hidden about the human, on the {population} "
+        "population. In brackets: conversations a method. An agent that finds out who it talks "
+        "with scores alike on every line; one that treats all alike is good with some and bad with "
+        "others.",
+    ),
+    "values_along": (
+        "Values along a conversation",
+        "What the agent expected at each of its turns, on the {population} population: V before it "
+        "spoke, Q of what it said. Conversations are split at the task's bar for success; bands "
+        "are 95 % intervals of the mean. The earlier the two lines part, the earlier the agent can "
+        "tell how it will end. Only long conversations reach the right side, so a line may bend "
+        "there for that reason alone.",
+    ),
+    "q_calibration": (
+        "Calibration of Q",
+        "Conversations on the {population} population, in groups of equal size by predicted Q, "
+        "against the reward they ended with (line: 95 % interval). On the dashed diagonal a "
+        "prediction means what it says; below it, the agent was too hopeful, as one that picks the "
+        "candidate of the highest Q is expected to be a little.",
+    ),
+    "heldout_auroc": (
+        "How early the values foretell the outcome",
+        "AUROC on held-out dialogues after a share of the dialogue was seen, with 95 % bands. "
+        "0.5 (dashed) is guessing; a band that touches it is no evidence that the values help. "
+        "{success}",
+    ),
+    "heldout_calibration": (
+        "Calibration on held-out dialogues",
+        "Dialogues grouped by predicted outcome, against the observed one; larger marks hold more "
+        "dialogues, lines are 95 % intervals. On the diagonal a prediction means what it says.",
+    ),
+    "hindsight": (
+        "Hindsight",
+        "Left: what the reward model says of original dialogues from their words, against the "
+        "reward that is known; larger marks are more dialogues, on the dashed diagonal the two "
+        "agree. Right: the share of dialogues that have at most a reward; the lower a line lies, "
+        "the better its dialogues ended.",
+    ),
+    "learning_curves": (
+        "Learning curves",
+        "Thick lines are means over seeds, thin ones single seeds; the scale leaves out the "
+        "wildest 2 % of steps. Methods minimise different sums, so compare a line in “loss” with "
+        "itself, not with another method's.",
+    ),
+}
+_REFERENCES = (
+    "Dashed lines: the behaviours in the data and an agent that acts at random; the solid line is "
+    "the exact optimum, which no agent can pass on average."
+)
+
+
+def draw(run: Run) -> Iterator[Drawn]:
+    """Draws the figures for which the run has data."""
+    words: dict[str, str] = {}
+    if run.evaluation is not None:
+        populations = run.evaluation.population
+        has_references = any(each.references is not None for each in populations.values())
+        words["population"] = run.main_population
+        words["references"] = _REFERENCES if has_references else ""
+    if run.heldout is not None:
+        words["success"] = tables.success_note(run.heldout)
+    for name, figure in _figures(run):
+        if figure is not None:
+            title, caption = CAPTIONS[name]
+            yield Drawn(name, title, caption.format(**words).strip(), figure)
+
+
+def _figures(run: Run) -> Iterator[tuple[str, Figure | None]]:
+    """Name and figure, or None where the run has no data for it, in the order of the page."""
+    looks, talks = run.looks, run.conversations
+    if run.evaluation is not None:
+        where, bar = run.main_population, run.evaluation.success_reward
+        yield "scores", scores.scores(run.evaluation, looks)
+        rewards = conversations.reward_distributions(talks, run.dialogues, where, looks)
+        yield "reward_distributions", rewards
+        yield "persona_scores", conversations.persona_scores(talks, where, looks)
+        yield "values_along", conversations.values_along(talks, bar, where, looks)
+        yield "q_calibration", conversations.q_calibration(talks, where, looks)
+    if run.heldout is not None:
+        yield "heldout_auroc", heldout.heldout_auroc(run.heldout, looks)
+        yield "heldout_calibration", heldout.heldout_calibration(run.heldout, looks)
+    yield "hindsight", hindsight.hindsight(run.hindsight)
+    yield "learning_curves", training.learning_curves(run.metrics, looks)

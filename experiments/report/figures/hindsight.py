@@ -1,0 +1,62 @@
+"""Figure on hindsight: the reward model against known rewards, and the rewards of all rounds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.hindsight_records import Hindsight, Round
+from experiments.looks import look_of
+from experiments.report.figures import style
+
+
+def hindsight(records: Hindsight | None) -> Figure | None:
+    """The reward model against known rewards, and the rewards of all rounds."""
+    if records is None or not records.rounds:
+        return None
+    with style.styled():
+        figure, axes = style.new_figure(3.6, 1, 2)
+        _draw_reward_model(axes[0, 0], _points(records.calibration["ratings"]))
+        _draw_rewards(axes[0, 1], records.rounds)
+    return figure
+
+
+def _draw_reward_model(axis: Axes, points: Counter[tuple[float, float]]) -> None:
+    axis.set_title("reward model, original dialogues")
+    axis.set_xlabel("known reward")
+    axis.set_ylabel("reward model's rating")
+    if not points:
+        return
+    known, rated = zip(*points, strict=True)
+    sizes = [14 * count**0.7 for count in points.values()]
+    axis.scatter(known, rated, s=sizes, color=look_of("ilql").color, alpha=0.5, linewidths=0)
+    style.draw_diagonal(axis, min(*known, *rated), max(*known, *rated))
+
+
+def _draw_rewards(axis: Axes, rounds: Sequence[Round]) -> None:
+    """The cumulative distribution of the rewards, originals first."""
+    groups = {"original": list(rounds[0].parents.values())}
+    groups |= {f"round {each.number}": each.dialogues for each in rounds}
+    colors = [style.DATA, *(look_of(f"ilql_hindsight{each.number}").color for each in rounds)]
+    for (name, dialogues), color in zip(groups.items(), colors, strict=True):
+        rewards = sorted(d.total_reward for d in dialogues if d.reward is not None)
+        if rewards:
+            shares = [(index + 1) / len(rewards) for index in range(len(rewards))]
+            axis.step(rewards, shares, where="post", color=color, label=name)
+    axis.set_title("rewards, round by round")
+    axis.set_xlabel("reward at most")
+    axis.set_ylabel("share of the dialogues")
+    axis.legend(loc="upper left")
+
+
+def _points(ratings: Sequence[Mapping[str, Any]]) -> Counter[tuple[float, float]]:
+    """Counts dialogues by (known, rated)."""
+    return Counter(
+        (round(each["known"], 3), round(each["rated"], 3))
+        for each in ratings
+        if None not in (each["known"], each["rated"])
+    )

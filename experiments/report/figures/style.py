@@ -1,0 +1,156 @@
+"""Style of all figures: colours, fonts, sizes; figures as PNG, and as SVG for the page.
+
+Every figure function takes data that was read already and returns a matplotlib `Figure`, or None
+where there is nothing to show. No pyplot: nothing outlives a call. On the page, colours become CSS
+variables and follow light and dark. Methods are told apart by colour and marker (Okabe-Ito as far
+as it goes, for colour-blind readers too).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments.looks import Look, ordered
+
+Looks = Mapping[str, Look]  # name of a method -> its look
+Palette = Mapping[str, tuple[str, str]]  # CSS variable -> colour on light and on dark paper
+
+COLORS: Palette = {
+    "ink": ("#1c2129", "#e8eaee"),
+    "muted": ("#68707e", "#9ba3b1"),
+    "grid": ("#e5e8ed", "#2d333d"),
+    "paper": ("#fffffe", "#171a20"),
+    "data": ("#8a929f", "#7f8896"),
+    "success": ("#00786a", "#4fd0bd"),
+    "failure": ("#b8442a", "#ff8e72"),
+}
+INK, MUTED, GRID, PAPER, DATA, SUCCESS, FAILURE = (light for light, _ in COLORS.values())
+WIDTH = 9.0  # inches
+FEWEST = 5  # conversations behind a mean that is worth drawing
+MOST_PANELS = 12
+LEGEND_LINE = 112  # characters beside each other
+DASHED = (0, (3, 3))
+
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": PAPER,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "report",
+}
+
+
+def css_names(looks: Looks) -> dict[str, str]:
+    """Name of each method -> the CSS variable of its colour. Names may be any text."""
+    return {name: f"method-{index}" for index, name in enumerate(ordered(looks))}
+
+
+def palette(looks: Looks) -> dict[str, tuple[str, str]]:
+    """All colours of a page."""
+    of_methods = {
+        css: (looks[name].color, looks[name].color_on_dark)
+        for name, css in css_names(looks).items()
+    }
+    return {**COLORS, **of_methods}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Sets the style of all figures, and matplotlib back to what it was afterwards."""
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def new_figure(height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, Any]:
+    """A figure of this height (inches) on the page's width, and its axes [rows, columns]."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **layout)
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure in light colours, at twice the resolution of the page."""
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format="png", dpi=200)
+    return buffer.getvalue()
+
+
+def to_svg(figure: Figure, colors: Palette) -> str:
+    """The figure as an `<svg>` element for a page that defines `colors` as CSS variables.
+
+    Texts are outlines and comments are dropped, so nothing that was said in a conversation can
+    get into the markup.
+    """
+    buffer = io.StringIO()
+    with styled():
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"| height="[^"]*pt"', r"\1", svg, count=2)
+    for name, (light, _) in colors.items():
+        svg = svg.replace(light, f"var(--{name})")
+    return re.sub(r"\n\s*", "\n", svg)
+
+
+def plain(text: str, longest: int = 28) -> str:
+    """Text for a figure: no mathematics in dollar signs, no endless labels."""
+    text = " ".join(text.split())
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    return text.replace("$", r"\$")
+
+
+def add_legend(figure: Figure, handles: Mapping[str, Any], looks: Looks) -> None:
+    """Puts a legend of methods above the axes."""
+    methods = ordered(handles)
+    titles = [plain(looks[name].title) for name in methods]
+    figure.legend(
+        [handles[name] for name in methods],
+        titles,
+        loc="outside upper left",
+        ncols=max(1, min(len(titles), LEGEND_LINE // max(map(len, titles), default=1))),
+        handlelength=1.4,
+    )
+
+
+def draw_diagonal(axis: Axes, low: float, high: float) -> None:
+    """Draws a dashed line where both coordinates are the same."""
+    axis.plot([low, high], [low, high], color=MUTED, lw=1, linestyle=DASHED, zorder=1)
+
+
+def ink_labels(labels: Iterable[Any]) -> None:
+    """Sets tick labels that are names, not numbers, in the colour of the text."""
+    for label in labels:
+        label.set_color(INK)

@@ -1,0 +1,107 @@
+"""Figure of the learning curves, from the metrics that were logged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.looks import Look, ordered
+from experiments.report.figures import style
+from experiments.report.figures.style import Looks, plain
+
+# (method, seed) -> records of the log: `step`, and metrics by name.
+Metrics = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
+Line = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]  # steps, values
+
+LONGEST_LINE = 240  # points
+
+
+def learning_curves(metrics: Metrics, looks: Looks) -> Figure | None:
+    """One panel for each loss; a line a method, a thin one a seed."""
+    names = _panels(metrics)
+    if not names:
+        return None
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    with style.styled():
+        figure, axes = style.new_figure(0.5 + 2.05 * rows, rows, columns)
+        handles: dict[str, Any] = {}
+        for axis, name in zip(axes.flat, names, strict=False):
+            handles |= _draw_curves(axis, metrics, name, looks)
+            axis.set_title(plain(name.replace("_", " ")))
+        for axis in axes.flat[len(names) :]:
+            axis.set_visible(False)
+        for axis in axes[-1]:
+            axis.set_xlabel("step")
+        style.add_legend(figure, handles, looks)
+    return figure
+
+
+def _panels(metrics: Metrics) -> list[str]:
+    names = dict.fromkeys(
+        name
+        for records in metrics.values()
+        for record in records
+        for name in record
+        if "loss" in name and math.isfinite(record[name])
+    )
+    return sorted(names, key=lambda name: name != "loss")[: style.MOST_PANELS]
+
+
+def _draw_curves(axis: Axes, metrics: Metrics, name: str, looks: Looks) -> dict[str, Any]:
+    handles, drawn = {}, []
+    for method in reversed(ordered({method for method, _ in metrics})):
+        lines = [
+            _thinned(records, name) for (owner, _), records in metrics.items() if owner == method
+        ]
+        lines = [line for line in lines if len(line[0])]
+        if not lines:
+            continue
+        handles[method] = _draw_lines(axis, lines, looks[method])
+        drawn += [values for _, values in lines]
+    _limit_to_most(axis, np.concatenate(drawn))
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axis.yaxis.set_major_locator(MaxNLocator(5))
+    return handles
+
+
+def _draw_lines(axis: Axes, lines: Sequence[Line], look: Look) -> Any:
+    """Draws each seed thin and their mean thick; returns the latter."""
+    if len(lines) > 1:
+        for steps, values in lines:
+            axis.plot(steps, values, color=look.color, linewidth=0.7, alpha=0.4)
+    steps, values = _mean_line(lines)
+    marker = "o" if len(steps) < 3 else None
+    [line] = axis.plot(steps, values, color=look.color, linewidth=1.8, marker=marker)
+    return line
+
+
+def _thinned(records: Sequence[Mapping[str, float]], name: str) -> Line:
+    """Means of neighbouring steps, at most `LONGEST_LINE` of them."""
+    points = [(r["step"], r[name]) for r in records if math.isfinite(r.get(name, math.nan))]
+    array = np.array(points, dtype=float).reshape(-1, 2)
+    pieces = np.array_split(array, min(len(array), LONGEST_LINE)) if len(array) else []
+    means = np.array([piece.mean(axis=0) for piece in pieces]).reshape(-1, 2)
+    return means[:, 0], means[:, 1]
+
+
+def _mean_line(lines: Sequence[Line]) -> Line:
+    steps = max((steps for steps, _ in lines), key=len)
+    values = np.array([np.interp(steps, x, y, right=np.nan) for x, y in lines])
+    present = ~np.isnan(values).all(axis=0)
+    return steps[present], np.nanmean(values[:, present], axis=0)
+
+
+def _limit_to_most(axis: Axes, values: Float[np.ndarray, " n"]) -> None:
+    """Leaves out the wildest 2 %: one wild step at the beginning must not flatten the rest."""
+    low, high = np.percentile(values, [0.5, 98.5])
+    if high > low:
+        margin = 0.08 * (high - low)
+        axis.set_ylim(low - margin, high + margin)

@@ -1,0 +1,99 @@
+"""Reads what the stages before the report left in a run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.evaluation.summary import Evaluation, Heldout
+from experiments.hindsight_records import Hindsight, read_hindsight
+from experiments.looks import Look, look_of
+from experiments.metrics import read_log
+from experiments.run_folder import RunFolder
+from imagination.dialogue import Dialogue, read_dialogues
+
+_LOG = re.compile(r"(.+)-seed(\d+)")  # name of a training's log, without its ending
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Content of a run's folder; empty or None where a file is not there.
+
+    Attributes:
+        evaluation: Results in conversation.
+        heldout: Results on dialogues that were set apart.
+        conversations: Of the evaluation.
+        dialogues: Training data.
+        metrics: (method, seed) -> records of the training's log.
+        config: Text of config.yaml.
+        hindsight: Rounds of hindsight.
+    """
+
+    evaluation: Evaluation | None
+    heldout: Heldout | None
+    conversations: Sequence[Dialogue]
+    dialogues: Sequence[Dialogue]
+    metrics: Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
+    config: str
+    hindsight: Hindsight | None = None
+
+    @property
+    def task(self) -> str:
+        return (self.evaluation or self.heldout).task
+
+    @property
+    def main_population(self) -> str:
+        """The population that figures of conversations show."""
+        return next(iter(self.evaluation.population))
+
+    @property
+    def looks(self) -> dict[str, Look]:
+        """Look of each method that appears anywhere: as evaluated, else by its name."""
+        names = {method for method, _ in self.metrics}
+        names |= {dialogue.source["method"] for dialogue in self.conversations}
+        looks = {name: look_of(name) for name in sorted(names)}
+        if self.heldout is not None:
+            looks |= {name: each.look for name, each in self.heldout.methods.items()}
+        if self.evaluation is not None:
+            for population in self.evaluation.population.values():
+                looks |= {name: each.look for name, each in population.methods.items()}
+        return looks
+
+
+def read_run(path: Path) -> Run:
+    """Reads the files of a run's folder.
+
+    Raises:
+        FileNotFoundError: The run has no results yet; the message says which stage to run.
+        ResultsError: A damaged or foreign file of results.
+        DialogueError: A damaged file of dialogues.
+    """
+    folder = RunFolder(path)
+    if not folder.evaluation.exists() and not folder.heldout.exists():
+        raise FileNotFoundError(
+            f"{path}: no evaluation.json and no heldout.json, so there is nothing to report. "
+            f"Run the evaluation first: --stage=evaluate --workdir={path}"
+        )
+    dialogues = _dialogues(folder.dialogues)
+    config = folder.config_file
+    return Run(
+        evaluation=Evaluation.read(folder.evaluation) if folder.evaluation.exists() else None,
+        heldout=Heldout.read(folder.heldout) if folder.heldout.exists() else None,
+        conversations=_dialogues(folder.conversations),
+        dialogues=dialogues,
+        metrics=_metrics(path / "metrics"),
+        config=config.read_text(encoding="utf-8") if config.exists() else "",
+        hindsight=read_hindsight(path, dialogues),
+    )
+
+
+def _dialogues(path: Path) -> list[Dialogue]:
+    return read_dialogues(path) if path.exists() else []
+
+
+def _metrics(folder: Path) -> dict[tuple[str, int], list[Mapping[str, float]]]:
+    """(method, seed) -> records, from `<method>-seed<k>.jsonl`."""
+    logs = {_LOG.fullmatch(path.stem): path for path in sorted(folder.glob("*.jsonl"))}
+    return {(name[1], int(name[2])): read_log(path) for name, path in logs.items() if name}
