@@ -41,8 +41,7 @@ def pick_examples(
     if not episodes:
         return "", []
     focus = wording.main_method(methods) or methods[0]
-    rivals = ("fbc", "bc", *methods) if focus == "ilql" else ("ilql", "fbc", "bc", *methods)
-    rival = next((m for m in rivals if m in methods and m != focus), None)
+    rival = _rival(focus, conversations)
     gap, gap_in_words = _gap(focus, rival, looks)
     rule = (
         "Each row is one simulated human, the same for every method. Picked by rule, not by eye: "
@@ -54,6 +53,16 @@ def pick_examples(
         _example(episode, why, episodes[episode], methods, success_reward, looks)
         for episode, why in _choose(episodes, gap, gap_in_words).items()
     ]
+
+
+def _rival(focus: str, conversations: Sequence[Dialogue]) -> str | None:
+    """The other method of the highest mean reward; None where there is no other."""
+    rewards: dict[str, list[float]] = {}
+    for dialogue in conversations:
+        if dialogue.reward is not None and dialogue.source["method"] != focus:
+            rewards.setdefault(dialogue.source["method"], []).append(dialogue.total_reward)
+    means = {method: sum(own) / len(own) for method, own in rewards.items()}
+    return max(ordered(means), key=means.__getitem__, default=None)
 
 
 def _choose(

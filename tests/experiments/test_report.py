@@ -267,6 +267,19 @@ def test_examples_show_defeats_as_well_as_victories():
     assert [column["rating"]["success"] for column in worst.columns] == [False, True]
 
 
+def test_examples_are_ranked_against_the_strongest_rival():
+    dialogues = [
+        conversation(name, episode, reward)
+        for episode in range(3)
+        for name, reward in (("ilql", 3.0), ("bc", 2.5), ("fbc", 1.0), ("my_method", None))
+    ]
+    looks = {name: look_of(name) for name in ("ilql", "bc", "fbc", "my_method")}
+    rule, _ = examples.pick_examples(dialogues, 4.0, looks)
+    assert "ILQL minus BC" in rule
+    rule, _ = examples.pick_examples(dialogues[::4], 4.0, looks)
+    assert "median rating of ILQL" in rule
+
+
 def test_only_what_the_human_could_not_follow_is_marked():
     marks = [turn["not_understood"] for turn in examples.bubbles(conversation("ilql", 0, 3.0))]
     assert marks == [False, False, False, True, False, True, False]
