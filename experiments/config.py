@@ -17,16 +17,22 @@ from ml_collections import ConfigDict
 from experiments.methods import PAIRS_START_FROM, parse_method, rounds_of
 from experiments.metrics import LoggingConfig, check_backends
 from ilql_jax.errors import UserError
+from ilql_jax.methods import METHODS, Method, TrainOverrides
 from ilql_jax.models import ModelConfig
 from ilql_jax.models.config import COMPUTE_DTYPES
 from ilql_jax.models.hugging_face import check_tensors
 from ilql_jax.models.network_config import SHAPE_OF_FRESH, network_config
-from ilql_jax.objectives import ObjectiveConfig, network_of
 from ilql_jax.partition import check_start
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.settings import SettingError
 from ilql_jax.sharding import HostsConfig, MeshConfig
-from ilql_jax.train import TrainConfig, check_adapters, check_learns, check_parts
+from ilql_jax.train_step import (
+    TrainConfig,
+    check_accumulation,
+    check_adapters,
+    check_learns,
+    train_config_of,
+)
 from imagination.corpora import CORPORA, ReadOptions
 
 if TYPE_CHECKING:  # loaded where an LLM is used
@@ -158,7 +164,7 @@ def base_config() -> ConfigDict:
     config.machine.processes = 1  # with host:port
     config.machine.id = 0  # with host:port, from 0
 
-    # What ILQL learns (mc takes from it what applies; see ilql_jax/objectives.py).
+    # What ILQL learns (mc takes from it what applies; see ilql_jax/methods/ilql.py).
     config.objective = ConfigDict()
     config.objective.credit = "utterance"  # decisions are utterances, or (the paper) tokens
     config.objective.expectile = 0.8  # 0.5 = mean of the data, towards 1 = best of it
@@ -298,12 +304,17 @@ def read_options(config: ConfigDict) -> ReadOptions:
     return ReadOptions(config.data.max_reward, config.data.missing_outcome)
 
 
-def objective_config(config: ConfigDict, method: str) -> ObjectiveConfig:
-    """What a method learns."""
-    settings = config.objective.to_dict()
-    if parse_method(method).on_pairs:
-        settings["kl_weight"] = config.dpo.kl_weight
-    return ObjectiveConfig(method=parse_method(method).objective, **settings)
+def method_of(config: ConfigDict, name: str) -> Method:
+    """The method of this name in `config.methods`, with its settings."""
+    method = METHODS[parse_method(name).objective]
+    values = config.objective.to_dict()
+    values |= {"fraction": values["fbc_fraction"], "kl_weight": config.dpo.kl_weight}
+    names = {field.name for field in dataclasses.fields(method.config)}
+    method = method.configured(**{name: values[name] for name in names})
+    if method.train is None:
+        return method
+    steps, factor = config.dpo.steps, config.dpo.learning_rate_factor
+    return dataclasses.replace(method, train=TrainOverrides(steps, factor))
 
 
 def train_config(config: ConfigDict, method: str) -> TrainConfig:
@@ -311,17 +322,10 @@ def train_config(config: ConfigDict, method: str) -> TrainConfig:
     found = TrainConfig(**_of_section(config.train, TrainConfig))
     on_pairs = parse_method(method).on_pairs
     rows = rows_of_pairs(config) if on_pairs else config.train.batch_rows
-    check_parts(rows, found.gradient_accumulation)
-    check_learns(parse_method(method).objective, found)
-    if not on_pairs:
-        return found
-    factor = config.dpo.learning_rate_factor
-    return dataclasses.replace(
-        found,
-        steps=config.dpo.steps,
-        learning_rate=factor * found.learning_rate,
-        muon_learning_rate=factor * found.muon_learning_rate,
-    )
+    check_accumulation(rows, found.gradient_accumulation)
+    learned = method_of(config, method)
+    check_learns(learned, found)
+    return train_config_of(learned, found)
 
 
 def rows_of_pairs(config: ConfigDict) -> int:
@@ -342,7 +346,7 @@ def hosts_config(config: ConfigDict) -> HostsConfig:
 def model_config(config: ConfigDict, vocab_size: int, method: str = "ilql") -> ModelConfig:
     """Shape of a method's network, for a tokenizer of this size."""
     whole = network_config(config.model.to_dict(), vocab_size)
-    return network_of(parse_method(method).objective, whole)
+    return method_of(config, method).network_for(whole)
 
 
 # Settings that a pretrained network says of itself.
@@ -355,13 +359,8 @@ def decodings(config: ConfigDict, method: str) -> list[DecodingConfig]:
     if not config.decoding[learned.objective]:
         raise ValueError("name at least one way of choosing words.")
     found = [DecodingConfig.parse(text) for text in config.decoding[learned.objective]]
-    for each in found:
-        if each.reads_values and not learned.learns_values:
-            raise ValueError(f"{str(each)!r} needs values, and {method} learns none.")
-        if each.steering_strength and config.objective.credit != "token":
-            raise ValueError(
-                f"{str(each)!r} needs values of every token: set config.objective.credit=token."
-            )
+    for decoding in found:
+        method_of(config, method).check_decoding(decoding)
     return found
 
 
@@ -627,7 +626,7 @@ def check(config: ConfigDict, judged: bool = True, trained: bool = True) -> None
     for method in config.methods:
         section = "dpo" if parse_method(method).on_pairs else "train"
         builders[section] = lambda method=method: train_config(config, method)
-        builders[f"objective ({method})"] = lambda method=method: objective_config(config, method)
+        builders[f"objective ({method})"] = lambda method=method: method_of(config, method)
         objective = parse_method(method).objective
         builders[f"decoding.{objective}"] = lambda method=method: decodings(config, method)
     for section, build in builders.items():

@@ -2,7 +2,7 @@
 
 | name | learns | from |
 | --- | --- | --- |
-| `bc`, `fbc`, `mc`, `ilql` | what `ilql_jax/objectives.py` says of it | the original dialogues |
+| `bc`, `fbc`, `mc`, `ilql` | see `ilql_jax/methods/` | the original dialogues |
 | `ilql_hindsight2` (any of these) | the same | the originals and two rounds of hindsight |
 | `dpo` | the policy of `bc`, moved towards what is better | the pairs of the first round |
 """
@@ -13,7 +13,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-from ilql_jax.objectives import LEARNS_VALUES
+from ilql_jax.methods import METHODS
 
 ON_DIALOGUES = ("bc", "fbc", "mc", "ilql")
 ON_PAIRS = "dpo"
@@ -41,7 +41,7 @@ class Method:
 
     @property
     def learns_values(self) -> bool:
-        return self.objective in LEARNS_VALUES
+        return METHODS[self.objective].learns_values
 
 
 def parse_method(name: str) -> Method:

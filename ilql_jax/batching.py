@@ -2,7 +2,7 @@
 
 Several dialogues share a row (first-fit packing), told apart by `segment_ids`. Each dialogue's
 decisions are laid out twice: token by token, and utterance by utterance, both as `Transitions`
-whose indices point into the row. What a method does with them is decided in `objectives.py`.
+whose indices point into the row. The losses in `methods/` use one or the other.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Checkpoints by Orbax: training state, position in the data, and what the run was made from.
+"""Checkpoints by Orbax: training state, position in the data, and the identity of the run.
 
 A checkpoint is written whole or not at all, so a process killed at any moment leaves the last
 complete one. `metadata` is plain JSON (model config, method, reward scale, ...): it tells another
-process how to rebuild the network, and this one whether the checkpoint is its own.
+process how to rebuild the network, and this one whether the checkpoint is its own. Entries that
+shape no result (named in `runtime`) may differ when a run goes on.
 
 An array is saved by the devices that hold it, on every host, and read onto whatever mesh is asked
 for. On several hosts each process makes these calls, on a folder that they share.
@@ -11,7 +12,7 @@ for. On several hosts each process makes these calls, on a folder that they shar
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from jax.sharding import Mesh
 from ilql_jax import sharding
 from ilql_jax.errors import UserError
 from ilql_jax.models import ModelConfig, Params, abstract_params
-from ilql_jax.partition import FROZEN, fingerprint, join_params, split_params, start_or_fresh
+from ilql_jax.partition import FROZEN, combine, fingerprint, initialize, partition
+from ilql_jax.settings import runtime_fields
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -33,14 +35,22 @@ class Checkpoints:
     """The checkpoints of one training run, in one folder.
 
     Args:
-        folder: Where they lie; made when first saved to.
+        folder: Of the run; made when first saved to.
         metadata: Plain JSON saved with each, and compared when one is restored.
-        keep: How many of the newest stay.
+        runtime: Entries that are not compared, nested ones as "outer.inner".
+        keep: Number of the newest that stay.
     """
 
-    def __init__(self, folder: str | Path, metadata: Mapping[str, Any], keep: int = 2):
+    def __init__(
+        self,
+        folder: str | Path,
+        metadata: Mapping[str, Any],
+        runtime: Collection[str] = (),
+        keep: int = 2,
+    ):
         self.folder = Path(folder).absolute()
         self.metadata = dict(metadata)
+        self.runtime = frozenset(runtime)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -67,18 +77,18 @@ class Checkpoints:
         """The newest state and data position, or None where nothing was saved yet.
 
         Args:
-            abstract_state: The state's structure, e.g. from `jax.eval_shape`; where it says how an
-                array is laid out (see `sharding.with_shardings`), it is read so.
+            abstract_state: Shapes and dtypes of the state, e.g. from `jax.eval_shape`, with the
+                layout of arrays on a mesh if there is one (see `sharding.with_shardings`).
 
         Raises:
-            CheckpointError: The checkpoint was made from other metadata; the message names what
-                differs.
+            CheckpointError: The checkpoint was made from other metadata; the message names the
+                entries that differ.
         """
         step = self.latest_step()
         if step is None:
             return None
         saved = read_metadata(self.folder)
-        differing = _differences(saved, self.metadata)
+        differing = _differences(saved, self.metadata, self.runtime)
         if differing:
             raise CheckpointError(
                 f"{self.folder} holds a checkpoint of another run: {'; '.join(differing)}. "
@@ -94,7 +104,7 @@ class Checkpoints:
         return restored["state"], restored["data"]
 
     def close(self) -> None:
-        """Lets go of the folder."""
+        """Releases the folder."""
         self._manager.close()
 
 
@@ -110,7 +120,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
             manager.latest_step(), args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
         )["metadata"]
     if "model" in metadata:
-        # Fields that the config has had only since have their defaults.
+        # Fields that were added to the config since have their defaults.
         metadata["model"] = dataclasses.asdict(ModelConfig.from_dict(metadata["model"]))
     return metadata
 
@@ -123,30 +133,32 @@ def restore_params(
 ) -> Params:
     """The network's parameters alone, out of the newest training state in a folder.
 
-    What was frozen in training is not in there: it is what the training started from.
+    Parameters that were frozen in training are not in there: they are those of the start.
 
     Args:
         folder: Of a training run.
         config: Shape of the network.
-        mesh: What they are laid out on; None = all on one device.
-        start_from: What `train.train` was given; called only where a part was frozen.
+        mesh: Devices that the parameters are laid out on; None = all on the first.
+        start_from: As given to `train.train`; called only where a part was frozen.
 
     Raises:
         CheckpointError: No checkpoint there, or one of a network of another shape, or one made
             beside frozen parameters other than those of `start_from`.
-        ValueError: Adapters, and no `start_from`.
+        SettingError: Adapters, and no `start_from`.
     """
     folder = Path(folder).absolute()
     metadata = read_metadata(folder)
-    differing = _differences(metadata["model"], dataclasses.asdict(config))
+    differing = _differences(
+        metadata["model"], dataclasses.asdict(config), runtime_fields(ModelConfig)
+    )
     if differing:
         raise CheckpointError(
             f"{folder} holds a checkpoint of a network of another shape: {'; '.join(differing)}."
         )
     shapes = abstract_params(config)
     if FROZEN in metadata:
-        start = start_or_fresh(config, metadata["seed"], start_from, mesh)
-        frozen, _ = split_params(config, start)
+        start = initialize(config, metadata["seed"], start_from, mesh)
+        frozen, _ = partition(config, start)
         del start
         if fingerprint(frozen) != metadata[FROZEN]:
             raise CheckpointError(
@@ -154,7 +166,7 @@ def restore_params(
                 "those given now: the pretrained model has changed since, or another was given. "
                 "Put it back, or train again."
             )
-        _, shapes = split_params(config, shapes)
+        _, shapes = partition(config, shapes)
     laid_out = _on_this_device(shapes) if mesh is None else sharding.with_shardings(shapes, mesh)
     wanted = {"params": laid_out}
     with _open_for_reading(folder) as manager:
@@ -173,8 +185,8 @@ def restore_params(
                 )
             ),
         )
-    learned = restored["state"]["params"]
-    return join_params(frozen, learned) if FROZEN in metadata else learned
+    trainable = restored["state"]["params"]
+    return combine(frozen, trainable) if FROZEN in metadata else trainable
 
 
 def _open_for_reading(folder: Path) -> ocp.CheckpointManager:
@@ -187,23 +199,29 @@ def _open_for_reading(folder: Path) -> ocp.CheckpointManager:
 
 
 def _on_this_device(abstract: Any) -> Any:
-    """Where nothing is said, arrays go to the first device."""
+    """Puts arrays without a layout on the first device."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here), abstract
     )
 
 
-def _differences(saved: Mapping, current: Mapping, prefix: str = "") -> list[str]:
-    found = []
+def _differences(
+    saved: Mapping, current: Mapping, runtime: Collection[str], prefix: str = ""
+) -> list[str]:
+    """Descriptions of the entries that differ, but for those named in `runtime`."""
+    differences = []
     for name in sorted({*saved, *current}):
+        path = f"{prefix}{name}"
+        if path in runtime:
+            continue
         old, new = saved.get(name), current.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, f"{prefix}{name}.")
-        elif _plain(old) != _plain(new):
-            found.append(f"{prefix}{name} was {old!r}, now {new!r}")
-    return found
+            differences += _differences(old, new, runtime, f"{path}.")
+        elif _as_json(old) != _as_json(new):
+            differences.append(f"{path} was {old!r}, now {new!r}")
+    return differences
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value

@@ -1,13 +1,14 @@
-"""Work that is as wide as the vocabulary, done for a chunk of the decisions at a time.
+"""Vocabulary-wide losses, computed for a chunk of the decisions at a time.
 
 An array over decisions and vocabulary is by far the largest that training would hold. Here each
 lives only as long as its chunk, so memory grows with decisions *plus* vocabulary, not with their
 product.
 
-`cross_entropy` is for losses that are summed up: a sum knows what gradient it will hand down, up to
-a factor, so each chunk's gradient is taken at once, from scores that are still there: three
-vocabulary-wide products instead of the four that computing them again would take. `each` is for
-losses that something else is made of: it computes the scores again in the backward pass.
+`chunked_cross_entropy` is for losses that are summed up: the gradient of a sum is known up to a
+factor, so each chunk's is taken together with its value, from scores that are still in memory:
+three vocabulary-wide products instead of the four that computing them again would take.
+`map_in_chunks` is for values per decision that enter another loss: it computes the scores again in
+the backward pass.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from ilql_jax.sharding import platform, row_parts
 
 
-def cross_entropy(
+def chunked_cross_entropy(
     features: Float[Array, "heads batch decisions width"],
     matrix: Float[Array, "heads vocab width"],
     bias: Float[Array, "heads vocab"] | None,
@@ -42,14 +43,13 @@ def cross_entropy(
     once more.
 
     Args:
-        features: What the last layer reads, at the decisions.
-        matrix: Of the last layer, a row a token; for each head, or one for all ([1, vocab, width]).
-        bias: Of the last layer, or None.
-        actions: Of the decisions.
+        features: Input of the last layer at the decisions.
+        matrix: Last layer, a row a token; for each head, or one for all ([1, vocab, width]).
+        bias: Last layer's, or None.
+        actions: Tokens written at the decisions.
         weight: 0 for padding.
-        size: Most decisions that are looked at together on a device
-            (`ObjectiveConfig.action_chunk`).
-        dtype: What the products' factors are rounded to; they are summed up in float32.
+        size: Most decisions in memory together on a device (`MethodConfig.action_chunk`).
+        dtype: The products' factors are rounded to it; they are summed up in float32.
     """
     if len(matrix) < len(features):
         # One matrix for all heads: the same decisions once more for each.
@@ -60,28 +60,28 @@ def cross_entropy(
     parts, heads, width = len(features), features.shape[3], features.shape[4]
     features = jnp.moveaxis(features, 3, 1).reshape(parts, heads, -1, width)
     actions, weight = (x.reshape(parts, -1) for x in (actions, weight))
-    return _sum(jnp.dtype(dtype), matrix, bias, features, actions, weight)
+    return _weighted_sum(jnp.dtype(dtype), matrix, bias, features, actions, weight)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum(dtype, matrix, bias, features, actions, weight):
-    """Over the parts, which are the first axis of the arrays by decision."""
+def _weighted_sum(dtype, matrix, bias, features, actions, weight):
+    """`Σ weight · cross-entropy` over parts, the first axis of features, actions and weight."""
 
     def add(total, part):
         features, actions, weight = part
         scores = _scores(features.astype(dtype), matrix.astype(dtype), bias)
-        each = jax.nn.logsumexp(scores, axis=-1) - _taken(scores, actions)
-        return total + jnp.sum(weight * each), None
+        cross_entropy = jax.nn.logsumexp(scores, axis=-1) - _at_actions(scores, actions)
+        return total + jnp.sum(weight * cross_entropy), None
 
     return lax.scan(add, jnp.zeros(()), (features, actions, weight))[0]
 
 
-def _sum_forward(dtype, *inputs):
-    """The sum, and its gradient already."""
+def _weighted_sum_forward(dtype, *inputs):
+    """The sum, with its gradient as residuals."""
     matrix, bias, features, actions, weight = (
-        None if each is None else each.value for each in inputs
+        None if argument is None else argument.value for argument in inputs
     )
-    learns = inputs[0].perturbed  # not so where the matrix is another's (tied heads)
+    learns = inputs[0].perturbed  # False for tied heads: the shared matrix gets no gradient
     rounded_matrix = matrix.astype(dtype)
 
     def of_part(part):
@@ -91,7 +91,7 @@ def _sum_forward(dtype, *inputs):
         largest = _barrier(scores.max(-1, keepdims=True))
         exponential = _barrier(jnp.exp(scores - largest))
         normalizer = _barrier(exponential.sum(-1, keepdims=True))
-        value = (jnp.log(normalizer) + largest)[..., 0] - _taken(scores, actions)
+        value = (jnp.log(normalizer) + largest)[..., 0] - _at_actions(scores, actions)
         is_taken = lax.broadcasted_iota(actions.dtype, (1, scores.shape[-1]), 1)
         is_taken = is_taken == actions[..., None]
         to_scores = _barrier(weight[..., None] * (exponential / normalizer - is_taken))
@@ -121,12 +121,12 @@ def _sum_forward(dtype, *inputs):
     return sums.pop("value"), (sums, to_features)
 
 
-def _sum_backward(dtype, saved, gradient):
+def _weighted_sum_backward(dtype, saved, gradient):
     sums, to_features = jax.tree.map(lambda x: (gradient * x).astype(x.dtype), saved)
     return sums.get("matrix"), sums.get("bias"), to_features, None, None
 
 
-_sum.defvjp(_sum_forward, _sum_backward, symbolic_zeros=True)
+_weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward, symbolic_zeros=True)
 
 
 def _barrier(x: Any) -> Any:
@@ -140,7 +140,7 @@ def _scores(features: Array, matrix: Array, bias: Array | None) -> Array:
     return scores if bias is None else scores + bias[:, None]
 
 
-def _taken(scores: Array, actions: Array) -> Array:
+def _at_actions(scores: Array, actions: Array) -> Array:
     actions = jnp.broadcast_to(actions, scores.shape[:-1])
     return jnp.take_along_axis(scores, actions[..., None], axis=-1)[..., 0]
 
@@ -149,7 +149,7 @@ def _product(indices: str, a: Array, b: Array) -> Array:
     return jnp.einsum(indices, a, b, preferred_element_type=jnp.float32)
 
 
-def each(
+def map_in_chunks(
     function: Callable[
         [Float[Array, "batch chunk width"], Int[Array, "batch chunk"]], Float[Array, "batch chunk"]
     ],
@@ -162,9 +162,8 @@ def each(
     Args:
         function: Elementwise over decisions.
         states: Hidden states at the decisions.
-        actions: Of the decisions.
-        size: Most decisions that are looked at together on a device
-            (`ObjectiveConfig.action_chunk`).
+        actions: Tokens written at the decisions.
+        size: Most decisions in memory together on a device (`MethodConfig.action_chunk`).
     """
     parts = _split((states, actions), size)
     values = lax.map(lambda part: jax.checkpoint(function)(*part), parts)

@@ -1,8 +1,8 @@
 """The losses of ILQL as pure functions on arrays: no model, no config object, no state.
 
 This is the file that research code imports (`from ilql_jax import losses` needs jax and nothing
-else). Every function reads like its formula; gradients stop where the method says so. Which
-function is used with what, method by method, is in `objectives.py`.
+else). Every function reads like its formula; gradients stop where the method says so. Where each is
+used is in `methods/`, a file a method.
 
 Sources: ILQL is Snell et al. 2022 (arXiv 2206.11871), the expectile is IQL, Kostrikov et al. 2021
 (arXiv 2110.06169), the CQL term is Kumar et al. 2020 (arXiv 2006.04779), AWAC weights are Nair et
@@ -278,39 +278,33 @@ def ilql_loss(
     target_q: Float[Array, "heads *batch"],
     v: Float[Array, "*batch"],
     returns: Float[Array, "*batch"],
-    cql: Float[Array, "heads *batch"] | None,
-    policy: Float[Array, "..."] | None,
     weight: Float[Array, "*batch"],
-    policy_weight: Float[Array, "..."] | None = None,
     expectile: float,
-    cql_weight: float = 0.0,
     value_loss_weight: float = 1.0,
     total: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The weighted sum of ILQL's four losses, averaged over decisions (ILQL, sec. 4).
+    """`c · (L_Q + L_V)`: ILQL's losses of the values, averaged over decisions (ILQL, sec. 4).
 
-    `L = c · (L_Q + L_V + cql_weight · L_CQL) + L_π`, each a weighted mean; L_Q and L_CQL are summed
-    over the twin heads.
+    L_Q is summed over the twin heads. ILQL's other two terms, `cql_loss` and `policy_loss`, are as
+    wide as the vocabulary: training adds both by `chunked_cross_entropy`, a chunk of decisions at a
+    time.
 
     Args:
         q: Q of the action taken, one row a head.
-        target_q: The target network's, likewise.
+        target_q: The target network's Q of it; no gradient reaches it.
         v: V at the decision's start.
         returns: Regression target of Q: r + γ V(h'), a λ-return or a Monte-Carlo return.
-        cql: `cql_loss` of each head; None to leave the term out (or to add it, taken in chunks:
-            `chunks.cross_entropy`).
-        policy: `policy_loss` of each token, already times its AWAC weight if any; or None.
         weight: 0 for padding.
-        policy_weight: 0 for padding in `policy`; `weight` where not given.
         expectile: τ of V's loss.
-        cql_weight: Weight of the conservative term.
-        value_loss_weight: c, weight of all value losses against the policy's.
-        total: What the sums over decisions are divided by; the sum of `weight` where not given.
-            For a batch that is looked at in parts: the sum over all of them.
+        value_loss_weight: c, weight of the value losses against the policy's.
+        total: Divisor of the sums over decisions; the sum of `weight` where not given. For a batch
+            that is processed in parts: the sum over all of them.
 
     Returns:
-        The loss, and its parts under the names `q_loss`, `v_loss`, `cql_loss`, `policy_loss`, with
-        the means of Q and V.
+        The loss, and metrics: its parts `q_loss` and `v_loss`, and the means of Q and V.
+
+    Raises:
+        ValueError: Shapes do not agree, or the expectile lies outside (0, 1).
     """
     _same_shape(v=v, returns=returns, weight=weight)
     _trailing_shape(q, v)
@@ -323,15 +317,7 @@ def ilql_loss(
         "q_mean": weighted_mean(lowest, weight, total),
         "v_mean": weighted_mean(v, weight, total),
     }
-    value_loss = metrics["q_loss"] + metrics["v_loss"]
-    if cql is not None:
-        metrics["cql_loss"] = weighted_mean(cql.sum(axis=0), weight, total)
-        value_loss += cql_weight * metrics["cql_loss"]
-    loss = value_loss_weight * value_loss
-    if policy is not None:
-        policy_weight = weight if policy_weight is None else policy_weight
-        metrics["policy_loss"] = weighted_mean(policy, policy_weight)
-        loss += metrics["policy_loss"]
+    loss = value_loss_weight * (metrics["q_loss"] + metrics["v_loss"])
     return loss, {"loss": loss, **metrics}
 
 
@@ -377,7 +363,7 @@ def transitions_from_mask(
 
     For users with data of their own; jit-compatible. The state of an agent token is the token in
     front of it; the next state is the state in front of the *next agent token*: whatever the
-    environment says in between is skipped over (METHODS: the problem at token level).
+    environment says in between is skipped over.
 
     Args:
         tokens: int [B, T].

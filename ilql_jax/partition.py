@@ -1,8 +1,9 @@
-"""What a training leaves as it was: told apart from what is learned, and known again.
+"""Splits parameters into frozen and trainable ones, and fingerprints the frozen part.
 
-With adapters all else in the trunks is frozen; with `TrainConfig.freeze_trunk` the policy's trunk
-is. What is frozen is no part of the training state: no optimizer keeps anything of it and no
-checkpoint holds it. It is made again by whoever made the start, and compared with what it was.
+With adapters all of the trunks but the adapters is frozen; with `TrainConfig.freeze_trunk` the
+policy's trunk is. Frozen parameters are in no training state: no optimizer holds moments of them
+and no checkpoint holds them. On resume they are rebuilt from the start, e.g. the pretrained model,
+and checked against the fingerprint.
 """
 
 from __future__ import annotations
@@ -20,66 +21,71 @@ from jaxtyping import Array, UInt32
 from ilql_jax import sharding
 from ilql_jax.models import ModelConfig, Params, init_params
 from ilql_jax.models.lora import ADAPTER
+from ilql_jax.settings import SettingError
 
 VALUE_HEADS = ("q", "v")
-FROZEN = "frozen"  # where a checkpoint's metadata keep the fingerprint of what it does not hold
+FROZEN = "frozen"  # key of the fingerprint in a checkpoint's metadata
 
 
-def split_params(config: ModelConfig, params: Params) -> tuple[Params, Params]:
-    """What is frozen and what is learned of a network of which a part is frozen.
+def partition(config: ModelConfig, params: Params) -> tuple[Params, Params]:
+    """Frozen and trainable parameters of a network of which a part is frozen.
 
     Args:
-        config: Shape of the network.
-        params: Its parameters, or a tree like them (shapes, shardings).
+        config: Shape of the network: with adapters, all else in the trunks is frozen; without, the
+            policy's trunk is.
+        params: Its parameters, or a tree like them (shapes, shardings); groups may be missing.
     """
     if not config.decoder.lora_rank:
-        learned = {name: part for name, part in params.items() if name != "trunk"}
-        return {name: part for name, part in params.items() if name == "trunk"}, learned
-    frozen, learned = _split_adapters({n: x for n, x in params.items() if n not in VALUE_HEADS})
-    return frozen, learned | {name: params[name] for name in VALUE_HEADS if name in params}
+        trainable = {name: part for name, part in params.items() if name != "trunk"}
+        return {name: part for name, part in params.items() if name == "trunk"}, trainable
+    frozen, trainable = _partition_adapters(
+        {name: part for name, part in params.items() if name not in VALUE_HEADS}
+    )
+    return frozen, trainable | {name: params[name] for name in VALUE_HEADS if name in params}
 
 
-def _split_adapters(part: Params) -> tuple[Params, Params]:
-    rest, adapters = {}, {}
-    for name, each in part.items():
+def _partition_adapters(params: Params) -> tuple[Params, Params]:
+    frozen, adapters = {}, {}
+    for name, part in params.items():
         if name == ADAPTER:
-            adapters[name] = each
-        elif not isinstance(each, dict):
-            rest[name] = each
+            adapters[name] = part
+        elif not isinstance(part, dict):
+            frozen[name] = part
         else:
-            inner, adapters_inside = _split_adapters(each)
-            rest[name] = inner
+            frozen[name], adapters_inside = _partition_adapters(part)
             if adapters_inside:
                 adapters[name] = adapters_inside
-    return rest, adapters
+    return frozen, adapters
 
 
-def join_params(frozen: Params, learned: Params) -> Params:
-    """The whole network's parameters, of what `split_params` told apart."""
-    joined = frozen | learned
-    for name in frozen.keys() & learned.keys():
-        joined[name] = join_params(frozen[name], learned[name])
-    return joined
+def combine(frozen: Params, trainable: Params) -> Params:
+    """All parameters of a network again; the inverse of `partition`."""
+    combined = frozen | trainable
+    for name in frozen.keys() & trainable.keys():
+        combined[name] = combine(frozen[name], trainable[name])
+    return combined
 
 
-def check_start(config: ModelConfig, there_is: bool) -> None:
-    """Raises `ValueError` for adapters without parameters to start from."""
-    if config.decoder.lora_rank and not there_is:
-        raise ValueError(
-            f"lora_rank is {config.decoder.lora_rank}, but adapters need a network that can "
-            "already do something to start from. Give a pretrained one, or set lora_rank to 0."
+def check_start(config: ModelConfig, has_start: bool) -> None:
+    """Raises `SettingError` for adapters without parameters to start from."""
+    if config.decoder.lora_rank and not has_start:
+        raise SettingError(
+            "lora_rank",
+            config.decoder.lora_rank,
+            "adapters need a network that can already do something to start from. Give a "
+            "pretrained one, or set lora_rank to 0",
         )
 
 
-def start_or_fresh(
+def initialize(
     config: ModelConfig, seed: int, start_from: Callable[[], Params] | None, mesh: Mesh | None
 ) -> Params:
-    """What a training starts from: what `start_from` makes, or where it is None a fresh network.
+    """Parameters that a training starts from: those of `start_from()`, or fresh ones.
 
-    A fresh one has the same bits on every mesh of one kind of device.
+    Fresh ones have the same bits on every mesh of one kind of device.
 
     Raises:
-        ValueError: A fresh network with adapters.
+        SettingError: Fresh ones, for a network with adapters.
     """
     check_start(config, start_from is not None)
     if start_from is not None:
@@ -96,9 +102,9 @@ def start_or_fresh(
 
 
 def fingerprint(params: Params) -> str:
-    """The same for the same names, shapes and bits, however the arrays are laid out.
+    """Sixteen hex digits, equal for equal names, shapes and bits, however the arrays are sharded.
 
-    Sums of integers, so that no order of adding them shows.
+    Sums of integers, so that the order of adding makes no difference.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     digest = hashlib.sha256()
@@ -110,13 +116,13 @@ def fingerprint(params: Params) -> str:
 
 @jax.jit
 def _sums(leaves: list[Array]) -> list[UInt32[Array, ""]]:
-    """Of each array's bits, each number weighted by where it stands."""
+    """Sum of each array's bits, every number weighted by its position."""
 
     def total(x: Array) -> Any:
         bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-        place = jnp.ones(x.shape, jnp.uint32)
+        position = jnp.ones(x.shape, jnp.uint32)
         for dimension in range(x.ndim):
-            place = place * 31 + 2 * jax.lax.broadcasted_iota(jnp.uint32, x.shape, dimension)
-        return jnp.sum(bits * place, dtype=jnp.uint32)
+            position = position * 31 + 2 * jax.lax.broadcasted_iota(jnp.uint32, x.shape, dimension)
+        return jnp.sum(bits * position, dtype=jnp.uint32)
 
     return [total(leaf) for leaf in leaves]

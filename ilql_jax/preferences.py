@@ -1,7 +1,7 @@
 """Pairs of utterances, one better than the other in the same state -> packed batches.
 
 The halves of a pair are packed as one unit, so they always stand in the same row, each a segment
-of its own. What is learned from them is `objectives.dpo`, by `train.train`.
+of its own. `methods/dpo.py` learns from them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a trained network thinks of given trajectories: log-probabilities and values.
+"""Log-probabilities and values of given trajectories under a trained network.
 
-For judging on data that was set apart: perplexity, and whether V and Q foretell the outcome.
+For evaluation on held-out data: perplexity, and how well V and Q foretell the outcome.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from jaxtyping import Array, Float
 
 from ilql_jax import sharding
 from ilql_jax.batching import Batch, PackingConfig, one_per_row, packing_for
+from ilql_jax.methods.loss_terms import gather, log_prob_of_tokens, q_of_utterances
+from ilql_jax.methods.method import MethodConfig
 from ilql_jax.models import ModelConfig, Params, with_params
-from ilql_jax.objectives import gather, log_prob_of_tokens, q_of_utterances
 from ilql_jax.preferences import PreferencePair
 from ilql_jax.trajectory import Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Of one trajectory.
+    """Log-probabilities and values of one trajectory.
 
     Attributes:
         log_prob: float32 [A], log π_β of each agent token.
@@ -48,11 +49,12 @@ def score(
     """Scores every trajectory.
 
     Args:
-        trajectories: Any that fit in a row.
+        trajectories: Those to score; each has to fit in a row.
         config: Shape of the network.
         params: Its parameters.
         packing: Only the shapes are read; the trajectories get a row each.
-        mesh: What the parameters are laid out on, if they are; rows are split over it.
+        mesh: Devices that the parameters are laid out on, if there are several; rows are split over
+            them.
 
     Raises:
         MeshError: The rows of the packing cannot be split evenly.
@@ -94,7 +96,7 @@ def _score_batch(
     with sharding.tracing_for(mesh):
         model = with_params(config, params)
         hidden, of_values = model.hidden_states(batch.tokens, batch.segment_ids, batch.positions)
-        log_prob = log_prob_of_tokens(model, hidden, batch)
+        log_prob = log_prob_of_tokens(model, hidden, batch, MethodConfig.action_chunk)
         q = q_of_utterances(model.q, config.utterance_q, of_values, batch)
         v = model.v(gather(of_values, batch.by_utterance.value_state))
         return log_prob, v, jnp.min(q, axis=0)

@@ -45,7 +45,12 @@ EQUIVALENT = ROOT / "tests/equivalent_mutants.toml"
 TESTS = {
     "ilql_jax.losses": ["ilql_jax/test_losses.py"],
     "ilql_jax.chunked_cross_entropy": ["ilql_jax/test_chunked_cross_entropy.py"],
-    "ilql_jax.objectives": ["ilql_jax/test_train.py"],
+    "ilql_jax.methods.bc": ["ilql_jax/test_methods.py"],
+    "ilql_jax.methods.fbc": ["ilql_jax/test_methods.py"],
+    "ilql_jax.methods.mc": ["ilql_jax/test_methods.py"],
+    "ilql_jax.methods.ilql": ["ilql_jax/test_methods.py"],
+    "ilql_jax.methods.dpo": ["ilql_jax/test_methods.py"],
+    "ilql_jax.methods.loss_terms": ["ilql_jax/test_methods.py"],
     "ilql_jax.batching": ["ilql_jax/test_batching.py", "ilql_jax/test_windows.py"],
     "ilql_jax.decode": ["ilql_jax/test_decode.py"],
     "experiments.evaluation.statistics": ["experiments/test_statistics.py"],

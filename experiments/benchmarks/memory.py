@@ -10,15 +10,13 @@ tokens × vocabulary × 4 bytes for the policy and twice as much for the twin Q 
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import numpy as np
 
 from experiments.benchmarks import measuring
-from ilql_jax import DecoderConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from ilql_jax import METHODS, DecoderConfig, Method, ModelConfig, TrainConfig
 from ilql_jax.batching import PackingConfig, abstract_batch
-from ilql_jax.train import init_state, make_train_step
+from ilql_jax.train_step import init_state, make_train_step
 
 ROW_LENGTH, ACTIONS, UTTERANCES = 256, 128, 8
 # Narrow networks with GPT-2's vocabulary: what is measured is what grows with both.
@@ -26,14 +24,14 @@ SIZES = {
     "small": (DecoderConfig(50_257, 64, 2, 2, 128, ROW_LENGTH), (16, 32, 64, 128, 256, 512)),
     "tiny": (DecoderConfig(5_003, 16, 1, 2, 32, ROW_LENGTH), (8, 16, 32)),
 }
-OBJECTIVE = ObjectiveConfig("ilql", credit="token", cql_weight=0.1)
-TRAIN = TrainConfig(steps=10, learning_rate=1e-4)
+METHOD = METHODS["ilql"].configured(credit="token", cql_weight=0.1)
+TRAIN = TrainConfig(steps=10, learning_rate=1e-4, optimizer="adamw")
 
 
-def temporaries(model: ModelConfig, objective: ObjectiveConfig, rows: int) -> int:
+def temporaries(model: ModelConfig, method: Method, rows: int) -> int:
     """Bytes that a compiled step takes beside its state, its batch and its results."""
-    state = jax.eval_shape(lambda: init_state(model, TRAIN, 0))
-    step = make_train_step(model, objective, TRAIN)
+    state = jax.eval_shape(lambda: init_state(model, method, TRAIN, 0))
+    step = make_train_step(model, method, TRAIN)
     batch = abstract_batch(PackingConfig(rows, ROW_LENGTH, ACTIONS, UTTERANCES))
     return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
 
@@ -42,9 +40,9 @@ def run(size: str, heads: str, chunk: int) -> dict:
     """Temporaries for each number of rows, and the bytes that one more agent token costs."""
     decoder, rows_of = SIZES[size]
     model = ModelConfig(decoder, 2 * decoder.hidden_size, utterance_q="last", value_heads=heads)
-    objective = dataclasses.replace(OBJECTIVE, action_chunk=chunk)
+    method = METHOD.configured(action_chunk=chunk)
     tokens = [rows * ACTIONS for rows in rows_of]
-    found = [temporaries(model, objective, rows) for rows in rows_of]
+    found = [temporaries(model, method, rows) for rows in rows_of]
     slope, fixed = np.polyfit(tokens, found, 1)
     deviation = max(abs(found - np.polyval([slope, fixed], tokens)) / found)
     return {

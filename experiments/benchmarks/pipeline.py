@@ -23,7 +23,7 @@ import numpy as np
 from experiments import config as settings
 from experiments.benchmarks import measuring
 from ilql_jax import DecoderConfig, ModelConfig, Trajectory, make_batches, packing_for
-from ilql_jax.train import init_state, make_train_step
+from ilql_jax.train_step import init_state, make_train_step
 
 SIZES = {"default": (2000, 200), "tiny": (60, 10)}  # dialogues, steps timed
 BLOCK = 10
@@ -56,8 +56,9 @@ def run(size: str) -> dict:
     packing = packing_for(dialogues, config.train.batch_rows, longest)
     train = settings.train_config(config, "ilql")
     batches = make_batches(dialogues, packing, 0)
-    step_function = make_train_step(model, settings.objective_config(config, "ilql"), train)
-    state = init_state(model, train, 0)
+    method = settings.method_of(config, "ilql")
+    step_function = make_train_step(model, method, train)
+    state = init_state(model, method, train, 0)
 
     def one_step(batch) -> None:
         nonlocal state

@@ -18,14 +18,14 @@ import numpy as np
 from experiments.benchmarks import measuring
 from experiments.benchmarks.pipeline import make_dialogues
 from ilql_jax import (
+    METHODS,
     DecoderConfig,
     ModelConfig,
-    ObjectiveConfig,
     TrainConfig,
     make_batches,
     packing_for,
 )
-from ilql_jax.train import init_state, make_train_step
+from ilql_jax.train_step import init_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +69,8 @@ GROWS = {  # what stands on the horizontal axis
     "batch": lambda setting: setting.rows,
     "vocabulary": lambda setting: setting.vocab,
 }
-OBJECTIVE = ObjectiveConfig("ilql", credit="token", cql_weight=0.1)
-TRAIN = TrainConfig(steps=1000, learning_rate=1e-4)
+METHOD = METHODS["ilql"].configured(credit="token", cql_weight=0.1)
+TRAIN = TrainConfig(steps=1000, learning_rate=1e-4, optimizer="adamw")
 
 
 def make_step(setting: Setting, heads: str):
@@ -86,8 +86,8 @@ def make_step(setting: Setting, heads: str):
     model = ModelConfig(decoder, 2 * setting.width, utterance_q="last", value_heads=heads)
     dialogues = make_dialogues(40 * setting.rows, setting.context, setting.vocab)
     batch = next(make_batches(dialogues, packing_for(dialogues, setting.rows, setting.context), 0))
-    step_function = make_train_step(model, OBJECTIVE, TRAIN)
-    state = init_state(model, TRAIN, 0)
+    step_function = make_train_step(model, METHOD, TRAIN)
+    state = init_state(model, METHOD, TRAIN, 0)
 
     def step() -> None:
         nonlocal state

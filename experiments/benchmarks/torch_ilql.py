@@ -17,7 +17,8 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
-from ilql_jax import ModelConfig, ObjectiveConfig, TrainConfig, Trajectory
+from ilql_jax import ModelConfig, TrainConfig, Trajectory
+from ilql_jax.methods.ilql import ILQLConfig
 
 
 def head(width: int, inner: int, out: int) -> nn.Module:
@@ -85,7 +86,7 @@ class Trainer:
 
     Args:
         config: Shape of the network (kind "mlp").
-        objective: Expectile and weights.
+        method: Expectile and weights.
         train: Learning rate, clipping, Polyak rate.
         tensors: Initial weights.
         dialogues: The batch.
@@ -95,13 +96,13 @@ class Trainer:
     def __init__(
         self,
         config: ModelConfig,
-        objective: ObjectiveConfig,
+        method: ILQLConfig,
         train: TrainConfig,
         tensors: Mapping[str, np.ndarray],
         dialogues: Sequence[Trajectory],
         discount: float,
     ):
-        self.objective, self.train = objective, train
+        self.method, self.train = method, train
         self.model = ILQL(config)
         self.model.load(tensors)
         learned = [p for p in self.model.parameters() if p.requires_grad]
@@ -127,7 +128,7 @@ class Trainer:
         return loss.item()
 
     def loss(self, tokens, mask, is_action, state, reward, discount, weight) -> torch.Tensor:
-        model, objective = self.model, self.objective
+        model, method = self.model, self.method
         output = model.gpt2(tokens, attention_mask=mask, output_hidden_states=True)
         hidden = output.hidden_states[-1]
         states = hidden.gather(1, state[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -148,15 +149,15 @@ class Trainer:
 
         q_loss = mean((reward + discount * next_v - q).square().sum(0))
         difference = target - v
-        slope = torch.where(difference < 0, 1 - objective.expectile, objective.expectile)
+        slope = torch.where(difference < 0, 1 - method.expectile, method.expectile)
         v_loss = mean(slope * difference.square())
         cql_loss = mean((q_all.logsumexp(-1) - q).sum(0))
         labels = torch.where(is_action, tokens, -100)[:, 1:]
         policy_loss = F.cross_entropy(
             output.logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=-100
         )
-        values = q_loss + v_loss + objective.cql_weight * cql_loss
-        return policy_loss + objective.value_loss_weight * values
+        values = q_loss + v_loss + method.cql_weight * cql_loss
+        return policy_loss + method.value_loss_weight * values
 
 
 def collate(dialogues: Sequence[Trajectory], discount: float) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments.benchmarks import measuring
 from experiments.benchmarks.measuring import Side
-from ilql_jax import DecoderConfig, ModelConfig, ObjectiveConfig, TrainConfig, Trajectory, batching
+from ilql_jax import METHODS, DecoderConfig, ModelConfig, TrainConfig, Trajectory, batching
 
 DISCOUNT, CHECKED_STEPS, TOLERANCE = 0.99, 3, 1e-3
 
@@ -44,9 +44,16 @@ SIZES = {
     "tiny": Size(DecoderConfig(97, 32, 2, 2, 64, 64), 4, 20, 60),
 }
 # The settings of the papers: values of every token, a conservative term.
-OBJECTIVE = ObjectiveConfig("ilql", credit="token", expectile=0.7, cql_weight=0.1)
+METHOD = METHODS["ilql"].configured(
+    credit="token",
+    expectile=0.7,
+    cql_weight=0.1,
+    value_loss_weight=1.0,
+    trace_fade=(0.0, 0.0),
+    awac_temperature=0.0,
+)
 # The learning rate hardly moves in the few steps of a benchmark, as in the other side's.
-TRAIN = TrainConfig(steps=100_000, learning_rate=1e-4, warmup_steps=0)
+TRAIN = TrainConfig(steps=100_000, learning_rate=1e-4, optimizer="adamw", warmup_steps=0)
 
 
 def make_dialogues(size: Size, seed: int = 0) -> list[Trajectory]:
@@ -143,7 +150,7 @@ def make_ours(name: str, heads: str, rows: int, chunk: int) -> Callable[[], floa
 
     from ilql_jax.models import init_params
     from ilql_jax.models.hugging_face.read import params_from_gpt2
-    from ilql_jax.train import init_state, make_train_step
+    from ilql_jax.train_step import init_state, make_train_step
 
     size = SIZES[name]
     config = size.model(heads)
@@ -155,11 +162,10 @@ def make_ours(name: str, heads: str, rows: int, chunk: int) -> Callable[[], floa
         params = {"trunk": params_from_gpt2(trunk, size.decoder)}
         values = _value_heads(tensors) if heads == "mlp" else init_params(config, 0)
         params |= {name: values[name] for name in ("q", "v")}
-        return init_state(config, TRAIN, 0, params)
+        return init_state(config, METHOD, TRAIN, 0, params)
 
     state = start()
-    objective = dataclasses.replace(OBJECTIVE, action_chunk=chunk)
-    step_function = make_train_step(config, objective, TRAIN)
+    step_function = make_train_step(config, METHOD.configured(action_chunk=chunk), TRAIN)
     batch = pack(make_dialogues(size), rows)
 
     def step() -> float:
@@ -198,7 +204,7 @@ def make_torch(name: str) -> Callable[[], float]:
     torch.set_num_threads(1)
     size = SIZES[name]
     trainer = Trainer(
-        size.model("mlp"), OBJECTIVE, TRAIN, make_weights(size), make_dialogues(size), DISCOUNT
+        size.model("mlp"), METHOD.config, TRAIN, make_weights(size), make_dialogues(size), DISCOUNT
     )
     return trainer.step
 

@@ -32,7 +32,6 @@ from ilql_jax import Trajectory, sharding
 from ilql_jax.checkpoint import restore_params
 from ilql_jax.models import abstract_params
 from ilql_jax.models.hugging_face.read import check_tensors, find
-from ilql_jax.objectives import select_trajectories
 from ilql_jax.preferences import Preferences
 from ilql_jax.train import train
 from imagination.dialogue import read_dialogues
@@ -147,7 +146,7 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
     folder = RunFolder(path)
     mesh = sharding.make_mesh(settings.mesh_config(config)) if _on_mesh(config) else None
     method = parse_method(unit.method)
-    objective = settings.objective_config(config, unit.method)
+    learned = settings.method_of(config, unit.method)
     train_config = settings.train_config(config, unit.method)
     data = TrainingData.load(config, folder, 0 if method.on_pairs else method.rounds)
     shape = settings.model_config(config, data.tokenizer.vocab_size, unit.method)
@@ -155,11 +154,12 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
     if method.on_pairs:
         before = folder.checkpoints(Unit(PAIRS_START_FROM, unit.seed))
         pairs, _ = training_data.preference_pairs(config, folder, data.tokenizer)
-        chosen = Preferences(pairs, restore_params(before, shape, mesh, start_from))
+        learned_from = Preferences(pairs, restore_params(before, shape, mesh, start_from))
         shapes = training_data.packing_of_pairs(config, pairs)
     else:
-        chosen = select_trajectories(data.trajectories, objective)
-        shapes = training_data.packing(config, chosen)
+        learned_from = data.trajectories
+        selected = learned.select_trajectories(learned_from)
+        shapes = training_data.packing(config, selected)
     writes = _is_writer(config)
     opened: contextlib.AbstractContextManager[Logger] = contextlib.nullcontext(Composite(()))
     if writes:
@@ -179,18 +179,19 @@ def train_unit(config: ConfigDict, path: Path, unit: Unit, report: Report) -> No
             report(step, train_config.steps, f"loss {values['loss']:.3f}")
 
         train(
-            chosen,
+            learned_from,
             shape,
-            objective,
+            learned,
             train_config,
             shapes,
             seed=config.seed + unit.seed,
             folder=folder.checkpoints(unit),
-            metadata={"method": unit.method, "reward_scale": data.reward_scale},
+            metadata={"unit": unit.name, "reward_scale": data.reward_scale},
             on_start=on_start,
             on_metrics=on_metrics,
             start_from=start_from,
             mesh=mesh,
+            progress=False,
         )
     if writes:
         seconds = {"train_seconds": round(log.seconds, 1)}

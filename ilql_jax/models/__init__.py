@@ -5,7 +5,6 @@ from ilql_jax.models.actor_critic import (
     abstract_params,
     copy_for_values,
     init_params,
-    target_q_heads,
     with_params,
 )
 from ilql_jax.models.config import DecoderConfig, ModelConfig, Params
@@ -23,6 +22,5 @@ __all__ = [
     "abstract_params",
     "copy_for_values",
     "init_params",
-    "target_q_heads",
     "with_params",
 ]

@@ -101,22 +101,6 @@ def with_params(config: ModelConfig, params: Params) -> ActorCritic:
     return model
 
 
-def target_q_heads(config: ModelConfig, target_q: Params, params: Params) -> QHeads:
-    """Builds the target network: Q heads with the parameters `target_q`.
-
-    They read the hidden states of the trunk that is being trained, be it the values' own: the
-    trunk has no target copy (LMRL-Gym has one), which saves a third pass over every batch.
-
-    Tied heads read the output matrix of `params`, those being trained: only the map before it has
-    a target copy. The matrix is moved by the policy's loss alone, not by the values (see
-    `heads.py`), so the targets chase nothing that is learned from them.
-    """
-    heads = _fill(lambda: ActorCritic(config, nnx.Rngs(0)).q, target_q)
-    if config.value_heads == "tied":
-        heads.tied_to = with_params(config, params).trunk.output_matrix()
-    return heads
-
-
 def _fill(create, params: Params):
     module = nnx.eval_shape(create)
     graph, state = nnx.split(module)

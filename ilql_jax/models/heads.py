@@ -155,8 +155,8 @@ class QHeads(nnx.Module):
     def _output_matrix(self) -> Float[Array, "vocab width"]:
         if self.tied_to is None:
             raise ValueError(
-                "tied Q heads have no output matrix of their own: get them from `with_params` or "
-                "`target_q_heads`, which set `tied_to`."
+                "tied Q heads have no output matrix of their own: get them from `with_params`, "
+                "which sets `tied_to`."
             )
         return lax.stop_gradient(self.tied_to)
 

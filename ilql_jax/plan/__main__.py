@@ -31,16 +31,14 @@ from ml_collections import ConfigDict, config_flags
 from ilql_jax import sharding
 from ilql_jax.batching import PackingConfig
 from ilql_jax.errors import UserError
+from ilql_jax.methods import METHODS
 from ilql_jax.models.network_config import network_config
-from ilql_jax.objectives import ObjectiveConfig, network_of
 from ilql_jax.partition import check_start
 from ilql_jax.plan.chips import PlanError, devices_of
 from ilql_jax.plan.compile import Compiled, PlannedTraining, make_plan
 from ilql_jax.plan.text import describe, size_text
 from ilql_jax.sharding import MeshConfig
-from ilql_jax.train import (
-    TrainConfig,
-)
+from ilql_jax.train_step import TrainConfig
 
 
 def planned_training(
@@ -62,14 +60,16 @@ def planned_training(
     pretrained = config.model.get("pretrained")
     # A pretrained network has its own tokens; how many the tokenizer adds is not known here.
     vocab_size = 0 if pretrained else config.tokenizer.vocab_size
-    model = network_of(method, network_config(config.model.to_dict(), vocab_size))
-    check_start(model, there_is=bool(pretrained))
+    learned = METHODS[method]
+    learned = learned.configured(**_fields(config.objective, type(learned.config)))
+    model = learned.network_for(network_config(config.model.to_dict(), vocab_size))
+    check_start(model, has_start=bool(pretrained))
     length = config.model.max_positions
     actions = max(1, -(-int(length * agent_share) // 8) * 8)
     pairs = -(-actions // (2 * utterance_tokens))
     return PlannedTraining(
         model,
-        ObjectiveConfig(method=method, **_fields(config.objective, ObjectiveConfig)),
+        learned,
         TrainConfig(**_fields(config.train, TrainConfig)),
         PackingConfig(config.train.batch_rows, length, actions, 2 * pairs),
     )

@@ -18,12 +18,12 @@ from jax.sharding import Mesh
 
 from ilql_jax import sharding
 from ilql_jax.batching import Batch, PackingConfig, abstract_batch
+from ilql_jax.methods import Method
 from ilql_jax.models import ModelConfig, Params
-from ilql_jax.objectives import LEARNS_FROM_PAIRS, ObjectiveConfig
 from ilql_jax.plan import hlo
 from ilql_jax.plan.chips import CHIPS, Chip, memory_limit, out_of_memory
 from ilql_jax.preferences import PreferenceBatch
-from ilql_jax.train import (
+from ilql_jax.train_step import (
     TrainConfig,
     TrainState,
     abstract_frozen,
@@ -37,7 +37,7 @@ class PlannedTraining:
     """A training to plan for: all arguments of `train.train` but the data."""
 
     model: ModelConfig
-    objective: ObjectiveConfig
+    method: Method
     train: TrainConfig
     packing: PackingConfig
 
@@ -225,12 +225,12 @@ def compile_step(training: PlannedTraining, mesh: Mesh, rows: int, limit: int | 
     packing = dataclasses.replace(training.packing, batch_rows=rows)
     state, batch, *frozen = arguments = _arguments(training, packing, mesh)
     fixed = {
-        "parameters": sharding.bytes_per_device((state.params, state.target_q)),
+        "parameters": sharding.bytes_per_device((state.params, state.targets)),
         "optimizer": sharding.bytes_per_device(state.optimizer),
         "batch": sharding.bytes_per_device(batch),
         "frozen": sharding.bytes_per_device(frozen),
     }
-    step = make_train_step(training.model, training.objective, training.train, mesh)
+    step = make_train_step(training.model, training.method, training.train, mesh)
     lowered = step.lower(*arguments)
     try:
         compiled, program = _compile(lowered, is_for_tpu=mesh.devices.flat[0].platform == "tpu")
@@ -279,7 +279,7 @@ def step_flops(training: PlannedTraining, mesh: Mesh) -> float:
 
     Operations that are computed again in the backward pass (remat) count again.
     """
-    step = make_train_step(training.model, training.objective, training.train, mesh)
+    step = make_train_step(training.model, training.method, training.train, mesh)
     arguments = _arguments(training, training.packing, mesh)
     return matrix_flops(jax.make_jaxpr(step)(*arguments).jaxpr)
 
@@ -313,9 +313,11 @@ def _arguments(
     training: PlannedTraining, packing: PackingConfig, mesh: Mesh
 ) -> tuple[TrainState | Batch | PreferenceBatch | Params, ...]:
     """Returns the step's arguments as shapes with shardings: state, batch, frozen parameters."""
-    state = sharding.with_shardings(abstract_state(training.model, training.train), mesh)
+    state = sharding.with_shardings(
+        abstract_state(training.model, training.method, training.train), mesh
+    )
     batch = abstract_batch(packing, sharding.batch_sharding(mesh))
-    if training.objective.method in LEARNS_FROM_PAIRS:
+    if training.method.learns_from == "pairs":
         batch = PreferenceBatch(batch, batch.by_utterance.reward)
     frozen = abstract_frozen(training.model, training.train)
     return (

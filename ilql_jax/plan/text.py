@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ilql_jax.plan.compile import Plan
-from ilql_jax.train import (
+from ilql_jax.train_step import (
     abstract_frozen,
     abstract_state,
 )
@@ -30,14 +30,14 @@ def _describe_training(plan: Plan, topology: str) -> list[str]:
     device, packing = plan.mesh.devices.flat[0], plan.training.packing
     axes = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
     training = plan.training
-    learned = _count(abstract_state(training.model, training.train).params)
+    learned = _count(abstract_state(training.model, training.method, training.train).params)
     frozen = _count(abstract_frozen(training.model, training.train))
     parameters = f"{learned + frozen:,} parameters"
     if frozen:
         parameters += f", {learned:,} of them learned"
     return [
         f"{topology}: {plan.mesh.size} x {device.device_kind}; mesh: {axes}",
-        f"{training.objective.method}, {parameters}; {packing.batch_rows} rows of "
+        f"{training.method.name}, {parameters}; {packing.batch_rows} rows of "
         f"{packing.row_length} tokens, {packing.actions_per_row} of them the agent's",
         "",
     ]

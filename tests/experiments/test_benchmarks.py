@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import measuring, memory, pipeline, scaling, train_step
-from ilql_jax import ModelConfig, ObjectiveConfig
+from ilql_jax import METHODS, ModelConfig
 
 
 def test_memory_grows_with_tokens_and_not_with_tokens_by_vocabulary():
@@ -28,7 +28,9 @@ def test_a_smaller_chunk_takes_less_memory(heads):
     model = ModelConfig(decoder, 32, utterance_q="last", value_heads=heads)
     sizes = [
         memory.temporaries(
-            model, ObjectiveConfig(credit="token", cql_weight=0.1, action_chunk=chunk), rows=16
+            model,
+            METHODS["ilql"].configured(credit="token", cql_weight=0.1, action_chunk=chunk),
+            rows=16,
         )
         for chunk in (10_000, 512, 128)
     ]

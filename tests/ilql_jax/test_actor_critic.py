@@ -14,23 +14,24 @@ from safetensors.numpy import load_file, save_file
 from ilql_jax import Trajectory, decode, losses, make_batches, packing_for
 from ilql_jax.checkpoint import CheckpointError, restore_params
 from ilql_jax.decode import sample
+from ilql_jax.methods import METHODS, MethodError
+from ilql_jax.methods.loss_terms import normalizers_of
 from ilql_jax.models import (
     DecoderConfig,
     ModelConfig,
     abstract_params,
     copy_for_values,
     init_params,
-    target_q_heads,
     with_params,
 )
 from ilql_jax.models.hugging_face.read import PretrainedError, start_params
 from ilql_jax.models.hugging_face.write import VALUE_HEADS, load_network, save_pretrained
 from ilql_jax.models.kv_cache import KVCache
-from ilql_jax.objectives import OBJECTIVES, ObjectiveConfig, network_of
 from ilql_jax.plan.__main__ import planned_training
 from ilql_jax.policy import DecodingConfig, Policy
 from ilql_jax.scoring import score
-from ilql_jax.train import TrainConfig, init_state, make_optimizer, make_train_step, train
+from ilql_jax.train import train
+from ilql_jax.train_step import TrainConfig, init_state, make_optimizer, make_train_step
 
 VOCAB, STOP, LONGEST = 31, 3, 6
 SHARED = ModelConfig(
@@ -38,8 +39,16 @@ SHARED = ModelConfig(
 )
 MODEL = dataclasses.replace(SHARED, value_trunk="separate")
 TIED = dataclasses.replace(MODEL, value_heads="tied")
-ILQL = ObjectiveConfig("ilql", cql_weight=0.1, utterance_trace=0.5, awac_temperature=1.0)
-TRAIN = TrainConfig(steps=6, learning_rate=1e-2, warmup_steps=0, polyak_rate=0.25)
+ILQL = METHODS["ilql"].configured(
+    cql_weight=0.1,
+    value_loss_weight=1.0,
+    utterance_trace=0.5,
+    trace_fade=(0.0, 0.0),
+    awac_temperature=1.0,
+)
+TRAIN = TrainConfig(
+    steps=6, learning_rate=1e-2, optimizer="adamw", warmup_steps=0, polyak_rate=0.25
+)
 
 
 def apart(config):
@@ -67,6 +76,17 @@ def assert_equal(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def loss_of(method, model, target, progress):
+    return method.loss(
+        model,
+        target,
+        BATCH,
+        method.config,
+        progress=jnp.float32(progress),
+        normalizers=normalizers_of(BATCH),
+    )
+
+
 # --- the network --------------------------------------------------------------------------------
 
 
@@ -86,9 +106,7 @@ def test_as_a_copy_it_computes_what_the_shared_one_does(config):
     row = BATCH.tokens, BATCH.segment_ids, BATCH.positions
     assert_equal(outputs(config, copied, row), outputs(shared, params, row))
     found, expected = (
-        OBJECTIVES["ilql"](
-            with_params(c, p), target_q_heads(c, p["q"], p), BATCH, ILQL, jnp.float32(0)
-        )
+        loss_of(ILQL, with_params(c, p), with_params(c, p), 0.0)
         for c, p in ((config, copied), (shared, params))
     )
     assert_equal(found, expected)
@@ -106,11 +124,12 @@ def test_a_trunk_that_there_is_not_is_named():
 @pytest.mark.parametrize("method", ["ilql", "mc"])
 def test_no_gradient_crosses_between_policy_and_values(config, method):
     params = random_params(config)
-    target_q = target_q_heads(config, params["q"], params)
+    target = with_params(config, params)
+    learned = {"ilql": ILQL, "mc": METHODS["mc"].configured(cql_weight=0.1)}[method]
 
     def losses(params):
         model = with_params(config, params)
-        loss, metrics = OBJECTIVES[method](model, target_q, BATCH, ILQL, jnp.float32(0.5))
+        loss, metrics = loss_of(learned, model, target, 0.5)
         return metrics["policy_loss"], loss - metrics["policy_loss"]
 
     of_policy, of_values = jax.jit(jax.jacrev(losses))(params)
@@ -127,16 +146,18 @@ def test_no_gradient_crosses_between_policy_and_values(config, method):
 def trained(request):
     """Before and after six steps: bc, and ilql with plain cloning and values that pull hard."""
     config = dataclasses.replace(TRAIN, optimizer=request.param, weight_decay=0.0)
-    pulling = ObjectiveConfig("ilql", cql_weight=0.1, value_loss_weight=1000.0)
+    pulling = METHODS["ilql"].configured(
+        cql_weight=0.1, value_loss_weight=1000.0, trace_fade=(0.0, 0.0), awac_temperature=0.0
+    )
     found = {}
-    for model, objective in ((SHARED, ObjectiveConfig("bc")), (MODEL, pulling)):
-        state = init_state(model, config, 0)
+    for model, method in ((SHARED, METHODS["bc"]), (MODEL, pulling)):
+        state = init_state(model, method, config, 0)
         before = jax.device_get(state.params)
-        step = make_train_step(model, objective, config)
+        step = make_train_step(model, method, config)
         batches = make_batches(DATA, PACKING, 0)
         for _ in range(config.steps):
             state, _ = step(state, next(batches))
-        found[objective.method] = before, jax.device_get(state.params)
+        found[method.name] = before, jax.device_get(state.params)
     return found
 
 
@@ -171,7 +192,7 @@ def test_with_a_frozen_policy_the_values_learn_with_their_trunk(tmp_path):
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, jax.device_get(after))
     assert not any(jax.tree.leaves(moved["trunk"]))
     assert all(jax.tree.leaves(moved["value_trunk"]["blocks"]))
-    state = jax.eval_shape(lambda: init_state(MODEL, config, 0))
+    state = jax.eval_shape(lambda: init_state(MODEL, ILQL, config, 0))
     assert set(state.params) == {"value_trunk", "q", "v"}
     kept, learned = (
         sum(x.size for x in jax.tree.leaves(t)) for t in (state.optimizer, state.params)
@@ -184,16 +205,18 @@ def test_with_a_frozen_policy_the_values_learn_with_their_trunk(tmp_path):
 
 
 def test_the_target_copies_the_q_heads_alone():
-    state = jax.eval_shape(lambda: init_state(MODEL, TRAIN, 0))
-    assert jax.tree.structure(state.target_q) == jax.tree.structure(state.params["q"])
+    state = jax.eval_shape(lambda: init_state(MODEL, ILQL, TRAIN, 0))
+    assert set(state.targets) == {"q"}
+    assert jax.tree.structure(state.targets["q"]) == jax.tree.structure(state.params["q"])
 
 
 @pytest.mark.parametrize("method", ["bc", "fbc", "dpo"])
 def test_a_method_that_learns_no_values_has_no_trunk_for_them(method):
-    with pytest.raises(ValueError, match=f"value_trunk is 'separate', but {method} learns no val"):
-        make_train_step(MODEL, ObjectiveConfig(method), TRAIN)
-    assert network_of(method, MODEL) == SHARED and network_of("mc", MODEL) == MODEL
-    make_train_step(SHARED, ObjectiveConfig(method), TRAIN)
+    learned = METHODS[method]
+    with pytest.raises(MethodError, match=f"value_trunk is 'separate', but {method} learns no val"):
+        make_train_step(MODEL, learned, TRAIN)
+    assert learned.network_for(MODEL) == SHARED and METHODS["mc"].network_for(MODEL) == MODEL
+    make_train_step(SHARED, learned, TRAIN)
 
 
 def test_a_plan_counts_it():
@@ -400,5 +423,5 @@ def test_a_checkpoint_is_read_once_for_both(tmp_path, monkeypatch):
     assert_equal(started["value_trunk"], copy_for_values(started["trunk"]))
     assert_equal({n: started[n] for n in ("q", "v")}, {n: init_params(LLAMA, 11)[n] for n in "qv"})
     # Two sets of arrays: training takes both over without one giving the other's away.
-    state = init_state(apart(LLAMA), TRAIN, 0, started, give_up_start=True)
+    state = init_state(apart(LLAMA), ILQL, TRAIN, 0, started, donate_start=True)
     assert_equal(state.params["value_trunk"], copy_for_values(state.params["trunk"]))

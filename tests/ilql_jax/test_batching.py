@@ -16,8 +16,9 @@ from ilql_jax.batching import (
     utterance_transitions,
 )
 from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
+from ilql_jax.methods import METHODS
+from ilql_jax.methods.loss_terms import gather, normalizers_of, q_of_utterances
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
-from ilql_jax.objectives import OBJECTIVES, ObjectiveConfig, gather, q_of_utterances
 
 MODEL = ModelConfig(DecoderConfig(64, 8, 2, 2, 16, 32, initializer_range=0.08), 16)
 
@@ -257,15 +258,29 @@ def without(transitions, changed):
 def test_losses_and_gradients_do_not_see_the_other_dialogues(packed, params, method, credit, how):
     batch, perturbed, changed = packed
     shape = dataclasses.replace(MODEL, utterance_q=how)
-    config = ObjectiveConfig(
-        method, credit, cql_weight=0.1, token_trace=0.9, utterance_trace=0.9, awac_temperature=1.0
-    )
+    learned = METHODS[method]
+    if method == "ilql":
+        learned = learned.configured(
+            credit=credit,
+            cql_weight=0.1,
+            token_trace=0.9,
+            utterance_trace=0.9,
+            trace_fade=(0.0, 0.0),
+            awac_temperature=1.0,
+        )
 
     @jax.jit
     def loss_and_gradients(batch):
         def loss(params):
             model = with_params(shape, params)
-            return OBJECTIVES[method](model, model.q, batch, config, jnp.float32(1.0))
+            return learned.loss(
+                model,
+                model,
+                batch,
+                learned.config,
+                progress=jnp.float32(1.0),
+                normalizers=normalizers_of(batch),
+            )
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -325,8 +340,15 @@ def losses_of(talk, params, method, **fields):
     batch = next(make_batches([talk], PackingConfig(1, 8, 8, 4), seed=0))
     shape = dataclasses.replace(MODEL, utterance_q="sum" if method == "ilql" else "last")
     model = with_params(shape, params)
-    config = ObjectiveConfig(method, **fields)
-    _, metrics = OBJECTIVES[method](model, model.q, batch, config, jnp.float32(1.0))
+    learned = METHODS[method].configured(**fields)
+    _, metrics = learned.loss(
+        model,
+        model,
+        batch,
+        learned.config,
+        progress=jnp.float32(1.0),
+        normalizers=normalizers_of(batch),
+    )
     return {name: float(value) for name, value in metrics.items()}, batch, model
 
 

@@ -57,7 +57,10 @@ def test_cross_entropy_in_chunks_is_that_of_all_in_value_and_gradient(size, head
 
     def in_chunks(features, matrix, bias=None):
         return (
-            chunked_cross_entropy.cross_entropy(features, matrix, bias, actions, weight, size) ** 2
+            chunked_cross_entropy.chunked_cross_entropy(
+                features, matrix, bias, actions, weight, size
+            )
+            ** 2
         )
 
     close(in_chunks(features, *layer), plain(features, *layer), 1e-4)
@@ -74,7 +77,7 @@ def test_cross_entropy_in_bfloat16_is_near_that_in_float32():
 
     def gradients(dtype):
         def loss(*layer):
-            return chunked_cross_entropy.cross_entropy(*layer, actions, weight, 4, dtype)
+            return chunked_cross_entropy.chunked_cross_entropy(*layer, actions, weight, 4, dtype)
 
         return jax.value_and_grad(loss, (0, 1, 2))(features, matrix, bias)
 
@@ -92,7 +95,7 @@ def test_each_in_chunks_is_each_in_value_and_gradient(size):
         return per_decision(matrices)(states, actions)
 
     def in_chunks(states, matrices):
-        return chunked_cross_entropy.each(per_decision(matrices), states, actions, size)
+        return chunked_cross_entropy.map_in_chunks(per_decision(matrices), states, actions, size)
 
     def total(function):
         return jax.grad(lambda *x: jnp.sum(jnp.sin(function(*x)) * weight), (0, 1))
@@ -104,7 +107,7 @@ def test_each_in_chunks_is_each_in_value_and_gradient(size):
 
 def cross_entropy_of_policy(size, actions, weight):
     def loss(states, output):
-        return chunked_cross_entropy.cross_entropy(
+        return chunked_cross_entropy.chunked_cross_entropy(
             states[None], output[None], None, actions, weight, size
         )
 

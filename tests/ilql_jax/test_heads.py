@@ -11,25 +11,29 @@ import small_networks
 from ilql_jax import Trajectory, losses, make_batches, packing_for
 from ilql_jax.checkpoint import CheckpointError, restore_params
 from ilql_jax.decode import sample
+from ilql_jax.methods import METHODS
 from ilql_jax.models import (
     DecoderConfig,
     ModelConfig,
     QHeads,
     init_params,
-    target_q_heads,
     with_params,
 )
 from ilql_jax.models.config import VALUE_HEAD_KINDS
-from ilql_jax.objectives import ObjectiveConfig
 from ilql_jax.scoring import score
-from ilql_jax.train import TrainConfig, init_state, make_train_step, train
+from ilql_jax.train import train
+from ilql_jax.train_step import TrainConfig, init_state, make_train_step
 
 VOCAB, WIDTH, INNER, STOP = 31, 8, 12, 3
 BASE = ModelConfig(DecoderConfig(VOCAB, WIDTH, 1, 2, 16, 24, initializer_range=0.3), INNER)
 MODELS = {kind: dataclasses.replace(BASE, value_heads=kind) for kind in VALUE_HEAD_KINDS}
 EACH_KIND = pytest.mark.parametrize("kind", VALUE_HEAD_KINDS)
-TRAIN = TrainConfig(steps=4, learning_rate=1e-2, warmup_steps=0, polyak_rate=0.25)
-ILQL = ObjectiveConfig("ilql", cql_weight=0.1)
+TRAIN = TrainConfig(
+    steps=4, learning_rate=1e-2, optimizer="adamw", warmup_steps=0, polyak_rate=0.25
+)
+ILQL = METHODS["ilql"].configured(
+    cql_weight=0.1, value_loss_weight=1.0, trace_fade=(0.0, 0.0), awac_temperature=0.0
+)
 
 
 def random_params(kind, seed=0):
@@ -57,7 +61,7 @@ def test_fresh_values_are_zero_and_learn(kind):
     hidden = jax.random.normal(jax.random.key(0), (3, WIDTH))
     assert not np.any(model.v(hidden)) and not np.any(model.q(hidden))
     longer = dataclasses.replace(TRAIN, steps=100)
-    state = init_state(MODELS[kind], longer, 0)
+    state = init_state(MODELS[kind], ILQL, longer, 0)
     step = make_train_step(MODELS[kind], ILQL, longer)
     batch = next(make_batches(DATA, PACKING, 0))
     found = []
@@ -108,14 +112,14 @@ def test_tied_heads_learn_nothing_into_the_policys_embedding_but_into_what_it_re
 def test_the_target_of_tied_heads_copies_the_map_and_reads_the_current_embedding():
     params = random_params("tied")
     config = MODELS["tied"]
-    state = init_state(config, TRAIN, 0, start=params)
-    assert jax.tree.structure(state.target_q) == jax.tree.structure(params["q"])
+    state = init_state(config, ILQL, TRAIN, 0, start=params)
+    assert jax.tree.structure(state.targets["q"]) == jax.tree.structure(params["q"])
     hidden = jax.random.normal(jax.random.key(0), (4, WIDTH))
     moved = jax.tree.map(jnp.copy, params)
     moved["trunk"]["token_embedding"]["embedding"] *= 2
     bias = params["q"]["shared_kernel"] * 0
-    without = state.target_q | {"shared_kernel": bias, "shared_bias": jnp.zeros(2)}
-    before, after = (target_q_heads(config, without, p)(hidden) for p in (params, moved))
+    without = state.targets["q"] | {"shared_kernel": bias, "shared_bias": jnp.zeros(2)}
+    before, after = (with_params(config, p | {"q": without}).q(hidden) for p in (params, moved))
     np.testing.assert_allclose(after, 2 * before, rtol=1e-5)
 
 

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ilql_jax.batching import packing_for
+from ilql_jax.methods import METHODS
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.models.hugging_face.read import (
     PretrainedError,
@@ -28,8 +29,8 @@ from ilql_jax.models.hugging_face.read import (
     start_params,
 )
 from ilql_jax.models.hugging_face.write import save_pretrained
-from ilql_jax.objectives import ObjectiveConfig
-from ilql_jax.train import TrainConfig, train
+from ilql_jax.train import train
+from ilql_jax.train_step import TrainConfig
 from ilql_jax.trajectory import Trajectory
 
 ROOT = Path(__file__).parents[2]
@@ -216,7 +217,7 @@ def test_training_starts_from_a_checkpoint_and_goes_on_without_it(checkpoint, tm
         return train(
             data,
             config,
-            ObjectiveConfig(),
+            METHODS["ilql"],
             TrainConfig(2, learning_rate, optimizer="muon", muon_learning_rate=learning_rate),
             packing_for(data, 2, 32),
             seed=0,
@@ -244,7 +245,7 @@ def test_muon_moves_stacked_matrices_as_it_moves_each(tmp_path):
         return train(
             data,
             ModelConfig(decoder, 8),
-            ObjectiveConfig(method="bc"),
+            METHODS["bc"],
             TrainConfig(3, 1e-2, optimizer="muon", warmup_steps=0),
             packing_for(data, 2, 32),
             seed=0,

@@ -304,11 +304,8 @@ def ilql_arguments(**changes):
         "target_q": jnp.array([[2.0, 5.0, 70.0], [4.0, 1.0, 80.0]]),
         "v": jnp.array([1.0, 3.0, 90.0]),
         "returns": jnp.array([2.0, 4.0, 0.0]),
-        "cql": jnp.array([[0.5, 1.5, 9.0], [1.0, 1.0, 9.0]]),
-        "policy": jnp.array([0.25, 0.75, 9.0]),
         "weight": jnp.array([1.0, 1.0, 0.0]),
         "expectile": 0.8,
-        "cql_weight": 0.1,
         "value_loss_weight": 2.0,
     } | changes
 
@@ -316,24 +313,17 @@ def ilql_arguments(**changes):
 def test_ilql_loss_by_hand():
     loss, metrics = losses.ilql_loss(**ilql_arguments())
     # L_Q: (1 + 4 + 1 + 4) / 2 = 5. min Q̂ = 2, 1: u = 1, -2: L_V = (0.8 * 1 + 0.2 * 4) / 2 = 0.8.
-    # L_CQL: (0.5 + 1.5 + 1 + 1) / 2 = 2. L_π = 0.5.
-    expected = {"q_loss": 5, "v_loss": 0.8, "cql_loss": 2, "policy_loss": 0.5}
-    expected |= {"q_mean": 1.5, "v_mean": 2, "loss": 2 * (5 + 0.8 + 0.1 * 2) + 0.5}
+    expected = {"q_loss": 5, "v_loss": 0.8, "q_mean": 1.5, "v_mean": 2, "loss": 2 * (5 + 0.8)}
     close(loss, expected["loss"])
     assert set(metrics) == set(expected)
     for name, value in expected.items():
         close(metrics[name], value)
 
 
-def test_ilql_loss_leaves_out_what_is_not_given():
-    loss, metrics = losses.ilql_loss(**ilql_arguments(cql=None, policy=None))
-    close(loss, 2 * 5.8)
-    assert "cql_loss" not in metrics and "policy_loss" not in metrics
-
-
-def test_ilql_loss_weighs_the_policy_by_its_own_mask():
-    weights = {"policy": jnp.array([[1.0, 3.0]]), "policy_weight": jnp.array([[1.0, 0.0]])}
-    close(losses.ilql_loss(**ilql_arguments(**weights))[1]["policy_loss"], 1.0)
+def test_ilql_loss_of_a_part_is_divided_by_the_total_of_the_whole():
+    _, metrics = losses.ilql_loss(**ilql_arguments(total=jnp.float32(8)))
+    close(metrics["q_loss"], 10 / 8)
+    close(metrics["v_loss"], 1.6 / 8)
 
 
 def test_ilql_loss_gradients_stop_at_targets_and_padding():

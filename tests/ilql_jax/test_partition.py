@@ -19,18 +19,19 @@ from sharded_training import VOCAB, dataset, pairs
 import ilql_jax.train as training
 from ilql_jax import PackingConfig, packing_for
 from ilql_jax.checkpoint import CheckpointError, restore_params
+from ilql_jax.methods import METHODS
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.models.hugging_face.read import flat, start_params
 from ilql_jax.models.hugging_face.write import load_network, save_pretrained
 from ilql_jax.models.kv_cache import KVCache, prefill
 from ilql_jax.models.lora import merge_adapters
-from ilql_jax.objectives import ObjectiveConfig
-from ilql_jax.partition import fingerprint, join_params, split_params
+from ilql_jax.partition import combine, fingerprint, partition
 from ilql_jax.plan.compile import PlannedTraining, make_plan
 from ilql_jax.plan.text import describe
 from ilql_jax.preferences import Preferences, packing_for_pairs
 from ilql_jax.sharding import MeshConfig, make_mesh
-from ilql_jax.train import TrainConfig, init_state, make_train_step, train
+from ilql_jax.train import train
+from ilql_jax.train_step import TrainConfig, init_state, make_train_step
 
 GPT2 = DecoderConfig(VOCAB, 16, 2, 4, 32, 32, initializer_range=0.1)
 LLAMA = dataclasses.replace(
@@ -50,7 +51,7 @@ PACKING = packing_for(DATA, batch_rows=2, row_length=32)
 SHORT = TrainConfig(
     4, 1e-2, optimizer="muon", warmup_steps=1, checkpoint_every=2, log_every=1, weight_decay=0.1
 )
-MC = ObjectiveConfig("mc")
+MC = METHODS["mc"].configured(value_loss_weight=1.0, awac_temperature=0.0)
 
 
 def with_adapters(decoder, rank=3, **changes):
@@ -168,9 +169,9 @@ def test_what_was_split_is_joined_again():
         (ModelConfig(GPT2, 8), lambda path: path[0] in "qv"),
     ):
         params = init_params(config, 0)
-        frozen, learned = split_params(config, params)
+        frozen, learned = partition(config, params)
         assert set(flat(learned)) == {path for path in flat(params) if learned_paths(path)}
-        assert jax.tree.structure(join_params(frozen, learned)) == jax.tree.structure(params)
+        assert jax.tree.structure(combine(frozen, learned)) == jax.tree.structure(params)
         assert len(jax.tree.leaves(frozen)) + len(jax.tree.leaves(learned)) == len(flat(params))
 
 
@@ -230,8 +231,8 @@ def trained(request, bases, tmp_path_factory):
 
 def test_what_is_frozen_stays_to_the_bit_and_all_else_moves(trained):
     model, _, base, _, params, losses = trained
-    frozen, learned = split_params(model, start_of(base, model))
-    now_frozen, now_learned = split_params(model, params)
+    frozen, learned = partition(model, start_of(base, model))
+    now_frozen, now_learned = partition(model, params)
     jax.tree.map(np.testing.assert_array_equal, now_frozen, frozen)
     for path, before in flat(learned).items():
         if not path.startswith("v/inner"):  # reads values that are zero at first
@@ -241,8 +242,8 @@ def test_what_is_frozen_stays_to_the_bit_and_all_else_moves(trained):
 
 def test_neither_optimizer_nor_checkpoint_holds_anything_of_it(trained):
     model, config, _, folder, params, _ = trained
-    frozen, learned = split_params(model, params)
-    state = jax.eval_shape(lambda: init_state(model, config, 0))
+    frozen, learned = partition(model, params)
+    state = jax.eval_shape(lambda: init_state(model, MC, config, 0))
     of_optimizer = sum(x.size for x in jax.tree.leaves(state.optimizer))
     count = sum(x.size for x in jax.tree.leaves(learned))
     assert of_optimizer <= 2 * count + 16  # AdamW's two moments, and counters
@@ -303,11 +304,10 @@ def test_dpo_goes_on_from_what_adapters_have_learned(bases, tmp_path):
     data = Preferences(pairs(), reference)
     packing = packing_for_pairs(data.pairs, 2, 32)
     losses = {}
-    objective = ObjectiveConfig("dpo")
     found = train(
         data,
         ADAPTED,
-        objective,
+        METHODS["dpo"],
         dataclasses.replace(SHORT, weight_decay=0.0),
         packing,
         0,
@@ -316,7 +316,7 @@ def test_dpo_goes_on_from_what_adapters_have_learned(bases, tmp_path):
     )
     assert losses[1] == pytest.approx(np.log(2), abs=1e-4) and losses[4] < losses[1]
     (frozen, learned), (now_frozen, now_learned) = (
-        split_params(ADAPTED, each) for each in (reference, found)
+        partition(ADAPTED, each) for each in (reference, found)
     )
     jax.tree.map(np.testing.assert_array_equal, now_frozen, frozen)
     gap = jax.tree.map(lambda a, b: np.abs(a - b).max(), now_learned["trunk"], learned["trunk"])
@@ -339,13 +339,15 @@ def test_a_fingerprint_sees_every_bit_and_every_place():
 def test_a_plan_counts_what_is_frozen_apart_from_what_is_learned():
     packing = PackingConfig(batch_rows=2, row_length=16, actions_per_row=8, utterances_per_row=2)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    training = PlannedTraining(ADAPTED, ObjectiveConfig("bc"), TrainConfig(4, 1e-3), packing)
+    training = PlannedTraining(
+        ADAPTED, METHODS["bc"], TrainConfig(4, 1e-3, optimizer="adamw"), packing
+    )
     found = make_plan(training, mesh)
-    frozen, learned = split_params(ADAPTED, init_params(ADAPTED, 0))
+    frozen, learned = partition(ADAPTED, init_params(ADAPTED, 0))
     memory = found.step.memory
     assert memory.frozen == sum(x.nbytes for x in jax.tree.leaves(frozen))
     of_learned = sum(x.nbytes for x in jax.tree.leaves(learned))
-    assert memory.parameters == of_learned + sum(x.nbytes for x in jax.tree.leaves(learned["q"]))
+    assert memory.parameters == of_learned  # bc has no target network
     assert 2 * of_learned <= memory.optimizer < 2 * of_learned + 64
     text = describe(found, "local")
     whole = (memory.frozen + of_learned) // 4
@@ -360,7 +362,7 @@ def test_adapters_on_nothing_or_beside_a_frozen_trunk_are_refused(tmp_path, base
     with pytest.raises(ValueError, match="lora_rank is 3, but adapters need a network that"):
         run(tmp_path, None)
     both = dataclasses.replace(SHORT, freeze_trunk=True)
-    with pytest.raises(ValueError, match="freeze_trunk is true, but lora_rank is 3"):
+    with pytest.raises(ValueError, match="freeze_trunk is True, but lora_rank is 3"):
         run(tmp_path, bases["gpt2"], both)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="lora_rank is -1"):
@@ -370,6 +372,6 @@ def test_adapters_on_nothing_or_beside_a_frozen_trunk_are_refused(tmp_path, base
 
 
 def test_a_step_without_what_is_frozen_is_refused():
-    state = jax.eval_shape(lambda: init_state(ADAPTED, SHORT, 0))
-    with pytest.raises(ValueError, match="takes what is frozen exactly where something is"):
+    state = jax.eval_shape(lambda: init_state(ADAPTED, MC, SHORT, 0))
+    with pytest.raises(ValueError, match="takes frozen parameters exactly where there are any"):
         jax.eval_shape(make_train_step(ADAPTED, MC, SHORT), state, None)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 from ilql_jax import PackingConfig, sharding
+from ilql_jax.methods import METHODS
 from ilql_jax.models import DecoderConfig, ModelConfig
-from ilql_jax.objectives import ObjectiveConfig
 from ilql_jax.plan import __main__ as command
 from ilql_jax.plan import compile as compiling
 from ilql_jax.plan import hlo
@@ -20,13 +20,13 @@ from ilql_jax.plan.chips import PlanError, devices_of, memory_limit, out_of_memo
 from ilql_jax.plan.compile import Compiled, Memory, PlannedTraining, guess_most_rows, make_plan
 from ilql_jax.plan.text import describe
 from ilql_jax.sharding import MeshConfig, make_mesh
-from ilql_jax.train import TrainConfig, abstract_state
+from ilql_jax.train_step import TrainConfig, abstract_state
 
 ROOT = Path(__file__).parents[2]
 TRAINING = PlannedTraining(
     ModelConfig(DecoderConfig(64, 16, 1, 2, 32, 16, position_encoding="rotary"), 16),
-    ObjectiveConfig("bc"),
-    TrainConfig(4, 1e-3),
+    METHODS["bc"],
+    TrainConfig(4, 1e-3, optimizer="adamw"),
     PackingConfig(batch_rows=4, row_length=16, actions_per_row=8, utterances_per_row=2),
 )
 
@@ -155,8 +155,8 @@ def test_the_step_on_this_machine_is_planned_from_its_own_compilation():
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     found = make_plan(TRAINING, mesh)
     assert (found.step.rows, [each.rows for each in found.others]) == (4, [2])
-    state = abstract_state(TRAINING.model, TRAINING.train)
-    sizes = [4 * math.prod(x.shape) for x in jax.tree.leaves((state.params, state.target_q))]
+    state = abstract_state(TRAINING.model, TRAINING.method, TRAINING.train)
+    sizes = [4 * math.prod(x.shape) for x in jax.tree.leaves((state.params, state.targets))]
     assert found.step.memory.parameters == sum(sizes)
     assert found.interconnect == {} and found.memory_traffic > sum(sizes)
     # Forward and backward: at least thrice the products of the trunk's matrices with the tokens.
@@ -254,7 +254,11 @@ def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
     assert limit == int(15.75 * 2**30)
     compiled = compiling.compile_step(TRAINING, mesh, 4, limit)
     assert compiled.fits and compiled.memory.temporary > 0
-    whole = abstract_state(TRAINING.model, TRAINING.train).params["q"]["out_kernel"].shape
+    whole = (
+        abstract_state(TRAINING.model, TRAINING.method, TRAINING.train)
+        .params["q"]["out_kernel"]
+        .shape
+    )
     part = sharding.shardings({"q/out_kernel": jnp.zeros(whole)}, mesh)["q/out_kernel"]
     assert part.shard_shape(whole) == (2, whole[1] // 2, whole[2] // 2)
     assert {"all-gather", "all-reduce"} <= hlo.interconnect_traffic(compiled.program).keys()

@@ -12,8 +12,9 @@ import pytest
 import ilql_jax.train as training
 from ilql_jax import PackingConfig, PreferencePair, Trajectory, TrajectoryError
 from ilql_jax.checkpoint import CheckpointError, restore_params
+from ilql_jax.methods import METHODS
+from ilql_jax.methods.loss_terms import normalizers_of
 from ilql_jax.models import Decoder, DecoderConfig, ModelConfig, init_params, with_params
-from ilql_jax.objectives import OBJECTIVES, ObjectiveConfig
 from ilql_jax.preferences import (
     Preferences,
     make_preference_batches,
@@ -21,12 +22,15 @@ from ilql_jax.preferences import (
     split_pairs,
 )
 from ilql_jax.scoring import pair_log_probs
-from ilql_jax.train import TrainConfig, init_state, make_train_step, train
+from ilql_jax.train import train
+from ilql_jax.train_step import TrainConfig, init_state, make_train_step
 
 VOCAB = 67
 MODEL = ModelConfig(DecoderConfig(VOCAB, 8, 1, 2, 16, 32, initializer_range=0.08), 8)
-DPO = ObjectiveConfig("dpo", kl_weight=0.5)
-SHORT = TrainConfig(steps=9, learning_rate=1e-2, warmup_steps=2, checkpoint_every=3, log_every=1)
+DPO = METHODS["dpo"].configured(kl_weight=0.5)
+SHORT = TrainConfig(
+    steps=9, learning_rate=1e-2, optimizer="adamw", warmup_steps=2, checkpoint_every=3, log_every=1
+)
 
 
 def make(before, utterance, name="dialogue 7"):
@@ -130,7 +134,14 @@ def params():
 def dpo_of(params, batch):
     def loss(params):
         model = with_params(MODEL, params)
-        return OBJECTIVES["dpo"](model, model.q, batch, DPO, jnp.float32(0.0))
+        return DPO.loss(
+            model,
+            model,
+            batch,
+            DPO.config,
+            progress=jnp.float32(0.0),
+            normalizers=normalizers_of(batch),
+        )
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -148,7 +159,7 @@ def test_loss_and_metrics_are_those_of_the_pairs_one_by_one(params):
     batch = next(make_preference_batches(DATA, LOG_PROBS, PACKING, seed=1))
     numbers = [tokens[0] for _, tokens, _ in halves_of(batch)][::2]
     ratio = (pair_log_probs(DATA, MODEL, params, batch_rows=4) - LOG_PROBS)[numbers]
-    better, worse = DPO.kl_weight * ratio.T
+    better, worse = DPO.config.kl_weight * ratio.T
     (loss, metrics), _ = dpo_of(params, batch)
     expected = {
         "loss": np.log1p(np.exp(worse - better)).mean(),
@@ -189,7 +200,7 @@ def test_only_contested_tokens_cost_vocabulary_work(monkeypatch):
         return logits(self, hidden)
 
     monkeypatch.setattr(Decoder, "logits", counting)
-    state = jax.eval_shape(lambda: init_state(MODEL, SHORT, 0))
+    state = jax.eval_shape(lambda: init_state(MODEL, DPO, SHORT, 0))
     batch = next(make_preference_batches(DATA, LOG_PROBS, PACKING, seed=1))
     jax.eval_shape(make_train_step(MODEL, DPO, SHORT), state, batch)
     assert rows == {PACKING.batch_rows * PACKING.actions_per_row}
@@ -203,9 +214,9 @@ def test_only_contested_tokens_cost_vocabulary_work(monkeypatch):
 def cloned(tmp_path_factory):
     """A network that has cloned utterances of which three in four are the worse ones."""
     halves = [half for p in DATA for half in (p.chosen, p.rejected, p.rejected, p.rejected)]
-    config = TrainConfig(150, 1e-2, warmup_steps=5, checkpoint_every=150)
+    config = TrainConfig(150, 1e-2, optimizer="adamw", warmup_steps=5, checkpoint_every=150)
     folder = tmp_path_factory.mktemp("bc")
-    train(halves, MODEL, ObjectiveConfig("bc"), config, PACKING, 0, folder)
+    train(halves, MODEL, METHODS["bc"], config, PACKING, 0, folder)
     return restore_params(folder, MODEL)
 
 
@@ -218,7 +229,9 @@ def test_what_cloning_prefers_wrongly_is_turned(cloned, tmp_path):
     better, worse = pair_log_probs(DATA, MODEL, cloned, batch_rows=4).T
     assert (better < worse).mean() > 0.7
     kept = jax.tree.map(np.array, cloned)
-    config = TrainConfig(60, 3e-3, warmup_steps=5, checkpoint_every=60, log_every=1)
+    config = TrainConfig(
+        60, 3e-3, optimizer="adamw", warmup_steps=5, checkpoint_every=60, log_every=1
+    )
     metrics = {}
     params = run(tmp_path, cloned, config, on_metrics=metrics.__setitem__)
     assert metrics[1]["loss"] == pytest.approx(math.log(2), abs=1e-4)
@@ -315,6 +328,6 @@ def test_a_reference_of_another_shape_is_refused(tmp_path):
 def test_pairs_are_for_methods_on_pairs_alone(tmp_path):
     with pytest.raises(ValueError, match="'dpo' learns from pairs, but got no `Preferences`"):
         train([GOOD.chosen], MODEL, DPO, SHORT, PACKING, 0, tmp_path)
-    with pytest.raises(ValueError, match="'bc' learns from trajectories, but got `Preferences`"):
+    with pytest.raises(ValueError, match="'bc' learns from dialogues, but got `Preferences`"):
         preferences = Preferences([GOOD], {})
-        train(preferences, MODEL, ObjectiveConfig("bc"), SHORT, PACKING, 0, tmp_path)
+        train(preferences, MODEL, METHODS["bc"], SHORT, PACKING, 0, tmp_path)

@@ -12,13 +12,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from sharded_training import GOES_ON, METHODS, SHORT
+from sharded_training import GOES_ON, SHORT, TRAININGS
 
-from ilql_jax import ModelConfig, chunked_cross_entropy, sharding
+from ilql_jax import METHODS, ModelConfig, chunked_cross_entropy, sharding
 from ilql_jax.models import DecoderConfig, abstract_params
 from ilql_jax.models.config import VALUE_HEAD_KINDS
 from ilql_jax.sharding import HostsConfig, MeshConfig, MeshError, make_mesh, partition_spec
-from ilql_jax.train import TrainConfig, abstract_state
+from ilql_jax.train_step import TrainConfig, abstract_state
 
 SCRIPT = Path(__file__).parents[1] / "support" / "sharded_training.py"
 MODEL = ModelConfig(DecoderConfig(64, 32, 2, 4, 64, 16), 32)
@@ -52,9 +52,9 @@ def on_meshes(tmp_path_factory):
     return finish(start("meshes", tmp_path_factory.mktemp("meshes"), devices=8))
 
 
-@pytest.mark.parametrize("shape", METHODS)
+@pytest.mark.parametrize("shape", TRAININGS)
 def test_a_mesh_gives_the_losses_of_one_device(on_meshes, shape):
-    method = METHODS[shape]
+    method = TRAININGS[shape]
     alone, there = on_meshes[f"{method} alone"], on_meshes[f"{method} on {shape}"]
     assert on_meshes["devices"] == 8
     assert len(alone) == SHORT.steps and len(set(alone.values())) >= SHORT.steps - 1
@@ -158,7 +158,7 @@ def mesh_of(data, fsdp, tensor):
         ("value_trunk/blocks/1/attention/out/kernel", (32, 32), ("tensor", "fsdp")),
         ("trunk/blocks/attention_norm/scale", (12, 32), (None, None)),
         ("q/out_kernel", (2, 64, 32), (None, "tensor", "fsdp")),
-        ("target_q/out_kernel", (2, 64, 32), (None, "tensor", "fsdp")),
+        ("targets/q/out_kernel", (2, 64, 32), (None, "tensor", "fsdp")),
         ("optimizer/1/0/mu/q/inner_kernel", (2, 32, 32), (None, "fsdp", "tensor")),
         ("v/out/kernel", (32, 1), ("tensor", None)),
         ("q/a_new_map", (3, 32), (None, "fsdp")),
@@ -195,7 +195,7 @@ def test_every_rule_is_for_parameters_of_some_network():
 
 def test_optimizer_state_lies_where_its_parameters_do():
     for optimizer in ("adamw", "muon"):
-        state = abstract_state(MODEL, TrainConfig(4, 1e-3, optimizer=optimizer))
+        state = abstract_state(MODEL, METHODS["ilql"], TrainConfig(4, 1e-3, optimizer=optimizer))
         laid_out = sharding.shardings(state, make_mesh(MeshConfig(1, 1, 1)))
         specs = {
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf.spec
@@ -223,7 +223,7 @@ def test_a_mesh_that_does_not_divide_the_devices_is_refused():
 
 
 def test_a_dimension_that_an_axis_does_not_divide_is_named():
-    params = abstract_state(MODEL, TrainConfig(4, 1e-3)).params
+    params = abstract_state(MODEL, METHODS["ilql"], TrainConfig(4, 1e-3, optimizer="adamw")).params
     qkv = {"kernel": params["trunk"]["blocks"][0]["attention"]["qkv"]["kernel"]}
     message = r"kernel has shape \(32, 96\): dimension 1, 96, .* 'tensor', but 5 does not divide it"
     with pytest.raises(MeshError, match=f"attention/qkv/{message}"):

@@ -11,36 +11,34 @@ import numpy as np
 import pytest
 
 import ilql_jax.train as training
-from ilql_jax import Trajectory, TrajectoryError, chunked_cross_entropy, make_batches, packing_for
+from ilql_jax import Trajectory, TrajectoryError, make_batches, packing_for
 from ilql_jax.checkpoint import CheckpointError, read_metadata, restore_params
 from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
+from ilql_jax.methods import METHODS, loss_terms
+from ilql_jax.methods.ilql import ILQLConfig, traces
+from ilql_jax.methods.loss_terms import awac_token_weights, normalizers_of
 from ilql_jax.models import Decoder, DecoderConfig, ModelConfig, QHeads, with_params
-from ilql_jax.objectives import (
-    OBJECTIVES,
-    ObjectiveConfig,
-    _awac_weights,
-    _traces,
-    select_trajectories,
-    totals_of,
-)
-from ilql_jax.train import (
-    NotFiniteError,
-    TrainConfig,
-    accumulated,
-    init_state,
-    make_train_step,
-    train,
-)
+from ilql_jax.train import NotFiniteError, train
+from ilql_jax.train_step import TrainConfig, accumulated, init_state, make_train_step
 
 VOCAB = 101  # a number that nothing else here has
 MODEL = ModelConfig(DecoderConfig(VOCAB, 8, 1, 2, 16, 32, initializer_range=0.08), 8)
 LAST = dataclasses.replace(MODEL, utterance_q="last")
 # Decisions, how an utterance's Q is read, and the tokens that Q looks at.
 WAYS = [("token", LAST, "token"), ("utterance", LAST, "utterance"), ("utterance", MODEL, "token")]
-ILQL = ObjectiveConfig("ilql", cql_weight=0.1, utterance_trace=0.5, awac_temperature=1.0)
+ILQL = METHODS["ilql"].configured(
+    cql_weight=0.1,
+    value_loss_weight=1.0,
+    utterance_trace=0.5,
+    trace_fade=(0.0, 0.0),
+    awac_temperature=1.0,
+)
+MC = METHODS["mc"].configured(cql_weight=0.1, value_loss_weight=1.0, awac_temperature=1.0)
+BC, FBC = METHODS["bc"], METHODS["fbc"]
 SHORT = TrainConfig(
     steps=12,
     learning_rate=1e-2,
+    optimizer="adamw",
     warmup_steps=2,
     polyak_rate=0.25,
     checkpoint_every=4,
@@ -68,8 +66,9 @@ DATA = dataset()
 PACKING = packing_for(DATA, batch_rows=2, row_length=32)
 
 
-def run(folder, objective=ILQL, config=SHORT, data=DATA, model=MODEL, seed=0, **callbacks):
-    return train(data, model, objective, config, PACKING, seed, folder, **callbacks)
+def run(folder, method=ILQL, config=SHORT, data=DATA, model=MODEL, seed=0, **options):
+    options = {"progress": False} | options
+    return train(data, model, method, config, PACKING, seed, folder, **options)
 
 
 @functools.cache
@@ -88,11 +87,11 @@ def compile_once():
 # --- work ---------------------------------------------------------------------------------------
 
 
-def traced_step(objective, packing, model=MODEL):
+def traced_step(method, packing, model=MODEL):
     """Abstract state, batch and step: nothing is computed."""
-    state = jax.eval_shape(lambda: init_state(model, SHORT, 0))
+    state = jax.eval_shape(lambda: init_state(model, method, SHORT, 0))
     batch = next(make_batches(DATA, packing, 0))
-    return make_train_step(model, objective, SHORT), state, batch
+    return make_train_step(model, method, SHORT), state, batch
 
 
 def arrays_of(jaxpr):
@@ -114,7 +113,7 @@ def test_padding_and_human_tokens_cost_no_vocabulary_work(
     decisions = {"token": packing.actions_per_row, "utterance": packing.utterances_per_row}
     rows = collections.defaultdict(set)
 
-    original = chunked_cross_entropy.cross_entropy
+    original = loss_terms.chunked_cross_entropy
 
     def counting(features, *others):
         heads, *decisions, _ = features.shape
@@ -122,13 +121,14 @@ def test_padding_and_human_tokens_cost_no_vocabulary_work(
         return original(features, *others)
 
     def forbidden(*_):
-        raise AssertionError("scores of the whole vocabulary outside of `cross_entropy`")
+        raise AssertionError("scores of the whole vocabulary outside of `chunked_cross_entropy`")
 
-    monkeypatch.setattr(chunked_cross_entropy, "cross_entropy", counting)
+    monkeypatch.setattr(loss_terms, "chunked_cross_entropy", counting)
     monkeypatch.setattr(Decoder, "logits", forbidden)
     monkeypatch.setattr(QHeads, "__call__", forbidden)
-    objective = dataclasses.replace(ILQL, method=method, credit=credit)
-    step, state, batch = traced_step(objective, packing, model)
+    learned = {"bc": BC, "mc": MC, "ilql": ILQL}[method]
+    learned = learned if method == "bc" else learned.configured(credit=credit)
+    step, state, batch = traced_step(learned, packing, model)
     jax.eval_shape(step, state, batch)
     expected = {"policy": {4 * packing.actions_per_row}}
     if method != "bc":
@@ -140,7 +140,7 @@ def test_padding_and_human_tokens_cost_no_vocabulary_work(
 @pytest.mark.parametrize(("credit", "model", "looked_at"), WAYS)
 def test_no_array_of_the_step_is_wider_than_decisions_by_vocabulary(credit, model, looked_at):
     packing = packing_for(DATA, batch_rows=4, row_length=128)
-    step, state, batch = traced_step(dataclasses.replace(ILQL, credit=credit), packing, model)
+    step, state, batch = traced_step(ILQL.configured(credit=credit), packing, model)
     shapes = list(arrays_of(jax.make_jaxpr(step)(state, batch).jaxpr))
     slots = 4 * packing.actions_per_row
     rows = {math.prod(shape) // VOCAB for shape in shapes if VOCAB in shape}
@@ -161,31 +161,32 @@ def test_the_slots_for_agent_tokens_are_nearly_filled():
 
 
 @pytest.mark.parametrize(
-    "objective",
+    ("method", "model"),
     [
-        ObjectiveConfig("bc"),
-        dataclasses.replace(ILQL, credit="token", awac_temperature=0.5),
-        ILQL,
+        (BC, MODEL),
+        (ILQL.configured(credit="token", awac_temperature=0.5), LAST),
+        (ILQL, MODEL),
     ],
     ids=["bc", "ilql by token", "ilql by utterance"],
 )
-def test_parts_of_a_batch_add_up_to_its_gradient_and_metrics(objective):
-    model = LAST if objective.credit == "token" else MODEL
+def test_parts_of_a_batch_add_up_to_its_gradient_and_metrics(method, model):
     packing = packing_for(DATA, batch_rows=4, row_length=64)
     batch = next(make_batches(DATA, packing, 0))
     # Rows that are filled unevenly: a mean over the parts' means would be another.
     emptied = jax.tree.map(lambda x: x.copy(), batch)
     for decisions in (emptied.by_token, emptied.by_utterance):
         decisions.weight[1:3] = 0
-    state = init_state(model, SHORT, 0)
-    target_q = with_params(model, state.params).q
-    totals = totals_of(emptied)
+    state = init_state(model, method, SHORT, 0)
+    target = with_params(model, state.params)
+    normalizers = normalizers_of(emptied)
 
     def gradient(part):
         def loss(params):
             network = with_params(model, params)
-            compute = OBJECTIVES[objective.method]
-            return compute(network, target_q, part, objective, jnp.float32(0.5), totals)
+            progress = jnp.float32(0.5)
+            return method.loss(
+                network, target, part, method.config, progress=progress, normalizers=normalizers
+            )
 
         return jax.grad(loss, has_aux=True)(state.params)
 
@@ -210,7 +211,7 @@ def test_a_run_with_accumulation_learns_what_one_without_learns(tmp_path):
 
 
 def test_parts_that_do_not_divide_the_rows_are_refused(tmp_path, steps):
-    with pytest.raises(ValueError, match="gradient_accumulation is 3, which does not divide the 2"):
+    with pytest.raises(ValueError, match="gradient_accumulation is 3, but must divide the 2 rows"):
         run(tmp_path, config=dataclasses.replace(SHORT, gradient_accumulation=3))
     assert not steps
 
@@ -245,16 +246,16 @@ def kill_at(step):
 
 def test_the_step_is_compiled_once_in_a_run_and_once_more_in_the_resumed_one(steps, tmp_path):
     with pytest.raises(Killed):
-        run(tmp_path, ObjectiveConfig("bc"), on_metrics=kill_at(6))
-    run(tmp_path, ObjectiveConfig("bc"))
+        run(tmp_path, BC, on_metrics=kill_at(6))
+    run(tmp_path, BC)
     assert [step._cache_size() for step in steps] == [1, 1]
 
 
 def test_a_step_of_cloning_gives_up_its_state_and_moves_the_trunk_alone():
     undecayed = dataclasses.replace(SHORT, warmup_steps=0, weight_decay=0.0)
-    state = init_state(MODEL, undecayed, 0)
+    state = init_state(MODEL, BC, undecayed, 0)
     before = jax.tree.map(np.array, state.params)  # copies: a view would forbid the donation
-    step = make_train_step(MODEL, ObjectiveConfig("bc"), undecayed)
+    step = make_train_step(MODEL, BC, undecayed)
     new, _ = step(state, next(make_batches(DATA, PACKING, 0)))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     for part in ("q", "v"):
@@ -302,7 +303,7 @@ def test_a_finished_run_is_only_read(uninterrupted, whole_folder):
 
 
 def test_metadata_rebuilds_the_network(tmp_path):
-    train(DATA, MODEL, ILQL, SHORT, PACKING, 0, tmp_path, metadata={"reward_scale": 2.0})
+    run(tmp_path, metadata={"reward_scale": 2.0})
     saved = read_metadata(tmp_path)
     assert saved["reward_scale"] == 2.0
     decoder = DecoderConfig(**saved["model"].pop("decoder"))
@@ -380,21 +381,33 @@ def test_broken_data_is_refused_before_anything_is_compiled(tmp_path, steps):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "ppo"}, "method is 'ppo', but must be one of bc, fbc, mc, ilql, dpo"),
-        ({"credit": "word"}, "credit is 'word', but must be one of utterance, token"),
-        ({"kl_weight": 0.0}, "kl_weight is 0.0"),
+        ({"credit": "word"}, "credit is 'word', but must be utterance or token"),
         ({"expectile": 1.0}, "expectile is 1.0"),
         ({"expectile": 0.0}, "expectile is 0.0"),
-        ({"fbc_fraction": 0.0}, "fbc_fraction is 0.0"),
         ({"token_trace": 1.5}, "token_trace is 1.5"),
         ({"cql_weight": -0.1}, "cql_weight is -0.1"),
         ({"awac_temperature": float("nan")}, "awac_temperature is nan"),
-        ({"trace_fade": (0.5, 0.2)}, r"two rising fractions, got \(0.5, 0.2\)"),
+        ({"trace_fade": (0.5, 0.2)}, r"trace_fade is \(0.5, 0.2\), but must be two rising"),
     ],
 )
-def test_objectives_that_make_no_sense_are_refused(fields, message):
+def test_settings_of_ilql_that_make_no_sense_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        ObjectiveConfig(**fields)
+        ILQL.configured(**fields)
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "message"),
+    [
+        ("dpo", {"kl_weight": 0.0}, "kl_weight is 0.0"),
+        ("fbc", {"fraction": 0.0}, "fraction is 0.0"),
+        ("fbc", {"fraction": 1.1}, "fraction is 1.1"),
+        ("bc", {"action_chunk": 0}, "action_chunk is 0"),
+        ("mc", {"expectile": 0.9}, "mc has no setting 'expectile'; there are action_chunk, credit"),
+    ],
+)
+def test_settings_of_the_other_methods_are_checked_too(method, fields, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS[method].configured(**fields)
 
 
 @pytest.mark.parametrize(
@@ -414,11 +427,9 @@ def test_training_configs_that_make_no_sense_are_refused(fields, message):
 
 @pytest.mark.parametrize("method", ["bc", "mc", "ilql"])  # fbc is bc on the best of the data
 def test_each_method_lowers_its_losses(method, tmp_path):
-    config = TrainConfig(60, 1e-2, warmup_steps=5, checkpoint_every=60, log_every=1)
-    objective = ObjectiveConfig(method)
+    config = dataclasses.replace(SHORT, steps=60, warmup_steps=5, checkpoint_every=60)
     metrics = {}
-    data = select_trajectories(DATA, objective)
-    run(tmp_path, objective, config, data, on_metrics=metrics.__setitem__)
+    run(tmp_path, METHODS[method], config, on_metrics=metrics.__setitem__)
 
     def mean(name, steps):
         return np.mean([metrics[step][name] for step in steps])
@@ -434,7 +445,7 @@ def test_muon_moves_the_trunks_matrices_along_orthogonal_directions_and_nothing_
     muon = dataclasses.replace(adamw, optimizer="muon", muon_learning_rate=0.02)
     moved = {}
     for config in (adamw, muon):
-        state = init_state(MODEL, config, 0)
+        state = init_state(MODEL, ILQL, config, 0)
         before = jax.device_get(state.params)
         after = make_train_step(MODEL, ILQL, config)(state, next(make_batches(DATA, PACKING, 0)))
         difference = jax.tree.map(np.subtract, jax.device_get(after[0].params), before)
@@ -469,50 +480,68 @@ def test_an_interrupted_run_with_muon_ends_with_the_same_bits(tmp_path):
 
 
 def test_credit_by_token_with_utterances_as_sums_is_refused():
-    step, state, batch = traced_step(dataclasses.replace(ILQL, credit="token"), PACKING)
     with pytest.raises(ValueError, match="utterance_q is 'sum', but must be last for credit"):
-        jax.eval_shape(step, state, batch)
+        make_train_step(MODEL, ILQL.configured(credit="token"), SHORT)
 
 
 def test_the_target_follows_the_q_heads_at_the_polyak_rate():
-    state, batches = init_state(MODEL, SHORT, 0), make_batches(DATA, PACKING, 0)
+    state, batches = init_state(MODEL, ILQL, SHORT, 0), make_batches(DATA, PACKING, 0)
     step = _compiled_step(MODEL, ILQL, SHORT)
     state, _ = step(state, next(batches))  # the warm-up's first step has rate zero
-    old = jax.device_get(state.target_q)
+    old = jax.device_get(state.targets["q"])
     new, _ = step(state, next(batches))
     expected = jax.tree.map(lambda q, t: 0.25 * q + 0.75 * t, new.params["q"], old)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.target_q, expected)
-    moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), new.target_q, old))
+    now = new.targets["q"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), now, expected)
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), now, old))
     assert max(moved) > 1e-4
 
 
 def test_filtered_cloning_keeps_exactly_the_best_share():
-    best = select_trajectories(DATA, ObjectiveConfig("fbc", fbc_fraction=0.25))
+    best = FBC.configured(fraction=0.25).select_trajectories(DATA)
     worst_kept = min(t.total_reward for t in best)
     assert len(best) == 10
     assert sum(t.total_reward > worst_kept for t in DATA) == 9
-    assert select_trajectories(DATA, ObjectiveConfig("ilql")) == DATA
+    assert ILQL.select_trajectories(DATA) == DATA
     same = [dataclasses.replace(t, rewards=t.rewards * 0) for t in DATA]
-    assert len(select_trajectories(same, ObjectiveConfig("fbc"))) == 10
-    with pytest.raises(TrajectoryError, match=r"fbc_fraction 0.25 of 3 dialogues keeps none"):
-        select_trajectories(DATA[:3], ObjectiveConfig("fbc"))
+    assert len(FBC.select_trajectories(same)) == 10
+    with pytest.raises(TrajectoryError, match=r"fraction 0.25 of 3 dialogues keeps none"):
+        FBC.select_trajectories(DATA[:3])
+
+
+def test_filtered_cloning_is_cloning_of_the_best_share(tmp_path):
+    config = dataclasses.replace(SHORT, steps=4)
+    best = FBC.select_trajectories(DATA)
+    filtered = run(tmp_path / "filtered", FBC, config)
+    cloned = run(tmp_path / "cloned", BC, config, data=best)
+    jax.tree.map(np.testing.assert_array_equal, filtered, cloned)
+    of_all = run(tmp_path / "all", BC, config)
+    gaps = jax.tree.map(lambda a, b: np.abs(a - b).max(), filtered["trunk"], of_all["trunk"])
+    assert max(jax.tree.leaves(gaps)) > 1e-3
+
+
+def test_a_method_without_a_target_network_carries_no_copy():
+    state = jax.eval_shape(lambda: init_state(MODEL, BC, SHORT, 0))
+    assert state.targets == {}
+    assert set(jax.eval_shape(lambda: init_state(MODEL, MC, SHORT, 0)).targets) == {"q"}
 
 
 def test_awac_weights_tokens_by_their_own_advantage():
     batch = next(make_batches(DATA, PACKING, 0))
-    config = ObjectiveConfig(credit="token", awac_temperature=2.0, awac_max_weight=5.0)
     advantage = jnp.asarray(np.random.default_rng(0).normal(0, 4, batch.by_token.weight.shape))
     expected = np.minimum(np.exp(advantage / 2), 5)
-    np.testing.assert_allclose(_awac_weights(advantage, batch, config), expected, rtol=1e-5)
+    weights = awac_token_weights(advantage, batch, False, 2.0, 5.0)
+    is_real = batch.by_token.weight > 0
+    np.testing.assert_allclose(weights[is_real], expected[is_real], rtol=1e-5)
+    assert (weights[~is_real] == 1).all()  # no advantage is known there
 
 
 def test_awac_weights_all_tokens_of_an_utterance_by_its_advantage():
     packing = packing_for(DATA, batch_rows=2, row_length=128)  # several dialogues a row
     batch = next(make_batches(DATA, packing, 0))
-    config = ObjectiveConfig(credit="utterance", awac_temperature=1.0, awac_max_weight=1e6)
     # An utterance's advantage is its last token's column: so each token tells its owner.
     advantage = jnp.log(batch.by_utterance.state.astype(jnp.float32) + 1)
-    owners = np.asarray(_awac_weights(advantage, batch, config)) - 1
+    owners = np.asarray(awac_token_weights(advantage, batch, True, 1.0, 1e6)) - 1
     for row, slot in zip(*np.nonzero(batch.by_token.weight), strict=True):
         end = slot
         while batch.by_token.boundary[row, end] == SAME_UTTERANCE:
@@ -522,22 +551,22 @@ def test_awac_weights_all_tokens_of_an_utterance_by_its_advantage():
 
 def test_no_awac_temperature_is_plain_cloning():
     batch = next(make_batches(DATA, PACKING, 0))
-    ones = _awac_weights(batch.by_token.reward + 9, batch, ObjectiveConfig(credit="token"))
+    ones = awac_token_weights(batch.by_token.reward + 9, batch, False, 0.0, 20.0)
     assert (ones == 1).all()
 
 
 def test_traces_fade_from_monte_carlo_to_their_settings():
     decisions = next(make_batches(DATA, PACKING, 0)).by_token
     decisions = decisions._replace(boundary=np.int32([[SAME_UTTERANCE, NEXT_UTTERANCE, END]]))
-    config = ObjectiveConfig(token_trace=0.9, utterance_trace=0.5, trace_fade=(0.2, 0.6))
+    config = ILQLConfig(token_trace=0.9, utterance_trace=0.5, trace_fade=(0.2, 0.6))
     for progress, expected in [(0.0, [1, 1, 0]), (0.4, [0.95, 0.75, 0]), (0.9, [0.9, 0.5, 0])]:
-        traces = _traces(decisions, config, jnp.float32(progress))
-        np.testing.assert_allclose(traces[0], expected, rtol=1e-5)
+        lambdas = traces(decisions, config, jnp.float32(progress))
+        np.testing.assert_allclose(lambdas[0], expected, rtol=1e-5)
     unfaded = dataclasses.replace(config, trace_fade=(0.0, 0.0))
-    np.testing.assert_allclose(_traces(decisions, unfaded, jnp.float32(0))[0], [0.9, 0.5, 0])
+    np.testing.assert_allclose(traces(decisions, unfaded, jnp.float32(0))[0], [0.9, 0.5, 0])
 
 
 def test_a_frozen_trunk_leaves_nothing_to_clone(tmp_path):
     config = dataclasses.replace(SHORT, freeze_trunk=True)
-    with pytest.raises(ValueError, match="freeze_trunk is true, but bc learns the policy alone"):
-        run(tmp_path, ObjectiveConfig("bc"), config)
+    with pytest.raises(ValueError, match="freeze_trunk is True, but bc learns the policy alone"):
+        run(tmp_path, BC, config)

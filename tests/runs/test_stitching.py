@@ -14,10 +14,11 @@ import pytest
 
 from ilql_jax import Trajectory, packing_for
 from ilql_jax.models import DecoderConfig, ModelConfig
-from ilql_jax.objectives import ObjectiveConfig
+from ilql_jax.methods import METHODS
 from ilql_jax.policy import DecodingConfig, Policy
 from ilql_jax.scoring import score
-from ilql_jax.train import TrainConfig, train
+from ilql_jax.train import train
+from ilql_jax.train_step import TrainConfig
 
 STAGES, ROOMS = 4, 3
 ROOM, GO, END, VOCAB = 0, 3, 6, 7  # tokens: 0-2 "you are in room", 3-5 "go to room", 6 end
@@ -33,6 +34,9 @@ REWARD = np.array(
 COURSES = list(itertools.product(range(ROOMS), repeat=STAGES))
 MODEL = ModelConfig(DecoderConfig(VOCAB, 32, 1, 2, 64, 24, initializer_range=0.08), 32)
 LAST = dataclasses.replace(MODEL, utterance_q="last")
+ILQL = METHODS["ilql"].configured(
+    expectile=0.9, value_loss_weight=1.0, trace_fade=(0.0, 0.0), awac_temperature=0.0
+)
 
 
 def course_return(course):
@@ -61,16 +65,16 @@ def behaviour():
     return [trajectory(COURSES[i]) for i in rng.choice(others, 500)]
 
 
-def learn(tmp_path, steps, model=MODEL, **objective):
+def learn(tmp_path, steps, method, model=MODEL):
     data = behaviour()
     return train(
         data,
         model,
-        ObjectiveConfig(expectile=0.9, **objective),
-        TrainConfig(steps, 3e-3, warmup_steps=20, polyak_rate=0.1, checkpoint_every=steps),
+        method,
+        TrainConfig(steps, 3e-3, optimizer="adamw", warmup_steps=20, polyak_rate=0.1, checkpoint_every=steps),
         packing_for(data, batch_rows=8, row_length=48, token_discount=1.0, utterance_discount=1.0),
         seed=0,
-        folder=tmp_path / objective["method"],
+        folder=tmp_path / method.name,
     )
 
 
@@ -116,15 +120,15 @@ def test_the_problem_needs_stitching():
 
 
 def test_cloning_stays_at_the_behaviour_of_its_data(tmp_path):
-    params = learn(tmp_path, 100, method="bc")
+    params = learn(tmp_path, 100, METHODS["bc"])
     behaviour_mean = np.mean([t.total_reward for t in behaviour()])
     assert mean_return(params) == pytest.approx(behaviour_mean, abs=0.15)
     assert play(params, "greedy") < OPTIMUM - 0.2
 
 
 def test_ilql_over_tokens_steered_finds_the_optimum(tmp_path):
-    settings = {"credit": "token", "cql_weight": 0.01, "token_trace": 1.0}
-    params = learn(tmp_path, 300, LAST, method="ilql", **settings)
+    method = ILQL.configured(credit="token", cql_weight=0.01, token_trace=1.0)
+    params = learn(tmp_path, 300, method, LAST)
     for strength in (10, 50):
         found = play(params, f"greedy, steered by {strength}", model=LAST)
         assert found == pytest.approx(OPTIMUM)
@@ -132,6 +136,6 @@ def test_ilql_over_tokens_steered_finds_the_optimum(tmp_path):
 
 @pytest.mark.parametrize("model", [MODEL, LAST], ids=["sum", "last"])
 def test_ilql_over_utterances_reranked_finds_the_optimum(tmp_path, model):
-    params = learn(tmp_path, 300, model, method="ilql", credit="utterance")
+    params = learn(tmp_path, 300, ILQL, model)
     returns = [play(params, "sampled, best of 32", seed, model) for seed in range(3)]
     assert returns == pytest.approx([OPTIMUM] * 3)

@@ -16,30 +16,39 @@ import jax
 import numpy as np
 
 from ilql_jax import PreferencePair, Trajectory, packing_for, sharding
+from ilql_jax.methods import METHODS
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params
-from ilql_jax.objectives import ObjectiveConfig
 from ilql_jax.policy import DecodingConfig, Policy
 from ilql_jax.preferences import Preferences, packing_for_pairs
 from ilql_jax.scoring import score
 from ilql_jax.sharding import HostsConfig, MeshConfig
-from ilql_jax.train import TrainConfig, train
+from ilql_jax.train import train
+from ilql_jax.train_step import TrainConfig
 
 VOCAB = 32
 DECODER = DecoderConfig(VOCAB, 16, 1, 4, 32, 32, initializer_range=0.08)
 MODEL = ModelConfig(DECODER, 16)
 SEPARATE = dataclasses.replace(MODEL, value_trunk="separate", value_heads="tied")
-ILQL = ObjectiveConfig("ilql", cql_weight=0.1, utterance_trace=0.5, awac_temperature=1.0)
+MC = METHODS["mc"].configured(value_loss_weight=1.0, awac_temperature=0.0)
+ILQL = METHODS["ilql"].configured(
+    cql_weight=0.1,
+    value_loss_weight=1.0,
+    utterance_trace=0.5,
+    trace_fade=(0.0, 0.0),
+    awac_temperature=1.0,
+)
 SHORT = TrainConfig(
     steps=4,
     learning_rate=1e-2,
+    optimizer="adamw",
     warmup_steps=1,
     polyak_rate=0.25,
     checkpoint_every=2,
     log_every=1,
 )
-# Mesh -> method. The run of ilql is stopped after its third step and goes on on another mesh.
+# Mesh -> training. The run of ilql is stopped after its third step and goes on on another mesh.
 # "lora" is mc with adapters.
-METHODS = {
+TRAININGS = {
     (8, 1, 1): "bc",
     (1, 8, 1): "mc",
     (4, 1, 2): "dpo",
@@ -94,7 +103,7 @@ def run(folder, method, mesh, stop_at=None):
     config, model, start_from = SHORT, MODEL, None
     if method == "dpo":
         data = Preferences(pairs(), init_params(MODEL, 1))
-        packing, objective = packing_for_pairs(data.pairs, 8, 32), ObjectiveConfig("dpo")
+        packing, learned = packing_for_pairs(data.pairs, 8, 32), METHODS["dpo"]
     else:
         data = dataset()
         packing = packing_for(data, batch_rows=8, row_length=32)
@@ -102,15 +111,15 @@ def run(folder, method, mesh, stop_at=None):
         model = SEPARATE if method.endswith("values") else MODEL
         if method == "lora":
             model = dataclasses.replace(MODEL, decoder=dataclasses.replace(DECODER, lora_rank=2))
-            objective, start_from = ObjectiveConfig("mc"), lambda: init_params(model, 1)
+            learned, start_from = MC, lambda: init_params(model, 1)
         else:
-            objective = ILQL if learns_by_ilql else ObjectiveConfig(method)
+            learned = {"ilql": ILQL, "mc": MC}.get(method.split(",")[0], METHODS["bc"])
         config = dataclasses.replace(SHORT, optimizer="muon" if learns_by_ilql else "adamw")
     try:
         params = train(
             data,
             model,
-            objective,
+            learned,
             config,
             packing,
             0,
@@ -118,6 +127,7 @@ def run(folder, method, mesh, stop_at=None):
             on_metrics=on_metrics,
             start_from=start_from,
             mesh=mesh,
+            progress=False,
         )
     except Stopped:
         params = None
@@ -127,7 +137,7 @@ def run(folder, method, mesh, stop_at=None):
 def meshes(folder):
     """Losses on one device and on each mesh, and of the run that changes its mesh."""
     found = {"devices": jax.device_count()}
-    for shape, method in METHODS.items():
+    for shape, method in TRAININGS.items():
         found[f"{method} alone"], alone = run(folder / method, method, None)
         mesh, stop = sharding.make_mesh(MeshConfig(*shape)), 3 if method == "ilql" else None
         found[f"{method} on {shape}"], _ = run(folder / str(shape), method, mesh, stop)

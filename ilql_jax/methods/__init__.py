@@ -1,0 +1,36 @@
+"""The methods, one file each; everything else reads the table `METHODS`.
+
+| method | learns |
+| --- | --- |
+| `bc` | the policy, by cloning all dialogues |
+| `fbc` | the same, on the dialogues of highest return |
+| `mc` | Q by regression on Monte-Carlo returns, beside the policy |
+| `ilql` | Q by bootstrapping from V, V as an upper expectile of Q, beside the policy |
+| `dpo` | the policy, from pairs of utterances of which one is better |
+
+`method.py` defines `Method`; `loss_terms.py` has the pieces that several losses are made of.
+"""
+
+from ilql_jax.methods import bc, dpo, fbc, ilql, mc
+from ilql_jax.methods.method import (
+    Method,
+    MethodConfig,
+    MethodError,
+    Metrics,
+    TrainOverrides,
+    load_method,
+)
+
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD for module in (bc, fbc, mc, ilql, dpo)
+}
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodConfig",
+    "MethodError",
+    "Metrics",
+    "TrainOverrides",
+    "load_method",
+]

@@ -1,0 +1,220 @@
+"""`Method`: what a training learns, as a value that `train` takes.
+
+A method is its config, a loss, and what it requires of data, network and decoding. Each of ours is
+a file beside this one (`ilql.py` is the one to start from); one of your own is a .py file that
+defines `METHOD`, read by `load_method`. `METHODS` in `methods/__init__.py` lists ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from ilql_jax import losses
+from ilql_jax.decode import Steer
+from ilql_jax.errors import UserError
+from ilql_jax.models import ModelConfig
+from ilql_jax.policy import DecodingConfig
+from ilql_jax.settings import Settings, setting
+from ilql_jax.trajectory import Trajectory
+
+Metrics = dict[str, Array]  # name -> scalar
+DATA_KINDS = ("dialogues", "pairs")
+
+
+class MethodError(UserError, ValueError):
+    """A method that cannot be used, or not with this network, data or decoding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig(Settings):
+    """Settings that all methods of this package have."""
+
+    action_chunk: int = setting(
+        "Decisions whose scores over the whole vocabulary are in memory of a device together; at "
+        "least one a row.",
+        1024,
+        least=1,
+        shapes_result=False,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOverrides(Settings):
+    """Changes to an experiment's shared training, for a method that goes on from another's."""
+
+    steps: int = setting("Optimizer steps.", least=1)
+    learning_rate_factor: float = setting("Factor of the peak learning rates.", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way of learning from dialogues.
+
+    Attributes:
+        name: In `METHODS`, on command lines and in the names of folders: small letters, digits and
+            underscores.
+        title: In tables and figures.
+        config: The method's own settings, a frozen dataclass.
+        loss: `loss(model, target, batch, config, *, progress, normalizers) -> loss, metrics`.
+            `model` is the `ActorCritic` that learns, `target` the same network with the
+            Polyak-averaged groups in place (no gradient reaches it), `batch` a `Batch` or
+            `PreferenceBatch`, `progress` the fraction of the training done, and `normalizers` what
+            sums over decisions are divided by (see `loss_terms.Normalizers`). Loss and metrics are
+            scalars, each a sum over decisions divided by a normalizer: with gradient accumulation
+            those of a batch's parts are added up.
+        learns_from: "dialogues" (`Trajectory`s), or "pairs" (`Preferences`).
+        learns_values: Whether Q and V are learned beside the policy, so that decodings may ask
+            them. Without, the network has no trunk for values.
+        polyak_averaged: Groups of parameters (top-level names: "q", "v", "trunk", "value_trunk")
+            of which the training state has a slowly moving copy.
+        select: `select(trajectories, config)` gives the trajectories learned from, chosen or
+            reweighted; None = all. `train` applies it, once.
+        network: `network(model_config, config)` gives the network that is trained, or raises where
+            the method cannot do with it; None = as given, without a trunk for values where none
+            are learned.
+        steer: Logits of the steered policy, from those of the policy, Q, V and strength (see
+            `decode.Steer`); for `Policy`.
+        values_by_token: `values_by_token(config)` tells whether Q is a value of every token, so
+            that it can steer them; None = never.
+        decodings: Ways of choosing words that are tried by default (see `DecodingConfig.parse`).
+        color: In figures, "#rrggbb" on light paper.
+        marker: In figures, one of Matplotlib's.
+        starts_from: Name of a method whose training of the same seed this one goes on from; None =
+            from the start that all share.
+        train: Changes to an experiment's shared training, or None.
+    """
+
+    name: str
+    title: str
+    config: Settings
+    loss: Callable[..., tuple[Float[Array, ""], Metrics]]
+    learns_from: str = "dialogues"
+    learns_values: bool = False
+    polyak_averaged: tuple[str, ...] = ()
+    select: Callable[[Sequence[Trajectory], Any], list[Trajectory]] | None = None
+    network: Callable[[ModelConfig, Any], ModelConfig] | None = None
+    values_by_token: Callable[[Any], bool] | None = None
+    steer: Steer = losses.steer_logits
+    decodings: tuple[str, ...] = ("sampled", "sampled at 0.5", "greedy")
+    color: str = "#8a929f"
+    marker: str = "o"
+    starts_from: str | None = None
+    train: TrainOverrides | None = None
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise MethodError(
+                f"a method's name is {self.name!r}, but must name a folder: small letters, digits "
+                "and underscores, a letter first."
+            )
+        if not dataclasses.is_dataclass(self.config) or isinstance(self.config, type):
+            raise MethodError(
+                f"{self.name}: config is {self.config!r}, but must be an instance of a dataclass."
+            )
+        if self.learns_from not in DATA_KINDS:
+            raise MethodError(
+                f"{self.name}: learns_from is {self.learns_from!r}, but must be "
+                f"{' or '.join(DATA_KINDS)}."
+            )
+        for decoding in map(DecodingConfig.parse, self.decodings):
+            if decoding.reads_values and not self.learns_values:
+                raise MethodError(
+                    f"{self.name}: the decoding {str(decoding)!r} needs values, but learns_values "
+                    "is false."
+                )
+
+    def configured(self, **changes: Any) -> Method:
+        """A copy with other settings.
+
+        Raises:
+            SettingError: A value that a setting cannot have.
+            MethodError: There is no such setting.
+        """
+        names = [field.name for field in dataclasses.fields(self.config)]
+        if unknown := [name for name in changes if name not in names]:
+            raise MethodError(
+                f"{self.name} has no setting {unknown[0]!r}; there are {', '.join(names)}."
+            )
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
+
+    def select_trajectories(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+        """Trajectories that are learned from, of these."""
+        return self.select(trajectories, self.config) if self.select else list(trajectories)
+
+    def network_for(self, config: ModelConfig) -> ModelConfig:
+        """The network that is trained, of an experiment's shared shape."""
+        if self.network:
+            return self.network(config, self.config)
+        return config if self.learns_values else dataclasses.replace(config, value_trunk="shared")
+
+    def check_network(self, config: ModelConfig) -> None:
+        """Raises `MethodError` if the network is not the one that the method trains."""
+        fitting = self.network_for(config)
+        for field in dataclasses.fields(config):
+            given, right = getattr(config, field.name), getattr(fitting, field.name)
+            if given != right:
+                why = "" if self.learns_values else " learns no values and"
+                raise MethodError(
+                    f"{field.name} is {given!r}, but {self.name}{why} trains a network with "
+                    f"{right!r}: give it `method.network_for(config)`."
+                )
+
+    def check_decoding(self, decoding: DecodingConfig) -> None:
+        """Raises `MethodError` if the decoding asks for values that are not learned."""
+        if decoding.reads_values and not self.learns_values:
+            raise MethodError(f"{str(decoding)!r} needs values, and {self.name} learns none.")
+        by_token = self.values_by_token is not None and self.values_by_token(self.config)
+        if decoding.steering_strength and not by_token:
+            raise MethodError(
+                f"{str(decoding)!r} needs values of every token, but those of {self.name} are of "
+                "whole utterances: set its credit to 'token'."
+            )
+
+
+def load_method(path: str | Path, taken: Collection[str] = ()) -> Method:
+    """Executes a .py file and returns the `Method` that it defines as `METHOD`.
+
+    Args:
+        path: Of the file. Give only files that you trust: it is run.
+        taken: Names that the method may not have, beside those of `METHODS`.
+
+    Raises:
+        MethodError: No such file, it raises, it defines no `METHOD` or one that is no `Method`, or
+            its name is taken.
+    """
+    from ilql_jax.methods import METHODS
+
+    path = Path(path).expanduser().resolve()
+    if not path.is_file():
+        raise MethodError(f"{path}: no such file. Name a .py file that defines METHOD.")
+    # A name of its own for each file: dataclasses look their module up by it.
+    name = f"method_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise MethodError(f"{path} is no Python file. Name a .py file that defines METHOD.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise MethodError(f"{path}: {type(error).__name__}: {error}") from error
+    method = getattr(module, "METHOD", None)
+    if method is None:
+        raise MethodError(f"{path} defines no METHOD. Assign a `Method` to that name.")
+    if not isinstance(method, Method):
+        raise MethodError(f"{path}: METHOD is a {type(method).__name__}, but must be a `Method`.")
+    if method.name in (*METHODS, *taken):
+        raise MethodError(
+            f"{path}: the name {method.name!r} is taken by another method. Choose another."
+        )
+    return method
