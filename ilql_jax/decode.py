@@ -214,7 +214,7 @@ def insert(
         return old.at[at].set(new, mode="drop")
 
     reads_values = len(hidden) == config.num_trunks
-    v = with_params(config, params).v(hidden[-1]) if reads_values else 0.0
+    v = with_params(config, params).state_value(hidden[-1]) if reads_values else 0.0
     sample_keys = jax.vmap(lambda key: jax.random.split(key, num_samples))(keys)
     return slots._replace(
         filled=put(slots.filled, slots.clock),
@@ -281,7 +281,7 @@ def generate(
         else:
             logits, q_by_head = model.logits_and_q(policy_state, value_state)
             logits = jnp.where(allowed, logits, -jnp.inf)
-            q, v = jnp.min(q_by_head, axis=0), model.v(value_state)
+            q, v = jnp.min(q_by_head, axis=0), model.state_value(value_state)
             scores = steer(logits, q, v, steering_strength)
             # A great strength may overflow, which would make NaN of what is not allowed.
             largest = jnp.finfo(scores.dtype).max
@@ -289,7 +289,9 @@ def generate(
         token = _choose(slots.keys, age, scores, temperature)
         token = jnp.where((age == longest - 1)[:, None], stop_token, token)
         log_prob = -losses.policy_loss(logits, token)
-        q = model.q.at_actions(value_state, token) if reads_values else jnp.zeros_like(slots.q)
+        q = jnp.zeros_like(slots.q)
+        if reads_values:
+            q = model.q_at_actions(policy_state, value_state, token)
         running = ~slots.done
         column = slots.clock % longest
         positions = (slots.context_length + age)[:, None]

@@ -97,6 +97,11 @@ def _score_batch(
         model = with_params(config, params)
         hidden, of_values = model.hidden_states(batch.tokens, batch.segment_ids, batch.positions)
         log_prob = log_prob_of_tokens(model, hidden, batch, MethodConfig.action_chunk)
-        q = q_of_utterances(model.q, config.utterance_q, of_values, batch)
-        v = model.v(gather(of_values, batch.by_utterance.value_state))
+        v = model.state_value(gather(of_values, batch.by_utterance.value_state))
+        if config.utterance_q == "last":
+            last = batch.by_utterance
+            states = (gather(x, last.state) for x in (hidden, of_values))
+            q = model.q_at_actions(*states, last.action)
+        else:
+            q = q_of_utterances(model.q, config.utterance_q, of_values, batch)
         return log_prob, v, jnp.min(q, axis=0)

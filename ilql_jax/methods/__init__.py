@@ -6,12 +6,14 @@
 | `fbc` | the same, on the dialogues of highest return |
 | `mc` | Q by regression on Monte-Carlo returns, beside the policy |
 | `ilql` | Q by bootstrapping from V, V as an upper expectile of Q, beside the policy |
+| `rwft` | the policy, by cloning dialogues weighted by their return |
+| `qsft` | Q as token probabilities of a second language model, beside the policy |
 | `dpo` | the policy, from pairs of utterances of which one is better |
 
 `method.py` defines `Method`; `loss_terms.py` has the pieces that several losses are made of.
 """
 
-from ilql_jax.methods import bc, dpo, fbc, ilql, mc
+from ilql_jax.methods import bc, dpo, fbc, ilql, mc, qsft, rwft
 from ilql_jax.methods.method import (
     Method,
     MethodConfig,
@@ -22,7 +24,7 @@ from ilql_jax.methods.method import (
 )
 
 METHODS: dict[str, Method] = {
-    module.METHOD.name: module.METHOD for module in (bc, fbc, mc, ilql, dpo)
+    module.METHOD.name: module.METHOD for module in (bc, fbc, rwft, mc, ilql, qsft, dpo)
 }
 
 __all__ = [

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from ilql_jax.models.config import ModelConfig, Params
 from ilql_jax.models.decoder import Decoder
-from ilql_jax.models.heads import QHeads, VHead
+from ilql_jax.models.heads import QHeads, ValueProbabilities, VHead, q_from_log_probs
 
 
 class ActorCritic(nnx.Module):
@@ -28,8 +28,11 @@ class ActorCritic(nnx.Module):
         kind = config.value_heads
         self.config = config
         self.trunk = Decoder(config.decoder, rngs)
-        self.q = QHeads(width, inner, config.decoder.vocab_size, rngs, kind)
-        self.v = VHead(width, inner, rngs, kind)
+        if kind == "probabilities":
+            self.q = ValueProbabilities(width)
+        else:
+            self.q = QHeads(width, inner, config.decoder.vocab_size, rngs, kind)
+            self.v = VHead(width, inner, rngs, kind)
         if config.value_trunk == "separate":
             self.value_trunk = Decoder(config.value_decoder, rngs)
 
@@ -60,12 +63,36 @@ class ActorCritic(nnx.Module):
             policy_state: Hidden states of the policy's trunk.
             value_state: Those of the trunk that the value heads read.
         """
+        if self.config.value_heads == "probabilities":
+            logits = self.trunk.logits(policy_state)
+            return logits, self.q(value_state, logits)
         if self.config.value_heads != "tied":
             return self.trunk.logits(policy_state), self.q(value_state)
         mapped, shared = self.q.mapped(value_state)
         together = jnp.concatenate([policy_state[None], mapped.astype(policy_state.dtype)])
         logits, *q = self.trunk.logits(together)
         return logits, jnp.stack(q) + shared[..., None]
+
+    def q_at_actions(
+        self,
+        policy_state: Float[Array, "... width"],
+        value_state: Float[Array, "... width"],
+        action: Int[Array, "..."],
+    ) -> Float[Array, "heads ..."]:
+        """Returns Q of the actions taken alone, from each head."""
+        if self.config.value_heads != "probabilities":
+            return self.q.at_actions(value_state, action)
+        log_policy = jax.nn.log_softmax(self.trunk.logits(policy_state))
+        log_p, _ = self.q.log_probs(value_state)
+        taken = (
+            jnp.take_along_axis(x, action[..., None], axis=-1)[..., 0] for x in (log_p, log_policy)
+        )
+        return q_from_log_probs(*taken)[None]
+
+    def state_value(self, value_state: Float[Array, "... width"]) -> Float[Array, "..."]:
+        """Returns V of each state."""
+        is_probability = self.config.value_heads == "probabilities"
+        return self.q.v(value_state) if is_probability else self.v(value_state)
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:
@@ -75,16 +102,18 @@ def init_params(config: ModelConfig, seed: int) -> Params:
     """
     params = nnx.to_pure_dict(nnx.state(ActorCritic(config, nnx.Rngs(seed))))
     if config.value_trunk == "separate":
-        params["value_trunk"] = copy_for_values(params["trunk"])
+        params["value_trunk"] = copy_for_values(config, params["trunk"])
     return params
 
 
-def copy_for_values(trunk: Params) -> Params:
-    """Copies the policy's trunk, without its output matrix: the start of the values' own trunk."""
+def copy_for_values(config: ModelConfig, trunk: Params) -> Params:
+    """Copies the policy's trunk: the start of the values' own.
+
+    Its output matrix comes along only where the values' trunk is a language model too.
+    """
+    left_out = () if config.value_heads == "probabilities" else ("output_embedding",)
     return {
-        name: jax.tree.map(jnp.copy, part)
-        for name, part in trunk.items()
-        if name != "output_embedding"
+        name: jax.tree.map(jnp.copy, part) for name, part in trunk.items() if name not in left_out
     }
 
 
@@ -98,6 +127,8 @@ def with_params(config: ModelConfig, params: Params) -> ActorCritic:
     model = _fill(lambda: ActorCritic(config, nnx.Rngs(0)), params)
     if config.value_heads == "tied":
         model.q.tied_to = model.trunk.output_matrix()
+    if config.value_heads == "probabilities":
+        model.q.output_matrix = model.value_trunk.output_matrix()
     return model
 
 

@@ -16,7 +16,7 @@ from ilql_jax.settings import SettingError, Settings, setting
 Params = dict[str, Any]  # nested dicts of arrays
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
-VALUE_HEAD_KINDS = ("mlp", "linear", "tied")
+VALUE_HEAD_KINDS = ("mlp", "linear", "tied", "probabilities")
 
 
 def _run_setting(*arguments: Any, **options: Any) -> Any:
@@ -209,8 +209,8 @@ class ModelConfig(Settings):
         choices=("sum", "last"),
     )
     value_heads: str = setting(
-        "Value heads: mlp (the papers), linear, or tied, which have no vocabulary-sized matrix of "
-        "their own.",
+        "Value heads: mlp (the papers), linear, tied, which have no vocabulary-sized matrix of "
+        "their own, or probabilities: a second language model instead of heads (Q-SFT).",
         "mlp",
         choices=VALUE_HEAD_KINDS,
     )
@@ -223,9 +223,23 @@ class ModelConfig(Settings):
         choices=("shared", "separate"),
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.value_heads == "probabilities":
+            for name, needed in (("value_trunk", "separate"), ("utterance_q", "last")):
+                if getattr(self, name) != needed:
+                    raise SettingError(
+                        name,
+                        getattr(self, name),
+                        f"must be {needed} for value_heads 'probabilities': the values are those "
+                        "of a second language model, token by token",
+                    )
+
     @property
     def value_decoder(self) -> DecoderConfig:
-        """Shape of the values' own trunk, which has no output matrix of its own."""
+        """Shape of the values' own trunk: with an output matrix only if it is a language model."""
+        if self.value_heads == "probabilities":
+            return self.decoder
         return dataclasses.replace(self.decoder, tied_output=True)
 
     @property

@@ -9,6 +9,7 @@ vocabulary-wide product; the target network is used through it alone.
 | `mlp` | two layers, width -> inner -> vocabulary (the papers) | 2 (width + vocabulary) inner |
 | `linear` | one layer, width -> vocabulary | 2 vocabulary · width |
 | `tied` | two layers, width -> inner -> width, then the policy's output matrix | 4 width · inner |
+| `probabilities` | p(a given h) / π_β(a given h) of a second language model p (Q-SFT) | width |
 
 `tied` heads have no vocabulary-sized matrix of their own: Q_k(h, a) = E[a] · f_k(h) + g_k(h), with
 E the output matrix of the language model. **No gradient of the values flows into E.** If it did,
@@ -31,6 +32,7 @@ from ilql_jax.models.cpu_matmul import matmul_t
 from ilql_jax.sharding import embedding_lookup
 
 NUM_HEADS = 2
+SMALLEST_PROBABILITY = 1e-6  # of the policy, where a value is a ratio to it
 
 _per_head = nnx.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
 
@@ -159,6 +161,64 @@ class QHeads(nnx.Module):
                 "which sets `tied_to`."
             )
         return lax.stop_gradient(self.tied_to)
+
+
+class ValueProbabilities(nnx.Module):
+    """Values as probabilities of a second language model p (Q-SFT, arXiv 2411.05193, sec. 4).
+
+    p has one outcome more than there are tokens, "no token", which takes the probability that low
+    values leave over: where p is trained to give a token w of its share of the data, and the rest
+    to "no token", p(a|s) = w(s, a) π_β(a|s). So Q(s, a) = p(a|s) / π_β(a|s), in [0, 1], and the
+    mean of Q under π_β is V(s) = 1 − p("no token"|s).
+
+    Attributes:
+        output_matrix: [vocab, width] of the second language model. Not a parameter of the head:
+            `with_params` sets it.
+    """
+
+    def __init__(self, hidden_size: int):
+        self.none_kernel = nnx.Param(jnp.zeros(hidden_size))
+        self.none_bias = nnx.Param(jnp.zeros(()))
+        self.output_matrix = nnx.data(None)
+
+    def last_layer(
+        self,
+    ) -> tuple[Float[Array, "outcomes width"], Float[Array, "outcomes"]]:
+        """Returns matrix and bias of the logits; the last outcome is "no token"."""
+        matrix = jnp.concatenate([self.output_matrix, self.none_kernel[...][None]])
+        bias = jnp.zeros(len(matrix)).at[-1].set(self.none_bias[...])
+        return matrix, bias
+
+    def log_probs(
+        self, hidden: Float[Array, "... width"]
+    ) -> tuple[Float[Array, "... vocab"], Float[Array, "..."]]:
+        """Returns log p of every token, and of "no token"."""
+        logits = matmul_t(hidden, self.output_matrix)
+        none = self._none_logit(hidden)
+        total = jnp.logaddexp(jax.nn.logsumexp(logits, axis=-1), none)
+        return logits - total[..., None], none - total
+
+    def __call__(
+        self, hidden: Float[Array, "... width"], policy_logits: Float[Array, "... vocab"]
+    ) -> Float[Array, "1 ... vocab"]:
+        """Returns Q of every token, in [0, 1]."""
+        log_p, _ = self.log_probs(hidden)
+        return q_from_log_probs(log_p, jax.nn.log_softmax(policy_logits))[None]
+
+    def v(self, hidden: Float[Array, "... width"]) -> Float[Array, "..."]:
+        """Returns V of each state, in [0, 1]."""
+        return -jnp.expm1(self.log_probs(hidden)[1])
+
+    def _none_logit(self, hidden: Float[Array, "... width"]) -> Float[Array, "..."]:
+        return hidden.astype(jnp.float32) @ self.none_kernel[...] + self.none_bias[...]
+
+
+def q_from_log_probs(
+    log_p: Float[Array, "..."], log_policy: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Returns `min(p / π_β, 1)`; tokens that the policy hardly says have hardly a value."""
+    smallest = jnp.log(SMALLEST_PROBABILITY)
+    return jnp.exp(jnp.minimum(log_p - jnp.maximum(log_policy, smallest), 0.0))
 
 
 def _by_head(bias: Array, ndim: int) -> Array:

@@ -102,7 +102,7 @@ def test_it_starts_as_the_policys_trunk_without_its_output_matrix():
 def test_as_a_copy_it_computes_what_the_shared_one_does(config):
     shared = dataclasses.replace(config, value_trunk="shared")
     params = random_params(shared)
-    copied = params | {"value_trunk": copy_for_values(params["trunk"])}
+    copied = params | {"value_trunk": copy_for_values(config, params["trunk"])}
     row = BATCH.tokens, BATCH.segment_ids, BATCH.positions
     assert_equal(outputs(config, copied, row), outputs(shared, params, row))
     found, expected = (
@@ -420,8 +420,8 @@ def test_a_checkpoint_is_read_once_for_both(tmp_path, monkeypatch):
     monkeypatch.setattr(read._Tensor, "__getitem__", watched)
     started = start_params(tmp_path, apart(LLAMA), seed=11)
     assert sum(sizes) == sum(leaf.nbytes for leaf in jax.tree.leaves(started["trunk"]))
-    assert_equal(started["value_trunk"], copy_for_values(started["trunk"]))
+    assert_equal(started["value_trunk"], copy_for_values(LLAMA, started["trunk"]))
     assert_equal({n: started[n] for n in ("q", "v")}, {n: init_params(LLAMA, 11)[n] for n in "qv"})
     # Two sets of arrays: training takes both over without one giving the other's away.
     state = init_state(apart(LLAMA), ILQL, TRAIN, 0, started, donate_start=True)
-    assert_equal(state.params["value_trunk"], copy_for_values(state.params["trunk"]))
+    assert_equal(state.params["value_trunk"], copy_for_values(LLAMA, state.params["trunk"]))

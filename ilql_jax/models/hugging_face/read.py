@@ -165,7 +165,10 @@ def start_params(
     trunk = load_trunk(folder, config.decoder, under(sharding, "trunk"), seed)
     started = {"trunk": trunk, **jax.jit(heads, out_shardings=shardings)()}
     if config.value_trunk == "separate":
-        copy = jax.jit(copy_for_values, out_shardings=under(sharding, "value_trunk"))
+        copy = jax.jit(
+            functools.partial(copy_for_values, config),
+            out_shardings=under(sharding, "value_trunk"),
+        )
         started["value_trunk"] = copy(trunk)
     return started
 

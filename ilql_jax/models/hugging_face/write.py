@@ -103,7 +103,10 @@ def save_pretrained(
         where = {name: file for file, names in files.items() for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
         (folder / INDEX).write_text(json.dumps(index, indent=1), "utf-8")
-    heads = {path: np.asarray(x) for path, x in flat({n: params[n] for n in ("q", "v")}).items()}
+    heads = {
+        path: np.asarray(x)
+        for path, x in flat({n: params[n] for n in ("q", "v") if n in params}).items()
+    }
     if config.value_trunk == "separate":
         table = _table(family, config.value_decoder)
         tensors = _tensors(flat(params["value_trunk"]), table, dtype)
