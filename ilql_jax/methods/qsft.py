@@ -61,7 +61,7 @@ def loss(
     progress: Float[Array, ""],
     normalizers: Normalizers,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The policy's cross-entropy, and the weighted one of the value model (eq. 7)."""
+    """The policy's cross-entropy, and the weighted one of the value model (sec. 4)."""
     del progress
     rows = batch.tokens, batch.segment_ids, batch.positions
     hidden, of_values = model.hidden_states(*rows)
