@@ -16,7 +16,7 @@ from ilql_jax.settings import SettingError, Settings, setting
 Params = dict[str, Any]  # nested dicts of arrays
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
-VALUE_HEAD_KINDS = ("mlp", "linear", "tied", "probabilities")
+VALUE_HEAD_KINDS = ("mlp", "linear", "tied")  # regressed on returns
 
 
 def _run_setting(*arguments: Any, **options: Any) -> Any:
@@ -212,7 +212,7 @@ class ModelConfig(Settings):
         "Value heads: mlp (the papers), linear, tied, which have no vocabulary-sized matrix of "
         "their own, or probabilities: a second language model instead of heads (Q-SFT).",
         "mlp",
-        choices=VALUE_HEAD_KINDS,
+        choices=(*VALUE_HEAD_KINDS, "probabilities"),
     )
     # The separate trunk starts as a copy of the policy's, so that a training differs from one with
     # a shared trunk in its gradients alone.
