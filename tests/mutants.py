@@ -50,6 +50,8 @@ TESTS = {
     "ilql_jax.methods.mc": ["ilql_jax/test_methods.py"],
     "ilql_jax.methods.ilql": ["ilql_jax/test_methods.py"],
     "ilql_jax.methods.dpo": ["ilql_jax/test_methods.py"],
+    "ilql_jax.methods.qsft": ["ilql_jax/test_qsft.py"],
+    "ilql_jax.methods.rwft": ["ilql_jax/test_rwft.py"],
     "ilql_jax.methods.loss_terms": ["ilql_jax/test_methods.py"],
     "ilql_jax.batching": ["ilql_jax/test_batching.py", "ilql_jax/test_windows.py"],
     "ilql_jax.decode": ["ilql_jax/test_decode.py"],
