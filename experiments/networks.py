@@ -18,6 +18,7 @@ from experiments.methods import parse_method
 from experiments.run_folder import RunFolder, Unit
 from ilql_jax import sharding
 from ilql_jax.checkpoint import read_metadata, restore_params
+from ilql_jax.methods import METHODS
 from ilql_jax.models import ModelConfig, Params, abstract_params
 from ilql_jax.models.hugging_face.read import find, start_params
 from ilql_jax.models.lora import merge_adapters
@@ -88,6 +89,7 @@ def load_agent(
         allowed=tokenizer.writable(shape.decoder.vocab_size),
         max_utterance=config.decoding.max_utterance,
         batch_size=batch_size or config.decoding.batch_size,
+        steer=METHODS[parse_method(unit.method).objective].steer,
     )
     scale = None
     if parse_method(unit.method).learns_values:

@@ -116,7 +116,7 @@ def _parse(arguments: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(arguments))
     flags.DEFINE_string("topology", "local", "A TPU slice such as v5e:4x4, or local.", values)
-    flags.DEFINE_string("method", "ilql", "Method that is trained: bc, mc, ilql or dpo.", values)
+    flags.DEFINE_string("method", "ilql", f"Method that is trained: {', '.join(METHODS)}.", values)
     flags.DEFINE_float("agent_share", 0.45, "Share of the tokens, the agent's.", 0, 1, values)
     flags.DEFINE_integer("utterance_tokens", 16, "Length of an utterance.", 1, None, values)
     flags.DEFINE_integer("compilations", 2, "Most compilations.", 2, None, values)
