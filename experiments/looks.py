@@ -14,24 +14,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """Interim: until `ilql_jax.methods` lands."""
-
-    title: str
-    color: str = "#8a929f"
-    marker: str = "o"
-    learns_values: bool = False
-
-
-METHODS = {
-    "bc": Method("BC", "#c2669a", "D"),
-    "fbc": Method("filtered BC", "#d98b00", "s"),
-    "mc": Method("MC", "#009e73", "^", True),
-    "ilql": Method("ILQL", "#0072b2", "o", True),
-    "dpo": Method("DPO", "#8c8700", "p"),
-}
+from ilql_jax.methods import METHODS, Method
 
 _MARKERS = "osD^pvPX*hd"
 _HINDSIGHT_MARKERS = {1: "<", 2: ">"}

@@ -18,7 +18,7 @@ from experiments.evaluation.typed_json import ResultsError
 from experiments.looks import look_of
 from experiments.metrics import LoggingConfig, open_logger
 from experiments.report import examples, page
-from experiments.report.figures import drawn, scores, style
+from experiments.report.figures import conversations, drawn, scores, style
 from experiments.report.figures.training import learning_curves
 from experiments.report.run import read_run
 from imagination.dialogue import Dialogue, Turn, write_dialogues
@@ -313,6 +313,18 @@ def test_scores_figure_has_a_mark_a_seed_and_the_references():
     assert {text.get_text() for text in axis.texts} == {
         *("optimum", "best\nbehaviour", "behaviour", "uniform")
     }
+
+
+def test_values_are_split_at_the_bar_for_success_and_both_outcomes_are_in_the_legend():
+    rewards = {"ilql": 5.0, "mc": 2.0}  # all succeed, all fail
+    talks = [conversation(name, e, reward) for name, reward in rewards.items() for e in range(5)]
+    looks = {name: look_of(name) for name in rewards}
+    figure = conversations.values_along(talks, 4.0, "average", looks)
+    [legend] = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["success (≥ 4)", "failure (< 4)"]
+    assert [len(axis.lines) for axis in figure.axes] == [1, 1, 1, 1]
+    assert conversations.values_along(talks, 4.0, "difficult", looks) is None
 
 
 def test_figures_leave_matplotlib_as_it_was():

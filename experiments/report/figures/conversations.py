@@ -181,8 +181,13 @@ def values_along(
             row[0].set_ylabel("value")
         for axis in axes[-1]:
             axis.set_xlabel("agent turn")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        if handles:
+        outcomes: dict[str, Any] = {}  # not every method has conversations of both
+        for axis in axes.flat:
+            handles, labels = axis.get_legend_handles_labels()
+            outcomes |= dict(zip(labels, handles, strict=True))
+        if outcomes:
+            labels = sorted(outcomes, reverse=True)  # success before failure
+            handles = [outcomes[label] for label in labels]
             figure.legend(handles, labels, loc="outside upper left", ncols=2)
     return figure
 
