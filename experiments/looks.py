@@ -45,8 +45,8 @@ class Look:
 
 PROMPTED_AGENTS = {
     "plain": Look("plain prompt", "#d55e00", "P"),
-    "reasoning": Look("reasoning prompt", "#8a5a2b", "X"),
-    "clam": Look("CLAM", "#6a4fb3", "v"),
+    "reasoning": Look("reasoning prompt", "#8a5a2b", "h"),
+    "clam": Look("CLAM", "#2f6f7e", "d"),
     "gdp_zero": Look("GDP-ZERO", "#41505f", "*"),
 }
 

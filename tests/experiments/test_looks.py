@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import colorsys
+import dataclasses
 
-from experiments.looks import PROMPTED_AGENTS, look_of, ordered
+from experiments.looks import PROMPTED_AGENTS, Look, look_of, ordered
+from ilql_jax.methods import METHODS
 
 
 def saturation(color: str) -> float:
@@ -27,11 +29,21 @@ def test_methods_have_titles_and_an_order():
 
 
 def test_no_two_methods_look_the_same():
-    known = ["ilql", "mc", "fbc", "bc", "dpo", "ilql_hindsight1", "ilql_hindsight2"]
-    looks = [look_of(name) for name in [*known, *PROMPTED_AGENTS]]
-    assert len({look.color for look in looks}) == len({look.marker for look in looks}) == 11
+    names = [*METHODS, "ilql_hindsight1", "ilql_hindsight2", *PROMPTED_AGENTS]
+    looks = [look_of(name) for name in names]
+    for part in ("title", "color", "marker"):
+        assert len({getattr(look, part) for look in looks}) == len(names), part
     for look in looks:
         assert look.color_on_dark != look.color
+
+
+def test_a_method_that_is_handed_in_brings_its_look():
+    mine = dataclasses.replace(METHODS["bc"], name="mine", title="My way", color="#AA5500")
+    assert look_of("mine", {"mine": mine}) == Look("My way", "#aa5500", "D")
+    assert look_of("mine_hindsight1", {"mine": mine}).title == "My way + 1 round of hindsight"
+    default = {field.name: field.default for field in dataclasses.fields(mine)}["color"]
+    grey = dataclasses.replace(mine, color=default)
+    assert saturation(look_of("mine", {"mine": grey}).color) > 0.5
 
 
 def test_a_method_of_ones_own_has_a_stable_colour_that_is_not_grey():
