@@ -22,11 +22,11 @@ from ilql_jax.trajectory import Trajectory, TrajectoryError
 
 @dataclasses.dataclass(frozen=True)
 class PreferencePair:
-    """Two utterances of the agent after the same words; rewards play no part.
+    """Two utterances of the agent in the same state, one better; rewards are not read.
 
     Attributes:
-        chosen: Up to the better utterance, the only one that its `is_action` marks.
-        rejected: The same before it, then the worse one.
+        chosen: Dialogue up to and with the better utterance, the only one marked by `is_action`.
+        rejected: The same tokens before it, then the worse one.
     """
 
     chosen: Trajectory
@@ -63,12 +63,12 @@ class PreferencePair:
 
     @property
     def says_the_same(self) -> bool:
-        """Whether the utterances do not differ in their tokens."""
+        """True if the utterances do not differ in their tokens."""
         chosen, rejected = (t.tokens[t.is_action] for t in (self.chosen, self.rejected))
         return np.array_equal(chosen, rejected)
 
     def joined(self) -> Trajectory:
-        """The better half and then the worse, to be packed as a unit."""
+        """Concatenates the better half and the worse, to be packed as a unit."""
         tokens, is_action = (
             np.concatenate([getattr(self.chosen, name), getattr(self.rejected, name)])
             for name in ("tokens", "is_action")
@@ -79,17 +79,17 @@ class PreferencePair:
 
 @dataclasses.dataclass(frozen=True)
 class Preferences:
-    """What a method that learns from pairs is given.
+    """Data of a method that learns from pairs.
 
     The reference's log-probabilities of the utterances are computed once, before the first step,
     and travel in the batches: a step reads every token once, and the training state holds no
     second network. A resumed run computes them again, so it has to be given the same reference.
 
     Attributes:
-        pairs: What is learned from.
+        pairs: Pairs of utterances.
         reference: Parameters of the frozen reference policy, from which the training starts too
-            (see `checkpoint.restore_params`), laid out on the mesh if there is one. They are left
-            as they are.
+            (see `checkpoint.restore_params`), laid out on the mesh if there is one. They are
+            copied, not donated.
     """
 
     pairs: Sequence[PreferencePair]
@@ -97,14 +97,14 @@ class Preferences:
 
 
 def check_pairs(pairs: Sequence[PreferencePair], context: int) -> None:
-    """Raises `TrajectoryError` on the first that is no pair or whose half is too long."""
+    """Raises `TrajectoryError` on the first pair that is none, or of which a half is too long."""
     batching.check_trajectories([half for p in pairs for half in (p.chosen, p.rejected)], context)
     for pair in pairs:
         pair.validate()
 
 
 class PreferenceBatch(NamedTuple):
-    """What a jitted step gets; every shape is fixed over a run.
+    """Batch of a jitted step; every shape is fixed over a run.
 
     Attributes:
         dialogues: The halves of pairs as dialogues. Slots 2i and 2i + 1 of `by_utterance` are the
@@ -119,7 +119,7 @@ class PreferenceBatch(NamedTuple):
 def split_pairs(
     of_utterances: Float[Array, "batch utterances"],
 ) -> tuple[Float[Array, "batch pairs"], Float[Array, "batch pairs"]]:
-    """What belongs to the better and to the worse utterances of a batch."""
+    """Splits values of a batch's utterances into those of the better and of the worse ones."""
     return of_utterances[:, 0::2], of_utterances[:, 1::2]
 
 
@@ -143,10 +143,11 @@ def make_preference_batches(
     Its position can be saved and set, as that of `batching.make_batches`.
 
     Args:
-        pairs: What is learned from.
-        reference_log_prob: Of the better and the worse utterance of each pair, whole.
+        pairs: Pairs of utterances.
+        reference_log_prob: log π_ref of the better and the worse utterance of each pair, summed
+            over its tokens.
         packing: Shape of the batches (see `packing_for_pairs`).
-        seed: Of the order.
+        seed: Seed of the order.
 
     Raises:
         TrajectoryError: Two trajectories that do not make a pair or do not fit in a row.
@@ -183,7 +184,7 @@ def make_preference_batches(
 
 
 def _joined(pairs: Sequence[PreferencePair], row_length: int) -> list[Trajectory]:
-    """Each pair as a unit that fits in a row."""
+    """Concatenates each pair; raises `TrajectoryError` if it does not fit in a row."""
     joined = [pair.validate().joined() for pair in pairs]
     for both in joined:
         if len(both.tokens) > row_length:

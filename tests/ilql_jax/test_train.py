@@ -4,10 +4,12 @@ import collections
 import dataclasses
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import ilql_jax.train as training
@@ -293,6 +295,32 @@ def test_an_interrupted_run_ends_with_the_same_bits(uninterrupted, tmp_path, sto
     assert again == {step: metrics[step] for step in again}
 
 
+def test_settings_that_shape_no_result_may_change_when_a_run_goes_on(uninterrupted, tmp_path):
+    """After an out-of-memory the mend (chunk, remat, accumulation) does not cost the run."""
+    params, metrics = uninterrupted
+    with pytest.raises(Killed):
+        run(tmp_path, on_metrics=kill_at(6))
+    remat = dataclasses.replace(MODEL.decoder, remat=True)
+    changed = dataclasses.replace(SHORT, gradient_accumulation=2, log_every=3, checkpoint_every=5)
+    again, starts = {}, []
+    resumed = run(
+        tmp_path,
+        ILQL.configured(action_chunk=3),
+        changed,
+        model=dataclasses.replace(MODEL, decoder=remat),
+        on_start=starts.append,
+        on_metrics=again.__setitem__,
+    )
+    assert starts == [4] and list(again) == [6, 9, 12]
+    for step, values in again.items():
+        assert values == pytest.approx(metrics[step], rel=1e-2, abs=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), params, resumed)
+    # The newest settings are the ones that are kept.
+    assert read_metadata(tmp_path)["train"]["log_every"] == 3
+    with pytest.raises(CheckpointError, match=r"method\.cql_weight was 0\.1, now 0\.2; train\.pol"):
+        run(tmp_path, ILQL.configured(cql_weight=0.2), dataclasses.replace(SHORT, polyak_rate=0.5))
+
+
 def test_a_finished_run_is_only_read(uninterrupted, whole_folder):
     starts, seen = [], {}
     params = run(whole_folder, on_start=starts.append, on_metrics=seen.__setitem__)
@@ -376,6 +404,85 @@ def test_broken_data_is_refused_before_anything_is_compiled(tmp_path, steps):
     with pytest.raises(TrajectoryError, match=r"dialogue 3: rewards\[4\] is nan"):
         run(tmp_path, data=broken)
     assert not steps
+
+
+@pytest.mark.parametrize(("token", "shown"), [(VOCAB, "101"), (-1, "-1")])
+def test_tokens_beyond_the_vocabulary_are_named_before_anything_is_compiled(
+    tmp_path, steps, token, shown
+):
+    tokens = DATA[3].tokens.copy()
+    tokens[[5, 7]] = token
+    broken = [*DATA[:3], dataclasses.replace(DATA[3], tokens=tokens)]
+    message = rf"dialogue 3: tokens\[5\] is {shown}, .* vocabulary has 101 tokens, 0 to 100"
+    with pytest.raises(TrajectoryError, match=message):
+        run(tmp_path, data=broken)
+    assert not steps
+
+
+def test_data_of_which_the_method_selects_nothing_is_refused(tmp_path, steps):
+    with pytest.raises(TrajectoryError, match=r"fraction 0\.25 of 3 dialogues keeps none"):
+        run(tmp_path, FBC, data=DATA[:3])
+    assert not steps
+
+
+# --- what is told on the way ----------------------------------------------------------------------
+
+
+def test_validation_is_told_beside_the_metrics_and_changes_nothing(uninterrupted, tmp_path):
+    params, metrics = uninterrupted
+    told, norms = [], []
+
+    def validate(step, params):
+        assert set(params) == {"trunk", "q", "v"}
+        norms.append(float(optax.tree.norm(params)))
+        return {"return": 10 * step}
+
+    validated = run(
+        tmp_path,
+        validate=validate,
+        validate_every=5,
+        on_metrics=lambda step, values: told.append((step, values)),
+    )
+    jax.tree.map(np.testing.assert_array_equal, params, validated)
+    assert [each for each in told if "loss" in each[1]] == list(metrics.items())
+    validations = [each for each in told if "loss" not in each[1]]
+    assert validations == [(n, {"validation/return": 10.0 * n}) for n in (5, 10, 12)]
+    # Parameters are those after the step.
+    expected = [metrics[n]["parameter_norm"] for n in (5, 10, 12)]
+    assert norms == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="validate_every is 0, but must be at least 1"):
+        run(tmp_path, validate=validate, validate_every=0)
+
+
+def test_progress_is_shown_in_the_terminal_unless_switched_off(tmp_path, capsys):
+    config = dataclasses.replace(SHORT, steps=3)
+    run(tmp_path / "shown", BC, config, progress=True)
+    shown = capsys.readouterr()
+    assert re.search(r"BC .*3/3 .*elapsed 0:\d\d, left 0:00.* loss \d\.\d{3}", shown.err)
+    assert not shown.out
+    run(tmp_path / "hidden", BC, config, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_metrics_of_a_step_are_read_after_the_next_has_been_started(tmp_path, monkeypatch):
+    order = []
+
+    def noted(*arguments):
+        step_function = _compiled_step(*arguments)
+
+        def step(state, batch):
+            order.append("start")
+            return step_function(state, batch)
+
+        return step
+
+    monkeypatch.setattr(training, "make_train_step", noted)
+    config = dataclasses.replace(SHORT, steps=3)
+    run(tmp_path, BC, config, on_metrics=lambda step, _: order.append(step))
+    assert order == ["start", "start", 1, "start", 2, 3]
+
+
+# --- settings -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
