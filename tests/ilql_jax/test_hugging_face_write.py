@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from chat_templates import CHATML, raw_tokenizer
-from hugging_face import LLAMA, OURS, ROW, SCANNED, torch_logits, transformers_model
+from hugging_face import LLAMA, OURS, ROW, SCANNED, pack, torch_logits, transformers_model
 
 from ilql_jax.models import ModelConfig, init_params, with_params
 from ilql_jax.models.hugging_face.read import PretrainedError
