@@ -1,0 +1,315 @@
+"""The documentation tells the truth: snippets and commands run, names and links exist.
+
+Recipes run at tiny size in one folder for all pages, so that `runs/teaching` is the same run
+everywhere. `PARSED` lists the commands that are not run, each with its reason; their flags and
+settings are checked like those of a run that begins.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import io
+import itertools
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pages
+import pytest
+import yaml
+from launching import ROOT, TINY, write_corpus
+from messages_server import MessagesServer
+from world_llm import WorldLLM
+
+from experiments import config as settings
+from experiments import launch
+from experiments.config import base_config
+from experiments.run_folder import STAGES
+
+# Words of other programs -> why they are not run.
+ELSEWHERE = {
+    "pip": "installs packages",
+    "export": "sets a key",
+    "gcloud": "needs a TPU pod",
+    "pytest": "the tests themselves",
+    "bash": "the tests themselves, in a fresh environment",
+    "ruff": "checks style",
+    "cd": "needs another machine",
+}
+# Part of a command -> why it is not run; its flags are parsed and its settings checked.
+PARSED = {
+    "--help": "prints only",
+    "config.seeds=3": "one training, three times",
+    "config.methods=bc,fbc,mc,ilql": "methods as in the runs of the tests of each",
+    "config.model.pretrained": "needs a model",
+    "config.model.value_": "runs in tests/runs/test_experiments.py",
+    "config.objective.credit=token": "runs in tests/runs/test_stitching.py",
+    "config.mesh": "needs several devices",
+    "config.machine": "needs several machines",
+    "/shared/": "needs several machines",
+    "counseling.py": "the same code as persuasion.py",
+    "persuasion.py": "runs in tests/runs/test_hindsight_runs.py and test_experiments.py",
+    "travel.py": "the same code as teaching.py",
+    "config.evaluation.human=prompted": "runs in tests/runs/test_evaluation_llm.py",
+    "runs/with": "runs in tests/runs/test_own_task.py",
+    "--stage=evaluate": "a stage of the run that is there already",
+    "config.train.steps=2000": "the default run, shorter",
+    "hindsight_errors.py": "runs in tests/runs/test_hindsight_runs.py",
+    "benchmarks/": "takes minutes; runs in tests/experiments/test_benchmarks.py",
+    "ilql_jax.plan": "runs in tests/ilql_jax/test_plan.py",
+    "imagination.simulation": "runs in tests/imagination/test_worlds.py",
+}
+LLM = ("--config.imagination.dialogues=24",)
+# Part of a command -> words that are added to it when it runs.
+ADDED = {
+    "coffee.py": ("--config.methods=bc",),
+    "coffee_bar.py": ("--stage=imagine",),
+    "trips.py": LLM,
+    "config.imagination.engine=anthropic": LLM,
+}
+PAGE_COMMANDS = [(page, words) for page in pages.PAGES for words in pages.commands(page)]
+
+
+def by_page(page: Path) -> str:
+    return pages.name_of(page)
+
+
+def by_words(value) -> str:
+    return pages.name_of(value) if isinstance(value, Path) else " ".join(value)[:80]
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+class Workspace:
+    """The folder in which all commands and snippets run, as a reader's checkout would be."""
+
+    def __init__(self, folder: Path, server: MessagesServer):
+        self.folder = folder
+        self._server = server
+        self._done: set[tuple[str, ...]] = set()
+        for name in ("experiments", "ilql_jax", "imagination"):
+            (folder / name).symlink_to(ROOT / name)
+        for name, text in pages.files().items():
+            (folder / name).write_text(text, "utf-8")
+        write_corpus(folder / "FOLDER")
+
+    def run(self, words: tuple[str, ...], text: str = "") -> str:
+        """Runs a command at tiny size, once however many pages have it; returns its output."""
+        if words in self._done:
+            return ""
+        added = next((more for part, more in ADDED.items() if part in " ".join(words)), ())
+        output = self.execute([*words[1:], *TINY, *added], text)
+        self._done.add(words)
+        return output
+
+    def execute(self, arguments: list[str], text: str = "") -> str:
+        result = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            input=text,
+            cwd=self.folder,
+            env=os.environ
+            | {"JAX_PLATFORMS": "cpu", "NO_COLOR": "1", "PYTHONPATH": str(ROOT)}
+            | {"ANTHROPIC_API_KEY": "none", "ANTHROPIC_BASE_URL": self._server.url},
+            timeout=600,
+        )
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+        return result.stdout
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """With the run of the first command of the README, which other pages use."""
+    with MessagesServer(WorldLLM("travel")) as server:
+        workspace = Workspace(tmp_path_factory.mktemp("docs"), server)
+        workspace.run(("python", "experiments/teaching.py"))
+        yield workspace
+
+
+RUN = [
+    (page, words)
+    for page, words in PAGE_COMMANDS
+    if words[0] == "python" and not any(part in " ".join(words) for part in PARSED)
+]
+
+
+@pytest.mark.parametrize(("page", "words"), RUN, ids=by_words)
+def test_commands_run(page: Path, words: tuple[str, ...], workspace: Workspace):
+    workspace.run(words, text="/values\nHi!\n/quit\n")
+
+
+@pytest.mark.parametrize("page", [p for p in pages.PAGES if pages.snippets(p)], ids=by_page)
+def test_snippets_run(page: Path, workspace: Workspace):
+    output = workspace.execute(["-c", pages.snippets(page)])
+    if page.name == "README.md" and page.parent == ROOT:
+        # As its comment says: rising digits, and the stop token.
+        digits = [int(word) for word in re.findall(r"\d+", output)]
+        assert digits[-1] == 9 and len(digits) == 6
+        assert all(b > a for a, b in itertools.pairwise(digits[:-1]))
+
+
+# --- commands that are not run ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("page", "words"), PAGE_COMMANDS, ids=by_words)
+def test_flags_and_settings_of_commands_are_understood(page: Path, words: tuple[str, ...]):
+    program, *arguments = words
+    if program != "python":
+        assert program in ELSEWHERE, f"no reason is given why {program} is not run"
+        for word in arguments:
+            assert not word.startswith("tests/") or (ROOT / word).exists(), word
+        return
+    is_recipe = arguments[0] in pages.files() or (
+        re.fullmatch(r"experiments/\w+\.py", arguments[0]) and "errors" not in arguments[0]
+    )
+    if is_recipe:
+        check_recipe(arguments)
+        return
+    flags = [word for word in arguments if word.startswith("--") and "--config." not in word]
+    help_text = help_of(arguments) if flags else ""
+    for flag in flags:
+        name = flag.removeprefix("--").partition("=")[0]
+        assert re.search(rf"--(\[no\])?{name}\b", help_text), f"{flag} is no flag of {arguments[0]}"
+    of_config = [word for word in arguments if word.startswith("--config.")]
+    check_recipe(["experiments/teaching.py", *of_config])
+
+
+def check_recipe(arguments: list[str]) -> None:
+    """Parses the command line of a recipe and checks its settings, as a run does first."""
+    file, *flags = arguments
+    source = pages.files().get(file)
+    module: dict = {"__name__": "recipe"}
+    if source is None:
+        module = runpy.run_path(str(ROOT / file), run_name="recipe")
+    else:
+        exec(compile(source, file, "exec"), module)
+    config = module["get_config"]()
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            line = launch.parse_flags(Path(file).stem, config, arguments, module.get("dependent"))
+        except SystemExit as end:
+            assert "--help" in flags and not end.code
+            return
+    needs_a_file = line.config.model.pretrained or line.config.task.world.endswith(".py")
+    if not needs_a_file:
+        is_judged = not line.dry_run and line.stage in STAGES[STAGES.index("evaluate") :]
+        settings.check(line.config, is_judged)
+
+
+def help_of(arguments: list[str]) -> str:
+    """Output of `--help` of a module or script."""
+    file, output = arguments[0], io.StringIO()
+    name = arguments[1] if file == "-m" else file.removesuffix(".py").replace("/", ".")
+    name = f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name
+    module = importlib.import_module(name)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setattr(sys, "argv", [name, "--help"])
+        with contextlib.suppress(SystemExit):
+            takes_arguments = module.main.__code__.co_argcount > 0
+            module.main(sys.argv) if takes_arguments else module.main()
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("part", PARSED)
+def test_every_exception_is_of_use(part: str):
+    assert any(part in " ".join(words) for _, words in PAGE_COMMANDS)
+
+
+# --- names, links, form -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=by_page)
+def test_links_lead_somewhere(page: Path):
+    for link in pages.links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in pages.anchors(target), link
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=by_page)
+def test_settings_exist(page: Path):
+    for name in pages.settings(page):
+        assert exists(name), f"config.{name}"
+
+
+def exists(name: str) -> bool:
+    """Whether the default settings have a key or section of this name."""
+    section = base_config()
+    for part in name.split("."):
+        if part not in section:
+            return False
+        section = section[part]
+    return True
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=by_page)
+def test_paths_and_names_exist(page: Path):
+    for mentioned in pages.paths(page):
+        path, _, test = mentioned.partition("::")
+        assert (ROOT / path).exists(), mentioned
+        if test:
+            names = {
+                n.name
+                for n in ast.walk(ast.parse((ROOT / path).read_text("utf-8")))
+                if isinstance(n, ast.FunctionDef | ast.ClassDef)
+            }
+            assert test in names, mentioned
+    for name in pages.dotted_names(page):
+        resolve(name)
+
+
+def resolve(name: str) -> object:
+    """What a dotted name stands for; raises where there is nothing of that name."""
+    first, *rest = name.split(".")
+    value, path = importlib.import_module(first), first
+    for part in rest:
+        path = f"{path}.{part}"
+        if not hasattr(value, part):
+            importlib.import_module(path)
+        value = getattr(value, part)
+    return value
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 140
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=by_page)
+def test_pages_begin_with_an_example(page: Path):
+    assert any(block.language in ("sh", "python") for block in pages.blocks(page))
+    before_sections = page.read_text("utf-8").partition("\n## ")[0]
+    assert "```" in before_sections or page.name == "README.md"
+
+
+def test_the_index_names_every_page():
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / link.partition("#")[0]).resolve() for link in pages.links(index)}
+    assert set(pages.PAGES) - {index} <= linked
+
+
+def test_citation_and_changelog_are_of_this_version():
+    version = re.search(r"^version = (\S+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)[1]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["version"] == version and citation["license"] == "Apache-2.0"
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_renamed_settings_are_gone_and_their_new_names_exist():
+    rows = re.findall(r"^\| `(config\.\S+)` \| (.+) \|$", changelog(), re.MULTILINE)
+    for old, new in rows:
+        assert not exists(old.removeprefix("config.")), f"{old} still exists"
+        for name in re.findall(r"`config\.([\w.]+)`", new):
+            assert exists(name), f"config.{name} does not exist"
+
+
+def changelog() -> str:
+    return (ROOT / "CHANGELOG.md").read_text("utf-8")
