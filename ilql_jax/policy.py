@@ -24,7 +24,7 @@ from ilql_jax.errors import UserError
 from ilql_jax.models import ModelConfig, Params, abstract_params
 from ilql_jax.models.cpu_matmul import decoding_layout
 from ilql_jax.models.kv_cache import KVCache
-from ilql_jax.policy_folder import load_policy
+from ilql_jax.policy_folder import PolicyFolderError, load_policy
 from ilql_jax.settings import SettingError, Settings, setting
 
 
@@ -215,14 +215,15 @@ class Policy:
         decoding: DecodingConfig | str | None = None,
         batch_size: int = 64,
         cache_megabytes: float = 256.0,
-        steer: Steer = losses.steer_logits,
+        steer: Steer | None = None,
     ) -> Policy:
         """Loads a policy from the folder of a `fit`; it plays as it did there, to the bit.
 
         Args:
             folder: Written by `fitting.fit` or `policy_folder.save_policy`.
             decoding: Another rule than the saved one, as config or as text ("greedy").
-            batch_size: As for a new policy, as are `cache_megabytes` and `steer`.
+            batch_size: As for a new policy, as is `cache_megabytes`.
+            steer: Steering rule; needed where the method has one of its own (`Method.steer`).
 
         Raises:
             PolicyFolderError: The folder holds no whole policy; the message names what is missing.
@@ -230,16 +231,23 @@ class Policy:
         saved, params = load_policy(folder)
         if isinstance(decoding, str):
             decoding = DecodingConfig.parse(decoding)
+        decoding = decoding or DecodingConfig(**saved.decoding)
+        if decoding.steering_strength and saved.steered_by and steer is None:
+            raise PolicyFolderError(
+                f"{folder}: decoding '{decoding}' steers by the rule of the method "
+                f"{saved.steered_by!r}, which no file holds: give it, e.g. steer=METHODS["
+                f"{saved.steered_by!r}].steer."
+            )
         return cls(
             saved.model,
             params,
-            decoding or DecodingConfig(**saved.decoding),
+            decoding,
             saved.stop_token,
             saved.allowed_mask,
             saved.max_utterance,
             batch_size,
             cache_megabytes,
-            steer,
+            steer or losses.steer_logits,
             saved.reward_scale,
             saved.baseline,
         )

@@ -40,6 +40,8 @@ class PolicyDescription:
         max_utterance: Longest utterance, in tokens.
         reward_scale: Factor of the rewards in training.
         baseline: Value that heads of zero stand for, in the rewards' own unit.
+        steered_by: Name of a method with a steering rule of its own (`Method.steer`); "" = the
+            usual one.
         training: What it was made from, for people to read: method, settings, data.
     """
 
@@ -50,6 +52,7 @@ class PolicyDescription:
     max_utterance: int
     reward_scale: float
     baseline: float
+    steered_by: str
     training: Mapping[str, Any]
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_networks import random_params
 
-from ilql_jax import DecoderConfig, DecodingConfig, ModelConfig, Policy
+from ilql_jax import DecoderConfig, DecodingConfig, ModelConfig, Policy, losses
 from ilql_jax.policy_folder import (
     DESCRIPTION,
     PARAMETERS,
@@ -30,6 +30,7 @@ SAVED = PolicyDescription(
     max_utterance=5,
     reward_scale=0.5,
     baseline=-3.0,
+    steered_by="",
     training={"method": "ilql"},
 )
 CONTEXTS = [np.int32([1, 2]), np.int32([3, 4, 5])]
@@ -109,6 +110,20 @@ def test_what_is_missing_is_named(folder, spoil, message):
     spoil(folder)
     with pytest.raises(PolicyFolderError, match=message):
         Policy.load(folder)
+
+
+def test_a_steering_rule_that_files_cannot_hold_has_to_be_given(folder):
+    steered = dataclasses.replace(
+        SAVED,
+        model=dataclasses.replace(MODEL, utterance_q="last"),
+        decoding={"temperature": 1.0, "steering_strength": 4.0, "candidates": 1},
+        steered_by="mine",
+    )
+    save_policy(folder, PARAMS, steered)
+    with pytest.raises(PolicyFolderError, match="steers by the rule of the method 'mine'"):
+        Policy.load(folder)
+    assert Policy.load(folder, steer=losses.steer_logits).decoding.steering_strength == 4
+    assert not Policy.load(folder, decoding="sampled").decoding.steering_strength
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

@@ -1,0 +1,413 @@
+"""`fit`: from episodes to a policy that plays, in one call.
+
+It makes the choices that everybody has to make: the network, rewards of unit spread, values that
+start at the lowest return, windows of episodes that are too long, the shape of the batches. Each is
+an argument, and kept in the policy's folder. Whoever wants to make them himself calls
+`train.train`, which this calls; `environment.py` plays the policy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ilql_jax import losses
+from ilql_jax.batching import (
+    packing_for,
+    token_transitions,
+    utterance_bounds,
+    utterance_transitions,
+)
+from ilql_jax.environment import Evaluation
+from ilql_jax.errors import UserError
+from ilql_jax.methods import METHODS, Method
+from ilql_jax.models import DecoderConfig, ModelConfig, Params
+from ilql_jax.models.hugging_face.read import find, shape_for, start_params
+from ilql_jax.models.lora import merge_adapters
+from ilql_jax.policy import DecodingConfig, Policy
+from ilql_jax.policy_folder import PolicyDescription, save_policy
+from ilql_jax.train import check_tokens, train
+from ilql_jax.train_step import TrainConfig
+from ilql_jax.trajectory import Trajectory, TrajectoryError
+from ilql_jax.windows import cut_into_windows
+
+STEPS = 3000
+Validate = Callable[[Policy], Evaluation | float]
+
+
+class FitError(UserError, ValueError):
+    """Arguments of `fit` that do not belong together. The message names them."""
+
+
+def small_network(vocab_size: int, max_positions: int = 256, **changes: Any) -> ModelConfig:
+    """Shape of a network that learns on a laptop: two layers of width 64, rotary positions.
+
+    Args:
+        vocab_size: Number of tokens.
+        max_positions: Longest context, in tokens.
+        changes: Fields of `ModelConfig` or of its `DecoderConfig` that are to be others.
+    """
+    of_heads = {field.name for field in dataclasses.fields(ModelConfig)} - {"decoder"}
+    heads = {name: value for name, value in changes.items() if name in of_heads}
+    trunk = {name: value for name, value in changes.items() if name not in of_heads}
+    defaults = {
+        "hidden_size": 64,
+        "num_layers": 2,
+        "num_heads": 2,
+        "mlp_size": 256,
+        "position_encoding": "rotary",
+        "rotary_base": 100.0,
+        "initializer_range": 0.08,
+    }
+    decoder = DecoderConfig(
+        vocab_size=vocab_size, max_positions=max_positions, **{**defaults, **trunk}
+    )
+    return ModelConfig(decoder, **{"value_inner_size": 128, **heads})
+
+
+def fit(
+    trajectories: Sequence[Trajectory],
+    *,
+    vocab_size: int,
+    stop_token: int,
+    method: str | Method = "ilql",
+    steps: int | None = None,
+    network: ModelConfig | str | os.PathLike[str] | None = None,
+    max_positions: int = 256,
+    allowed: Bool[np.ndarray, "vocab"] | None = None,
+    max_utterance: int | None = None,
+    decoding: DecodingConfig | str | None = None,
+    reward_scale: float | str = "unit_spread",
+    baseline: float | str = "lowest_return",
+    token_discount: float = 0.99,
+    utterance_discount: float = 0.99,
+    context: int | None = None,
+    batch_rows: int = 4,
+    training: TrainConfig | None = None,
+    seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    validate: Validate | None = None,
+    validate_every: int = 500,
+    on_metrics: Callable[[int, dict[str, float]], None] | None = None,
+    progress: bool = True,
+) -> Policy:
+    """Learns a policy from episodes.
+
+    A call with the same arguments and folder goes on from the last checkpoint, or loads what is
+    finished.
+
+    Args:
+        trajectories: Whole episodes, rewards in any unit. Those longer than the context are cut
+            into windows, whose returns are those of the whole episode.
+        vocab_size: Number of tokens; all ids are below it.
+        stop_token: Ends every action of the agent.
+        method: Name in `METHODS` or a `Method`, e.g. `METHODS["ilql"].configured(expectile=0.9)`.
+        steps: Optimizer steps; 3000 by default.
+        network: Shape of a fresh network (`small_network` by default), or the folder or name of a
+            pretrained one.
+        max_positions: Longest context of the network in tokens, the next action included; not read
+            where `network` is a shape.
+        allowed: bool [vocab], tokens that the policy may write; by default those that the agent
+            writes in the data.
+        max_utterance: Longest action, the stop token included; by default the longest in the data.
+        decoding: Rule by which actions are chosen, as config or text ("sampled at 0.6, best of
+            16"); by default sampled, or for methods that learn values the last of their own.
+        reward_scale: Factor of the rewards in training: "unit_spread" = one over the standard
+            deviation of the episodes' returns, which the defaults of the methods are made for.
+            Values are told in the rewards' own unit all the same. (Q-SFT learns probabilities and
+            scales returns itself: its values are fractions of the way from the worst return to the
+            best.)
+        baseline: Value that the value heads start at, in the rewards' own unit; "lowest_return" =
+            the lowest discounted return of any decision in the data. Heads that start at 0 would
+            take what was never tried for better than all that was, where rewards are costs.
+        token_discount: γ from one agent token to the next (values of tokens).
+        utterance_discount: γ from one action to the next (values of utterances).
+        context: Most tokens that a window shows before the first decision it learns from; half of
+            the network's context by default.
+        batch_rows: Rows in a batch, each as long as the network's context, filled with episodes.
+        training: Optimizer, learning rates and the like, given instead of `steps`.
+        seed: Seeds the initial weights and the order of the data.
+        folder: Checkpoints and the policy go there; a temporary folder, removed again, by default.
+        validate: Judges the policy during training, e.g. by `environment.evaluate`; its result goes
+            to `on_metrics` as "validation/return". The training is the same with and without.
+        validate_every: Steps between validations.
+        on_metrics: Called with a step and its metrics.
+        progress: Show a bar in the terminal.
+
+    Returns:
+        The policy. `Policy.load(folder)` gives the same one in another process.
+
+    Raises:
+        TrajectoryError: No data, data that breaks the contract, has tokens outside of the
+            vocabulary, never ends an action with the stop token, or has a turn that does not fit
+            in a window; before anything is compiled, as the others.
+        FitError: Arguments that do not belong together.
+        UserError: What `train.train` and `Policy` refuse.
+    """
+    method = _method(method)
+    model, start_from = _network(network, method, vocab_size, max_positions, seed)
+    trajectories = _checked(trajectories, vocab_size, stop_token)
+    longest = max(int(np.diff(_edges(each)).max()) + 1 for each in trajectories)
+    max_utterance = longest if max_utterance is None else max_utterance
+    decoding = _decoding(decoding, method)
+    if model.value_heads == "probabilities":  # the method brings returns to [0, 1] itself
+        reward_scale, baseline = _left_to_method(method, reward_scale, baseline)
+    scale = _scale(reward_scale, trajectories)
+    by_token = _values_by_token(method)
+    discount = token_discount if by_token else utterance_discount
+    start_value = _baseline(baseline, trajectories, by_token, discount)
+    description = PolicyDescription(
+        model=model,
+        decoding=dataclasses.asdict(decoding),
+        stop_token=stop_token,
+        allowed=_allowed(allowed, trajectories, vocab_size, model),
+        max_utterance=max_utterance,
+        reward_scale=scale,
+        baseline=start_value,
+        steered_by="" if method.steer is losses.steer_logits else method.name,
+        training={"method": method.name, "settings": dataclasses.asdict(method.config)},
+    )
+    _check_room(model, max_utterance, trajectories)
+    if training is not None and steps is not None:
+        raise FitError(f"steps is {steps} and training has {training.steps}; give one of them.")
+    training = training or TrainConfig(steps=STEPS if steps is None else steps)
+    length = model.decoder.max_positions
+    # Filtered BC and the like look at episodes, not at windows.
+    selected = method.select_trajectories([_scaled(each, scale) for each in trajectories])
+    data = [window for each in selected for window in cut_into_windows(each, length, context)]
+    packing = packing_for(
+        data, batch_rows, length, token_discount, utterance_discount, scale * start_value
+    )
+
+    def judge(step: int, params: Params) -> dict[str, float]:
+        result = validate(_policy(description, params, method))
+        return {"return": result.mean_return if isinstance(result, Evaluation) else float(result)}
+
+    with _folder(folder) as path:
+        params = train(
+            data,
+            model,
+            dataclasses.replace(method, select=None),
+            training,
+            packing,
+            seed,
+            path / "checkpoints",
+            metadata={"reward_scale": scale, "baseline": start_value},
+            on_metrics=on_metrics,
+            validate=judge if validate else None,
+            validate_every=validate_every,
+            start_from=start_from,
+            progress=progress,
+        )
+        merged, params = merge_adapters(model, params)
+        description = dataclasses.replace(description, model=merged)
+        save_policy(path, params, description)
+        return Policy.load(path, steer=method.steer)
+
+
+# --- choices ------------------------------------------------------------------------------------
+
+
+def _method(method: str | Method) -> Method:
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise FitError(
+                f"method is {method!r}, but must be one of {', '.join(METHODS)}, or a `Method`."
+            )
+        method = METHODS[method]
+    if method.learns_from != "dialogues":
+        raise FitError(
+            f"method {method.name!r} learns from {method.learns_from}, but fit gets episodes. Use "
+            "`train.train` with `Preferences`, or another method."
+        )
+    return method
+
+
+def _network(
+    network: ModelConfig | str | os.PathLike[str] | None,
+    method: Method,
+    vocab_size: int,
+    max_positions: int,
+    seed: int,
+) -> tuple[ModelConfig, Callable[[], Params] | None]:
+    """Shape of the network, and what makes the parameters to start from (None = fresh)."""
+    if network is None:
+        how = "last" if _values_by_token(method) else "sum"
+        return method.network_for(small_network(vocab_size, max_positions, utterance_q=how)), None
+    if isinstance(network, ModelConfig):
+        if network.decoder.vocab_size < vocab_size:
+            raise FitError(
+                f"vocab_size is {vocab_size}, but the network has {network.decoder.vocab_size} "
+                "tokens. Give it as many."
+            )
+        return method.network_for(network), None
+    decoder = shape_for(network, max_positions)
+    decoder = dataclasses.replace(decoder, vocab_size=max(vocab_size, decoder.vocab_size))
+    shape = method.network_for(ModelConfig(decoder, value_inner_size=decoder.hidden_size))
+    return shape, lambda: start_params(find(network), shape, seed)
+
+
+def _decoding(decoding: DecodingConfig | str | None, method: Method) -> DecodingConfig:
+    if decoding is None:
+        decoding = method.decodings[-1 if method.learns_values else 0]
+    if isinstance(decoding, str):
+        decoding = DecodingConfig.parse(decoding)
+    method.check_decoding(decoding)
+    return decoding
+
+
+def _values_by_token(method: Method) -> bool:
+    """True where the values are those of tokens, not of utterances."""
+    return method.values_by_token is not None and method.values_by_token(method.config)
+
+
+def _left_to_method(
+    method: Method, scale: float | str, baseline: float | str
+) -> tuple[float, float]:
+    for name, value, default in (
+        ("reward_scale", scale, "unit_spread"),
+        ("baseline", baseline, "lowest_return"),
+    ):
+        if value != default:
+            raise FitError(
+                f"{name} is {value!r}, but {method.name} learns probabilities and scales the "
+                "returns itself. Leave it out."
+            )
+    return 1.0, 0.0
+
+
+def _scale(scale: float | str, trajectories: Sequence[Trajectory]) -> float:
+    if scale == "unit_spread":
+        spread = float(np.std([each.total_reward for each in trajectories]))
+        return 1.0 / spread if spread > 1e-6 else 1.0
+    if isinstance(scale, str) or not 0 < scale < math.inf:
+        raise FitError(f"reward_scale is {scale!r}, but must be 'unit_spread' or above 0.")
+    return float(scale)
+
+
+def _baseline(
+    baseline: float | str, trajectories: Sequence[Trajectory], by_token: bool, discount: float
+) -> float:
+    if baseline == "lowest_return":
+        return min(_lowest_return(each, by_token, discount) for each in trajectories)
+    if isinstance(baseline, str) or not math.isfinite(baseline):
+        raise FitError(f"baseline is {baseline!r}, but must be 'lowest_return' or a number.")
+    return float(baseline)
+
+
+def _lowest_return(trajectory: Trajectory, by_token: bool, discount: float) -> float:
+    """The lowest discounted sum of rewards from any decision on."""
+    transitions = (token_transitions if by_token else utterance_transitions)(trajectory, discount)
+    lowest, following = math.inf, 0.0
+    for reward in transitions.reward[::-1].tolist():
+        following = reward + discount * following
+        lowest = min(lowest, following)
+    return lowest
+
+
+def _allowed(
+    allowed: Bool[np.ndarray, "vocab"] | None,
+    trajectories: Sequence[Trajectory],
+    vocab_size: int,
+    model: ModelConfig,
+) -> tuple[int, ...]:
+    if allowed is None:
+        allowed = np.zeros(vocab_size, bool)
+        for each in trajectories:
+            allowed[each.tokens[each.is_action]] = True
+    if np.shape(allowed) not in {(vocab_size,), (model.decoder.vocab_size,)}:
+        raise FitError(
+            f"allowed has shape {np.shape(allowed)}, but must say of each of the {vocab_size} "
+            "tokens whether the policy may write it."
+        )
+    return tuple(np.flatnonzero(allowed).tolist())
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def _checked(
+    trajectories: Sequence[Trajectory], vocab_size: int, stop_token: int
+) -> list[Trajectory]:
+    """The data, if it can be learned from with this vocabulary and stop token."""
+    if not len(trajectories):
+        raise TrajectoryError(
+            "no trajectories to learn from. Collect some (`rollout`) or read some."
+        )
+    for each in trajectories:
+        each.validate()
+        if each.episode is not None:
+            raise TrajectoryError(f"{each.name} is a window; give whole episodes, fit cuts them.")
+    check_tokens(trajectories, vocab_size)
+    if not 0 <= stop_token < vocab_size:
+        raise FitError(f"stop_token is {stop_token}, but tokens go from 0 to {vocab_size - 1}.")
+    ends = [each.tokens[utterance_bounds(each.is_action)[1]] for each in trajectories]
+    if not any((of_one == stop_token).any() for of_one in ends):
+        raise TrajectoryError(
+            f"stop_token is {stop_token}, but no action in the data ends with it (the first ends "
+            f"with {ends[0][0]}). Give the token that ends the agent's actions, or put one there."
+        )
+    for each, of_one in zip(trajectories, ends, strict=True):
+        inside = int((each.tokens[each.is_action] == stop_token).sum())
+        if inside > (of_one == stop_token).sum():
+            raise TrajectoryError(
+                f"{each.name}: the stop token {stop_token} stands in the middle of an action, "
+                "which a policy would end there. Put an observation behind it, or use another stop "
+                "token."
+            )
+    return list(trajectories)
+
+
+def _check_room(model: ModelConfig, max_utterance: int, trajectories: Sequence[Trajectory]) -> None:
+    """Raises `FitError` if the policy could not read an observation and answer it."""
+    positions = model.decoder.max_positions
+    first = max(int(utterance_bounds(each.is_action)[0][0]) for each in trajectories)
+    if first + max_utterance > positions:
+        raise FitError(
+            f"max_positions is {positions}, which has no room for an action of max_utterance "
+            f"{max_utterance} tokens behind an observation of {first}. Raise it to "
+            f"{first + max_utterance} or more."
+        )
+
+
+def _edges(trajectory: Trajectory) -> np.ndarray:
+    return np.stack(utterance_bounds(trajectory.is_action), axis=1)
+
+
+def _scaled(trajectory: Trajectory, scale: float) -> Trajectory:
+    rewards: Float[np.ndarray, "time"] = trajectory.rewards * np.float32(scale)
+    return dataclasses.replace(trajectory, rewards=rewards)
+
+
+def _policy(description: PolicyDescription, params: Params, method: Method) -> Policy:
+    """A policy in the middle of a training."""
+    model, params = merge_adapters(description.model, params)
+    return Policy(
+        model,
+        params,
+        DecodingConfig(**description.decoding),
+        description.stop_token,
+        description.allowed_mask,
+        description.max_utterance,
+        steer=method.steer,
+        reward_scale=description.reward_scale,
+        baseline=description.baseline,
+    )
+
+
+@contextlib.contextmanager
+def _folder(folder: str | os.PathLike[str] | None) -> Iterator[Path]:
+    if folder is not None:
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="ilql-") as temporary:
+        yield Path(temporary)
