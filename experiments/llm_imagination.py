@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 
-from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import config as settings
+from experiments.build import Experiment
 from experiments.files import write_atomically
 from experiments.run_folder import RunFolder
+from experiments.stamps import begin_stage
 from experiments.tasks import given_task
 from experiments.terminal import progress_bars
 from imagination.dataset_card import dataset_card
 from imagination.dialogue import Dialogue
 from imagination.engine import (
+    EngineConfig,
     Imagined,
     derive_task,
     forecast_imagination,
@@ -28,20 +29,20 @@ from imagination.llm import Client
 from imagination.task import Task
 
 
-def run(config: ConfigDict, folder: RunFolder, console: Console) -> tuple[list[Dialogue], str]:
+def run(experiment: Experiment, folder: RunFolder, console: Console) -> tuple[list[Dialogue], str]:
     """Imagines the dialogues; returns them with their card."""
-    return asyncio.run(_run(config, folder, console))
+    return asyncio.run(_run(experiment, folder, console))
 
 
 async def _run(
-    config: ConfigDict, folder: RunFolder, console: Console
+    experiment: Experiment, folder: RunFolder, console: Console
 ) -> tuple[list[Dialogue], str]:
-    client = _open_client(config, folder)
+    client = _open_client(experiment, folder)
     try:
-        task = await _task(config, folder, client)
-        folder.begin_stage("imagine", config)  # stamped with the task, now that it is known
+        task = await _task(experiment, folder, client)
+        begin_stage(folder, "imagine", experiment)  # stamped with the task, now that it is known
         console.print(f"Task: {folder.task} [dim](--stage=derive ends here)[/dim]")
-        imagined = await _imagine(config, task, client, console)
+        imagined = await _imagine(experiment.imagination.engine, task, client, console)
     finally:
         await client.close()
     console.print(imagined.line(), client.meter.line())
@@ -50,31 +51,31 @@ async def _run(
         task,
         meter=client.meter.summary(),
         dropped=imagined.dropped,
-        seed=config.seed,
+        seed=experiment.seed,
     )
 
 
-def _open_client(config: ConfigDict, folder: RunFolder) -> Client:
-    return Client(settings.imagination_llm(config), folder.answers(config.imagination))
+def _open_client(experiment: Experiment, folder: RunFolder) -> Client:
+    return Client(experiment.imagination.llm, folder.answers(experiment.answers))
 
 
-async def _task(config: ConfigDict, folder: RunFolder, client: Client) -> Task:
-    """The task as it stands in `task.yaml`; derived and written there the first time."""
+async def _task(experiment: Experiment, folder: RunFolder, client: Client) -> Task:
+    """Reads `task.yaml`; the first time, derives the task and writes it there."""
     if (task := folder.load_task()) is not None:
         return task
-    name, given = given_task(config, folder)
+    name, given = given_task(experiment.task, folder.experiment)
     task = await derive_task(client, name, given)
     write_atomically(folder.task, task.to_yaml())
     return task
 
 
-def derive(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+def derive(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     """Stage derive: `task.yaml` and nothing else, to be read and edited before it costs more."""
 
     async def run() -> None:
-        client = _open_client(config, folder)
+        client = _open_client(experiment, folder)
         try:
-            await _task(config, folder, client)
+            await _task(experiment, folder, client)
         finally:
             await client.close()
 
@@ -83,8 +84,7 @@ def derive(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     console.print(f"The task is in {folder.task}; what it says when the dialogues are made counts.")
 
 
-async def _imagine(config: ConfigDict, task: Task, client: Client, console: Console) -> Imagined:
-    engine = settings.engine_config(config)
+async def _imagine(engine: EngineConfig, task: Task, client: Client, console: Console) -> Imagined:
     with progress_bars(console) as bars:
         bar = bars.add_task("imagine", total=engine.dialogues, note="")
 
@@ -94,13 +94,12 @@ async def _imagine(config: ConfigDict, task: Task, client: Client, console: Cons
         return await imagine_dialogues(client, task, engine, advance)
 
 
-def print_plan(config: ConfigDict, folder: RunFolder, console: Console) -> None:
-    """Shows the prompts, how many calls and tokens, and what they would cost, without a call."""
+def print_forecast(experiment: Experiment, folder: RunFolder, console: Console) -> None:
+    """Shows prompts, calls, tokens and what they would cost, without a call."""
     task = folder.load_task()
     if task is None:
-        name, given = given_task(config, folder)
+        name, given = given_task(experiment.task, folder.experiment)
         task = {"name": name, **given}
-    forecast = forecast_imagination(
-        task, settings.engine_config(config), settings.imagination_llm(config)
-    )
+    imagination = experiment.imagination
+    forecast = forecast_imagination(task, imagination.engine, imagination.llm)
     console.print(forecast.to_markdown(), markup=False, highlight=False)

@@ -1,63 +1,179 @@
-"""What a name in `config.methods` stands for: what is learned, and from which dialogues.
+"""Entries of `config.methods`: a method, its settings, and the dialogues it learns from.
 
-| name | learns | from |
+| entry | learns | from |
 | --- | --- | --- |
-| `bc`, `fbc`, `mc`, `ilql` | see `ilql_jax/methods/` | the original dialogues |
-| `ilql_hindsight2` (any of these) | the same | the originals and two rounds of hindsight |
-| `dpo` | the policy of `bc`, moved towards what is better | the pairs of the first round |
+| `ilql` (any of `METHODS`) | as its file in `ilql_jax/methods/` says | the original dialogues |
+| `ilql_hindsight2` | the same | the originals and two rounds of hindsight |
+| `dpo` (any that learns from pairs) | the same | the pairs of the first round |
+| `path/to/my_method.py` | as the `METHOD` in that file says | as its `learns_from` says |
+
+A file is executed only where the command line or the experiment's own file names it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from ilql_jax.methods import METHODS
+from ilql_jax.methods import METHODS, Method, MethodError, TrainOverrides, load_method
+from ilql_jax.train_step import TrainConfig
 
-ON_DIALOGUES = ("bc", "fbc", "mc", "ilql")
-ON_PAIRS = "dpo"
-PAIRS_START_FROM = "bc"  # whose training of the same seed goes before
+from ilql_jax.policy import DecodingConfig
 
-_WITH_HINDSIGHT = re.compile(rf"({'|'.join(ON_DIALOGUES)})_hindsight([1-9]\d*)")
+_ENTRY = re.compile(r"(?P<base>.+?)(_hindsight(?P<rounds>[1-9]\d*))?")
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
-    """How the networks of a method are trained.
+class TrainedMethod:
+    """A method as it is trained and evaluated in a run.
 
     Attributes:
-        objective: What they learn.
-        rounds: Rounds of hindsight they learn from, beside the original dialogues.
+        name: In tables, and in names of folders: "ilql_hindsight2".
+        method: Method with the run's settings.
+        train: Length and speed of its training.
+        decodings: Ways of choosing words that are tried.
+        rounds: Rounds of hindsight it learns from; for pairs, those it needs.
+        file: Python file that defines the method; "" = one of `METHODS`.
     """
 
-    objective: str
+    name: str
+    method: Method
+    train: TrainConfig
+    decodings: tuple[DecodingConfig, ...]
     rounds: int = 0
+    file: str = ""
 
     @property
-    def on_pairs(self) -> bool:
-        """Whether it learns from pairs of utterances instead of whole dialogues."""
-        return self.objective == ON_PAIRS
+    def learns_from_pairs(self) -> bool:
+        return self.method.learns_from == "pairs"
 
     @property
     def learns_values(self) -> bool:
-        return METHODS[self.objective].learns_values
+        return self.method.learns_values
+
+    def named(self, name: str, rounds: int) -> TrainedMethod:
+        """The same method under another name, with other rounds of hindsight."""
+        return dataclasses.replace(self, name=name, rounds=rounds)
+
+    def __reduce__(self):
+        # Functions and classes of a file of one's own cannot be imported by name in another
+        # process: the file is loaded again there.
+        settings = dict(vars(self.method.config))
+        overrides = None if self.method.train is None else dict(vars(self.method.train))
+        rest = (self.name, self.train, self.decodings, self.rounds, self.file)
+        return _restored, (self.method.name, settings, overrides, rest)
 
 
-def parse_method(name: str) -> Method:
-    """The method of this name. Raises `ValueError` for a name that means nothing."""
-    if name in ON_DIALOGUES:
-        return Method(name)
-    if name == ON_PAIRS:
-        return Method(name, rounds=1)
-    if found := _WITH_HINDSIGHT.fullmatch(name):
-        return Method(found[1], rounds=int(found[2]))
-    raise ValueError(
-        f"there is no method {name!r}; there are {', '.join(ON_DIALOGUES)}, each of them with "
-        f"rounds of hindsight as in ilql_hindsight1, and {ON_PAIRS}."
+def _restored(
+    base: str,
+    settings: dict[str, Any],
+    overrides: dict[str, Any] | None,
+    rest: tuple[str, TrainConfig, tuple[DecodingConfig, ...], int, str],
+) -> TrainedMethod:
+    name, train, decodings, rounds, file = rest
+    method = load_own(file) if file else METHODS[base]
+    return TrainedMethod(
+        name, configured(method, settings, overrides), train, decodings, rounds, file
     )
 
 
-def rounds_of(names: Iterable[str]) -> int:
-    """Rounds of hindsight that these methods need; 0 = nobody looks back."""
-    return max((parse_method(name).rounds for name in names), default=0)
+def configured(
+    method: Method, settings: Mapping[str, Any], overrides: Mapping[str, Any] | None
+) -> Method:
+    """The method with other settings, and other overrides of the training where it has some."""
+    train = None if overrides is None else TrainOverrides(**overrides)
+    return dataclasses.replace(method.configured(**settings), train=train)
+
+
+def split_entry(entry: str) -> tuple[str, int]:
+    """Method (a name, or a path) and rounds of hindsight of an entry of `config.methods`."""
+    found = _ENTRY.fullmatch(entry)
+    return (found["base"], int(found["rounds"] or 0)) if found else (entry, 0)
+
+
+def is_file(base: str) -> bool:
+    return base.endswith(".py")
+
+
+@functools.cache
+def load_own(file: str) -> Method:
+    """Executes a Python file and returns its `METHOD`, once per process.
+
+    Raises:
+        MethodError: The file cannot be used; the message says why.
+    """
+    return load_method(file)
+
+
+def own_files(entries: Iterable[str]) -> tuple[str, ...]:
+    """Python files among entries of `config.methods`."""
+    bases = (split_entry(entry)[0] for entry in entries)
+    return tuple(dict.fromkeys(base for base in bases if is_file(base)))
+
+
+def file_digest(file: str) -> str:
+    """Fingerprint of a method's file, by which a run notices that it was edited."""
+    return hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()[:16]
+
+
+def find_method(entry: str, library: Mapping[str, TrainedMethod]) -> TrainedMethod:
+    """The method that an entry names.
+
+    Args:
+        entry: Of `config.methods`.
+        library: Name -> method without hindsight, for all methods there are.
+
+    Raises:
+        MethodError: There is no such method, or it cannot learn from these rounds.
+    """
+    base, rounds = split_entry(entry)
+    if is_file(base):
+        base = load_own(base).name
+    if base not in library:
+        raise MethodError(
+            f"there is no method {entry!r}; there are {', '.join(library)}, those that learn from "
+            "dialogues also with rounds of hindsight as in ilql_hindsight1, and those of a .py "
+            "file that defines METHOD."
+        )
+    found = library[base]
+    if found.learns_from_pairs:
+        if rounds:
+            raise MethodError(
+                f"{entry!r}: {base} learns from pairs, which are those of the first round. Name "
+                f"{base}."
+            )
+        return found.named(base, rounds=1)
+    return found.named(f"{base}_hindsight{rounds}" if rounds else base, rounds)
+
+
+def rounds_of(methods: Sequence[TrainedMethod]) -> int:
+    """Rounds of hindsight that these methods need; 0 = none."""
+    return max((each.rounds for each in methods), default=0)
+
+
+def in_order(methods: Sequence[TrainedMethod]) -> list[list[TrainedMethod]]:
+    """Methods in waves: each after the one that it starts from.
+
+    Raises:
+        MethodError: One starts from a method that is not among them, or from each other.
+    """
+    waves: list[list[TrainedMethod]] = []
+    done: set[str] = set()
+    left = list(methods)
+    while left:
+        wave = [each for each in left if each.method.starts_from in {None, *done}]
+        if not wave:
+            before, name = left[0].method.starts_from, left[0].name
+            raise MethodError(
+                f"{name} goes on from the {before} of its seed. Name {before} too, and let it not "
+                f"start from {name}."
+            )
+        waves.append(wave)
+        done |= {each.name for each in wave}
+        left = [each for each in left if each not in wave]
+    return waves

@@ -10,11 +10,10 @@ import json
 from collections.abc import Callable
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from experiments import config as settings
+from experiments.build import Experiment, Network
 from experiments.evaluation.summary import UnitResult
-from experiments.methods import parse_method
+from experiments.methods import TrainedMethod
 from experiments.run_folder import RunFolder, Unit
 from ilql_jax import sharding
 from ilql_jax.checkpoint import read_metadata, restore_params
@@ -28,9 +27,10 @@ from imagination.dialogue import iterate_dialogues, usual_system
 from imagination.tokenization import DialogueTokenizer
 
 
-def units(config: ConfigDict) -> list[Unit]:
+def units(experiment: Experiment) -> list[Unit]:
     """All trainings that the settings ask for."""
-    return [Unit(method, seed) for seed in range(config.seeds) for method in config.methods]
+    seeds = range(experiment.run.seeds)
+    return [Unit(method.name, seed) for seed in seeds for method in experiment.methods]
 
 
 def is_trained(folder: RunFolder, unit: Unit) -> bool:
@@ -43,65 +43,72 @@ def train_seconds(folder: RunFolder, unit: Unit) -> float:
 
 
 def pretrained_start(
-    config: ConfigDict, shape: ModelConfig, seed: int, mesh: Mesh | None = None
+    network: Network, shape: ModelConfig, seed: int, mesh: Mesh | None = None
 ) -> Callable[[], Params] | None:
-    """Makes what trainings of this seed start from; None = a fresh network."""
-    if not config.model.pretrained:
+    """Returns the function that makes the parameters to start from; None = a fresh network.
+
+    Args:
+        network: Names the pretrained network.
+        shape: Of the network that is trained.
+        seed: Of the value heads.
+        mesh: Devices that the parameters are laid out on; None = the first.
+    """
+    if not network.pretrained:
         return None
 
     def start() -> Params:
         layout = sharding.shardings(abstract_params(shape), mesh) if mesh else None
-        return start_params(find(config.model.pretrained), shape, config.seed + seed, layout)
+        return start_params(find(network.pretrained), shape, seed, layout)
 
     return start
 
 
 def trained_network(
-    config: ConfigDict, folder: RunFolder, unit: Unit
+    experiment: Experiment, folder: RunFolder, unit: Unit
 ) -> tuple[ModelConfig, Params]:
-    """What a unit has learned, as a network like any other: adapters are merged into it.
+    """Loads the network of a unit; adapters are merged into it.
 
-    Its parameters lie on one device, or where `sharding.mesh_to_use` says. What it was trained from
-    is needed only where that is frozen in it.
+    Its parameters lie on one device, or where `sharding.mesh_to_use` says. The network it started
+    from is needed only where a part of that is frozen in it.
     """
     shape = ModelConfig.from_dict(read_metadata(folder.checkpoints(unit))["model"])
-    mesh = sharding.mesh_to_use(settings.mesh_config(config))
-    start_from = pretrained_start(config, shape, unit.seed, mesh)
+    mesh = sharding.mesh_to_use(experiment.mesh)
+    start_from = pretrained_start(experiment.network, shape, experiment.seed + unit.seed, mesh)
     params = restore_params(folder.checkpoints(unit), shape, mesh, start_from)
     return merge_adapters(shape, params)
 
 
 def load_agent(
-    config: ConfigDict,
+    experiment: Experiment,
     folder: RunFolder,
     unit: Unit,
     decoding: DecodingConfig,
     batch_size: int | None = None,
 ) -> PolicyAgent:
-    """The trained network of a unit as an agent that speaks in `batch_size` conversations."""
+    """Loads the network of a unit as an agent that speaks in `batch_size` conversations."""
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    shape, params = trained_network(config, folder, unit)
+    shape, params = trained_network(experiment, folder, unit)
     policy = Policy(
         shape,
         params,
         decoding,
         stop_token=tokenizer.end,
         allowed=tokenizer.writable(shape.decoder.vocab_size),
-        max_utterance=config.decoding.max_utterance,
-        batch_size=batch_size or config.decoding.batch_size,
-        steer=METHODS[parse_method(unit.method).objective].steer,
+        max_utterance=experiment.speaking.max_utterance,
+        batch_size=batch_size or experiment.speaking.batch_size,
+        steer=experiment.method(unit.method).method.steer,
     )
     scale = None
-    if parse_method(unit.method).learns_values:
+    if experiment.method(unit.method).learns_values:
         scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
     # Evaluation and chat speak to the agent as the data did.
     system = usual_system(itertools.islice(iterate_dialogues(folder.dialogues), 100))
     return PolicyAgent(policy, tokenizer, scale, keep_candidates=4, system=system)
 
 
-def chosen_decoding(config: ConfigDict, folder: RunFolder, unit: Unit) -> DecodingConfig:
-    """As chosen on validation episodes, else the first of the config's."""
+def chosen_decoding(method: TrainedMethod, folder: RunFolder, unit: Unit) -> DecodingConfig:
+    """The decoding chosen on validation episodes, else the first that the settings name."""
     result = folder.unit_result(unit)
     if result.exists():
         return DecodingConfig.parse(UnitResult.read(result).decoding)
-    return settings.decodings(config, unit.method)[0]
+    return method.decodings[0]

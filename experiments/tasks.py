@@ -4,42 +4,48 @@ from __future__ import annotations
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from experiments import config as settings
+from experiments.build import Experiment
+from experiments.config import TASK_FIELDS, DataConfig, TaskConfig
 from experiments.run_folder import RunFolder
-from imagination.corpora import CORPORA
+from imagination.corpora import CORPORA, ReadOptions
 from imagination.simulation import load_world
 from imagination.task import Task
 
 
-def load_task(config: ConfigDict, folder: RunFolder) -> Task:
+def load_task(experiment: Experiment, folder: RunFolder) -> Task:
     """Reads the task from `task.yaml` where the run has one, else from its corpus or world."""
     if (task := folder.load_task()) is not None:
         return task
-    if config.data.source != "world":
-        return corpus_task(config)
-    return load_world(config.task.world).task
+    if experiment.data.source != "world":
+        return corpus_task(experiment.data)
+    return load_world(experiment.task.world).task
 
 
-def corpus_task(config: ConfigDict) -> Task:
+def read_options(data: DataConfig) -> ReadOptions:
+    """Options of the readers of corpora."""
+    return ReadOptions(data.max_reward, data.missing_outcome)
+
+
+def corpus_task(data: DataConfig) -> Task:
     """Returns the task that the dialogues of the corpus are about."""
-    return CORPORA[config.data.source].task(settings.read_options(config))
+    return CORPORA[data.source].task(read_options(data))
 
 
-def given_task(config: ConfigDict, folder: RunFolder) -> tuple[str, dict[str, Any]]:
+def given_task(task: TaskConfig, experiment_name: str) -> tuple[str, dict[str, Any]]:
     """The task's name, and what the settings say of it; what is missing is derived.
 
     Without a description it is the task of the embedded world; without a world it is named after
     the experiment.
     """
-    given = {name: config.task[name] for name in settings.TASK_FIELDS}
-    given["persona_axes"] = given["persona_axes"].to_dict()
-    if not config.task.world:
-        return folder.experiment or "task", given
-    task = load_world(config.task.world).task
+    given = {name: getattr(task, name) for name in TASK_FIELDS}
+    if not task.world:
+        return experiment_name or "task", given
+    world_task = load_world(task.world).task
     if not given["description"]:
-        world = {name: getattr(task, name) for name in settings.TASK_FIELDS}
-        given = world | {name: value for name, value in given.items() if value}
-        given |= {"reward_range": task.reward_range, "success_reward": task.success_reward}
-    return task.name, given
+        of_world = {name: getattr(world_task, name) for name in TASK_FIELDS}
+        given = of_world | {name: value for name, value in given.items() if value}
+        given |= {
+            "reward_range": world_task.reward_range,
+            "success_reward": world_task.success_reward,
+        }
+    return world_task.name, given

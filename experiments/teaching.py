@@ -2,6 +2,9 @@
 
 python experiments/teaching.py
 python experiments/teaching.py --config.seeds=3 --config.methods=bc,fbc,mc,ilql
+
+Takes 7 minutes on two cores. ILQL comes to a normalized score of 0.97 (filtered BC and BC: 0.65),
+with difficult students 0.61 (filtered BC and BC: below 0).
 """
 
 from experiments import launch

@@ -13,10 +13,10 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
+
+from ilql_jax.progress import clock
 
 WIDTH_OF_A_FILE = 100
 
@@ -41,6 +41,17 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f}/s")
 
 
+class _Times(ProgressColumn):
+    """`elapsed 0:05, left 1:20`; the rest is unknown until there is a rate."""
+
+    def render(self, task) -> Text:
+        elapsed = task.finished_time if task.finished else task.elapsed
+        text = f"elapsed {clock(elapsed or 0)}"
+        if not task.finished and task.time_remaining is not None:
+            text += f", left {clock(task.time_remaining)}"
+        return Text(text)
+
+
 def progress_bars(console: Console) -> Progress:
     """Bars with count, rate, elapsed and remaining time; plain lines where there is no terminal."""
     return Progress(
@@ -48,9 +59,7 @@ def progress_bars(console: Console) -> Progress:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         _Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        _Times(),
         TextColumn("[dim]{task.fields[note]}"),
         console=console,
         speed_estimate_period=20,

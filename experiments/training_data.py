@@ -9,16 +9,17 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import config as settings
+from experiments.build import Experiment, Network
+from experiments.config import BatchConfig
 from experiments.hindsight_records import read_hindsight
 from experiments.run_folder import RunError, RunFolder, is_for_training
 from ilql_jax import PreferencePair, Trajectory
 from ilql_jax.batching import PackingConfig, packing_for
 from ilql_jax.models.hugging_face.read import find, read_config
 from ilql_jax.preferences import packing_for_pairs
+from imagination.chat_formats import LossOn
 from imagination.dialogue import Dialogue, iterate_dialogues, read_dialogues
 from imagination.tokenization import DialogueTokenizer
 
@@ -26,58 +27,59 @@ CUT_OFF = 0.01  # share of utterances longer than an agent may speak that is wor
 
 
 def check_dialogues(
-    config: ConfigDict, folder: RunFolder, dialogues: list[Dialogue], console: Console
+    experiment: Experiment, folder: RunFolder, dialogues: list[Dialogue], console: Console
 ) -> DialogueTokenizer:
-    """The run's tokenizer, where all dialogues can be learned from as they are.
+    """Returns the run's tokenizer, after checking that all dialogues can be learned from.
 
     Raises:
-        RunError: A dialogue is too long. TrajectoryError: it breaks another rule.
+        RunError: A dialogue is too long.
+        TrajectoryError: It breaks another rule.
     """
     if folder.tokenizer.exists():
         tokenizer = DialogueTokenizer.load(folder.tokenizer)
     else:
-        tokenizer = make_tokenizer(config, [d for d in dialogues if is_for_training(d)])
-    trajectories = tokenizer.trajectories(dialogues)
-    check_lengths(config, trajectories, console)
-    packing(config, trajectories)
+        tokenizer = make_tokenizer(experiment, [d for d in dialogues if is_for_training(d)])
+    trajectories = tokenizer.trajectories(dialogues, loss_on=experiment.data.loss_on)
+    check_lengths(experiment.network, trajectories, experiment.speaking.max_utterance, console)
+    packing(experiment.batches, experiment.network.max_positions, trajectories)
     return tokenizer
 
 
-def check_lengths(config: ConfigDict, trajectories: list[Trajectory], console: Console) -> None:
-    """Dialogues have to fit in the context, and their utterances should fit in an agent's turn.
+def check_lengths(
+    network: Network, trajectories: list[Trajectory], max_utterance: int, console: Console
+) -> None:
+    """Checks that dialogues fit in the context, and tells of utterances longer than an agent's.
 
     Raises:
         RunError: A dialogue that is too long; the message says how much room they all need.
     """
     longest = max(trajectories, key=lambda trajectory: len(trajectory.tokens))
-    needed, context = len(longest.tokens), config.model.max_positions
+    needed, context = len(longest.tokens), network.max_positions
     if needed > context:
         count = sum(len(trajectory.tokens) > context for trajectory in trajectories)
-        longest_there_is = _most_positions(config)
+        limit = _most_positions(network)
         way_out = f"Set config.model.max_positions to {needed} or more; or shorten or drop them."
-        if longest_there_is is not None and longest_there_is < needed:
-            way_out = (
-                f"Shorten or drop them: {config.model.pretrained} reads at most {longest_there_is}."
-            )
+        if limit is not None and limit < needed:
+            way_out = f"Shorten or drop them: {network.pretrained} reads at most {limit}."
         raise RunError(
             f"{longest.name}: {needed} tokens do not fit in the context of {context}; {count:,} of "
             f"{len(trajectories):,} dialogues are too long. {way_out}"
         )
     utterances = np.concatenate([_utterance_lengths(trajectory) for trajectory in trajectories])
-    cut_off = np.mean(utterances > config.decoding.max_utterance)
+    cut_off = np.mean(utterances > max_utterance)
     if cut_off > CUT_OFF:
         console.print(
             f"{cut_off:.0%} of what agents say in the dialogues is longer than "
-            f"config.decoding.max_utterance, {config.decoding.max_utterance} tokens, at which "
-            f"agents will be cut off in conversation; the longest takes {utterances.max()}."
+            f"config.decoding.max_utterance, {max_utterance} tokens, at which agents will be cut "
+            f"off in conversation; the longest takes {utterances.max()}."
         )
 
 
-def _most_positions(config: ConfigDict) -> int | None:
-    """What a pretrained network reads at most; None = a fresh one, made for any length."""
-    if not config.model.pretrained:
+def _most_positions(network: Network) -> int | None:
+    """Longest context of a pretrained network; None = a fresh one, made for any length."""
+    if not network.pretrained:
         return None
-    return read_config(find(config.model.pretrained, weights=False)).max_positions
+    return read_config(find(network.pretrained, weights=False)).max_positions
 
 
 def _utterance_lengths(trajectory: Trajectory) -> np.ndarray:
@@ -86,17 +88,18 @@ def _utterance_lengths(trajectory: Trajectory) -> np.ndarray:
     return edges[1::2] - edges[::2]
 
 
-def make_tokenizer(config: ConfigDict, dialogues: list[Dialogue]) -> DialogueTokenizer:
-    if config.tokenizer.pretrained:
-        return DialogueTokenizer.load(config.tokenizer.pretrained)
-    if config.model.pretrained:
-        return DialogueTokenizer.load(find(config.model.pretrained, weights=False))
-    return DialogueTokenizer.train(dialogues, config.tokenizer.vocab_size)
+def make_tokenizer(experiment: Experiment, dialogues: list[Dialogue]) -> DialogueTokenizer:
+    """Loads the tokenizer that the settings name, or trains one on these dialogues."""
+    if experiment.tokenizer.pretrained:
+        return DialogueTokenizer.load(experiment.tokenizer.pretrained)
+    if experiment.network.pretrained:
+        return DialogueTokenizer.load(find(experiment.network.pretrained, weights=False))
+    return DialogueTokenizer.train(dialogues, experiment.tokenizer.vocab_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """What a method learns from as trajectories, with rewards of unit spread.
+    """Trajectories that a method learns from, with rewards of unit spread.
 
     The spread is that of the original dialogues, whatever is learned from beside them: so all
     methods of a run have the same settings.
@@ -107,28 +110,35 @@ class TrainingData:
     reward_scale: float
 
     @classmethod
-    def load(cls, config: ConfigDict, folder: RunFolder, rounds: int = 0) -> TrainingData:
+    def load(
+        cls, folder: RunFolder, max_positions: int, rounds: int = 0, loss_on: LossOn = "agent"
+    ) -> TrainingData:
+        """Tokenizes the originals, and those of so many rounds of hindsight that fit."""
         originals = [d for d in read_dialogues(folder.dialogues) if is_for_training(d)]
         tokenizer = DialogueTokenizer.load(folder.tokenizer)
         scale = reward_scale(originals)
-        made = regenerated(folder, tokenizer, rounds, scale)
-        trajectories = tokenizer.trajectories(originals, scale)
-        trajectories += [each for each in made if fits(config, each)]
+        made = regenerated(folder, tokenizer, rounds, scale, loss_on)
+        trajectories = tokenizer.trajectories(originals, scale, loss_on)
+        trajectories += [each for each in made if fits(each, max_positions)]
         return cls(trajectories, tokenizer, scale)
 
 
 def regenerated(
-    folder: RunFolder, tokenizer: DialogueTokenizer, rounds: int, scale: float = 1.0
+    folder: RunFolder,
+    tokenizer: DialogueTokenizer,
+    rounds: int,
+    scale: float = 1.0,
+    loss_on: LossOn = "agent",
 ) -> list[Trajectory]:
     """The dialogues of the first rounds of hindsight."""
     files = (folder.hindsight_round(number) for number in range(1, rounds + 1))
     dialogues = [d for file in files for d in iterate_dialogues(file) if is_for_training(d)]
-    return tokenizer.trajectories(dialogues, scale)
+    return tokenizer.trajectories(dialogues, scale, loss_on)
 
 
-def fits(config: ConfigDict, trajectory: Trajectory) -> bool:
-    """An original that is too long is an error; one that was played on may well become so."""
-    return len(trajectory.tokens) <= config.model.max_positions
+def fits(trajectory: Trajectory, max_positions: int) -> bool:
+    """Whether a regenerated dialogue fits: too-long ones are dropped, not an error."""
+    return len(trajectory.tokens) <= max_positions
 
 
 def reward_scale(dialogues: list[Dialogue]) -> float:
@@ -137,20 +147,23 @@ def reward_scale(dialogues: list[Dialogue]) -> float:
     return 1.0 / spread if spread > 1e-6 else 1.0
 
 
-def packing(config: ConfigDict, trajectories: list[Trajectory]) -> PackingConfig:
+def packing(
+    batches: BatchConfig, max_positions: int, trajectories: list[Trajectory]
+) -> PackingConfig:
+    """Shape of the batches of these trajectories."""
     return packing_for(
         trajectories,
-        config.train.batch_rows,
-        config.model.max_positions,
-        config.train.token_discount,
-        config.train.utterance_discount,
+        batches.batch_rows,
+        max_positions,
+        batches.token_discount,
+        batches.utterance_discount,
     )
 
 
 def preference_pairs(
-    config: ConfigDict, folder: RunFolder, tokenizer: DialogueTokenizer
+    folder: RunFolder, tokenizer: DialogueTokenizer, max_positions: int
 ) -> tuple[list[PreferencePair], str]:
-    """What was put better in the first round, against what was said there.
+    """Pairs utterances that were put better in the first round with those that were said there.
 
     Which is better is the controller's word; how the dialogues ended is not asked. Pairs that are
     too long are left out, and those whose difference the tokenizer does not see.
@@ -170,7 +183,11 @@ def preference_pairs(
     )
     pairs = [PreferencePair(*halves) for halves in zip(chosen, rejected, strict=True)]
     differing = [pair for pair in pairs if not pair.says_the_same]
-    fitting = [p for p in differing if fits(config, p.chosen) and fits(config, p.rejected)]
+    fitting = [
+        pair
+        for pair in differing
+        if fits(pair.chosen, max_positions) and fits(pair.rejected, max_positions)
+    ]
     counts = {
         "longer than config.model.max_positions": len(differing) - len(fitting),
         "the same to the tokenizer": len(pairs) - len(differing),
@@ -180,12 +197,14 @@ def preference_pairs(
     if not fitting:
         raise RunError(
             f"none of the {len(pairs):,} pairs of utterances of {folder.hindsight_round(1)} can be "
-            f"learned from ({left_out}). Raise config.model.max_positions, or leave out dpo."
+            f"learned from ({left_out}). Raise config.model.max_positions, or leave out "
+            "the methods that learn from pairs."
         )
     return fitting, left_out
 
 
-def packing_of_pairs(config: ConfigDict, pairs: list[PreferencePair]) -> PackingConfig:
-    """Half as many rows of twice the length: both halves of any pair fit."""
-    rows = settings.rows_of_pairs(config)
-    return packing_for_pairs(pairs, rows, 2 * config.model.max_positions)
+def packing_of_pairs(
+    pairs: list[PreferencePair], rows_of_pairs: int, max_positions: int
+) -> PackingConfig:
+    """Shape of the batches of pairs: rows of twice the length, so that both halves of any fit."""
+    return packing_for_pairs(pairs, rows_of_pairs, 2 * max_positions)

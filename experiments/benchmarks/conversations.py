@@ -16,11 +16,10 @@ import json
 import time
 from pathlib import Path
 
-from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import config as settings
-from experiments import launch, networks
+from experiments import command_line, launch, networks
+from experiments.build import Experiment, build
 from experiments.evaluation.environment import load_environment
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunError, RunFolder, Unit
@@ -52,24 +51,24 @@ def run(workdir: Path, method: str, episodes: int, console: Console) -> dict[str
     if not task:
         raise RunError(f"{workdir} holds no run: give the --workdir of one that was trained.")
     defaults = importlib.import_module(f"experiments.{task}").get_config()
-    config = launch.with_saved(defaults, folder, {})
-    processes = max(1, workers_for(config.workers, 10_000))
-    jobs = [(config, workdir, method, episodes, index) for index in range(processes)]
+    experiment = build(command_line.with_saved(defaults, folder, {}))
+    processes = max(1, workers_for(experiment.run.workers, 10_000))
+    jobs = [(experiment, workdir, method, episodes, index) for index in range(processes)]
     names = [f"process {index}" for index in range(processes)]
     rates = run_units(_play, jobs, names, processes, console)
     return {decoding: sum(each[decoding] for each in rates) for decoding in rates[0]}
 
 
 def _play(
-    config: ConfigDict, workdir: Path, method: str, episodes: int, index: int, report: Report
+    experiment: Experiment, workdir: Path, method: str, episodes: int, index: int, report: Report
 ) -> dict[str, float]:
     folder = RunFolder(workdir)
     environment, human = (
-        load_environment(config, folder),
-        SimulatedHuman(load_world(config.task.world)),
+        load_environment(experiment, folder),
+        SimulatedHuman(load_world(experiment.task.world)),
     )
-    choices = settings.decodings(config, method)
-    agent = networks.load_agent(config, folder, Unit(method, 0), choices[0])
+    choices = experiment.method(method).decodings
+    agent = networks.load_agent(experiment, folder, Unit(method, 0), choices[0])
     rates = {}
     for place, choice in enumerate(choices):
         report(place, len(choices), str(choice))

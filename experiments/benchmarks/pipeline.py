@@ -19,11 +19,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-
-from experiments import config as settings
-from experiments.benchmarks import measuring
-from ilql_jax import DecoderConfig, ModelConfig, Trajectory, make_batches, packing_for
 from ilql_jax.train_step import init_state, make_train_step
+
+from experiments.benchmarks import measuring
+from experiments.build import build
+from experiments.config import base_config
+from ilql_jax import DecoderConfig, ModelConfig, Trajectory, make_batches, packing_for
 
 SIZES = {"default": (2000, 200), "tiny": (60, 10)}  # dialogues, steps timed
 BLOCK = 10
@@ -46,17 +47,17 @@ def make_dialogues(count: int, longest: int, vocab_size: int, seed: int = 0) -> 
 def run(size: str) -> dict:
     """Seconds to make a batch and of a step; `waiting_share` is what the input adds to a step."""
     count, steps = SIZES[size]
-    config = settings.base_config()
+    experiment = build(base_config())
     if size == "tiny":
         model = ModelConfig(DecoderConfig(97, 16, 1, 2, 32, 64), 16)
     else:
-        model = settings.model_config(config, config.tokenizer.vocab_size)
+        model = experiment.network.shape(experiment.tokenizer.vocab_size)
     longest = model.decoder.max_positions
     dialogues = make_dialogues(count, longest, model.decoder.vocab_size)
-    packing = packing_for(dialogues, config.train.batch_rows, longest)
-    train = settings.train_config(config, "ilql")
+    packing = packing_for(dialogues, experiment.batches.batch_rows, longest)
     batches = make_batches(dialogues, packing, 0)
-    method = settings.method_of(config, "ilql")
+    ilql = experiment.method("ilql")
+    method, train = ilql.method, ilql.train
     step_function = make_train_step(model, method, train)
     state = init_state(model, method, train, 0)
 

@@ -10,8 +10,7 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 
-from ml_collections import ConfigDict
-
+from experiments.build import Experiment
 from experiments.run_folder import RunFolder
 from imagination.dialogue import read_dialogues
 from imagination.engine.personas import draw_evenly, draw_personas, persona_key
@@ -36,12 +35,12 @@ class Environment:
     humans: Callable[[str, int, int], list[Conversation]]
 
 
-def load_environment(config: ConfigDict, folder: RunFolder) -> Environment:
+def load_environment(experiment: Experiment, folder: RunFolder) -> Environment:
     """Loads the environment of a run. Raises `TaskError` for a task.yaml that cannot be used."""
-    task = folder.load_task() if config.evaluation.human == "prompted" else None
+    task = folder.load_task() if experiment.evaluation.config.human == "prompted" else None
     if task is not None:
         return Environment(task, None, lambda *arguments: _humans_of_task(task, folder, *arguments))
-    world = load_world(config.task.world)
+    world = load_world(experiment.task.world)
 
     def humans(population: str, count: int, seed: int) -> list[Conversation]:
         return sample_conversations(world, population, count, seed, prefix=population)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
-from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import config as settings
+from experiments.build import Experiment
 from experiments.evaluation.statistics import Interval, bootstrap_auroc, calibration_bins
 from experiments.evaluation.summary import (
     Bounds,
@@ -23,7 +22,6 @@ from experiments.evaluation.summary import (
     Success,
 )
 from experiments.looks import look_of
-from experiments.methods import parse_method
 from experiments.networks import trained_network, units
 from experiments.run_folder import RunFolder, Unit
 from experiments.tasks import load_task
@@ -38,12 +36,12 @@ from imagination.tokenization import DialogueTokenizer
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the agent's utterances in a dialogue
 
 
-def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     """Writes `heldout.json`, unless it is there for the same trainings."""
     if folder.heldout.exists():
         judged = Heldout.read(folder.heldout).methods
         if {name: len(each.per_seed) for name, each in judged.items()} == dict.fromkeys(
-            config.methods, config.seeds
+            [each.name for each in experiment.methods], experiment.run.seeds
         ):
             return
     dialogues = read_dialogues(folder.dialogues)
@@ -51,32 +49,34 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         part: [d for d in dialogues if d.source.get("part") == part] for part in ("train", "test")
     }
     console.print(f"Judging on {len(parts['test'])} dialogues that were set apart.")
-    task = load_task(config, folder)
-    scores = {u: _score(config, folder, u, parts["test"]) for u in units(config)}
+    task = load_task(experiment, folder)
+    scores = {u: _score(experiment, folder, u, parts["test"]) for u in units(experiment)}
     result = Heldout(
         task=dialogues[0].task,
         sizes={part: len(group) for part, group in parts.items()},
         success=success_of(task, parts["test"]),
-        methods={m: _policy_quality(scores, m) for m in config.methods},
+        methods={m: _policy_quality(scores, m) for m in [each.name for each in experiment.methods]},
         value_prediction={
-            m: _value_prediction(scores, m, parts["test"], task.success_reward, config.seed)
-            for m in config.methods
-            if parse_method(m).learns_values
+            m: _value_prediction(scores, m, parts["test"], task.success_reward, experiment.seed)
+            for m in [each.name for each in experiment.methods]
+            if experiment.method(m).learns_values
         },
     )
     result.write(folder.heldout)
 
 
 def _score(
-    config: ConfigDict, folder: RunFolder, unit: Unit, dialogues: list[Dialogue]
+    experiment: Experiment, folder: RunFolder, unit: Unit, dialogues: list[Dialogue]
 ) -> list[Scores]:
     """Scores the dialogues with the network of a unit; values are in the task's unit."""
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    shape, params = trained_network(config, folder, unit)
+    shape, params = trained_network(experiment, folder, unit)
     scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
     trajectories = tokenizer.trajectories(dialogues, scale)
-    packing = packing_for(trajectories, config.train.batch_rows, config.model.max_positions)
-    mesh = sharding.mesh_to_use(settings.mesh_config(config))  # as the parameters lie
+    packing = packing_for(
+        trajectories, experiment.batches.batch_rows, experiment.network.max_positions
+    )
+    mesh = sharding.mesh_to_use(experiment.mesh)  # as the parameters lie
     return [
         Scores(s.log_prob, s.v / scale, s.q / scale)
         for s in score(trajectories, shape, params, packing, mesh)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ml_collections import ConfigDict
-
-from experiments import config as settings
+from experiments.build import Experiment
 from experiments.evaluation.summary import Evaluation, Heldout, Scores
 from experiments.metrics import Value, open_logger
 from experiments.report import tables
@@ -15,7 +13,7 @@ from experiments.run_folder import RunFolder, Unit
 RESULTS = "results"  # name of the log that holds the tables of the whole run
 
 
-def log_evaluation(config: ConfigDict, folder: RunFolder, evaluation: Evaluation) -> None:
+def log_evaluation(experiment: Experiment, folder: RunFolder, evaluation: Evaluation) -> None:
     """Logs the scores of every unit, of every method, and the tables of a run in conversation."""
     by_unit: dict[Unit, dict[str, Value]] = {}
     by_method: dict[str, Value] = {}
@@ -27,10 +25,10 @@ def log_evaluation(config: ConfigDict, folder: RunFolder, evaluation: Evaluation
             for name, value in _of_method(scores):
                 if value is not None:
                     by_method[f"{population}/{method}/{name}"] = value
-    _log(config, folder, by_unit, by_method, tables.result_tables(evaluation))
+    _log(experiment, folder, by_unit, by_method, tables.result_tables(evaluation))
 
 
-def log_heldout(config: ConfigDict, folder: RunFolder, heldout: Heldout) -> None:
+def log_heldout(experiment: Experiment, folder: RunFolder, heldout: Heldout) -> None:
     """Logs perplexities and the tables of a run on dialogues that were set apart."""
     by_unit: dict[Unit, dict[str, Value]] = {
         Unit(method, seed): {"heldout/perplexity": perplexity}
@@ -41,7 +39,7 @@ def log_heldout(config: ConfigDict, folder: RunFolder, heldout: Heldout) -> None
         f"heldout/{method}/perplexity": policy.perplexity
         for method, policy in heldout.methods.items()
     }
-    _log(config, folder, by_unit, by_method, tables.heldout_tables(heldout))
+    _log(experiment, folder, by_unit, by_method, tables.heldout_tables(heldout))
 
 
 def _of_units(method: str, scores: Scores) -> Iterator[tuple[Unit, str, Value | None]]:
@@ -64,13 +62,13 @@ def _of_method(scores: Scores) -> Iterator[tuple[str, Value | None]]:
 
 
 def _log(
-    config: ConfigDict,
+    experiment: Experiment,
     folder: RunFolder,
     by_unit: dict[Unit, dict[str, Value]],
     by_method: dict[str, Value],
     result_tables: Sequence[tables.ResultTable],
 ) -> None:
-    logging, shown = settings.logging_config(config), settings.to_log(config)
+    logging, shown = experiment.logging, experiment.settings
     for unit, values in by_unit.items():
         with open_logger(logging, folder.metrics(unit), shown) as logger:
             logger.summary(values)

@@ -13,9 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from experiments import config as settings
+from experiments.build import Evaluation, Experiment
 from experiments.evaluation.environment import Environment
 from experiments.evaluation.summary import HumanPlayer, PlayedHuman, PromptedAgent, UnitResult
 from experiments.run_folder import RunError, RunFolder, Unit
@@ -26,20 +25,33 @@ from imagination.simulation import SimulatedHuman
 from imagination.speakers import Human
 
 
-def prompted_units(config: ConfigDict) -> list[Unit]:
+def prompted_units(experiment: Experiment) -> list[Unit]:
     """Prompted agents of the settings; nothing is trained, so there is one unit of each."""
-    return [Unit(name, 0) for name in config.evaluation.prompted]
+    return [Unit(name, 0) for name in experiment.evaluation.config.prompted]
 
 
-def is_prompted(config: ConfigDict, unit: Unit) -> bool:
+def is_prompted(experiment: Experiment, unit: Unit) -> bool:
     """True for a prompted agent, false for a trained network."""
-    return unit.method in config.evaluation.prompted
+    return unit.method in experiment.evaluation.config.prompted
+
+
+def agent_settings(evaluation: Evaluation, agent: str) -> dict[str, Any]:
+    """Settings of a prompted agent, beside client and task."""
+    if agent != "gdp_zero":
+        return {}
+    return {**vars(evaluation.search), "acts": evaluation.acts}
+
+
+def has_prices(evaluation: Evaluation) -> bool:
+    """Whether the cost of the LLM's answers is known."""
+    llm = evaluation.llm
+    return llm is not None and bool(llm.price_input or llm.price_output)
 
 
 @contextlib.contextmanager
-def open_client(config: ConfigDict, folder: RunFolder) -> Iterator[Client]:
+def open_client(experiment: Experiment, folder: RunFolder) -> Iterator[Client]:
     """Opens the run's client; in the end, calls in flight are awaited and stored."""
-    client = Client(settings.llm_config(config), folder.answers(config.llm))
+    client = Client(experiment.evaluation.llm, folder.answers(experiment.answers))
     try:
         yield client
     finally:
@@ -60,9 +72,9 @@ class WatchedClient:
         return answer
 
 
-def human_for(config: ConfigDict, environment: Environment, progress: Progress) -> Human:
+def human_for(experiment: Experiment, environment: Environment, progress: Progress) -> Human:
     """Makes the human that agents talk with."""
-    if config.evaluation.human == "prompted":
+    if experiment.evaluation.config.human == "prompted":
         guidance = config.evaluation.human_guidance
         return PromptedHuman(progress.watched_client, environment.task, guidance)
     return SimulatedHuman(environment.world)

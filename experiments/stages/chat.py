@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.markup import escape
 
+from experiments.build import Experiment
 from experiments.networks import chosen_decoding, is_trained, load_agent
 from experiments.run_folder import RunError, RunFolder, Unit
 from imagination.agents.policy import PolicyAgent
@@ -17,21 +17,22 @@ from imagination.speakers import Conversation
 HELP = "/values shows or hides the values, /new starts again, /quit ends."
 
 
-def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     """Talks until the person ends it.
 
     Raises:
         RunError: Nothing was trained here yet.
     """
-    unit = Unit(config.chat.method, 0)
+    unit = Unit(experiment.chat.method, 0)
     if not is_trained(folder, unit):
         raise RunError(
             f"{folder.path} holds no trained {unit.method!r} agent. Run the experiment without "
             "--stage=chat first, or choose with --config.chat.method=... and --workdir=..."
         )
-    agent = load_agent(config, folder, unit, chosen_decoding(config, folder, unit), batch_size=1)
-    if config.chat.notice:
-        console.print(config.chat.notice, style="bold", markup=False, highlight=False)
+    decoding = chosen_decoding(experiment.method(unit.method), folder, unit)
+    agent = load_agent(experiment, folder, unit, decoding, batch_size=1)
+    if experiment.chat.notice:
+        console.print(experiment.chat.notice, style="bold", markup=False, highlight=False)
     agent_opens = next(iterate_dialogues(folder.dialogues)).turns[0].speaker == "agent"
     console.print(f"You are talking with {unit.method} ({agent.policy.decoding}). {HELP}")
     show_values = False

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import config as settings
+from experiments.build import Experiment
+from experiments.config import EvaluationConfig
 from experiments.evaluation import heldout, prompted
 from experiments.evaluation.comparison import compare_units
 from experiments.evaluation.environment import Environment, load_environment
@@ -44,63 +44,65 @@ from imagination.speakers import Agent, Human, converse
 VALIDATION_SEED, TEST_SEED = 10_000_019, 20_000_003
 
 
-def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     """Judges what is not judged yet, and compares all of it."""
-    if config.data.source != "world":
+    if experiment.data.source != "world":
         before = _content(folder.heldout)
-        heldout.run(config, folder, console)
+        heldout.run(experiment, folder, console)
         if _content(folder.heldout) != before:
-            log_heldout(config, folder, Heldout.read(folder.heldout))
+            log_heldout(experiment, folder, Heldout.read(folder.heldout))
         return
-    if config.task.description and config.evaluation.human == "world":
+    if experiment.task.description and experiment.evaluation.config.human == "world":
         console.print(
-            f"Judged by the humans of the embedded world {config.task.world!r}, who understand its "
-            "words alone. --config.evaluation.human=prompted has those of task.yaml played."
+            f"Judged by the humans of the embedded world {experiment.task.world!r}, who understand "
+            "its words alone. --config.evaluation.human=prompted has those of task.yaml played."
         )
-    wanted = [*units(config), *prompted.prompted_units(config)]
+    wanted = [*units(experiment), *prompted.prompted_units(experiment)]
     todo = [unit for unit in wanted if not folder.unit_result(unit).exists()]
-    with_llm = [unit for unit in todo if _talks_with_llm(config, unit)]
+    with_llm = [unit for unit in todo if _talks_with_llm(experiment, unit)]
     without = [unit for unit in todo if unit not in with_llm]
-    _evaluate_without_llm(config, folder, without, console)
+    _evaluate_without_llm(experiment, folder, without, console)
     if with_llm:
-        _evaluate_with_llm(config, folder, with_llm, console)
+        _evaluate_with_llm(experiment, folder, with_llm, console)
     conversations = "".join(folder.unit_conversations(u).read_text("utf-8") for u in wanted)
     write_atomically(folder.conversations, conversations)
     evaluation = compare_units(
         folder,
         wanted,
-        load_environment(config, folder).task,
-        seed=config.seed,
-        has_prices=bool(config.llm.price_input or config.llm.price_output),
+        load_environment(experiment, folder).task,
+        seed=experiment.seed,
+        has_prices=prompted.has_prices(experiment.evaluation),
     )
     before = _content(folder.evaluation)
     evaluation.write(folder.evaluation)
     if _content(folder.evaluation) != before:
-        log_evaluation(config, folder, evaluation)
+        log_evaluation(experiment, folder, evaluation)
 
 
 def _content(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-def _talks_with_llm(config: ConfigDict, unit: Unit) -> bool:
-    return config.evaluation.human == "prompted" or prompted.is_prompted(config, unit)
+def _talks_with_llm(experiment: Experiment, unit: Unit) -> bool:
+    return experiment.evaluation.config.human == "prompted" or prompted.is_prompted(
+        experiment, unit
+    )
 
 
 def _evaluate_without_llm(
-    config: ConfigDict, folder: RunFolder, todo: list[Unit], console: Console
+    experiment: Experiment, folder: RunFolder, todo: list[Unit], console: Console
 ) -> None:
     console.print(f"Evaluating {len(todo)} networks in conversation.") if todo else None
-    jobs = [(evaluate_network, config, folder.path, unit, None) for unit in todo]
+    jobs = [(evaluate_network, experiment, folder.path, unit, None) for unit in todo]
     names = [unit.name for unit in todo]
-    if config.evaluation.human == "world" and not folder.references.exists():
-        jobs.append((solve_world, config, folder.path))
+    if experiment.evaluation.config.human == "world" and not folder.references.exists():
+        jobs.append((solve_world, experiment, folder.path))
         names.append("optimum")
-    run_units(_call, jobs, names, workers_for(config.workers, len(jobs)), console)
+    run_units(_call, jobs, names, workers_for(experiment.run.workers, len(jobs)), console)
 
 
 def _evaluate_with_llm(
-    config: ConfigDict, folder: RunFolder, todo: list[Unit], console: Console
+    experiment: Experiment, folder: RunFolder, todo: list[Unit], console: Console
 ) -> None:
     """One after the other in this process: the conversations of each are held at once.
 
@@ -109,13 +111,15 @@ def _evaluate_with_llm(
     after a second, 44 % on two busy cores). More at once would hold several networks in memory,
     and most services limit the calls a minute before that.
     """
-    console.print(f"Evaluating {len(todo)} agents in conversation, with {config.llm.model}.")
-    with prompted.open_client(config, folder) as client:
+    console.print(
+        f"Evaluating {len(todo)} agents in conversation, with {experiment.evaluation.llm.model}."
+    )
+    with prompted.open_client(experiment, folder) as client:
         jobs = []
         for unit in todo:
-            is_prompted = prompted.is_prompted(config, unit)
+            is_prompted = prompted.is_prompted(experiment, unit)
             function = evaluate_prompted_agent if is_prompted else evaluate_network
-            jobs.append((function, config, folder.path, unit, client))
+            jobs.append((function, experiment, folder.path, unit, client))
         run_units(_call, jobs, [unit.name for unit in todo], 0, console)
 
 
@@ -123,9 +127,9 @@ def _call(function: Callable[..., None], *arguments) -> None:
     function(*arguments)
 
 
-def solve_world(config: ConfigDict, path: Path, report: Report) -> None:
+def solve_world(experiment: Experiment, path: Path, report: Report) -> None:
     """Computes the exact values of the world's behaviours and of its optimum."""
-    world = load_world(config.task.world)
+    world = load_world(experiment.task.world)
     values = {}
     for index, population in enumerate(POPULATIONS):
         report(index, len(POPULATIONS), population)
@@ -135,28 +139,28 @@ def solve_world(config: ConfigDict, path: Path, report: Report) -> None:
 
 
 def evaluate_network(
-    config: ConfigDict, path: Path, unit: Unit, client: Client | None, report: Report
+    experiment: Experiment, path: Path, unit: Unit, client: Client | None, report: Report
 ) -> None:
     """Judges one network; in a process of its own where there is no client of an LLM."""
-    folder, counts = RunFolder(path), config.evaluation
-    environment = load_environment(config, folder)
-    choices = settings.decodings(config, unit.method)
-    agent = load_agent(config, folder, unit, choices[0])
+    folder, counts = RunFolder(path), experiment.evaluation.config
+    environment = load_environment(experiment, folder)
+    choices = experiment.method(unit.method).decodings
+    agent = load_agent(experiment, folder, unit, choices[0])
     per_choice = counts.validation_episodes if len(choices) > 1 else 0
-    episodes = {population: counts[f"{population}_episodes"] for population in POPULATIONS}
+    episodes = {population: episodes_of(counts, population) for population in POPULATIONS}
     progress = Progress(report, per_choice * len(choices) + sum(episodes.values()), client)
-    human = prompted.human_for(config, environment, progress)
+    human = prompted.human_for(experiment, environment, progress)
     validation: dict[str, float | None] = {}
     for choice in choices if per_choice else ():
         agent.policy.decoding = choice
         progress.begin(f"validation: {choice}")
-        seed = VALIDATION_SEED + config.seed
+        seed = VALIDATION_SEED + experiment.seed
         played = play(environment, agent, human, "average", per_choice, seed, progress.advance)
         rewards = [d.reward for d in played if d.reward is not None]
         validation[str(choice)] = float(np.mean(rewards)) if rewards else None
     chosen = max(choices, key=lambda choice: _or_worst(validation.get(str(choice))))
     agent.policy.decoding = chosen
-    _talk(config, folder, unit, environment, agent, human, episodes, progress)
+    _talk(experiment, folder, unit, environment, agent, human, episodes, progress)
     result = UnitResult(
         decoding=str(chosen),
         validation=validation,
@@ -168,24 +172,29 @@ def evaluate_network(
     result.write(folder.unit_result(unit))
 
 
+def episodes_of(config: EvaluationConfig, population: str) -> int:
+    """Test conversations with a population."""
+    return getattr(config, f"{population}_episodes")
+
+
 def _or_worst(reward: float | None) -> float:
     return -math.inf if reward is None else reward
 
 
 def evaluate_prompted_agent(
-    config: ConfigDict, path: Path, unit: Unit, client: Client, report: Report
+    experiment: Experiment, path: Path, unit: Unit, client: Client, report: Report
 ) -> None:
     """Judges one prompted agent, with the first of the humans that the networks talk with."""
-    folder, counts = RunFolder(path), config.evaluation
-    environment = load_environment(config, folder)
-    episodes = {population: counts[f"{population}_episodes"] for population in POPULATIONS}
+    folder, counts = RunFolder(path), experiment.evaluation.config
+    environment = load_environment(experiment, folder)
+    episodes = {population: episodes_of(counts, population) for population in POPULATIONS}
     if counts.prompted_episodes:
         episodes = {name: min(n, counts.prompted_episodes) for name, n in episodes.items()}
     progress = Progress(report, sum(episodes.values()), client)
-    how = settings.agent_settings(config, unit.method)
+    how = settings.agent_settings(experiment, unit.method)
     agent = prompted_agent(unit.method, progress.watched_client, environment.task, **how)
-    human = prompted.human_for(config, environment, progress)
-    _talk(config, folder, unit, environment, agent, human, episodes, progress)
+    human = prompted.human_for(experiment, environment, progress)
+    _talk(experiment, folder, unit, environment, agent, human, episodes, progress)
     searches = isinstance(agent, GdpZeroAgent)
     result = UnitResult(
         decoding=None,
@@ -199,7 +208,7 @@ def evaluate_prompted_agent(
 
 
 def _talk(
-    config: ConfigDict,
+    experiment: Experiment,
     folder: RunFolder,
     unit: Unit,
     environment: Environment,
@@ -212,7 +221,7 @@ def _talk(
     lines = []
     for population, count in episodes.items():
         progress.begin(population)
-        seed = TEST_SEED + config.seed
+        seed = TEST_SEED + experiment.seed
         played = play(environment, agent, human, population, count, seed, progress.advance)
         for index, dialogue in enumerate(played):
             lines.append(json_line(_labelled(dialogue, unit, population, index)))

@@ -13,10 +13,9 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments.methods import parse_method
+from experiments.build import Experiment
 from experiments.networks import chosen_decoding, is_trained, trained_network
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.tasks import load_task
@@ -26,13 +25,13 @@ from imagination.dialogue import iterate_dialogues, read_dialogues
 from imagination.tokenization import DialogueTokenizer
 
 
-def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     """Exports the network of `config.export`; one that was exported before is replaced.
 
     Raises:
         RunError: It was not trained here.
     """
-    unit = Unit(config.export.method, config.export.seed)
+    unit = Unit(experiment.export.method, experiment.export.seed)
     if not is_trained(folder, unit):
         raise RunError(
             f"{folder.path} holds no trained {unit.name}. Run the experiment without "
@@ -40,9 +39,10 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
             "--config.export.seed=... and --workdir=..."
         )
     tokenizer = DialogueTokenizer.load(folder.tokenizer)
-    shape, params = trained_network(config, folder, unit)
-    about = {"method": unit.method, "decoding": str(chosen_decoding(config, folder, unit))}
-    if parse_method(unit.method).learns_values:
+    shape, params = trained_network(experiment, folder, unit)
+    method = experiment.method(unit.method)
+    about = {"method": unit.method, "decoding": str(chosen_decoding(method, folder, unit))}
+    if method.learns_values:
         about["reward_scale"] = read_metadata(folder.checkpoints(unit))["reward_scale"]
     target = folder.export(unit)
     partial = target.with_name(target.name + ".partial")
@@ -51,8 +51,8 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         partial,
         shape,
         params,
-        card=model_card(config, folder, unit, about),
-        dtype=config.export.dtype,
+        card=model_card(experiment, folder, unit, about),
+        dtype=experiment.export.dtype,
         special_tokens=tokenizer.special_tokens(),
         about=about,
     )
@@ -62,7 +62,7 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
     console.print(f"Exported: {target}", soft_wrap=True)
 
 
-def model_card(config: ConfigDict, folder: RunFolder, unit: Unit, about: dict[str, Any]) -> str:
+def model_card(experiment: Experiment, folder: RunFolder, unit: Unit, about: dict[str, Any]) -> str:
     """What the model is, what it learned from, how it did, and how it is loaded."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "report" / "templates"),
@@ -72,26 +72,26 @@ def model_card(config: ConfigDict, folder: RunFolder, unit: Unit, about: dict[st
         keep_trailing_newline=True,
         autoescape=False,  # Markdown
     )
-    base = config.model.pretrained
+    base = experiment.network.pretrained
     return environment.get_template("model_card.md.j2").render(
         experiment=folder.experiment,
-        task=_task(config, folder),
+        task=_task(experiment, folder),
         unit=unit,
         about=about,
         base=base,
         # A name on the hub: of an owner and a model, or of an old model alone.
         base_on_hub=bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base)) and not Path(base).exists(),
-        value_trunk=config.model.value_trunk,
-        learns_values=parse_method(unit.method).learns_values,
+        value_trunk=experiment.network.settings["value_trunk"],
+        learns_values=experiment.method(unit.method).learns_values,
         dialogues=sum(1 for _ in iterate_dialogues(folder.dialogues)),
         results=_results(folder, unit),
     )
 
 
-def _task(config: ConfigDict, folder: RunFolder) -> str:
+def _task(experiment: Experiment, folder: RunFolder) -> str:
     """What the dialogues are about, in as many words as are known."""
-    if folder.task.exists() or config.data.source == "world":
-        return load_task(config, folder).description
+    if folder.task.exists() or experiment.data.source == "world":
+        return load_task(experiment, folder).description
     return next(iterate_dialogues(folder.dialogues)).task
 
 

@@ -1,8 +1,8 @@
 """Stage imagine: the dialogues of the run, in `dialogues.jsonl`, and their card.
 
 From an embedded world they are played between its humans and its behaviours; an LLM imagines them
-(`llm_imagination.py`); from a corpus they are read. They depend on the settings alone: same seed,
-same dialogues.
+(`llm_imagination.py`); from a corpus, or from a user's own files (`own_dialogues.py`), they are
+read. They depend on the settings alone: same seed, same dialogues.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import dataclasses
 import os
 from pathlib import Path
 
-from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import config as settings
-from experiments import tasks
+from experiments import own_dialogues, tasks
+from experiments.build import Experiment
+from experiments.config import DataConfig
 from experiments.files import write_atomically
 from experiments.run_folder import RunFolder
 from experiments.terminal import progress_bars
@@ -34,37 +34,57 @@ from imagination.speakers import Conversation, converse
 CHUNK = 500  # dialogues played together; a killed run loses at most these
 
 
-def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     """Writes the dialogues and their card, where they are not there yet."""
     if not folder.dialogues.exists():
-        if config.data.source != "world":
-            dialogues, facts = _read_corpus(config)
-            console.print("\n".join(facts), markup=False, highlight=False)
-            task = tasks.corpus_task(config)
-            write_atomically(folder.task, task.to_yaml())
-            write_atomically(folder.dataset_card, dataset_card(dialogues, task, origin=facts))
-            write_dialogues(folder.dialogues, dialogues)
-        elif config.imagination.engine == "world":
-            _play(config, folder.dialogues, console)
+        if experiment.data.source != "world":
+            _read(experiment, folder, console)
+        elif not experiment.imagines_with_llm:
+            world = load_world(experiment.task.world)
+            count = experiment.imagination.dialogues
+            _play(world, count, experiment.seed, folder.dialogues, console)
         else:
             from experiments import llm_imagination  # loads the LLM client
 
-            dialogues, card = llm_imagination.run(config, folder, console)
+            dialogues, card = llm_imagination.run(experiment, folder, console)
             # The card first: calls and cost cannot be told from the dialogues later.
             write_atomically(folder.dataset_card, card)
             write_dialogues(folder.dialogues, dialogues)
     if not folder.dataset_card.exists():
         dialogues = read_dialogues(folder.dialogues)
-        card = dataset_card(dialogues, tasks.load_task(config, folder), seed=config.seed)
+        card = dataset_card(dialogues, tasks.load_task(experiment, folder), seed=experiment.seed)
         write_atomically(folder.dataset_card, card)
 
 
-def _play(config: ConfigDict, path: Path, console: Console) -> None:
+def _read(experiment: Experiment, folder: RunFolder, console: Console) -> None:
+    """Reads a corpus, or a user's own dialogues; the dialogues are written last."""
+    if experiment.data.source == "jsonl":
+        dialogues, facts = own_dialogues.read(experiment.data)
+        task = own_dialogues.task_of(dialogues, experiment.task, folder.experiment)
+    else:
+        dialogues, facts = _read_corpus(experiment.data, experiment.seed)
+        task = tasks.corpus_task(experiment.data)
+    console.print("\n".join(facts), markup=False, highlight=False)
+    write_atomically(folder.task, task.to_yaml())
+    write_atomically(folder.dataset_card, dataset_card(dialogues, task, origin=facts))
+    write_dialogues(folder.dialogues, dialogues)
+
+
+def _read_corpus(data: DataConfig, seed: int) -> tuple[list[Dialogue], list[str]]:
+    """Reads a corpus; each dialogue is marked with its part. Returns facts to know of it, too."""
+    corpus = corpora.CORPORA[data.source]
+    reading = corpus.read(Path(data.path), tasks.read_options(data))
+    dialogues = reading.dialogues
+    parts = corpora.split_dialogues(dialogues, {"train": 0.8, "test": 0.2}, seed)
+    part_of = {dialogue.id: part for part, group in parts.items() for dialogue in group}
+    marked = [dataclasses.replace(d, source={**d.source, "part": part_of[d.id]}) for d in dialogues]
+    origin = f"{corpus.title} ({corpus.homepage}). Licence: {corpus.licence}."
+    return marked, [origin, *reading.notes]
+
+
+def _play(world: World, count: int, seed: int, path: Path, console: Console) -> None:
     """Plays the dialogues chunk by chunk; each depends on its own seed alone."""
-    world = load_world(config.task.world)
-    conversations = sample_conversations(
-        world, "average", config.imagination.dialogues, config.seed, prefix=world.name
-    )
+    conversations = sample_conversations(world, "average", count, seed, prefix=world.name)
     partial = path.with_name(path.name + ".partial")
     done = _keep_whole_chunks(partial)
     with progress_bars(console) as bars, partial.open("a", encoding="utf-8") as file:
@@ -99,15 +119,3 @@ def _keep_whole_chunks(partial: Path) -> int:
     keep = len(lines) - len(lines) % CHUNK
     os.truncate(partial, sum(len(line) + 1 for line in lines[:keep]))
     return keep
-
-
-def _read_corpus(config: ConfigDict) -> tuple[list[Dialogue], list[str]]:
-    """The corpus, each dialogue marked with its part (train or test), and what to know of it."""
-    corpus = corpora.CORPORA[config.data.source]
-    reading = corpus.read(Path(config.data.path), settings.read_options(config))
-    dialogues = reading.dialogues
-    parts = corpora.split_dialogues(dialogues, {"train": 0.8, "test": 0.2}, config.seed)
-    part_of = {dialogue.id: part for part, group in parts.items() for dialogue in group}
-    marked = [dataclasses.replace(d, source={**d.source, "part": part_of[d.id]}) for d in dialogues]
-    origin = f"{corpus.title} ({corpus.homepage}). Licence: {corpus.licence}."
-    return marked, [origin, *reading.notes]

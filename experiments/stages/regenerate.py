@@ -18,13 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import config as settings
 from experiments import hindsight_records, training_data
+from experiments.build import Experiment, HindsightSettings
 from experiments.files import write_atomically
-from experiments.methods import rounds_of
 from experiments.run_folder import RunError, RunFolder, is_for_training
 from experiments.tasks import load_task
 from experiments.terminal import progress_bars
@@ -37,18 +35,18 @@ CHUNK = 50  # dialogues that a world looks back on together; a killed run loses 
 _ALL = 2**31
 
 
-def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
+def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     """Does the rounds that are not done yet.
 
     Raises:
         RunError: The reward model does not foretell the known outcomes, or nothing came of it.
     """
-    rounds = range(1, rounds_of(config.methods) + 1)
+    rounds = range(1, experiment.rounds + 1)
     if folder.calibration.exists():
-        _check_agreement(config, folder)
+        _check_agreement(experiment.hindsight, folder)
     if not all(folder.hindsight_round(number).exists() for number in rounds):
         folder.hindsight_card.unlink(missing_ok=True)  # it tells of all rounds
-        _do_rounds(config, folder, rounds, console)
+        _do_rounds(experiment, folder, rounds, console)
     if not folder.hindsight_card.exists():
         found = hindsight_records.read_hindsight(folder.path, _to_look_back_on(folder))
         for each in found.rounds:
@@ -57,21 +55,21 @@ def run(config: ConfigDict, folder: RunFolder, console: Console) -> None:
 
 
 def _do_rounds(
-    config: ConfigDict, folder: RunFolder, rounds: Sequence[int], console: Console
+    experiment: Experiment, folder: RunFolder, rounds: Sequence[int], console: Console
 ) -> None:
     """What is not there yet: the comparison with known outcomes, then each round."""
-    if config.hindsight.engine != "world":
+    if experiment.hindsight.llm is not None:
         # What could not be learned from should be told before its hindsight is paid for.
-        training_data.check_dialogues(config, folder, read_dialogues(folder.dialogues), console)
+        training_data.check_dialogues(experiment, folder, read_dialogues(folder.dialogues), console)
     parents = _to_look_back_on(folder)
-    task = load_task(config, folder)
-    with open_engine(config, folder, task) as engine:
+    task = load_task(experiment, folder)
+    with open_engine(experiment, folder, task) as engine:
         if not folder.calibration.exists():
-            _compare_with_outcomes(config, folder, parents, engine, console)
-            _check_agreement(config, folder)
+            _compare_with_outcomes(experiment, folder, parents, engine, console)
+            _check_agreement(experiment.hindsight, folder)
         for number in rounds:
             if not folder.hindsight_round(number).exists():
-                _do_round(config, folder, number, parents, task, engine, console)
+                _do_round(experiment, folder, number, parents, task, engine, console)
             _journal(folder, number).unlink(missing_ok=True)
             parents = list(iterate_dialogues(folder.hindsight_round(number)))
 
@@ -80,8 +78,8 @@ def _to_look_back_on(folder: RunFolder) -> list[Dialogue]:
     return [dialogue for dialogue in read_dialogues(folder.dialogues) if is_for_training(dialogue)]
 
 
-def print_plan(config: ConfigDict, folder: RunFolder, console: Console) -> None:
-    """Shows the prompts, how many calls and tokens, and what they would cost, without a call."""
+def print_forecast(experiment: Experiment, folder: RunFolder, console: Console) -> None:
+    """Shows prompts, calls, tokens and what they would cost, without a call."""
     from imagination.hindsight.cost import forecast_hindsight
 
     if not folder.dialogues.exists():
@@ -91,12 +89,12 @@ def print_plan(config: ConfigDict, folder: RunFolder, console: Console) -> None:
         )
         return
     forecast = forecast_hindsight(
-        load_task(config, folder),
+        load_task(experiment, folder),
         _to_look_back_on(folder),
-        settings.hindsight_llm(config),
-        max_changes=config.hindsight.max_changes,
-        rounds=rounds_of(config.methods),
-        config=settings.hindsight_config(config),
+        experiment.hindsight.llm,
+        max_changes=experiment.hindsight.config.max_changes,
+        rounds=experiment.rounds,
+        config=experiment.hindsight.by_llm,
     )
     console.print(forecast.to_markdown(), markup=False, highlight=False)
 
@@ -114,27 +112,27 @@ class OpenEngine:
 
 
 @contextlib.contextmanager
-def open_engine(config: ConfigDict, folder: RunFolder, task: Task) -> Iterator[OpenEngine]:
-    """The engine that the settings name. However it ends, an LLM's answers are stored."""
-    section = config.hindsight
-    if section.engine == "world":
+def open_engine(experiment: Experiment, folder: RunFolder, task: Task) -> Iterator[OpenEngine]:
+    """Opens who looks back. However it ends, an LLM's answers are stored."""
+    settings = experiment.hindsight
+    if settings.llm is None:
         from imagination.hindsight.world import WorldHindsight
 
-        world = load_world(config.task.world)
-        how = {"error_rate": section.error_rate, "belief": section.belief}
-        yield OpenEngine(WorldHindsight(world, **how, seed=config.seed), CHUNK)
+        world = load_world(experiment.task.world)
+        controller = {"error_rate": settings.world.error_rate, "belief": settings.world.belief}
+        yield OpenEngine(WorldHindsight(world, **controller, seed=experiment.seed), CHUNK)
         return
     # The LLM client is loaded only where it is used.
     from imagination.hindsight.llm import LLMHindsight
     from imagination.llm import Client
     from imagination.llm.session import run_async
 
-    client = Client(settings.hindsight_llm(config), folder.answers(config.hindsight))
+    client = Client(settings.llm, folder.answers(experiment.answers))
     # A batch takes its time however small it is; every answer is kept anyway.
-    chunk = _ALL if section.batch else section.conversations
+    chunk = _ALL if settings.llm.batch else settings.by_llm.conversations
     try:
-        hindsight_by_llm = LLMHindsight(task, client, settings.hindsight_config(config))
-        yield OpenEngine(hindsight_by_llm, chunk, _Live(client.meter.line))
+        hindsight = LLMHindsight(task, client, settings.by_llm)
+        yield OpenEngine(hindsight, chunk, _Live(client.meter.line))
     finally:
         run_async(client.close())
 
@@ -153,14 +151,14 @@ class _Live:
 
 
 def _compare_with_outcomes(
-    config: ConfigDict,
+    experiment: Experiment,
     folder: RunFolder,
     originals: Sequence[Dialogue],
     engine: OpenEngine,
     console: Console,
 ) -> None:
-    count = min(config.hindsight.calibration_dialogues, len(originals))
-    chosen = random.Random(f"{config.seed}/calibration").sample(range(len(originals)), count)
+    count = min(experiment.hindsight.config.calibration_dialogues, len(originals))
+    chosen = random.Random(f"{experiment.seed}/calibration").sample(range(len(originals)), count)
     sample = [originals[index] for index in sorted(chosen)]
     console.print(f"Rating {count:,} original dialogues, to compare with their known rewards.")
     remembering = _Remembering(engine.parts)
@@ -189,9 +187,9 @@ class _Remembering:
         return ratings
 
 
-def _check_agreement(config: ConfigDict, folder: RunFolder) -> None:
+def _check_agreement(settings: HindsightSettings, folder: RunFolder) -> None:
     found = json.loads(folder.calibration.read_text())
-    agreement, least = found["spearman"], config.hindsight.min_agreement
+    agreement, least = found["spearman"], settings.config.min_agreement
     if least == -1 or (agreement is not None and agreement >= least):
         return
     told = "no rank correlation" if agreement is None else f"a rank correlation of {agreement:.2f}"
@@ -209,7 +207,7 @@ def _check_agreement(config: ConfigDict, folder: RunFolder) -> None:
 
 
 def _do_round(
-    config: ConfigDict,
+    experiment: Experiment,
     folder: RunFolder,
     number: int,
     parents: Sequence[Dialogue],
@@ -230,7 +228,7 @@ def _do_round(
                 chunk,
                 engine.parts,
                 round_number=number,
-                max_changes=config.hindsight.max_changes,
+                max_changes=experiment.hindsight.config.max_changes,
                 task=task,
             )
             record = {

@@ -47,7 +47,7 @@ def planned_training(
     """Reads a training from an experiment's config, whose settings have the names of our fields.
 
     Args:
-        config: With sections `model`, `train`, `objective` and `tokenizer.vocab_size`. Of
+        config: With sections `model`, `train`, `method.<name>` and `tokenizer.vocab_size`. Of
             `model.pretrained`, where it is given, the `config.json` alone is read.
         method: Name of the method.
         agent_share: Fraction of the tokens that are the agent's.
@@ -61,7 +61,7 @@ def planned_training(
     # A pretrained network has its own tokens; how many the tokenizer adds is not known here.
     vocab_size = 0 if pretrained else config.tokenizer.vocab_size
     learned = METHODS[method]
-    learned = learned.configured(**_fields(config.objective, type(learned.config)))
+    learned = learned.configured(**_fields(config.method[method], type(learned.config)))
     model = learned.network_for(network_config(config.model.to_dict(), vocab_size))
     check_start(model, has_start=bool(pretrained))
     length = config.model.max_positions

@@ -15,7 +15,8 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import config as settings
+from experiments.checks import checked
+from experiments.config import ConfigError, base_config
 from experiments.evaluation import heldout
 from experiments.report import tables
 from experiments.run_folder import RunFolder
@@ -313,7 +314,7 @@ def test_the_scale_of_donations_ends_where_they_are_capped():
 
 
 def config_for(path: Path, **data) -> ConfigDict:
-    config = settings.base_config()
+    config = base_config()
     config.data.source = "esconv"
     config.data.path = str(path)
     config.data.update(data)
@@ -324,10 +325,10 @@ class TestInARun:
     def test_dialogues_task_and_card(self, write, tmp_path):
         records = [changed("survey_score", "seeker", "empathy", 1 + i % 5) for i in range(10)]
         config = config_for(write(*records, SILENT_SURVEYS[0]))
-        settings.check(config)
+        experiment = checked(config)
         folder = RunFolder(tmp_path / "run")
         console = Console(file=io.StringIO(), width=200)
-        imagine.run(config, folder, console)
+        imagine.run(experiment, folder, console)
         dialogues = read_dialogues(folder.dialogues)
         assert Counter(d.source["part"] for d in dialogues) == {"train": 8, "test": 2}
         assert corpus_task(config) == Task.load(folder.task)
@@ -337,14 +338,14 @@ class TestInARun:
     @pytest.mark.parametrize(
         "data, message",
         [
-            ({"source": "esc"}, "must be one of world, persuasionforgood, esconv"),
-            ({"missing_outcome": "zero"}, "config.data: missing_outcome is 'zero'"),
-            ({"max_reward": 0.0}, "config.data: max_reward is 0.0"),
+            ({"source": "esc"}, "must be world, jsonl, persuasionforgood or esconv"),
+            ({"missing_outcome": "zero"}, "config.data.missing_outcome is 'zero'"),
+            ({"max_reward": 0.0}, "config.data.max_reward is 0.0"),
         ],
     )
     def test_settings_that_cannot_be(self, data, message):
-        with pytest.raises(settings.ConfigError, match=message):
-            settings.check(config_for(Path("ESConv.json"), **data))
+        with pytest.raises(ConfigError, match=message):
+            checked(config_for(Path("ESConv.json"), **data))
 
     def test_held_out_results_say_what_a_success_is(self, write):
         records = [changed(*FINAL, str(final)) for final in (5, 5, 4, 1)]

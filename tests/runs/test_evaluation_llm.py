@@ -12,18 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import ROOT, TINY
 from messages_server import MessagesServer
 from ml_collections import ConfigDict
-from launching import ROOT, TINY
 
-from experiments import config as settings
-from experiments.launch import parse_flags
-from experiments.run_folder import RunError, RunFolder, Unit
-from experiments.evaluation import prompted
-from experiments.evaluation import statistics
+from experiments.checks import checked
+from experiments.command_line import parse
+from experiments.config import ConfigError, base_config
+from experiments.evaluation import prompted, statistics
 from experiments.evaluation.comparison import compare_units
 from experiments.evaluation.summary import Evaluation, HumanPlayer, UnitResult
 from experiments.report import tables
+from experiments.run_folder import RunError, RunFolder, Unit
+from experiments.stamps import begin_stage, check_stage
 from imagination.simulation import load_world
 
 KEY = "sk-a-secret-that-stays-in-the-environment"
@@ -133,10 +134,10 @@ def conversations_of(folder: Path) -> list[dict]:
 def test_a_run_without_llm_never_loads_the_sdk():
     script = """
 import sys
-from experiments import config, launch, teaching
+from experiments import checks, launch, teaching
 from experiments.stages import chat, evaluate, imagine, train
 from experiments.report import page
-config.check(teaching.get_config())
+checks.checked(teaching.get_config())
 import imagination.engine, imagination.llm, imagination.agents
 sys.exit("anthropic" in sys.modules)
 """
@@ -260,11 +261,11 @@ def test_the_key_is_in_no_file(with_agents: Path, with_human: Path, server: Mess
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--config.evaluation.prompted=plain,oracle"], "'oracle'; there are plain, reasoning"),
-        (["--config.evaluation.prompted=clam,clam"], "name each agent once"),
+        (["--config.evaluation.prompted=plain,oracle"], "'oracle'), but must be plain, reasoning"),
+        (["--config.evaluation.prompted=clam,clam"], "must name each agent once"),
         (["--config.evaluation.prompted=plain"], "config.llm.model is '', but must be the name"),
         (["--config.evaluation.human=prompted"], "config.llm.model is '', but must be the name"),
-        (["--config.evaluation.human=robot"], "must be one of world, prompted"),
+        (["--config.evaluation.human=robot"], "must be world or prompted"),
         (["--config.evaluation.prompted_episodes=-1"], "prompted_episodes is -1"),
         (
             ["--config.evaluation.gdp_zero.simulations=0"],
@@ -272,37 +273,41 @@ def test_the_key_is_in_no_file(with_agents: Path, with_human: Path, server: Mess
         ),
         (["--config.evaluation.gdp_zero.q_0=2.0"], "config.evaluation.gdp_zero.q_0 is 2.0"),
         (["--config.llm.max_in_flight=0"], "config.llm.max_in_flight is 0, but must lie in"),
-        (["--config.llm.model=m", "--config.llm.base_url=here"], "config.llm.base_url is 'here', but must"),
+        (
+            ["--config.llm.model=m", "--config.llm.base_url=here"],
+            "config.llm.base_url is 'here', but must",
+        ),
     ],
 )
 def test_bad_settings_are_told_before_any_work(arguments: list[str], expected: str):
-    with pytest.raises(settings.ConfigError) as caught:
-        settings.check(config_with(*arguments))
+    with pytest.raises(ConfigError) as caught:
+        checked(config_with(*arguments))
     assert expected in str(caught.value)
 
 
 def config_with(*arguments: str) -> ConfigDict:
-    config = settings.base_config()
+    config = base_config()
     config.task.world = "teaching"
-    return parse_flags("teaching", config, ["teaching.py", *arguments]).config
+    return parse("teaching", config, ["teaching.py", *arguments]).config
 
 
 def test_a_run_on_real_dialogues_has_nobody_to_talk_with():
     config = config_with("--config.evaluation.prompted=plain", "--config.llm.model=m")
     config.data.source = "persuasionforgood"
-    with pytest.raises(settings.ConfigError, match="set apart, where nobody talks"):
-        settings.check(config)
+    with pytest.raises(ConfigError, match="set apart, where nobody talks"):
+        checked(config)
 
 
 def test_acts_of_the_tree_search_are_given_in_the_experiments_file():
     config = config_with()
     config.evaluation.gdp_zero.acts = {"ask": "Asks what is known."}
-    with pytest.raises(settings.ConfigError, match=r"config\.evaluation\.gdp_zero\.acts is"):
-        settings.check(config)
+    with pytest.raises(ConfigError, match=r"config\.evaluation\.gdp_zero\.acts is"):
+        checked(config)
     config.evaluation.gdp_zero.acts = {"ask": "Asks what is known.", "explain": "Explains."}
-    settings.check(config)
-    assert settings.agent_settings(config, "gdp_zero")["acts"]["explain"] == "Explains."
-    assert settings.agent_settings(config_with(), "gdp_zero")["acts"] is None
+    checked(config)
+    acts = prompted.agent_settings(checked(config).evaluation, "gdp_zero")["acts"]
+    assert acts["explain"] == "Explains."
+    assert prompted.agent_settings(checked(config_with()).evaluation, "gdp_zero")["acts"] is None
 
 
 AGENTS = ("--config.evaluation.prompted=plain", "--config.llm.model=m")
@@ -335,23 +340,23 @@ HUMAN = ("--config.evaluation.human=prompted", "--config.llm.model=m")
 )
 def test_which_settings_make_another_evaluation(before, now, differs: str, tmp_path: Path):
     folder = RunFolder(tmp_path)
-    folder.begin_stage("evaluate", config_with(*before))
+    begin_stage(folder, "evaluate", checked(config_with(*before)))
     (tmp_path / "evaluation").mkdir()
     if differs:
         with pytest.raises(RunError, match=differs):
-            folder.check_stage("evaluate", config_with(*now))
+            check_stage(folder, "evaluate", checked(config_with(*now)))
     else:
-        folder.begin_stage("evaluate", config_with(*now))
-        folder.begin_stage("evaluate", config_with(*before))
+        begin_stage(folder, "evaluate", checked(config_with(*now)))
+        begin_stage(folder, "evaluate", checked(config_with(*before)))
 
 
 def test_agents_of_another_model_are_not_taken_for_those_that_were_left_out(tmp_path: Path):
     folder = RunFolder(tmp_path)
     (tmp_path / "evaluation").mkdir()
-    folder.begin_stage("evaluate", config_with(*AGENTS))
-    folder.begin_stage("evaluate", config_with())
+    begin_stage(folder, "evaluate", checked(config_with(*AGENTS)))
+    begin_stage(folder, "evaluate", checked(config_with()))
     with pytest.raises(RunError, match=r"llm\.model was 'm', now 'n'"):
-        folder.check_stage("evaluate", config_with(*AGENTS, "--config.llm.model=n"))
+        check_stage(folder, "evaluate", checked(config_with(*AGENTS, "--config.llm.model=n")))
 
 
 def test_episodes_without_rating_are_dropped_from_pairs():

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from launching import ROOT, TINY, command, flattened, launch, write_corpus
 from ilql_jax.checkpoint import read_metadata
 from ilql_jax.models.hugging_face.write import load_network
 from ilql_jax.policy import DecodingConfig
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -152,6 +151,41 @@ def test_a_killed_run_goes_on_to_the_same_result(stage: str, finished: Path, tmp
         assert _losses(folder, unit) == _losses(finished, unit)
 
 
+def test_after_a_kill_memory_may_be_saved_and_the_run_goes_on(finished: Path, tmp_path: Path):
+    """As after an out-of-memory: smaller chunks, parts, remat; and nothing is done again."""
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(f"--workdir={folder}", *TINY),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    deadline = time.monotonic() + 300
+    while not _has_content(folder / "metrics/ilql-seed0.jsonl", lines=15):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = (folder / "metrics/ilql-seed0.jsonl").read_text().splitlines()[:10]
+    result = launch(
+        f"--workdir={folder}",
+        "--stage=train",
+        "--config.method.ilql.action_chunk=64",
+        "--config.train.gradient_accumulation=2",
+        "--config.train.checkpoint_every=7",
+        "--config.model.remat=true",
+        "--config.logging.backends=()",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    after = (folder / "metrics/ilql-seed0.jsonl").read_text().splitlines()
+    assert after[:10] == before  # to the checkpoint of step 10, with the seconds of then
+    ours, theirs = _losses(folder, "ilql-seed0"), _losses(finished, "ilql-seed0")
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3, abs=1e-3)
+
+
 def _has_content(path: Path, lines: int) -> bool:
     return path.exists() and path.read_bytes().count(b"\n") >= lines
 
@@ -201,14 +235,14 @@ def test_a_failing_worker_says_why(finished: Path, tmp_path: Path):
         (["--config.train.stepz=5"], "Did you mean config.train.steps?"),
         (["--config.train.steps=many"], "config.train.steps='many' is not of the right type"),
         (["--config.nonsense=5"], "unknown setting config.nonsense"),
-        (["--config.objective.expectile=1.5"], "expectile is 1.5"),
-        (["--config.objective.credit=sentence"], "must be one of utterance, token"),
+        (["--config.method.ilql.expectile=1.5"], "config.method.ilql.expectile is 1.5"),
+        (["--config.method.ilql.credit=sentence"], "must be utterance or token"),
         (["--config.model.num_heads=3"], "multiple of num_heads 3"),
         (["--config.methods=sarsa"], "sarsa"),
         (["--config.methods=bc,bc"], "name each method once"),
         (["--config.train.learning_rate=nan"], "learning_rate is nan"),
         (["--config.model.num_heads=0"], "num_heads is 0"),
-        (["--config.objective.trace_fade=(0.1,)"], "trace_fade"),
+        (["--config.method.ilql.trace_fade=(0.1,)"], "trace_fade"),
         (["--config.train.token_discount=2.0"], "config.train.token_discount is 2.0"),
         (['--config.decoding.bc=("sampled, best of 4",)'], "bc learns none"),
         (['--config.decoding.ilql=("greedy, steered by 8",)'], "credit=token"),

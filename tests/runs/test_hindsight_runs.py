@@ -17,21 +17,23 @@ from pathlib import Path
 import evaluations
 import pytest
 from hindsight_llm import BETTER, HindsightLLM
+from ilql_jax.methods import MethodError
+from launching import ROOT, TINY, command, flattened, launch, write_corpus
 from messages_server import MessagesServer
 from rich.console import Console
-from launching import ROOT, TINY, command, flattened, launch, write_corpus
 
-from experiments import config as settings
-from experiments import counseling, hindsight_errors, persuasion
-from experiments.launch import parse_flags
-from experiments.methods import Method, parse_method, rounds_of
-from experiments.run_folder import RunError, RunFolder
-from experiments import training_data
-from experiments.stages import regenerate
-from experiments.report import hindsight
-from experiments.report import page
-from experiments.report.figures import style
+from experiments import counseling, persuasion, training_data
+from experiments.benchmarks import hindsight_errors
+from experiments.checks import checked
+from experiments.command_line import parse
+from experiments.config import ConfigError, base_config
 from experiments.hindsight_records import read_hindsight
+from experiments.methods import rounds_of
+from experiments.report import hindsight, page
+from experiments.report.figures import style
+from experiments.run_folder import RunError, RunFolder
+from experiments.stages import regenerate
+from experiments.stamps import begin_stage, check_stage
 from imagination.dialogue import Dialogue, Turn, read_dialogues, write_dialogues
 from imagination.hindsight import Continuation, Proposal
 from imagination.tokenization import DialogueTokenizer
@@ -101,7 +103,7 @@ def test_methods_that_look_back_stand_in_tables_and_report(finished: Path):
 def test_dpo_goes_on_from_bc_in_a_finished_run(finished: Path, tmp_path: Path):
     folder = tmp_path / "dpo"
     shutil.copytree(finished, folder)
-    asked = (f"--workdir={folder}", "--config.methods=bc,dpo", "--config.dpo.steps=12")
+    asked = (f"--workdir={folder}", "--config.methods=bc,dpo", "--config.method.dpo.steps=12")
     result = launch(*asked)
     assert result.returncode == 0, result.stdout + result.stderr
     made = read_dialogues(folder / "hindsight" / "round1.jsonl")
@@ -116,9 +118,9 @@ def test_dpo_goes_on_from_bc_in_a_finished_run(finished: Path, tmp_path: Path):
     assert metrics[-1]["margin"] > 0
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert set(evaluation["population"]["average"]["methods"]) == {"bc", "dpo"}
-    result = launch(*asked[:2], "--config.dpo.kl_weight=0.5")
+    result = launch(*asked[:2], "--config.method.dpo.kl_weight=0.5")
     assert result.returncode == 1
-    assert "config.dpo.kl_weight was 0.1, now 0.5" in flattened(result.stdout)
+    assert "config.method.dpo.kl_weight was 0.1, now 0.5" in flattened(result.stdout)
 
 
 def test_a_pair_is_what_was_said_and_what_was_put_better(monkeypatch, run_folder):
@@ -126,8 +128,7 @@ def test_a_pair_is_what_was_said_and_what_was_put_better(monkeypatch, run_folder
     engine = MadeUp(known, lambda d: [Proposal(1, words if d.id == "d7" else "Yes?", "")])
     look_back(monkeypatch, run_folder, engine)
     tokenizer = DialogueTokenizer.train(read_dialogues(run_folder.dialogues), 300)
-    config = config_with("--config.model.max_positions=60", "--config.decoding.max_utterance=8")
-    pairs, left_out = training_data.preference_pairs(config, run_folder, tokenizer)
+    pairs, left_out = training_data.preference_pairs(run_folder, tokenizer, max_positions=60)
     assert len(pairs) == 15  # of sixteen
     assert left_out == "left out: 1 longer than config.model.max_positions"
     for pair in pairs:
@@ -136,7 +137,7 @@ def test_a_pair_is_what_was_said_and_what_was_put_better(monkeypatch, run_folder
             assert tokenizer.decode(half.tokens[half.is_action]) == said
             before = half.tokens[~half.is_action]
             assert before.tolist() == tokenizer.context([Turn("human", "Hi.")]).tolist()
-    packing = training_data.packing_of_pairs(config, pairs)
+    packing = training_data.packing_of_pairs(pairs, rows_of_pairs=2, max_positions=60)
     assert (packing.batch_rows, packing.row_length) == (2, 120)
 
 
@@ -144,9 +145,8 @@ def test_pairs_of_which_none_fits_are_told(monkeypatch, run_folder):
     engine = MadeUp(known, lambda d: [Proposal(1, "word " * 60, "")])
     look_back(monkeypatch, run_folder, engine)
     tokenizer = DialogueTokenizer.train(read_dialogues(run_folder.dialogues), 300)
-    config = config_with("--config.model.max_positions=60", "--config.decoding.max_utterance=8")
     with pytest.raises(RunError, match=r"none of the 16 pairs .* 16 longer than config\.model"):
-        training_data.preference_pairs(config, run_folder, tokenizer)
+        training_data.preference_pairs(run_folder, tokenizer, max_positions=60)
 
 
 def test_a_killed_round_goes_on_to_the_same_bytes(finished: Path, tmp_path: Path):
@@ -251,11 +251,11 @@ def test_an_llm_looks_back_on_real_dialogues(tmp_path: Path, monkeypatch):
             "--config.model.max_positions=256",
             "--config.tokenizer.vocab_size=400",
             "--config.hindsight.engine=anthropic",
-            "--config.hindsight.model=small",
-            f"--config.hindsight.base_url={server.url}",
+            "--config.llm.model=small",
+            f"--config.llm.base_url={server.url}",
             "--config.hindsight.judge_votes=1",
-            "--config.hindsight.price_input=3",
-            "--config.hindsight.price_output=15",
+            "--config.llm.price_input=3",
+            "--config.llm.price_output=15",
         )
         assert launch(*asked, "--stage=imagine", task="persuasion").returncode == 0
         plan = launch(*asked, "--dry_run", task="persuasion")
@@ -335,15 +335,15 @@ def look_back(monkeypatch, folder: RunFolder, engine: MadeUp, *arguments: str) -
 
     monkeypatch.setattr(regenerate, "open_engine", opened)
     console = Console(width=100, file=io.StringIO(), color_system=None)
-    regenerate.run(config_with(*arguments), folder, console)
+    regenerate.run(checked(config_with(*arguments)), folder, console)
     return flattened(console.file.getvalue())
 
 
 def config_with(*arguments: str):
-    config = settings.base_config()
+    config = base_config()
     config.task.world = "teaching"
     config.methods = ("bc", "ilql_hindsight1")
-    return parse_flags("teaching", config, ["teaching.py", *arguments]).config
+    return parse("teaching", config, ["teaching.py", *arguments]).config
 
 
 def test_what_was_set_apart_is_neither_looked_back_on_nor_learned_from(monkeypatch, run_folder):
@@ -354,7 +354,7 @@ def test_what_was_set_apart_is_neither_looked_back_on_nor_learned_from(monkeypat
     made = read_dialogues(run_folder.hindsight_round(1))
     assert {d.source["part"] for d in made} == {"train"}
     DialogueTokenizer.train(made, 300).save(run_folder.tokenizer)
-    names = {t.name for t in training_data.TrainingData.load(config_with(), run_folder, 1).trajectories}
+    names = {t.name for t in training_data.TrainingData.load(run_folder, 240, 1).trajectories}
     assert len(names) == 32 and not {f"dialogue {name}" for name in apart} & names
 
 
@@ -408,7 +408,7 @@ def test_a_reward_model_without_variation_says_so(monkeypatch, run_folder):
 def test_rewards_are_scaled_by_the_originals_alone(monkeypatch, run_folder):
     look_back(monkeypatch, run_folder, MadeUp(lambda d: known(d) if d.reward else 0.5))
     DialogueTokenizer.train(read_dialogues(run_folder.dialogues), 300).save(run_folder.tokenizer)
-    loaded = [training_data.TrainingData.load(config_with(), run_folder, rounds) for rounds in (0, 1)]
+    loaded = [training_data.TrainingData.load(run_folder, 240, rounds) for rounds in (0, 1)]
     assert loaded[0].reward_scale == loaded[1].reward_scale
     assert len(loaded[1].trajectories) == 2 * len(loaded[0].trajectories)
 
@@ -421,8 +421,7 @@ def test_a_replay_longer_than_the_context_is_left_out_an_original_is_an_error(
     look_back(monkeypatch, run_folder, engine)
     originals = read_dialogues(run_folder.dialogues)
     DialogueTokenizer.train(originals, 300).save(run_folder.tokenizer)
-    config = config_with("--config.model.max_positions=60", "--config.decoding.max_utterance=8")
-    names = [t.name for t in training_data.TrainingData.load(config, run_folder, 1).trajectories]
+    names = [t.name for t in training_data.TrainingData.load(run_folder, 60, 1).trajectories]
     assert len(names) == 31 and "dialogue d7-r1t1" not in names and "dialogue d7" in names
 
 
@@ -454,15 +453,23 @@ def test_the_page_shows_pairs_escaped_by_a_rule_that_flatters_nobody(monkeypatch
 # --- names and settings -------------------------------------------------------------------------
 
 
-def test_a_method_is_an_objective_and_its_rounds():
-    assert parse_method("ilql_hindsight2") == Method("ilql", 2)
-    assert parse_method("fbc_hindsight1") == Method("fbc", 1)
-    assert parse_method("mc") == Method("mc", 0)
-    assert rounds_of(("bc", "ilql_hindsight1", "ilql_hindsight12")) == 12
-    assert rounds_of(("bc", "dpo")) == 1 and rounds_of(("bc", "ilql")) == 0
-    for wrong in ("ilql_hindsight", "ilql_hindsight0", "dpo_hindsight1", "ilql_hindsight1x", ""):
-        with pytest.raises(ValueError, match="there is no method"):
-            parse_method(wrong)
+def test_an_entry_is_a_method_and_its_rounds():
+    def found(*names: str):
+        return checked(config_with(f"--config.methods={','.join(names)}"))
+
+    two, one, none = found("ilql_hindsight2", "fbc_hindsight1", "mc").methods
+    assert (two.name, two.method.name, two.rounds) == ("ilql_hindsight2", "ilql", 2)
+    assert (one.method.name, one.rounds) == ("fbc", 1)
+    assert (none.name, none.method.name, none.rounds) == ("mc", "mc", 0)
+    assert rounds_of(found("bc", "ilql_hindsight1", "ilql_hindsight12").methods) == 12
+    assert found("bc", "dpo").rounds == 1 and found("bc", "ilql").rounds == 0
+    for wrong in ("ilql_hindsight", "ilql_hindsight0", "dpo_hindsight1", "hindsight1"):
+        with pytest.raises(MethodError, match=wrong):
+            none_of_these(wrong)
+
+
+def none_of_these(name: str) -> None:
+    checked(config_with()).method(name)
 
 
 @pytest.mark.parametrize(
@@ -470,24 +477,28 @@ def test_a_method_is_an_objective_and_its_rounds():
     [
         (["--config.methods=ilql_hindsight0"], "there is no method 'ilql_hindsight0'"),
         (["--config.methods=ilql,dpo"], "dpo goes on from the bc of its seed"),
-        (["--config.hindsight.engine=openai"], "must be one of world, anthropic"),
-        (["--config.hindsight.engine=anthropic"], "config.hindsight.model is '', but must be the name"),
+        (["--config.hindsight.engine=openai"], "must be world or anthropic"),
+        (["--config.hindsight.engine=anthropic"], "config.llm.model is '', but must be the name"),
         (["--config.hindsight.model=m"], "is for an LLM, and none looks back"),
-        (["--config.hindsight.max_cost=3"], "config.hindsight.max_cost is for an LLM"),
+        (["--config.hindsight.price_input=3.0"], "config.hindsight.price_input is for an LLM"),
         (
-            ["--config.hindsight.engine=anthropic", "--config.hindsight.error_rate=0.1"],
+            [
+                "--config.hindsight.engine=anthropic",
+                "--config.llm.model=m",
+                "--config.hindsight.error_rate=0.1",
+            ],
             "config.hindsight.error_rate is for a world's controller",
         ),
         (["--config.hindsight.error_rate=1.5"], "error_rate is 1.5, but must lie in [0, 1]"),
         (["--config.hindsight.min_agreement=nan"], "min_agreement is nan"),
-        (["--config.hindsight.belief=strong"], "must be one of prefix, finished"),
+        (["--config.hindsight.belief=strong"], "must be prefix or finished"),
         (["--config.hindsight.max_changes=0"], "max_changes is 0, but must be at least 1"),
         (["--config.hindsight.calibration_dialogues=2"], "must be at least 5"),
         (["--config.data.source=persuasionforgood"], "no embedded world can look back on"),
         (
             [
                 "--config.imagination.engine=anthropic",
-                "--config.imagination.model=m",
+                "--config.llm.model=m",
                 "--config.imagination.dialogues=9",
             ],
             "no embedded world can look back on",
@@ -495,35 +506,41 @@ def test_a_method_is_an_objective_and_its_rounds():
     ],
 )
 def test_bad_settings_are_told_before_any_work(arguments: list[str], expected: str):
-    with pytest.raises(settings.ConfigError) as caught:
-        settings.check(config_with(*arguments))
+    with pytest.raises(ConfigError) as caught:
+        checked(config_with(*arguments))
     assert expected in str(caught.value)
 
 
 def test_settings_of_real_dialogues_follow_from_the_source_unless_given():
     def config_of(*arguments: str):
         config = persuasion.get_config()
-        line = parse_flags("persuasion", config, ["x", *arguments], persuasion.dependent)
-        settings.check(line.config)
-        return line.config
+        line = parse("persuasion", config, ["x", *arguments], persuasion.VARIANTS)
+        return checked(line.config)
 
     world, real = config_of(), config_of("--config.data.source=persuasionforgood")
-    assert rounds_of(world.methods) == 2 and world.model.max_positions == 240
-    assert rounds_of(real.methods) == 0 and real.model.max_positions == 1536
+    assert world.rounds == 2 and world.network.max_positions == 240
+    assert real.rounds == 0 and real.network.max_positions == 1536
     given = ("--config.data.source=persuasionforgood", "--config.train.steps=7")
-    by_llm = config_of(*given, "--config.hindsight.engine=anthropic", "--config.hindsight.model=m")
-    assert rounds_of(by_llm.methods) == 2 and by_llm.train.steps == 7
+    by_llm = config_of(*given, "--config.hindsight.engine=anthropic", "--config.llm.model=m")
+    assert by_llm.rounds == 2 and by_llm.train.steps == 7
 
 
 def test_llm_settings_that_change_no_answer_change_no_stamp(tmp_path: Path):
     folder = RunFolder(tmp_path)
-    llm = ("--config.hindsight.engine=anthropic", "--config.hindsight.model=m")
-    folder.begin_stage("regenerate", config_with(*llm))
+    llm = ("--config.hindsight.engine=anthropic", "--config.llm.model=m")
+    begin_stage(folder, "regenerate", checked(config_with(*llm)))
     folder.hindsight.mkdir()
-    for free in ("max_in_flight=3", "max_cost=0", "batch=True", "min_agreement=0.1"):
-        folder.check_stage("regenerate", config_with(*llm, f"--config.hindsight.{free}"))
+    for free in (
+        "llm.max_in_flight=3",
+        "llm.max_cost=0.0",
+        "llm.batch=True",
+        "hindsight.min_agreement=0.1",
+    ):
+        check_stage(folder, "regenerate", checked(config_with(*llm, f"--config.{free}")))
     with pytest.raises(RunError, match=r"config\.hindsight\.judge_votes was 3, now 5"):
-        folder.check_stage("regenerate", config_with(*llm, "--config.hindsight.judge_votes=5"))
+        check_stage(
+            folder, "regenerate", checked(config_with(*llm, "--config.hindsight.judge_votes=5"))
+        )
 
 
 # --- the controller's errors --------------------------------------------------------------------
@@ -572,5 +589,5 @@ def test_the_gain_at_each_error_rate_is_paired_with_the_originals(tmp_path: Path
 def test_only_what_is_free_can_be_set_for_the_errors():
     assert hindsight_errors.read_config("teaching", ["--config.seeds=2"]).seeds == 2
     for argument in ("--config.methods=bc", "--config.hindsight.error_rate=0.1", "--stage=train"):
-        with pytest.raises(settings.ConfigError):
+        with pytest.raises(ConfigError):
             hindsight_errors.read_config("teaching", [argument])

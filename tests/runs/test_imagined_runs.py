@@ -13,21 +13,24 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launching import DESCRIPTION, ROOT, TINY_IMAGINED as TINY
+from launching import DESCRIPTION, ROOT
+from launching import TINY_IMAGINED as TINY
 from messages_server import MessagesServer
 from world_llm import WorldLLM
 
 KEY = "sk-this-must-never-be-written-down"
 DIALOGUES = 150
+
+
 def command(folder: Path, url: str, *arguments: str) -> list[str]:
     return [
         *(sys.executable, str(ROOT / "experiments" / "travel.py"), f"--workdir={folder}"),
         "--config.imagination.engine=anthropic",
-        "--config.imagination.model=world",
-        f"--config.imagination.base_url={url}",
+        "--config.llm.model=world",
+        f"--config.llm.base_url={url}",
         f"--config.imagination.dialogues={DIALOGUES}",
-        "--config.imagination.price_input=3",
-        "--config.imagination.price_output=15",
+        "--config.llm.price_input=3",
+        "--config.llm.price_output=15",
         f"--config.task.description={DESCRIPTION}",
         *arguments,
     ]
@@ -107,7 +110,7 @@ def test_no_answer_was_paid_for_twice_and_no_key_was_written_down(finished):
 def test_a_run_that_was_killed_goes_on_to_the_same_dataset(finished, llm, tmp_path):
     folder = tmp_path / "killed"
     with MessagesServer(llm, seed=2) as server:
-        arguments = ("--stage=imagine", "--config.imagination.max_in_flight=4")
+        arguments = ("--stage=imagine", "--config.llm.max_in_flight=4")
         process = subprocess.Popen(
             command(folder, server.url, *arguments),
             stdout=subprocess.DEVNULL,
@@ -171,10 +174,13 @@ def test_a_dry_run_calls_nobody(tmp_path, llm):
     ("arguments", "message"),
     [
         (["--config.imagination.engine=openai"], "must be one of world, anthropic"),
-        (["--config.imagination.model="], "config.imagination.model is '', but must be the name"),
+        (["--config.llm.model="], "config.llm.model is '', but must be the name"),
         (["--config.imagination.way=poem"], "way is 'poem', but must be script or rollout"),
         (["--config.task.description=Help"], "task, field 'description': expected"),
-        (["--config.imagination.rewards=outcome"], "config.imagination.rewards is 'outcome', but must be"),
+        (
+            ["--config.imagination.rewards=outcome"],
+            "config.imagination.rewards is 'outcome', but must be",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_told_before_any_call(tmp_path, arguments, message):

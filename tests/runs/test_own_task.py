@@ -12,15 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from launching import DESCRIPTION, ROOT
+from launching import TINY_IMAGINED as TINY
 from messages_server import MessagesServer
-from launching import DESCRIPTION, ROOT, TINY_IMAGINED as TINY
 from world_llm import WorldLLM
 
-from experiments import config as settings
-from experiments.run_folder import RunError, RunFolder
 from experiments import llm_imagination
-from experiments.training_data import check_lengths
+from experiments.build import build
+from experiments.checks import checked
+from experiments.command_line import with_saved
+from experiments.config import ConfigError, base_config
+from experiments.run_folder import RunError, RunFolder
+from experiments.stamps import begin_stage, check_stage
 from experiments.terminal import make_console
+from experiments.training_data import check_lengths
 from ilql_jax import Trajectory
 from imagination.task import TaskError
 
@@ -33,7 +38,7 @@ def get_config():
     config = base_config()
     config.task.description = {DESCRIPTION!r}
     config.imagination.engine = "anthropic"
-    config.imagination.model = "world"
+    config.llm.model = "world"
     config.imagination.dialogues = 24
     return config
 
@@ -61,7 +66,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The task derived, edited by hand, then everything up to the report."""
     folder = tmp_path_factory.mktemp("own") / "run"
     with MessagesServer(WorldLLM("travel")) as server:
-        where = f"--config.imagination.base_url={server.url}"
+        where = f"--config.llm.base_url={server.url}"
         result = launch(folder, where, "--stage=derive")
         assert result.returncode == 0, result.stdout + result.stderr
         assert len(server.calls) == 1 and not (folder / "dialogues.jsonl").exists()
@@ -113,30 +118,35 @@ def test_a_task_that_was_edited_too_late_is_told(finished, tmp_path, fields, sta
     for each in ("imagine", "train", "evaluate"):
         if each in stages:
             with pytest.raises((RunError, TaskError), match=message):
-                folder.check_stage(each, folder.saved_config())
+                check_stage(folder, each, saved(folder))
         else:
-            folder.check_stage(each, folder.saved_config())
+            check_stage(folder, each, saved(folder))
 
 
 def test_a_task_that_is_gone_is_told(finished: Path, tmp_path: Path):
     folder = RunFolder(shutil.copytree(finished, tmp_path / "gone"))
     folder.task.unlink()
     with pytest.raises(RunError, match=r"task\.yaml is gone.*dialogues\.jsonl"):
-        folder.check_stage("imagine", folder.saved_config())
+        check_stage(folder, "imagine", saved(folder))
 
 
 def test_dialogues_may_be_imagined_anew_from_an_edited_task(finished: Path, tmp_path: Path):
     folder = RunFolder(shutil.copytree(finished, tmp_path / "anew"))
     edit_task(folder.path, human_role="tourist")
     folder.dialogues.unlink()
-    folder.begin_stage("imagine", folder.saved_config())
+    begin_stage(folder, "imagine", saved(folder))
     folder.dialogues.write_text("")
-    folder.check_stage("imagine", folder.saved_config())
+    check_stage(folder, "imagine", saved(folder))
+
+
+def saved(folder: RunFolder):
+    """The run as it was last made."""
+    return checked(with_saved(base_config(), folder, {}))
 
 
 def own(**fields):
-    config = settings.base_config()
-    config.imagination.engine, config.imagination.model = "anthropic", "m"
+    config = base_config()
+    config.imagination.engine, config.llm.model = "anthropic", "m"
     config.imagination.dialogues = 24
     config.task.description = DESCRIPTION
     config.update_from_flattened_dict(fields)
@@ -152,7 +162,7 @@ def own(**fields):
         ({}, True, "no humans of a world to judge by.*evaluation.human=prompted.*--stage=train"),
         ({"task.description": ""}, False, "Name a world.*config.task.description"),
         (
-            {"imagination.engine": "world", "imagination.model": "", "task.description": ""},
+            {"imagination.engine": "world", "llm.model": "", "task.description": ""},
             False,
             "Name a world.*config.imagination.engine=anthropic",
         ),
@@ -160,10 +170,10 @@ def own(**fields):
 )
 def test_without_a_world_it_is_told_what_is_missing(fields, judged, message):
     if not message:
-        settings.check(own(**fields), judged)
+        checked(own(**fields), judged=judged)
         return
-    with pytest.raises(settings.ConfigError, match=message):
-        settings.check(own(**fields), judged)
+    with pytest.raises(ConfigError, match=message):
+        checked(own(**fields), judged=judged)
 
 
 def test_the_task_alone_is_derived_for_an_llm_that_imagines(tmp_path: Path):
@@ -180,33 +190,33 @@ def trajectory(name: str, *utterances: int) -> Trajectory:
 
 
 def test_dialogues_that_do_not_fit_say_how_much_room_all_of_them_need():
-    config = settings.base_config()
+    config = base_config()
     data = [trajectory("a", 9), trajectory("b", 300), trajectory("c", 200, 200)]
     expected = (
         r"c: 402 tokens do not fit in the context of 240; 2 of 3 dialogues are too long\. "
         r"Set config\.model\.max_positions to 402"
     )
     with pytest.raises(RunError, match=expected):
-        check_lengths(config, data, make_console())
+        check_lengths(build(config).network, data, 24, make_console())
 
 
 def test_dialogues_longer_than_a_pretrained_model_reads_are_not_sent_there(tmp_path: Path):
     fields = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_positions": 300}
     fields |= {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    config = settings.base_config()
+    config = base_config()
     config.model.pretrained = str(tmp_path)
     with pytest.raises(RunError, match=r"too long\. Shorten or drop them: .* at most 300\."):
-        check_lengths(config, [trajectory("a", 400)], make_console())
+        check_lengths(build(config).network, [trajectory("a", 400)], 24, make_console())
     with pytest.raises(RunError, match="max_positions to 261 or more"):
-        check_lengths(config, [trajectory("a", 260)], make_console())
+        check_lengths(build(config).network, [trajectory("a", 260)], 24, make_console())
 
 
 def test_agents_that_will_be_cut_off_are_told(capsys):
-    config = settings.base_config()
-    check_lengths(config, [trajectory("a", 24, 20)], make_console())
+    config = base_config()
+    check_lengths(build(config).network, [trajectory("a", 24, 20)], 24, make_console())
     assert not capsys.readouterr().out
-    check_lengths(config, [trajectory("a", 24, 60, 30, 3)], make_console())
+    check_lengths(build(config).network, [trajectory("a", 24, 60, 30, 3)], 24, make_console())
     told = " ".join(capsys.readouterr().out.split())
     assert told.startswith("50% of what agents say") and "the longest takes 60." in told
 
@@ -217,7 +227,7 @@ def test_a_full_disk_is_told_and_what_was_paid_for_is_kept(tmp_path: Path):
     full = folder / "dataset_card.md.partial"
     full.symlink_to("/dev/full")
     with MessagesServer(WorldLLM("travel")) as server:
-        arguments = (f"--config.imagination.base_url={server.url}", "--stage=imagine")
+        arguments = (f"--config.llm.base_url={server.url}", "--stage=imagine")
         result = launch(folder, *arguments)
         assert result.returncode == 1
         assert "the disk is full" in result.stdout and "Traceback" not in result.stderr
@@ -231,14 +241,16 @@ def test_a_full_disk_is_told_and_what_was_paid_for_is_kept(tmp_path: Path):
 
 def test_runs_that_share_a_cache_pay_once_for_what_they_have_in_common(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "none")
-    shared = {"imagination.cache_folder": str(tmp_path / "shared"), "imagination.way": "script"}
+    shared = {"llm.cache_folder": str(tmp_path / "shared"), "imagination.way": "script"}
     calls, made = [], []
     with MessagesServer(WorldLLM("travel")) as server:
-        shared |= {"imagination.base_url": server.url, "imagination.rewards": "outcome"}
+        shared |= {"llm.base_url": server.url, "imagination.rewards": "outcome"}
         for rounds in (0, 1):
             config = own(**shared, **{"imagination.critique_rounds": rounds})
             folder = RunFolder(tmp_path / f"critique{rounds}")
-            made.append(llm_imagination.run(config, folder, make_console())[0])
+            made.append(
+                llm_imagination.run(checked(config, judged=False), folder, make_console())[0]
+            )
             calls.append(len(server.calls))
             assert not folder.llm.exists()
     # 1 for the task, some for the personas, and 24 scripts; then 24 verdicts and nothing else.

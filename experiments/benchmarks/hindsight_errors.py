@@ -1,7 +1,8 @@
 """What hindsight gains when its controller is wrong, the more the more often.
 
-python experiments/hindsight_errors.py --task=counseling
-python experiments/hindsight_errors.py --task=persuasion --rates=0,0.2,0.4,0.6 --config.seeds=3
+python experiments/benchmarks/hindsight_errors.py --task=counseling
+python experiments/benchmarks/hindsight_errors.py --task=persuasion --rates=0,0.2,0.4,0.6 \\
+    --config.seeds=3
 
 In an embedded world, where the controller's error rate can be set. The original dialogues, and what
 is learned from them alone, are made once (`<workdir>/originals`); each rate has one round of
@@ -25,8 +26,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import config as settings
-from experiments import launch
+from experiments import command_line, launch
+from experiments.checks import checked
+from experiments.config import ConfigError
 from experiments.files import write_atomically
 from experiments.run_folder import RunFolder
 from imagination.simulation import normalized_score
@@ -40,7 +42,7 @@ TASKS = ("counseling", "persuasion", "teaching", "travel")
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="--config.* as with the task itself; see experiments/config.py.",
+        epilog="--config.* as with the task itself; see its --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -69,11 +71,11 @@ def read_config(task: str, arguments: Sequence[str]) -> ConfigDict:
     config = importlib.import_module(f"experiments.{task}").get_config()
     for argument in arguments:
         if not argument.startswith("--config."):
-            raise settings.ConfigError(f"unexpected argument {argument!r}; see --help.")
-    line = launch.parse_flags(task, config, [sys.argv[0], *arguments])
+            raise ConfigError(f"unexpected argument {argument!r}; see --help.")
+    line = command_line.parse(task, config, [sys.argv[0], *arguments])
     for key in ("methods", "hindsight.error_rate", "hindsight.engine", "data.source"):
         if key in line.overrides:
-            raise settings.ConfigError(f"config.{key} is what this experiment sets itself.")
+            raise ConfigError(f"config.{key} is what this experiment sets itself.")
     return line.config
 
 
@@ -105,8 +107,7 @@ def _run(
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(changes)
     folder.check_experiment(task)
-    settings.check(config)
-    launch.run_stages(task, config, folder, "evaluate", console)
+    launch.run_stages(task, config, checked(config), folder, "evaluate", console)
 
 
 def _share(originals: RunFolder, folder: RunFolder) -> None:

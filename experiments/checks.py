@@ -1,0 +1,218 @@
+"""What settings require of each other, across sections. Checked once, before anything starts.
+
+What a single value has to be is checked by the dataclass that it becomes a field of (`build.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ilql_jax.methods import MethodError
+from ilql_jax.train_step import check_accumulation, check_step
+from ml_collections import ConfigDict
+
+from experiments.build import Experiment, build, errors_of
+from experiments.config import TASK_FIELDS, ConfigError, LLMOverride, WorldHindsightConfig
+from experiments.methods import in_order
+from experiments.metrics import check_backends
+from ilql_jax.models.hugging_face.read import check_tensors
+from ilql_jax.partition import check_start
+from ilql_jax.settings import REQUIRED, SettingError
+from imagination.agents.prompted import check_acts
+from imagination.hindsight.llm import LLMHindsightConfig
+
+MOST_UNLIMITED = 2000  # dialogues that an LLM is asked for without a limit on their cost
+FEWEST_TOKENS = 260  # bytes and markers, which every BPE trained here has
+
+
+def checked(config: ConfigDict, *, judged: bool = True, trained: bool = True) -> Experiment:
+    """Builds the experiment and checks it; the arguments are those of `check`.
+
+    Raises:
+        ConfigError: The first setting that cannot be used.
+    """
+    experiment = build(config)
+    check(experiment, config, judged=judged, trained=trained)
+    return experiment
+
+
+def check(
+    experiment: Experiment, config: ConfigDict, *, judged: bool = True, trained: bool = True
+) -> None:
+    """Raises `ConfigError` for settings that exclude each other.
+
+    Args:
+        experiment: As built.
+        config: The settings that it was built from, which say how things are called.
+        judged: Agents are going to be evaluated.
+        trained: Networks are going to be trained; those that are there need not find again what
+            they were trained from.
+    """
+    _check_methods(experiment, config)
+    _check_imagination(experiment, config)
+    _check_world(experiment, judged)
+    _check_hindsight(experiment, config)
+    _check_evaluation(experiment)
+    _check_speaking(experiment)
+    if trained:
+        _check_networks(experiment, config)
+    check_backends(experiment.logging)
+
+
+def _check_methods(experiment: Experiment, config: ConfigDict) -> None:
+    """Order of the methods, and decodings that fit what they learn."""
+    try:
+        in_order(experiment.methods)
+    except MethodError as error:
+        raise ConfigError(f"config.methods is {config.methods}: {error}") from None
+    for each in experiment.methods:
+        if each.learns_from_pairs and each.method.starts_from is None:
+            raise ConfigError(
+                f"config.methods: {each.name} learns from pairs, so it needs a reference policy: "
+                "let its METHOD name one as starts_from, e.g. 'bc'."
+            )
+    for each in experiment.library.values():
+        for decoding in each.decodings:
+            try:
+                each.method.check_decoding(decoding)
+            except MethodError as error:
+                raise ConfigError(
+                    f"config.decoding.{each.name}: {error} (config.method.{each.name})"
+                ) from None
+
+
+def _check_networks(experiment: Experiment, config: ConfigDict) -> None:
+    """Shape, start and training of every method, and the tensors of a checkpoint that lies here."""
+    network = experiment.network
+    with errors_of("model", config=config):
+        shape = network.shape(experiment.tokenizer.vocab_size)
+        check_start(shape, bool(network.pretrained))
+    for each in experiment.methods:
+        rows = experiment.rows_of_pairs if each.learns_from_pairs else experiment.batches.batch_rows
+        own = f"method.{each.method.name}"
+        with errors_of("train", "model", own, config=config):
+            check_accumulation(rows, each.train.gradient_accumulation)
+            check_step(each.method.network_for(shape), each.method, each.train)
+    folder = Path(network.pretrained).expanduser()
+    if network.pretrained and folder.is_dir():
+        with errors_of("model.pretrained"):
+            check_tensors(folder)
+
+
+def _check_imagination(experiment: Experiment, config: ConfigDict) -> None:
+    llm = experiment.imagination.llm
+    if not experiment.imagines_with_llm:
+        given = [f"imagination.{name}" for name in _set(config.imagination)]
+        if experiment.data.source != "jsonl":
+            given += [f"task.{name}" for name in TASK_FIELDS if config.task[name]]
+        if given:
+            raise ConfigError(
+                f"config.{given[0]} is for an LLM that imagines, and none does: set "
+                "config.imagination.engine=anthropic."
+            )
+        return
+    dialogues = experiment.imagination.dialogues
+    if dialogues > MOST_UNLIMITED and not llm.max_cost and not llm.base_url:
+        raise ConfigError(
+            f"config.imagination.dialogues is {dialogues:,} and an LLM is to imagine them, with no "
+            "limit on the cost. Set config.llm.max_cost (with price_input and price_output), or at "
+            f"most {MOST_UNLIMITED:,} dialogues; --dry_run shows the cost."
+        )
+
+
+def _set(section: ConfigDict) -> list[str]:
+    """Settings of another model in a section that are set."""
+    return [field.name for field in dataclasses.fields(LLMOverride) if section[field.name]]
+
+
+def _check_world(experiment: Experiment, judged: bool) -> None:
+    """Without a world, dialogues and humans come from an LLM."""
+    if experiment.task.world or experiment.data.source != "world":
+        return
+    if not experiment.imagines_with_llm or not experiment.task.description:
+        raise ConfigError(
+            'config.task.world is "". Name a world (teaching, travel, or a .py file of your own); '
+            "or have an LLM imagine the dialogues, with config.imagination.engine=anthropic and "
+            "the task in a paragraph, config.task.description; or bring dialogues of your own, "
+            "with config.data.source=jsonl and config.data.path."
+        )
+    if judged and experiment.evaluation.config.human == "world":
+        raise ConfigError(
+            'config.task.world is "", so there are no humans of a world to judge by. Have an LLM '
+            "play them, with config.evaluation.human=prompted and config.llm.model; or stop before "
+            "that, with --stage=train."
+        )
+
+
+def _check_hindsight(experiment: Experiment, config: ConfigDict) -> None:
+    """Settings of who does not look back, and that there is somebody who can."""
+    by_llm = experiment.hindsight.llm is not None
+    if by_llm:
+        given = _changed(config.hindsight, WorldHindsightConfig)
+        whose, other = "a world's controller", "world"
+    else:
+        given = _changed(config.hindsight, LLMHindsightConfig)
+        given += _set(config.hindsight)
+        whose, other = "an LLM", "anthropic"
+    if given:
+        raise ConfigError(
+            f"config.hindsight.{given[0]} is for {whose}, and none looks back: set "
+            f"config.hindsight.engine={other}."
+        )
+    is_of_world = experiment.data.source == "world" and not experiment.imagines_with_llm
+    if experiment.rounds and not by_llm and not is_of_world:
+        whose = "an LLM" if experiment.imagines_with_llm else experiment.data.source
+        raise ConfigError(
+            f"config.methods is {config.methods}, which asks for hindsight, but the dialogues are "
+            f"those of {whose}, which no embedded world can look back on. Set "
+            "config.hindsight.engine=anthropic and config.llm.model, or leave these methods out."
+        )
+
+
+def _changed(section: ConfigDict, kind: type) -> list[str]:
+    """Settings of a section whose value is not the default of the dataclass."""
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(kind)}
+    return [
+        name
+        for name, default in defaults.items()
+        if name in section and default is not REQUIRED and section[name] != default
+    ]
+
+
+def _check_evaluation(experiment: Experiment) -> None:
+    """Who talks in the evaluation."""
+    evaluation = experiment.evaluation.config
+    prompted = evaluation.prompted
+    if experiment.evaluation.acts is not None:
+        with errors_of("evaluation.gdp_zero"):
+            try:
+                check_acts(experiment.evaluation.acts)
+            except SettingError:
+                raise
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"config.evaluation.gdp_zero.{error}") from None
+    if experiment.data.source != "world" and experiment.evaluation.llm is not None:
+        raise ConfigError(
+            f"config.evaluation.{'prompted' if prompted else 'human'}: a run on "
+            f"{experiment.data.source} is judged on dialogues that were set apart, where nobody "
+            "talks."
+        )
+
+
+def _check_speaking(experiment: Experiment) -> None:
+    """Room for words."""
+    speaking, network = experiment.speaking, experiment.network
+    trains_tokenizer = not experiment.tokenizer.pretrained and not network.pretrained
+    vocab_size = experiment.tokenizer.vocab_size
+    if trains_tokenizer and vocab_size < FEWEST_TOKENS:
+        raise ConfigError(
+            f"config.tokenizer.vocab_size is {vocab_size}, but must be at least {FEWEST_TOKENS}: "
+            "bytes and markers are tokens in any case."
+        )
+    if speaking.max_utterance >= network.max_positions:
+        raise ConfigError(
+            f"config.decoding.max_utterance is {speaking.max_utterance}, which leaves no room for "
+            f"a conversation in config.model.max_positions, {network.max_positions}."
+        )

@@ -1,0 +1,241 @@
+"""Stamps: the settings that the files of each stage were made from.
+
+Each stage leaves `stages/<stage>.json`. A stage that is done is skipped; one that was made from
+other settings is an error that names them, never silently overwritten. Which settings count is said
+beside each of them (`shapes_result` in its dataclass): the others may change when a run goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.build import Experiment
+from experiments.config import SECTIONS
+from experiments.files import write_atomically
+from experiments.methods import file_digest
+from experiments.run_folder import STAGES, RunError, RunFolder, as_lists
+from ilql_jax.settings import REQUIRED, Settings, settings_of
+
+# Fields of task.yaml among the settings. Where success begins may be set anew when there are
+# dialogues: results are counted by it.
+_TASK = "task.yaml:"
+_MAY_BE_SET_ANEW = "success_reward"
+# Settings of methods and agents, which can be added to a finished run: they hold once stamped.
+_OF_PROMPTED = ("evaluation.prompted_episodes", "evaluation.llm.")
+_ADDED_LATER = ("hindsight.", "method.", "decoding.by_method.", "evaluation.gdp_zero.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stamp:
+    """Settings that shape a stage's files.
+
+    Attributes:
+        values: Key -> value, plain JSON.
+        defaults: Key -> default, of those that have one.
+    """
+
+    values: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+
+def check_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
+    """Raises `RunError` if the stage left files that were made with other settings."""
+    path, products = _path(folder, stage), _existing_products(folder, stage)
+    if not path.exists() or not products:
+        return
+    before, stamp = json.loads(path.read_text()), stamp_of(folder, stage, experiment)
+    now = dict(stamp.values)
+    # Settings that were added to the program since had their defaults.
+    missing = {key for key in now.keys() - before.keys() if not _may_be_added(key)}
+    before |= {key: stamp.defaults[key] for key in missing if key in stamp.defaults}
+    added = {key for key in before.keys() ^ now.keys() if _may_be_added(key)}
+    before, now = _without(before, added), _without(now, added)
+    if any(key.startswith(_TASK) for key in before) and not folder.task.exists():
+        raise RunError(
+            f"{folder.task} is gone, which {', '.join(products)} was made from. Put it back "
+            f"({path} tells what it said), or give a new folder (--workdir=...)."
+        )
+    differing = [
+        f"{_named(key)} was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+    if differing:
+        raise RunError(
+            f"{folder.path} was made from other settings ({stage}): {'; '.join(differing)}. "
+            f"Give a new folder (--workdir=...), set these back, or delete what was made from "
+            f"them: {', '.join(products)}."
+        )
+
+
+def begin_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
+    """Checks the stage and stamps it."""
+    check_stage(folder, stage, experiment)
+    path = _path(folder, stage)
+    kept = {}
+    if path.exists() and _existing_products(folder, stage):
+        # What such additions were made from holds while they are there, asked for or not.
+        before = json.loads(path.read_text())
+        kept = {key: value for key, value in before.items() if _may_be_added(key)}
+    values = stamp_of(folder, stage, experiment).values
+    write_atomically(path, json.dumps({**kept, **values}, indent=1))
+
+
+def stamp_of(folder: RunFolder, stage: str, experiment: Experiment) -> Stamp:
+    """Settings that shape a stage's files; those of the stages before it shape them too."""
+    parts = [_OF_STAGE[each] for each in STAGES[: STAGES.index(stage) + 1] if each in _OF_STAGE]
+    pairs = {key: pair for part in parts for key, pair in part(experiment).items()}
+    values = {key: as_lists(value) for key, (value, _) in pairs.items()}
+    defaults = {key: as_lists(default) for key, (_, default) in pairs.items()}
+    return Stamp(
+        values | _of_task_file(folder, stage, experiment),
+        {key: default for key, default in defaults.items() if default is not REQUIRED},
+    )
+
+
+# --- settings that count, by stage: key -> value and default ------------------------------------
+
+Pairs = dict[str, tuple[Any, Any]]
+
+
+def _of_imagine(experiment: Experiment) -> Pairs:
+    data, task, imagination = experiment.data, experiment.task, experiment.imagination
+    pairs = {"seed": (experiment.seed, 0), "data.source": (data.source, "world")}
+    pairs |= _pairs("task", task)
+    if data.source != "world":
+        return pairs | _pairs("data", data, leave_out=("loss_on",))
+    engine = "world" if imagination.llm is None else "anthropic"
+    pairs |= {
+        "imagination.engine": (engine, "world"),
+        "imagination.dialogues": (imagination.dialogues, REQUIRED),
+    }
+    if imagination.llm is not None:
+        pairs |= _pairs("imagination", imagination.engine, leave_out=("seed",))
+        pairs |= _pairs("imagination.llm", imagination.llm)
+    return pairs
+
+
+def _of_regenerate(experiment: Experiment) -> Pairs:
+    if not experiment.rounds:
+        return {}
+    hindsight = experiment.hindsight
+    pairs = _pairs("hindsight", hindsight.config)
+    if hindsight.llm is None:
+        return pairs | _pairs("hindsight", hindsight.world)
+    pairs |= _pairs("hindsight", hindsight.by_llm, leave_out=("seed",))
+    return pairs | _pairs("hindsight.llm", hindsight.llm)
+
+
+def _of_train(experiment: Experiment) -> Pairs:
+    pairs = _pairs("tokenizer", experiment.tokenizer)
+    pairs["data.loss_on"] = (experiment.data.loss_on, "agent")
+    pairs |= _pairs("train", experiment.train) | _pairs("train", experiment.batches)
+    for kind in SECTIONS["model"]:
+        defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+        for name, about in settings_of(kind).items():
+            if about.shapes_result and name in experiment.network.settings:
+                value = experiment.network.settings[name]
+                pairs[f"model.{name}"] = (value, defaults[name])
+    for each in experiment.methods:
+        base = each.method
+        pairs |= _pairs(f"method.{base.name}", base.config)
+        if base.train is not None:
+            pairs |= _pairs(f"method.{base.name}", base.train)
+        if each.file:
+            pairs[f"method.{base.name}.file"] = (file_digest(each.file), REQUIRED)
+    return pairs
+
+
+def _of_evaluate(experiment: Experiment) -> Pairs:
+    evaluation = experiment.evaluation
+    config = evaluation.config
+    optional = ("prompted", "prompted_episodes", "human_guidance")
+    pairs = _pairs("decoding", experiment.speaking)
+    pairs |= _pairs("evaluation", config, leave_out=optional)
+    for each in experiment.methods:
+        tried = tuple(map(str, each.decodings))
+        pairs[f"decoding.by_method.{each.method.name}"] = (tried, REQUIRED)
+    if evaluation.llm is None:
+        return pairs
+    pairs |= _pairs("evaluation.llm", evaluation.llm)
+    if config.prompted:
+        pairs["evaluation.prompted_episodes"] = (config.prompted_episodes, 0)
+    if "gdp_zero" in config.prompted:
+        pairs |= _pairs("evaluation.gdp_zero", evaluation.search)
+        pairs["evaluation.gdp_zero.acts"] = (dict(evaluation.acts or {}), {})
+    if config.human == "prompted" and config.human_guidance:
+        pairs["evaluation.human_guidance"] = (config.human_guidance, REQUIRED)
+    return pairs
+
+
+_OF_STAGE = {
+    "imagine": _of_imagine,
+    "regenerate": _of_regenerate,
+    "train": _of_train,
+    "evaluate": _of_evaluate,
+}
+
+
+def _pairs(prefix: str, settings: Settings, leave_out: Iterable[str] = ()) -> Pairs:
+    """Values and defaults of the settings of a dataclass that shape results."""
+    described = settings_of(type(settings))
+    return {
+        f"{prefix}.{field.name}": (_plain(getattr(settings, field.name)), _plain(field.default))
+        for field in dataclasses.fields(settings)
+        if field.name not in leave_out
+        and (field.name not in described or described[field.name].shapes_result)
+    }
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _of_task_file(folder: RunFolder, stage: str, experiment: Experiment) -> dict[str, Any]:
+    """Fields of task.yaml, where it shapes the stage's files."""
+    counts = {
+        "imagine": experiment.imagines_with_llm,
+        "evaluate": experiment.evaluation.config.human == "prompted",
+    }
+    task = folder.load_task() if counts.get(stage) else None
+    if task is None:
+        return {}
+    fields = as_lists(dataclasses.asdict(task))
+    if stage == "imagine":
+        del fields[_MAY_BE_SET_ANEW]
+    return {f"{_TASK}{name}": value for name, value in fields.items()}
+
+
+# --- names and files ----------------------------------------------------------------------------
+
+
+def _named(key: str) -> str:
+    """The key as on the command line."""
+    if key.startswith(_TASK):
+        return key
+    if key.startswith("method.") and key.endswith(".file"):
+        return f"the file of the method {key.split('.')[1]}"
+    _, of_llm, name = key.partition(".llm.")
+    if of_llm:
+        return f"config.llm.{name}"
+    return f"config.{key.replace('decoding.by_method.', 'decoding.')}"
+
+
+def _may_be_added(key: str) -> bool:
+    return key.startswith((*_OF_PROMPTED, *_ADDED_LATER))
+
+
+def _existing_products(folder: RunFolder, stage: str) -> list[str]:
+    return [str(path) for path in folder.products(stage) if path.exists()]
+
+
+def _path(folder: RunFolder, stage: str) -> Path:
+    return folder.path / "stages" / f"{stage}.json"
+
+
+def _without(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in keys}

@@ -1,0 +1,177 @@
+"""The command line: variants, names, help, and what a folder was run with before."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from experiments import command_line
+from experiments.checks import checked
+from experiments.command_line import parse, with_saved
+from experiments.config import ConfigError, base_config
+from experiments.run_folder import RunError, RunFolder
+
+METHOD = """
+import dataclasses
+
+from ilql_jax.methods import METHODS, MethodConfig
+from ilql_jax.settings import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class MineConfig(MethodConfig):
+    sharpness: float = setting("Sharpness of mine.", 2.0, above=0)
+
+
+def loss(*arguments, **settings):
+    return METHODS["bc"].loss(*arguments, **settings)
+
+
+METHOD = dataclasses.replace(
+    METHODS["bc"], name="mine", title="Mine", config=MineConfig(), loss=loss, decodings=("greedy",)
+)
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path: Path) -> Path:
+    path = tmp_path / "my_method.py"
+    path.write_text(METHOD)
+    return path
+
+
+def parsed(*arguments: str, variants=()):
+    config = base_config()
+    config.task.world = "teaching"
+    return parse("teaching", config, ["teaching.py", *arguments], variants)
+
+
+def test_names_have_commas_between():
+    line = parsed("--config.methods=bc, ilql", "--config.evaluation.prompted=plain,clam")
+    assert line.config.methods == ("bc", "ilql")
+    assert line.config.evaluation.prompted == ("plain", "clam")
+
+
+def test_variants_change_defaults_and_the_command_line_goes_before_them():
+    variants = (
+        ({"data.source": "esconv"}, {"train.steps": 7, "seeds": 2}),
+        ({"data.source": "esconv", "hindsight.engine": "anthropic"}, {"seeds": 3}),
+    )
+    assert parsed(variants=variants).config.train.steps == 6000
+    corpus = parsed("--config.data.source=esconv", variants=variants).config
+    assert (corpus.train.steps, corpus.seeds) == (7, 2)
+    given = ("--config.data.source=esconv", "--config.train.steps=9")
+    by_llm = parsed(*given, "--config.hindsight.engine=anthropic", variants=variants).config
+    assert (by_llm.train.steps, by_llm.seeds) == (9, 3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.train.stepz=5", "Did you mean config.train.steps?"),
+        ("--config.objective.expectile=0.9", "Did you mean config.method.ilql.expectile?"),
+        ("--config.dpo.kl_weight=1.0", "Did you mean config.method.dpo.kl_weight?"),
+        ("--config.imagination.max_cost=3", "Did you mean config.llm.max_cost?"),
+        ("--config.train.steps=many", "'many' is not of the right type; expected int"),
+        ("surprise", "unexpected argument 'surprise'"),
+    ],
+)
+def test_what_was_probably_meant_is_told(argument: str, message: str):
+    with pytest.raises(ConfigError) as caught:
+        parsed(argument)
+    assert message in str(caught.value)
+
+
+# --- methods of one's own -----------------------------------------------------------------------
+
+
+def test_the_settings_of_an_own_method_are_on_the_command_line(own_file: Path):
+    line = parsed(
+        f"--config.methods=bc,{own_file},mine_hindsight1",
+        "--config.method.mine.sharpness=3",
+        "--config.decoding.mine=('sampled',)",
+    )
+    experiment = checked(line.config)
+    assert [each.name for each in experiment.methods] == ["bc", "mine", "mine_hindsight1"]
+    assert experiment.method("mine").method.config.sharpness == 3.0
+    assert [str(each) for each in experiment.method("mine").decodings] == ["sampled"]
+    with pytest.raises(ConfigError, match=r"config\.method\.mine\.sharpness is -1\.0, but must be"):
+        checked(parsed(f"--config.methods={own_file}", "--config.method.mine.sharpness=-1").config)
+
+
+def test_a_file_that_a_folder_alone_names_is_not_executed(own_file: Path, tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    line = parsed(f"--config.methods=bc,{own_file}", "--config.method.mine.sharpness=3")
+    folder.save_config("teaching", line.config)
+    own_file.write_text("raise SystemExit('executed')")
+    again = parsed()
+    with pytest.raises(RunError) as caught:
+        with_saved(again.config, folder, again.overrides)
+    assert f"Add --config.methods=bc,{own_file}" in str(caught.value)
+    # Without it, the rest of the folder can be used.
+    others = parsed("--config.methods=bc")
+    assert with_saved(others.config, folder, others.overrides).methods == ("bc",)
+    own_file.write_text(METHOD)
+    named = parsed(f"--config.methods=bc,{own_file}")
+    merged = with_saved(named.config, folder, named.overrides)
+    assert merged.method.mine.sharpness == 3.0
+
+
+# --- a folder that was run before ---------------------------------------------------------------
+
+
+def test_a_folder_of_another_version_is_refused(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    folder.config_file.write_text(yaml.safe_dump({"seed": 1, "objective": {"expectile": 0.8}}))
+    line = parsed()
+    with pytest.raises(RunError, match=r"another version .* config\.objective\.expectile"):
+        with_saved(line.config, folder, line.overrides)
+
+
+def test_saved_settings_come_back_unless_the_command_line_says_otherwise(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    folder.save_config("teaching", parsed("--config.seeds=3", "--config.train.steps=7").config)
+    line = parsed("--config.train.steps=9")
+    merged = with_saved(line.config, folder, line.overrides)
+    assert (merged.seeds, merged.train.steps) == (3, 9)
+    assert "machine" not in yaml.safe_load(folder.config_file.read_text())
+
+
+# --- help ---------------------------------------------------------------------------------------
+
+
+def help_of(*arguments: str) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    config = base_config()
+    arguments = ("teaching.py", *arguments)
+    command_line.print_help("teaching", "About teaching.", config, arguments, console)
+    return console.file.getvalue()
+
+
+def test_help_shows_every_setting_with_default_and_meaning(own_file: Path):
+    text = help_of("--help", f"--config.methods=bc,{own_file}")
+    assert "About teaching." in text and "--stage=STAGE" in text
+    assert "config.method.ilql" in text and "expectile" in text and "0.8" in text
+    assert "config.method.mine" in text and "Sharpness of mine." in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_help_of_a_section_shows_that_section():
+    text = help_of("--help=train")
+    assert "gradient_accumulation*" in text and "config.tokenizer" not in text
+    assert "config.method.ilql" in help_of("--help", "method") and "About" not in text
+    assert "config.llm" in help_of("--help=price")
+    with pytest.raises(ConfigError, match="no setting has that name"):
+        help_of("--help=nonsense")
+
+
+def test_help_is_asked_for_in_the_usual_ways():
+    assert command_line.asked_help(["x", "--help"]) == ""
+    assert command_line.asked_help(["x", "-h", "--config.seeds=1"]) == ""
+    assert command_line.asked_help(["x", "--help", "train"]) == "train"
+    assert command_line.asked_help(["x", "--help=config.train"]) == "train"
+    assert command_line.asked_help(["x", "--config.seeds=1"]) is None

@@ -1,0 +1,147 @@
+"""Settings: generated from dataclasses, built once, checked across sections."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+
+import pytest
+from ilql_jax.methods import METHODS
+
+from experiments.build import build
+from experiments.checks import checked
+from experiments.config import ConfigError, base_config, described, keys_of, section
+from ilql_jax.settings import Settings, setting
+
+
+def config(**changes):
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    made = base_config()
+    made.task.world = "teaching"
+    made.update_from_flattened_dict(changes)
+    return made
+
+
+def test_every_setting_has_a_description_and_every_description_a_setting():
+    about = described()
+    assert set(keys_of(base_config())) == set(about)
+    assert all(each.doc for each in about.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Cake(Settings):
+    eggs: int = setting("Eggs.", least=1)
+    sugar: float = setting("Spoons of sugar.", 2.0, least=0)
+
+
+def test_a_section_has_the_defaults_of_its_dataclass():
+    assert section(Cake, eggs=3).to_dict() == {"sugar": 2.0, "eggs": 3}
+    assert section(Cake, leave_out=("eggs",)).to_dict() == {"sugar": 2.0}
+    with pytest.raises(TypeError, match="eggs"):
+        section(Cake)
+    with pytest.raises(TypeError, match="salt"):
+        section(Cake, eggs=1, salt=1)
+
+
+def test_the_defaults_of_the_learner_are_those_of_the_experiments():
+    experiment = build(config())
+    for name, method in METHODS.items():
+        assert experiment.library[name].method.config == method.config
+
+
+def test_what_travels_survives_the_way_to_another_process():
+    experiment = checked(config(methods=("bc", "ilql_hindsight1", "dpo")))
+    again = pickle.loads(pickle.dumps(experiment))
+    assert again == experiment
+    assert again.method("dpo").train.steps == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__steps": 0}, r"config\.train\.steps is 0, but must be at least 1"),
+        ({"seeds": 0}, r"config\.seeds is 0"),
+        ({"method__mc__credit": "sentence"}, r"config\.method\.mc\.credit is 'sentence'"),
+        ({"methods": ("bc", "dpo", "bc")}, "name each method once"),
+        ({"methods": ("dpo",)}, "dpo goes on from the bc of its seed"),
+        ({"train__freeze_trunk": True}, r"config\.train\.freeze_trunk is True, but bc learns"),
+        (
+            {"train__gradient_accumulation": 3},
+            r"config\.train\.gradient_accumulation is 3, but must divide the 4 rows",
+        ),
+        ({"method__ilql__credit": "token"}, r"config\.model\.utterance_q is 'sum', but must be"),
+        ({"decoding__bc": ("sampled, best of 4",)}, r"config\.decoding\.bc: .*bc learns none"),
+        (
+            {"decoding__ilql": ("greedy, steered by 8",)},
+            r"config\.decoding\.ilql: .*set its credit to 'token'",
+        ),
+        ({"tokenizer__vocab_size": 100}, r"config\.tokenizer\.vocab_size is 100"),
+        ({"decoding__max_utterance": 240}, r"no room .*config\.model\.max_positions, 240"),
+        ({"mesh__data": 0}, r"config\.mesh: mesh\.data is 0"),
+        ({"imagination__model": "m"}, r"config\.imagination\.model is for an LLM"),
+    ],
+)
+def test_settings_that_cannot_be_are_told_with_key_value_and_way_out(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        checked(config(**changes))
+
+
+def test_a_method_that_is_not_last_is_checked_too():
+    for order in (("bc", "ilql"), ("ilql", "bc")):
+        with pytest.raises(ConfigError, match="freeze_trunk is True, but bc"):
+            checked(config(methods=order, train__freeze_trunk=True))
+    checked(config(methods=("mc", "ilql"), train__freeze_trunk=True))
+
+
+# --- one section for an LLM ---------------------------------------------------------------------
+
+IMAGINES = {"imagination__engine": "anthropic", "imagination__dialogues": 10}
+
+
+def test_one_section_says_which_llm_all_purposes_have():
+    changes = {**IMAGINES, "llm__model": "m", "llm__price_input": 3.0, "llm__price_output": 15.0}
+    experiment = checked(
+        config(
+            **changes,
+            llm__batch=True,
+            hindsight__engine="anthropic",
+            methods=("ilql_hindsight1",),
+            evaluation__prompted=("plain",),
+        )
+    )
+    llms = (experiment.imagination.llm, experiment.hindsight.llm, experiment.evaluation.llm)
+    assert {llm.model for llm in llms} == {"m"} and {llm.price_output for llm in llms} == {15.0}
+    # A conversation waits for every answer.
+    assert [llm.batch for llm in llms] == [True, True, False]
+
+
+def test_a_section_names_another_model_only_where_another_is_wanted():
+    changes = {**IMAGINES, "llm__model": "m", "imagination__model": "large"}
+    experiment = checked(config(**changes, evaluation__prompted=("plain",)))
+    assert experiment.imagination.llm.model == "large" and experiment.evaluation.llm.model == "m"
+    priced = {**changes, "llm__price_input": 3.0, "llm__price_output": 15.0}
+    with pytest.raises(ConfigError, match=r"Set config\.imagination\.price_input and price_output"):
+        checked(config(**priced))
+    own = {"imagination__price_input": 5.0, "imagination__price_output": 25.0}
+    llm = checked(config(**priced, **own)).imagination.llm
+    assert (llm.price_input, llm.price_output) == (5.0, 25.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (IMAGINES, r"config\.llm\.model is '', but must be the name of a model"),
+        ({"llm__max_in_flight": 0}, r"config\.llm\.max_in_flight is 0"),
+        (
+            {**IMAGINES, "imagination__model": "m", "imagination__base_url": "here"},
+            r"config\.imagination\.base_url is 'here'",
+        ),
+        (
+            {**IMAGINES, "imagination__model": "m", "llm__max_cost": 3.0},
+            r"config\.llm\.max_cost is 3\.0",
+        ),
+    ],
+)
+def test_a_wrong_llm_is_told_in_the_section_that_is_wrong(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        checked(config(**changes))

@@ -1,0 +1,91 @@
+"""Stamps: which settings a run folder is bound to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.checks import checked
+from experiments.config import base_config
+from experiments.run_folder import RunError, RunFolder
+from experiments.stamps import begin_stage, check_stage
+
+
+def experiment(**changes):
+    config = base_config()
+    config.task.world = "teaching"
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return checked(config)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path)
+    begin_stage(folder, "train", experiment())
+    folder.tokenizer.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method__ilql__action_chunk": 64},
+        {"train__gradient_accumulation": 2},
+        {"train__log_every": 1, "train__checkpoint_every": 7},
+        {"model__remat": True},
+        {"mesh__data": -1},
+        {"workers": 1},
+        {"decoding__batch_size": 3},  # the next stage's
+        {"seeds": 3},
+        {"methods": ("bc", "fbc", "ilql", "mc")},
+        {"methods": ("bc",)},
+        {"method__dpo__kl_weight": 5.0},  # not trained here
+        {"evaluation__average_episodes": 5},
+        {"logging__backends": ()},
+    ],
+)
+def test_what_changes_no_result_may_change_when_a_run_goes_on(changes, trained: RunFolder):
+    check_stage(trained, "train", experiment(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__learning_rate": 0.1}, r"config\.train\.learning_rate was 0\.003, now 0\.1"),
+        ({"train__batch_rows": 8}, r"config\.train\.batch_rows was 4, now 8"),
+        ({"method__ilql__expectile": 0.9}, r"config\.method\.ilql\.expectile was 0\.8, now 0\.9"),
+        ({"model__compute_dtype": "bfloat16"}, r"config\.model\.compute_dtype"),
+        ({"seed": 5}, r"config\.seed was 0, now 5"),
+        ({"data__loss_on": "agent_last"}, r"config\.data\.loss_on"),
+        ({"task__world": "travel"}, r"config\.task\.world was 'teaching', now 'travel'"),
+    ],
+)
+def test_what_shapes_results_is_told(changes, message: str, trained: RunFolder):
+    with pytest.raises(RunError, match=message):
+        check_stage(trained, "train", experiment(**changes))
+
+
+def test_settings_of_a_method_hold_once_it_was_trained(trained: RunFolder):
+    added = {"methods": ("bc", "fbc", "ilql", "mc")}
+    begin_stage(trained, "train", experiment(**added, method__mc__awac_temperature=0.1))
+    begin_stage(trained, "train", experiment())  # left out for a while
+    with pytest.raises(RunError, match=r"config\.method\.mc\.awac_temperature was 0\.1, now 0\.5"):
+        check_stage(trained, "train", experiment(**added))
+
+
+def test_settings_that_were_added_to_the_program_since_had_their_defaults(trained: RunFolder):
+    path = trained.path / "stages" / "train.json"
+    stamp = json.loads(path.read_text())
+    del stamp["train.polyak_rate"]
+    path.write_text(json.dumps(stamp))
+    check_stage(trained, "train", experiment())
+    with pytest.raises(RunError, match=r"polyak_rate was 0\.005, now 0\.1"):
+        check_stage(trained, "train", experiment(train__polyak_rate=0.1))
+
+
+def test_without_files_nothing_is_bound(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    begin_stage(folder, "train", experiment())
+    check_stage(folder, "train", experiment(train__learning_rate=0.1))
