@@ -11,8 +11,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from ilql_jax.methods import METHODS, Method, MethodError, TrainOverrides
-from ilql_jax.train_step import TrainConfig, train_config_of
 from ml_collections import ConfigDict
 
 from experiments.config import (
@@ -43,11 +41,13 @@ from experiments.methods import (
 )
 from experiments.metrics import LoggingConfig
 from ilql_jax.errors import UserError
+from ilql_jax.methods import METHODS, Method, MethodError, TrainOverrides
 from ilql_jax.models import ModelConfig
 from ilql_jax.models.network_config import network_config
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.settings import SettingError
 from ilql_jax.sharding import HostsConfig, MeshConfig
+from ilql_jax.train_step import TrainConfig, train_config_of
 from imagination.agents.gdp_zero import SearchConfig
 from imagination.engine.config import EngineConfig
 from imagination.hindsight.llm import LLMHindsightConfig

@@ -9,17 +9,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ilql_jax.methods import MethodError
-from ilql_jax.train_step import check_accumulation, check_step
 from ml_collections import ConfigDict
 
 from experiments.build import Experiment, build, errors_of
 from experiments.config import TASK_FIELDS, ConfigError, LLMOverride, WorldHindsightConfig
 from experiments.methods import in_order
 from experiments.metrics import check_backends
+from ilql_jax.methods import MethodError
 from ilql_jax.models.hugging_face.read import check_tensors
 from ilql_jax.partition import check_start
 from ilql_jax.settings import REQUIRED, SettingError
+from ilql_jax.train_step import check_accumulation, check_step
 from imagination.agents.prompted import check_acts
 from imagination.hindsight.llm import LLMHindsightConfig
 

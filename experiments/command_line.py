@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
-from ilql_jax.methods import METHODS
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +21,7 @@ from rich.table import Table
 from experiments.config import ConfigError, add_method, described, keys_of
 from experiments.methods import load_own, own_files
 from experiments.run_folder import STAGES, RunError, RunFolder
+from ilql_jax.methods import METHODS
 from ilql_jax.settings import Setting
 
 # Settings -> defaults that are others where these settings have these values.

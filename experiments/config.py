@@ -13,16 +13,16 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from ilql_jax.methods import METHODS, Method, TrainOverrides
-from ilql_jax.train_step import TrainConfig
 from ml_collections import ConfigDict
 
 from experiments.metrics import LoggingConfig
 from ilql_jax.errors import UserError
+from ilql_jax.methods import METHODS, Method, TrainOverrides
 from ilql_jax.models import DecoderConfig, ModelConfig
 from ilql_jax.models.config import COMPUTE_DTYPES
 from ilql_jax.settings import REQUIRED, Setting, SettingError, Settings, setting, settings_of
 from ilql_jax.sharding import HostsConfig, MeshConfig
+from ilql_jax.train_step import TrainConfig
 from imagination.agents import AGENTS
 from imagination.agents.gdp_zero import SearchConfig
 from imagination.chat_formats import LOSS_ON

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ilql_jax.methods import METHODS, Method, MethodError, TrainOverrides, load_method
-from ilql_jax.train_step import TrainConfig
-
 from ilql_jax.policy import DecodingConfig
+from ilql_jax.train_step import TrainConfig
 
 _ENTRY = re.compile(r"(?P<base>.+?)(_hindsight(?P<rounds>[1-9]\d*))?")
 

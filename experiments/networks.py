@@ -17,7 +17,6 @@ from experiments.methods import TrainedMethod
 from experiments.run_folder import RunFolder, Unit
 from ilql_jax import sharding
 from ilql_jax.checkpoint import read_metadata, restore_params
-from ilql_jax.methods import METHODS
 from ilql_jax.models import ModelConfig, Params, abstract_params
 from ilql_jax.models.hugging_face.read import find, start_params
 from ilql_jax.models.lora import merge_adapters

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ilql_jax.train_step import init_state, make_train_step
 
 from experiments.benchmarks import measuring
 from experiments.build import build
 from experiments.config import base_config
 from ilql_jax import DecoderConfig, ModelConfig, Trajectory, make_batches, packing_for
+from ilql_jax.train_step import init_state, make_train_step
 
 SIZES = {"default": (2000, 200), "tiny": (60, 10)}  # dialogues, steps timed
 BLOCK = 10

@@ -6,11 +6,11 @@ import dataclasses
 import pickle
 
 import pytest
-from ilql_jax.methods import METHODS
 
 from experiments.build import build
 from experiments.checks import checked
 from experiments.config import ConfigError, base_config, described, keys_of, section
+from ilql_jax.methods import METHODS
 from ilql_jax.settings import Settings, setting
 
 

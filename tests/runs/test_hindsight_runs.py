@@ -17,7 +17,6 @@ from pathlib import Path
 import evaluations
 import pytest
 from hindsight_llm import BETTER, HindsightLLM
-from ilql_jax.methods import MethodError
 from launching import ROOT, TINY, command, flattened, launch, write_corpus
 from messages_server import MessagesServer
 from rich.console import Console
@@ -34,6 +33,7 @@ from experiments.report.figures import style
 from experiments.run_folder import RunError, RunFolder
 from experiments.stages import regenerate
 from experiments.stamps import begin_stage, check_stage
+from ilql_jax.methods import MethodError
 from imagination.dialogue import Dialogue, Turn, read_dialogues, write_dialogues
 from imagination.hindsight import Continuation, Proposal
 from imagination.tokenization import DialogueTokenizer

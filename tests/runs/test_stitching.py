@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from ilql_jax import Trajectory, packing_for
-from ilql_jax.models import DecoderConfig, ModelConfig
 from ilql_jax.methods import METHODS
+from ilql_jax.models import DecoderConfig, ModelConfig
 from ilql_jax.policy import DecodingConfig, Policy
 from ilql_jax.scoring import score
 from ilql_jax.train import train
@@ -71,7 +71,9 @@ def learn(tmp_path, steps, method, model=MODEL):
         data,
         model,
         method,
-        TrainConfig(steps, 3e-3, optimizer="adamw", warmup_steps=20, polyak_rate=0.1, checkpoint_every=steps),
+        TrainConfig(
+            steps, 3e-3, optimizer="adamw", warmup_steps=20, polyak_rate=0.1, checkpoint_every=steps
+        ),
         packing_for(data, batch_rows=8, row_length=48, token_discount=1.0, utterance_discount=1.0),
         seed=0,
         folder=tmp_path / method.name,
