@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib
 import io
 import itertools
@@ -17,6 +18,7 @@ import re
 import runpy
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,9 +29,9 @@ from launching import ROOT, TINY, write_corpus
 from messages_server import MessagesServer
 from world_llm import WorldLLM
 
-from experiments import config as settings
-from experiments import launch
-from experiments.config import base_config
+from experiments.checks import checked
+from experiments.command_line import parse
+from experiments.config import add_method, base_config, keys_of
 from experiments.run_folder import STAGES
 
 # Words of other programs -> why they are not run.
@@ -49,7 +51,7 @@ PARSED = {
     "config.methods=bc,fbc,mc,ilql": "methods as in the runs of the tests of each",
     "config.model.pretrained": "needs a model",
     "config.model.value_": "runs in tests/runs/test_experiments.py",
-    "config.objective.credit=token": "runs in tests/runs/test_stitching.py",
+    "config.method.ilql.credit=token": "runs in tests/runs/test_stitching.py",
     "config.mesh": "needs several devices",
     "config.machine": "needs several machines",
     "/shared/": "needs several machines",
@@ -66,11 +68,14 @@ PARSED = {
     "imagination.simulation": "runs in tests/imagination/test_worlds.py",
 }
 LLM = ("--config.imagination.dialogues=24",)
+OWN_DATA = ("--config.model.max_positions=128", "--config.tokenizer.vocab_size=400")
 # Part of a command -> words that are added to it when it runs.
 ADDED = {
     "coffee.py": ("--config.methods=bc",),
     "coffee_bar.py": ("--stage=imagine",),
     "trips.py": LLM,
+    "own_data.py": OWN_DATA,
+    "sarsa.py": ("--config.methods=sarsa.py", "--stage=train"),
     "config.imagination.engine=anthropic": LLM,
 }
 PAGE_COMMANDS = [(page, words) for page in pages.PAGES for words in pages.commands(page)]
@@ -146,7 +151,12 @@ def test_commands_run(page: Path, words: tuple[str, ...], workspace: Workspace):
     workspace.run(words, text="/values\nHi!\n/quit\n")
 
 
-@pytest.mark.parametrize("page", [p for p in pages.PAGES if pages.snippets(p)], ids=by_page)
+# One example from top to bottom, held to its results in test_own_environment_page.py.
+RUN_THERE = ("own_environment.md",)
+WITH_SNIPPETS = [p for p in pages.PAGES if pages.snippets(p) and p.name not in RUN_THERE]
+
+
+@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=by_page)
 def test_snippets_run(page: Path, workspace: Workspace):
     output = workspace.execute(["-c", pages.snippets(page)])
     if page.name == "README.md" and page.parent == ROOT:
@@ -159,8 +169,20 @@ def test_snippets_run(page: Path, workspace: Workspace):
 # --- commands that are not run ------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def in_a_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Works in a folder that has the files which the pages show."""
+    folder = tmp_path_factory.mktemp("parsed")
+    for name, text in pages.files().items():
+        (folder / name).write_text(text, "utf-8")
+    with contextlib.chdir(folder):
+        yield
+
+
 @pytest.mark.parametrize(("page", "words"), PAGE_COMMANDS, ids=by_words)
-def test_flags_and_settings_of_commands_are_understood(page: Path, words: tuple[str, ...]):
+def test_flags_and_settings_of_commands_are_understood(
+    page: Path, words: tuple[str, ...], in_a_checkout: None
+):
     program, *arguments = words
     if program != "python":
         assert program in ELSEWHERE, f"no reason is given why {program} is not run"
@@ -191,17 +213,12 @@ def check_recipe(arguments: list[str]) -> None:
         module = runpy.run_path(str(ROOT / file), run_name="recipe")
     else:
         exec(compile(source, file, "exec"), module)
-    config = module["get_config"]()
-    with contextlib.redirect_stdout(io.StringIO()):
-        try:
-            line = launch.parse_flags(Path(file).stem, config, arguments, module.get("dependent"))
-        except SystemExit as end:
-            assert "--help" in flags and not end.code
-            return
-    needs_a_file = line.config.model.pretrained or line.config.task.world.endswith(".py")
-    if not needs_a_file:
-        is_judged = not line.dry_run and line.stage in STAGES[STAGES.index("evaluate") :]
-        settings.check(line.config, is_judged)
+    if "--help" in flags:
+        return
+    line = parse("recipe", module["get_config"](), [file, *flags], module.get("VARIANTS", ()))
+    if not line.config.model.pretrained:
+        judged = not line.dry_run and line.stage in STAGES[STAGES.index("evaluate") :]
+        checked(line.config, judged=judged)
 
 
 def help_of(arguments: list[str]) -> str:
@@ -242,13 +259,20 @@ def test_settings_exist(page: Path):
 
 
 def exists(name: str) -> bool:
-    """Whether the default settings have a key or section of this name."""
-    section = base_config()
-    for part in name.split("."):
-        if part not in section:
-            return False
-        section = section[part]
-    return True
+    """True for a key or section of the default settings, or of a method that a page shows."""
+    return any(f"{key}.".startswith(f"{name}.") for key in known_keys())
+
+
+@functools.cache
+def known_keys() -> list[str]:
+    config = base_config()
+    for file, text in pages.files().items():
+        if "\nMETHOD = " in text:
+            module = types.ModuleType(file)
+            sys.modules[file] = module  # dataclasses look their module up
+            exec(compile(text, file, "exec"), module.__dict__)
+            add_method(config, module.METHOD)
+    return keys_of(config)
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=by_page)
@@ -305,6 +329,7 @@ def test_citation_and_changelog_are_of_this_version():
 
 def test_renamed_settings_are_gone_and_their_new_names_exist():
     rows = re.findall(r"^\| `(config\.\S+)` \| (.+) \|$", changelog(), re.MULTILINE)
+    assert rows
     for old, new in rows:
         assert not exists(old.removeprefix("config.")), f"{old} still exists"
         for name in re.findall(r"`config\.([\w.]+)`", new):
