@@ -53,7 +53,7 @@ def parse(
     """
     for file in own_files([*config.methods, *_given_methods(arguments)]):
         add_method(config, load_own(file))
-    arguments = _with_tuples(arguments)
+    arguments = _last_of_each(_with_tuples(arguments))
     values = flags.FlagValues()
     stages = [*STAGES, *MORE_STAGES]
     flags.DEFINE_enum("stage", STAGES[-1], stages, "", values)
@@ -85,7 +85,7 @@ def _apply(config: ConfigDict, variants: Variants, overrides: Mapping[str, Any])
 
 def _given_methods(arguments: Sequence[str]) -> tuple[str, ...]:
     """Entries of `--config.methods` on the command line, before flags are parsed."""
-    for argument in _with_tuples(arguments):
+    for argument in _last_of_each(_with_tuples(arguments)):
         if argument.startswith("--config.methods="):
             return ast.literal_eval(argument.partition("=")[2])
     return ()
@@ -104,6 +104,17 @@ def _with_tuples(arguments: Sequence[str]) -> list[str]:
             for each in found
         ]
     return found
+
+
+def _last_of_each(arguments: Sequence[str]) -> list[str]:
+    """The arguments without settings that are given again later: absl would join tuples."""
+    last = {argument.partition("=")[0]: place for place, argument in enumerate(arguments)}
+    return [
+        argument
+        for place, argument in enumerate(arguments)
+        if not (argument.startswith("--config.") and "=" in argument)
+        or last[argument.partition("=")[0]] == place
+    ]
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -56,6 +56,12 @@ def test_names_have_commas_between():
     assert line.config.evaluation.prompted == ("plain", "clam")
 
 
+def test_a_setting_that_is_given_twice_has_the_last_value():
+    twice = ["--config.methods=bc,ilql", "--config.seeds=2", "--config.methods=mc"]
+    line = parse("teaching", base_config(), ["teaching.py", *twice, "--config.seeds=3"])
+    assert line.config.methods == ("mc",) and line.config.seeds == 3
+
+
 def test_variants_change_defaults_and_the_command_line_goes_before_them():
     variants = (
         ({"data.source": "esconv"}, {"train.steps": 7, "seeds": 2}),

@@ -331,7 +331,7 @@ class TestInARun:
         imagine.run(experiment, folder, console)
         dialogues = read_dialogues(folder.dialogues)
         assert Counter(d.source["part"] for d in dialogues) == {"train": 8, "test": 2}
-        assert corpus_task(config) == Task.load(folder.task)
+        assert corpus_task(experiment.data) == Task.load(folder.task)
         for text in (folder.dataset_card.read_text(), console.file.getvalue()):
             assert "CC BY-NC 4.0" in text and "1 of 11 dialogues do not tell" in text
 

@@ -136,6 +136,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     with MessagesServer(WorldLLM("travel")) as server:
         workspace = Workspace(tmp_path_factory.mktemp("docs"), server)
         workspace.run(("python", "experiments/teaching.py"))
+        # The page's first block writes the file that its commands read.
+        own_data = (block for block in pages.blocks(ROOT / "docs" / "own_data.md"))
+        first = next(block for block in own_data if block.language == "python")
+        workspace.execute(["-c", first.text])
         yield workspace
 
 
