@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ class WatchedClient:
 def human_for(experiment: Experiment, environment: Environment, progress: Progress) -> Human:
     """Makes the human that agents talk with."""
     if experiment.evaluation.config.human == "prompted":
-        guidance = config.evaluation.human_guidance
+        guidance = experiment.evaluation.config.human_guidance
         return PromptedHuman(progress.watched_client, environment.task, guidance)
     return SimulatedHuman(environment.world)
 

@@ -191,7 +191,7 @@ def evaluate_prompted_agent(
     if counts.prompted_episodes:
         episodes = {name: min(n, counts.prompted_episodes) for name, n in episodes.items()}
     progress = Progress(report, sum(episodes.values()), client)
-    how = settings.agent_settings(experiment, unit.method)
+    how = prompted.agent_settings(experiment.evaluation, unit.method)
     agent = prompted_agent(unit.method, progress.watched_client, environment.task, **how)
     human = prompted.human_for(experiment, environment, progress)
     _talk(experiment, folder, unit, environment, agent, human, episodes, progress)
