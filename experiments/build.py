@@ -191,6 +191,11 @@ class Experiment:
         """Rows of a batch of pairs, which are twice as long: half as many."""
         return max(1, self.batches.batch_rows // 2)
 
+    @property
+    def method_by_name(self) -> dict[str, Method]:
+        """All methods there are, with the run's settings."""
+        return {name: each.method for name, each in self.library.items()}
+
     def method(self, name: str) -> TrainedMethod:
         """The method of this name, trained in this run or not.
 

@@ -23,9 +23,10 @@ from experiments.evaluation.summary import (
     Training,
     UnitResult,
 )
-from experiments.looks import look_of
+from experiments.looks import Look, look_of
 from experiments.networks import train_seconds
 from experiments.run_folder import RunFolder, Unit
+from ilql_jax.methods import METHODS, Method
 from imagination.dialogue import Dialogue, read_dialogues
 from imagination.simulation import POPULATIONS
 from imagination.task import Task
@@ -34,7 +35,13 @@ Conversations = Mapping[Unit, Sequence[Dialogue]]
 
 
 def compare_units(
-    folder: RunFolder, units: Sequence[Unit], task: Task, *, seed: int, has_prices: bool
+    folder: RunFolder,
+    units: Sequence[Unit],
+    task: Task,
+    *,
+    seed: int,
+    has_prices: bool,
+    methods: Mapping[str, Method] = METHODS,
 ) -> Evaluation:
     """Compares trained networks and prompted agents by their conversations.
 
@@ -44,6 +51,7 @@ def compare_units(
         task: What the conversations are about.
         seed: Of intervals and tests.
         has_prices: Whether the calls' costs are known.
+        methods: Method by name, which say how they look in tables and figures.
 
     Raises:
         RunError: The units talked with humans of different models or prompts.
@@ -54,6 +62,7 @@ def compare_units(
     references: dict[str, Any] = {}
     if human is None:
         references = json.loads(folder.references.read_text("utf-8"))
+    looks = {unit.method: look_of(unit.method, methods) for unit in units}
     population = {}
     for name in POPULATIONS:
         own = {
@@ -61,7 +70,7 @@ def compare_units(
             for unit, dialogues in conversations.items()
         }
         exact = References(**references[name]) if references else None
-        population[name] = _compare(folder, own, results, task, exact, seed, has_prices)
+        population[name] = _compare(folder, own, results, looks, task, exact, seed, has_prices)
     return Evaluation(task.name, task.success_reward, human, population)
 
 
@@ -69,6 +78,7 @@ def _compare(
     folder: RunFolder,
     conversations: Conversations,
     results: Mapping[Unit, UnitResult],
+    looks: Mapping[str, Look],
     task: Task,
     references: References | None,
     seed: int,
@@ -80,7 +90,7 @@ def _compare(
         own = {unit: group for unit, group in conversations.items() if unit.method == method}
         rewards[method] = _rewards(own)
         methods[method] = _scores(
-            folder, own, results, rewards[method], task, references, seed, has_prices
+            folder, own, results, looks[method], rewards[method], task, references, seed, has_prices
         )
     tests = tuple(Comparison(**record) for record in pairwise_tests(rewards, seed=seed))
     return Population(references, methods, tests)
@@ -100,6 +110,7 @@ def _scores(
     folder: RunFolder,
     conversations: Conversations,
     results: Mapping[Unit, UnitResult],
+    look: Look,
     rewards: Float[np.ndarray, "seeds episodes"],
     task: Task,
     references: References | None,
@@ -131,7 +142,7 @@ def _scores(
     normalized_bounds = (_normalized(low, references), _normalized(high, references))
     successes = [d.reward >= task.success_reward for d in dialogues if d.reward is not None]
     return Scores(
-        look=look_of(next(iter(conversations)).method),
+        look=look,
         episodes=rewards.shape[1],
         unrated=int(np.isnan(rewards).sum()),
         mean_reward=mean,

@@ -7,6 +7,8 @@ calibration)?
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from jaxtyping import Float
 from rich.console import Console
@@ -28,6 +30,7 @@ from experiments.tasks import load_task
 from ilql_jax import sharding
 from ilql_jax.batching import packing_for
 from ilql_jax.checkpoint import read_metadata
+from ilql_jax.methods import Method
 from ilql_jax.scoring import Scores, score
 from imagination.dialogue import Dialogue, read_dialogues
 from imagination.task import Task
@@ -55,11 +58,16 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
         task=dialogues[0].task,
         sizes={part: len(group) for part, group in parts.items()},
         success=success_of(task, parts["test"]),
-        methods={m: _policy_quality(scores, m) for m in [each.name for each in experiment.methods]},
+        methods={
+            each.name: _policy_quality(scores, each.name, experiment.method_by_name)
+            for each in experiment.methods
+        },
         value_prediction={
-            m: _value_prediction(scores, m, parts["test"], task.success_reward, experiment.seed)
-            for m in [each.name for each in experiment.methods]
-            if experiment.method(m).learns_values
+            each.name: _value_prediction(
+                scores, each.name, parts["test"], task.success_reward, experiment.seed
+            )
+            for each in experiment.methods
+            if each.learns_values
         },
     )
     result.write(folder.heldout)
@@ -83,14 +91,16 @@ def _score(
     ]
 
 
-def _policy_quality(scores: dict[Unit, list[Scores]], method: str) -> HeldoutPolicy:
+def _policy_quality(
+    scores: dict[Unit, list[Scores]], method: str, methods: Mapping[str, Method]
+) -> HeldoutPolicy:
     """Perplexity per agent token."""
     per_seed = tuple(
         float(np.exp(-np.concatenate([s.log_prob for s in group]).mean()))
         for unit, group in scores.items()
         if unit.method == method
     )
-    return HeldoutPolicy(look_of(method), float(np.mean(per_seed)), per_seed)
+    return HeldoutPolicy(look_of(method, methods), float(np.mean(per_seed)), per_seed)
 
 
 def success_of(task: Task, dialogues: list[Dialogue]) -> Success:

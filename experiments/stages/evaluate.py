@@ -72,6 +72,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
         load_environment(experiment, folder).task,
         seed=experiment.seed,
         has_prices=prompted.has_prices(experiment.evaluation),
+        methods=experiment.method_by_name,
     )
     before = _content(folder.evaluation)
     evaluation.write(folder.evaluation)
