@@ -13,6 +13,9 @@
 `method.py` defines `Method`; `loss_terms.py` has the pieces that several losses are made of.
 """
 
+from collections.abc import Collection
+from pathlib import Path
+
 from ilql_jax.methods import bc, dpo, fbc, ilql, mc, qsft, rwft
 from ilql_jax.methods.method import (
     Method,
@@ -20,12 +23,18 @@ from ilql_jax.methods.method import (
     MethodError,
     Metrics,
     TrainOverrides,
-    load_method,
+    read_method,
 )
 
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD for module in (bc, fbc, rwft, mc, ilql, qsft, dpo)
 }
+
+
+def load_method(path: str | Path, taken: Collection[str] = ()) -> Method:
+    """Reads a method of one's own (see `read_method`); names in `METHODS` are taken too."""
+    return read_method(path, (*METHODS, *taken))
+
 
 __all__ = [
     "METHODS",

@@ -180,19 +180,17 @@ class Method:
             )
 
 
-def load_method(path: str | Path, taken: Collection[str] = ()) -> Method:
+def read_method(path: str | Path, taken: Collection[str]) -> Method:
     """Executes a .py file and returns the `Method` that it defines as `METHOD`.
 
     Args:
         path: Of the file. Give only files that you trust: it is run.
-        taken: Names that the method may not have, beside those of `METHODS`.
+        taken: Names that the method may not have.
 
     Raises:
         MethodError: No such file, it raises, it defines no `METHOD` or one that is no `Method`, or
             its name is taken.
     """
-    from ilql_jax.methods import METHODS
-
     path = Path(path).expanduser().resolve()
     if not path.is_file():
         raise MethodError(f"{path}: no such file. Name a .py file that defines METHOD.")
@@ -213,7 +211,7 @@ def load_method(path: str | Path, taken: Collection[str] = ()) -> Method:
         raise MethodError(f"{path} defines no METHOD. Assign a `Method` to that name.")
     if not isinstance(method, Method):
         raise MethodError(f"{path}: METHOD is a {type(method).__name__}, but must be a `Method`.")
-    if method.name in (*METHODS, *taken):
+    if method.name in taken:
         raise MethodError(
             f"{path}: the name {method.name!r} is taken by another method. Choose another."
         )
