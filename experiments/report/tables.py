@@ -101,7 +101,10 @@ def result_table(
 ) -> ResultTable:
     """The methods by score, best first, and the references under them."""
     methods = population.methods
-    best = wording.best_method(methods) if len(methods) > 1 else None
+    values = [value for each in methods.values() if (value := wording.score(each)[0]) is not None]
+    best = wording.best_method(methods) if values.count(max(values, default=0.0)) == 1 else None
+    if len(methods) == 1:
+        best = None  # nothing to be better than
 
     def place(key: str) -> tuple[bool, float]:
         value = wording.score(methods[key])[0]

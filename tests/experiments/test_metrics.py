@@ -14,6 +14,7 @@ import evaluations
 import pytest
 
 from experiments import metrics
+from experiments.build import Experiment, build
 from experiments.config import base_config
 from experiments.evaluation import logged
 from experiments.metrics import LoggerError, LoggingConfig, TrainingLog, open_logger, read_log
@@ -247,11 +248,16 @@ def test_no_key_and_no_password_is_logged(wandb_run):
 # --- results ------------------------------------------------------------------------------------
 
 
-def test_scores_are_logged_by_unit_and_the_tables_by_run(tmp_path):
+def experiment(*backends: str) -> Experiment:
     config = base_config()
-    config.logging.backends = ("tensorboard",)
+    config.task.world = "teaching"
+    config.logging.backends = backends
+    return build(config)
+
+
+def test_scores_are_logged_by_unit_and_the_tables_by_run(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    logged.log_evaluation(config, folder, evaluations.evaluation())
+    logged.log_evaluation(experiment("tensorboard"), folder, evaluations.evaluation())
     summary = json.loads((tmp_path / "run/metrics/ilql-seed2.summary.json").read_text())
     assert summary["average/mean_reward"] == pytest.approx(4.27)
     assert summary["difficult/normalized"] == pytest.approx((4.27 - 1.9) / 2.8)
@@ -265,9 +271,7 @@ def test_scores_are_logged_by_unit_and_the_tables_by_run(tmp_path):
 
 
 def test_held_out_results_are_logged(tmp_path):
-    config = base_config()
-    config.logging.backends = ()
-    logged.log_heldout(config, RunFolder(tmp_path), evaluations.heldout())
+    logged.log_heldout(experiment(), RunFolder(tmp_path), evaluations.heldout())
     summary = json.loads((tmp_path / "metrics/bc-seed0.summary.json").read_text())
     assert summary == {"heldout/perplexity": 21.37}
     assert len((tmp_path / "metrics/results.values.jsonl").read_text().splitlines()) == 3

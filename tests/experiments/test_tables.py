@@ -47,6 +47,13 @@ def test_methods_are_ranked_by_score_and_the_unrated_come_last():
     assert [row.key for row in table.rows if row.best] == ["ilql"]
 
 
+def test_of_two_equally_good_methods_neither_is_marked_as_best():
+    [table, _] = tables.result_tables(
+        evaluations.evaluation(evaluations.population({"bc": 1.7, "fbc": 1.7, "ilql": 1.0}, []))
+    )
+    assert not any(row.best for row in table.rows)
+
+
 def test_wide_numbers_still_fit_100_columns_uncut():
     wide = evaluations.scores("ilql", -123.45, seconds=12345.0, decoding="a very long one " * 4)
     average = evaluations.population()
