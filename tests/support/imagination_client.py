@@ -77,3 +77,14 @@ def failing_first_time(*numbers):
         return None
 
     return answer
+
+
+def secret_profile(request):
+    """Profiles whose words can be recognised wherever they turn up."""
+    if request.step != "engine/personas":
+        return None
+    parsed = request.schema.placeholder()
+    for profile in parsed.profiles:
+        profile.profile, profile.reveals = "SECRET profile.", "SECRET habit."
+        profile.situations = ["SECRET situation."]
+    return parsed
