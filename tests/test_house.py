@@ -155,12 +155,18 @@ def test_every_module_says_what_it_is_for():
     assert not silent
 
 
-@PENDING(reason="ilql_jax.methods is being built")
+# Experiments choose what they train; each of these has one tuple of names.
+CHOICES = {
+    f"experiments.{name}"
+    for name in ("config", "counseling", "persuasion", "benchmarks.hindsight_errors")
+}
+
+
 def test_methods_are_listed_in_their_table_alone():
     """No list, set or dictionary of their names elsewhere: a new method is one file."""
     methods = importlib.import_module("ilql_jax.methods").METHODS
     assert len(methods) > 1
-    lists = []
+    lists, chosen = [], []
     for module, tree in sources().items():
         if module.startswith("ilql_jax.methods"):
             continue
@@ -172,9 +178,12 @@ def test_methods_are_listed_in_their_table_alone():
                 ast.Tuple: lambda node: node.elts,
             }.get(type(node), lambda node: [])(node)
             names = {x.value for x in items if isinstance(x, ast.Constant)} & set(methods)
-            if len(names) > 1:
+            if len(names) > 1 and module in CHOICES and isinstance(node, ast.Tuple):
+                chosen.append(module)
+            elif len(names) > 1:
                 lists.append(f"{module}:{node.lineno}: {', '.join(sorted(names))}")
     assert not lists, "\n".join(lists)
+    assert sorted(chosen) == sorted(CHOICES)
 
 
 def test_every_test_file_is_named_after_a_module_or_is_a_whole_run():
