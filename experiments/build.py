@@ -88,7 +88,7 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Imagination:
-    """How the dialogues are imagined.
+    """Settings of imagining dialogues.
 
     Attributes:
         dialogues: Number of dialogues.
@@ -103,7 +103,7 @@ class Imagination:
 
 @dataclasses.dataclass(frozen=True)
 class HindsightSettings:
-    """How finished dialogues are looked back on.
+    """Settings of hindsight on finished dialogues.
 
     Attributes:
         config: What is set whoever looks back.
@@ -120,7 +120,7 @@ class HindsightSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How agents are evaluated.
+    """Settings of the evaluation.
 
     Attributes:
         config: Episodes and populations.
@@ -183,7 +183,7 @@ class Experiment:
 
     @property
     def is_on_mesh(self) -> bool:
-        """Whether a training takes more than one device."""
+        """True if a training takes more than one device."""
         return bool(self.machine.coordinator) or not self.mesh.is_single
 
     @property

@@ -1,4 +1,4 @@
-"""What settings require of each other, across sections. Checked once, before anything starts.
+"""Checks across sections: what settings require of each other, before anything starts.
 
 What a single value has to be is checked by the dataclass that it becomes a field of (`build.py`).
 """
@@ -182,7 +182,7 @@ def _changed(section: ConfigDict, kind: type) -> list[str]:
 
 
 def _check_evaluation(experiment: Experiment) -> None:
-    """Who talks in the evaluation."""
+    """Checks the agents and humans of the evaluation."""
     evaluation = experiment.evaluation.config
     prompted = evaluation.prompted
     if experiment.evaluation.acts is not None:

@@ -33,7 +33,7 @@ _NAMES = ("methods", "evaluation.prompted", "imagination.also_rewards", "logging
 
 
 class CommandLine(NamedTuple):
-    """What a command line asks for; `overrides` are the settings that it gives itself."""
+    """A parsed command line; `overrides` are the settings given on it."""
 
     stage: str
     workdir: str
@@ -191,7 +191,7 @@ def _check_files(
 
 
 def _is_of_own_method(key: str) -> bool:
-    """Whether it is a setting of a method that is none of ours, and is not trained this time."""
+    """True for a setting of an own method that is not trained this time."""
     parts = key.split(".")
     return parts[0] in ("method", "decoding") and len(parts) > 1 and parts[1] not in METHODS
 

@@ -121,7 +121,7 @@ TASK_FIELDS = tuple(f.name for f in dataclasses.fields(TaskConfig) if f.name != 
 
 @dataclasses.dataclass(frozen=True)
 class ImaginerConfig(Settings):
-    """Who imagines."""
+    """Choice of who imagines: the embedded world or an LLM."""
 
     engine: str = setting(
         "Who writes the dialogues: the embedded world, or an LLM (config.llm).",
@@ -158,7 +158,7 @@ class LLMOverride(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class AnswersConfig(Settings):
-    """Where an LLM's answers are kept."""
+    """Folder of an LLM's answers."""
 
     cache_folder: str = setting(
         "Folder of the answers, which runs may share; empty = llm/ in the run's folder.",

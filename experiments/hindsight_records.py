@@ -1,4 +1,4 @@
-"""What the stage regenerate left in a run's folder: read, counted, and told in words."""
+"""Reads and counts the files of the stage regenerate, and puts the counts in words."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def read_hindsight(path: Path, originals: Sequence[Dialogue]) -> Hindsight | Non
 
 
 def read_rejections(folder: RunFolder) -> list[dict[str, Any]]:
-    """What cannot be learned from, of all rounds."""
+    """Reads the rejected proposals and continuations of all rounds."""
     if not folder.rejected.exists():
         return []
     return [json.loads(line) for line in folder.rejected.read_text("utf-8").splitlines()]
@@ -106,7 +106,7 @@ def count_problems(rejections: Iterable[Mapping[str, Any]]) -> str:
 
 
 def describe_calibration(found: Mapping[str, Any]) -> str:
-    """How well the reward model foretells what is known."""
+    """Reads the reward model's agreement with known outcomes."""
     return (
         f"Reward model against the known rewards of {found['count']:,} dialogues: rank correlation "
         f"{number(found['spearman'])} (Spearman; Pearson {number(found['pearson'])}), mean error "
@@ -115,7 +115,7 @@ def describe_calibration(found: Mapping[str, Any]) -> str:
 
 
 def describe_round(each: Round) -> str:
-    """What came of a round."""
+    """Describes the result of a round."""
     told = (
         f"Round {each.number}: {len(each.parents):,} dialogues looked back on, {each.changed:,} "
         f"changed into {len(each.dialogues):,}"

@@ -112,7 +112,7 @@ def _run(
 
 
 def _has_all(experiment: Experiment, folder: RunFolder) -> bool:
-    """Whether all networks are there that were to be made of a pretrained one."""
+    """True if all networks that start from a pretrained one are trained."""
     if not experiment.network.pretrained or not folder.config_file.exists():
         return False
     return all(is_trained(folder, unit) for unit in units(experiment))

@@ -34,7 +34,7 @@ def is_ours(error: BaseException) -> bool:
 
 
 def workers_for(requested: int, units: int) -> int:
-    """How many processes; 0 = none beside this one, as asked or where there is an accelerator.
+    """Number of processes; 0 = none beside this one, as asked or where there is an accelerator.
 
     It does not matter for the results how many units are left to do: a process has one thread
     also when it is the only one.

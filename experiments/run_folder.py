@@ -85,12 +85,12 @@ class RunFolder:
 
     @property
     def rejected(self) -> Path:
-        """What hindsight came to that is not learned from, and why."""
+        """Hindsight that is not learned from, with the reasons."""
         return self.hindsight / "rejected.jsonl"
 
     @property
     def calibration(self) -> Path:
-        """How well the reward model foretells known outcomes."""
+        """The reward model's agreement with known outcomes."""
         return self.hindsight / "calibration.json"
 
     @property
@@ -134,7 +134,7 @@ class RunFolder:
         return self.path / "evaluation" / f"{unit.name}.jsonl"
 
     def export(self, unit: Unit) -> Path:
-        """Where a network lies for use elsewhere."""
+        """Folder of a network for use elsewhere."""
         return self.path / "export" / unit.name
 
     @property
@@ -223,7 +223,7 @@ class RunFolder:
 
 
 def is_for_training(dialogue: Dialogue) -> bool:
-    """Whether a dialogue is learned from: all are, unless set apart for evaluation."""
+    """True if a dialogue is learned from: all are, unless set apart for evaluation."""
     return dialogue.source.get("part", "train") == "train"
 
 

@@ -1,4 +1,4 @@
-"""How a run looks in the terminal: console, progress bars, and silence from libraries."""
+"""Terminal output of a run: console, progress bars, and silence from libraries."""
 
 from __future__ import annotations
 

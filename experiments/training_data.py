@@ -1,4 +1,4 @@
-"""What a run's networks learn from: tokenized dialogues and pairs, and checks on both.
+"""Training data of a run: tokenized dialogues and pairs, and checks on both.
 
 The dialogues come from `stages/imagine.py`, regenerated ones and pairs from
 `stages/regenerate.py`.
@@ -137,7 +137,7 @@ def regenerated(
 
 
 def fits(trajectory: Trajectory, max_positions: int) -> bool:
-    """Whether a regenerated dialogue fits: too-long ones are dropped, not an error."""
+    """True if a regenerated dialogue fits: too-long ones are dropped, not an error."""
     return len(trajectory.tokens) <= max_positions
 
 

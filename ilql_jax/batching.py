@@ -22,7 +22,7 @@ from ilql_jax.trajectory import Trajectory, TrajectoryError
 
 
 class Batch(NamedTuple):
-    """What a jitted step gets; every shape is fixed over a run.
+    """Input of a jitted step; every shape is fixed over a run.
 
     Attributes:
         tokens: int32 [B, T].
@@ -287,7 +287,7 @@ def utterance_transitions(
 
 
 def _later(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
-    """Of the agent tokens behind a window's end: which begin an utterance, and their rewards.
+    """Utterance starts and rewards of the agent tokens behind a window's end.
 
     Both are empty where the window reaches the episode's last decision, and where the episode was
     cut off itself: its return is not known then, so the window's values bootstrap at its own end.
@@ -335,8 +335,8 @@ def _transitions(
 
 
 def utterance_bounds(
-    is_action: Bool[np.ndarray, "time"],
-) -> tuple[Int[np.ndarray, "utterances"], Int[np.ndarray, "utterances"]]:
+    is_action: Bool[np.ndarray, " time"],
+) -> tuple[Int[np.ndarray, " utterances"], Int[np.ndarray, " utterances"]]:
     """First and last token of each run of agent tokens."""
     padded = np.concatenate([[False], is_action, [False]])
     change = np.flatnonzero(padded[1:] != padded[:-1])

@@ -56,7 +56,7 @@ class Samples(NamedTuple):
     length: Int[np.ndarray, "batch samples"]
     log_prob: Float[np.ndarray, "batch samples"]
     q: Float[np.ndarray, "batch samples"]
-    v: Float[np.ndarray, "batch"]
+    v: Float[np.ndarray, " batch"]
 
 
 class Slots(NamedTuple):
@@ -82,9 +82,9 @@ class Slots(NamedTuple):
     """
 
     clock: Int[Array, ""]
-    filled: Int[Array, "batch"]
+    filled: Int[Array, " batch"]
     context: KVCache
-    context_length: Int[Array, "batch"]
+    context_length: Int[Array, " batch"]
     keys: Key[Array, "batch samples"]
     hidden: Float[Array, "trunks batch samples width"]
     written: KVCache
@@ -92,7 +92,7 @@ class Slots(NamedTuple):
     length: Int[Array, "batch samples"]
     log_prob: Float[Array, "batch samples"]
     q: Float[Array, "heads batch samples"]
-    v: Float[Array, "batch"]
+    v: Float[Array, " batch"]
     done: Bool[Array, "batch samples"]
 
     @classmethod
@@ -148,10 +148,10 @@ def prefill(
     config: ModelConfig,
     params: Params,
     cache: KVCache,
-    entries: Int[Array, "batch"],
+    entries: Int[Array, " batch"],
     tokens: Int[Array, "batch new"],
-    start: Int[Array, "batch"],
-    last: Int[Array, "batch"],
+    start: Int[Array, " batch"],
+    last: Int[Array, " batch"],
     *,
     columns: int,
 ) -> tuple[Float[Array, "trunks batch width"], KVCache, KVCache]:
@@ -187,11 +187,11 @@ def insert(
     config: ModelConfig,
     params: Params,
     slots: Slots,
-    into: Int[Array, "batch"],
+    into: Int[Array, " batch"],
     context: KVCache,
-    context_length: Int[Array, "batch"],
+    context_length: Int[Array, " batch"],
     hidden: Float[Array, "trunks batch width"],
-    keys: Key[Array, "batch"],
+    keys: Key[Array, " batch"],
 ) -> Slots:
     """Puts conversations into free slots.
 
@@ -238,7 +238,7 @@ def generate(
     params: Params,
     slots: Slots,
     finished: Int[Array, ""],
-    allowed: Bool[Array, "vocab"],
+    allowed: Bool[Array, " vocab"],
     temperature: Float[Array, ""],
     steering_strength: Float[Array, ""],
     *,
@@ -327,9 +327,9 @@ def sample(
     config: ModelConfig,
     params: Params,
     context: Int[Array, "batch context"],
-    context_length: Int[Array, "batch"],
-    keys: Key[Array, "batch"],
-    allowed: Bool[Array, "vocab"],
+    context_length: Int[Array, " batch"],
+    keys: Key[Array, " batch"],
+    allowed: Bool[Array, " vocab"],
     temperature: Float[Array, ""],
     steering_strength: Float[Array, ""],
     *,
@@ -381,7 +381,7 @@ def sample(
 
 def _choose(
     keys: Key[Array, "batch samples"],
-    age: Int[Array, "batch"],
+    age: Int[Array, " batch"],
     scores: Float[Array, "batch samples vocab"],
     temperature: Float[Array, ""],
 ) -> Int[Array, "batch samples"]:

@@ -21,11 +21,11 @@ from ilql_jax.progress import progress_bar
 from ilql_jax.trajectory import Trajectory
 from ilql_jax.windows import context_start
 
-Tokens = Int[np.ndarray, "time"]
+Tokens = Int[np.ndarray, " time"]
 
 
 class Step(NamedTuple):
-    """What an environment answers to an action; the fields are Gymnasium's.
+    """An environment's answer to an action; the fields are Gymnasium's.
 
     Attributes:
         observation: int [T], tokens shown next; may be empty only at the end.
@@ -197,7 +197,7 @@ class _Episode:
         return int(mixed.generate_state(1)[0])
 
     def context(self, longest: int | None, kept: int | None) -> np.ndarray:
-        """What the player is shown: all so far, or from a later turn on."""
+        """Returns the tokens shown to the player: all so far, or from a later turn on."""
         tokens = np.concatenate(self.pieces)
         if longest is not None and len(tokens) - self.first_seen > longest:
             kept = longest // 2 if kept is None else min(kept, longest)
@@ -270,7 +270,7 @@ class Evaluation:
     confidence: float
 
     @property
-    def returns(self) -> Float[np.ndarray, "episodes"]:
+    def returns(self) -> Float[np.ndarray, " episodes"]:
         """Undiscounted return of each episode."""
         return np.array([episode.total_reward for episode in self.episodes])
 

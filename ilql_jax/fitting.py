@@ -83,7 +83,7 @@ def fit(
     steps: int | None = None,
     network: ModelConfig | str | os.PathLike[str] | None = None,
     max_positions: int = 256,
-    allowed: Bool[np.ndarray, "vocab"] | None = None,
+    allowed: Bool[np.ndarray, " vocab"] | None = None,
     max_utterance: int | None = None,
     decoding: DecodingConfig | str | None = None,
     reward_scale: float | str = "unit_spread",
@@ -315,7 +315,7 @@ def _lowest_return(trajectory: Trajectory, by_token: bool, discount: float) -> f
 
 
 def _allowed(
-    allowed: Bool[np.ndarray, "vocab"] | None,
+    allowed: Bool[np.ndarray, " vocab"] | None,
     trajectories: Sequence[Trajectory],
     vocab_size: int,
     model: ModelConfig,
@@ -384,7 +384,7 @@ def _edges(trajectory: Trajectory) -> np.ndarray:
 
 
 def _scaled(trajectory: Trajectory, scale: float) -> Trajectory:
-    rewards: Float[np.ndarray, "time"] = trajectory.rewards * np.float32(scale)
+    rewards: Float[np.ndarray, " time"] = trajectory.rewards * np.float32(scale)
     return dataclasses.replace(trajectory, rewards=rewards)
 
 

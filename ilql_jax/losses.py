@@ -274,8 +274,8 @@ def returns_of(
 
 def ilql_loss(
     *,
-    q: Float[Array, "heads *batch"],
-    target_q: Float[Array, "heads *batch"],
+    q: Float[Array, " heads *batch"],
+    target_q: Float[Array, " heads *batch"],
     v: Float[Array, "*batch"],
     returns: Float[Array, "*batch"],
     weight: Float[Array, "*batch"],

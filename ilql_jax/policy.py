@@ -118,11 +118,11 @@ class Response:
         candidates: (tokens, q) of all that were written, best first.
     """
 
-    tokens: Int[np.ndarray, "time"]
+    tokens: Int[np.ndarray, " time"]
     q: float | None
     v: float | None
     log_prob: float
-    candidates: tuple[tuple[Int[np.ndarray, "time"], float], ...] = ()
+    candidates: tuple[tuple[Int[np.ndarray, " time"], float], ...] = ()
 
 
 class Policy:
@@ -165,7 +165,7 @@ class Policy:
         params: Params,
         decoding: DecodingConfig,
         stop_token: int,
-        allowed: Bool[np.ndarray, "vocab"],
+        allowed: Bool[np.ndarray, " vocab"],
         max_utterance: int = 48,
         batch_size: int = 64,
         cache_megabytes: float = 256.0,
@@ -253,7 +253,7 @@ class Policy:
         )
 
     def respond(
-        self, contexts: Sequence[Int[np.ndarray, "time"]], seeds: Sequence[int]
+        self, contexts: Sequence[Int[np.ndarray, " time"]], seeds: Sequence[int]
     ) -> list[Response]:
         """Writes the agent's next utterance in each conversation.
 
@@ -309,8 +309,8 @@ class Policy:
         return responses
 
     def _checked_contexts(
-        self, contexts: Sequence[Int[np.ndarray, "time"]], seeds: Sequence[int]
-    ) -> list[Int[np.ndarray, "time"]]:
+        self, contexts: Sequence[Int[np.ndarray, " time"]], seeds: Sequence[int]
+    ) -> list[Int[np.ndarray, " time"]]:
         if len(seeds) != len(contexts):
             raise PolicyError(
                 f"there are {len(contexts)} contexts and {len(seeds)} seeds; give a seed each."
@@ -336,7 +336,7 @@ class Policy:
         self,
         slots: Slots,
         into: list[int],
-        contexts: list[Int[np.ndarray, "time"]],
+        contexts: list[Int[np.ndarray, " time"]],
         seeds: list[int],
         columns: int,
     ) -> Slots:
@@ -423,11 +423,11 @@ class PrefixIndex:
         self._lengths: Counter[int] = Counter()  # of those tokens, in bytes
         self._free = list(range(entries))[::-1]
 
-    def known_length(self, context: Int[np.ndarray, "time"]) -> int:
+    def known_length(self, context: Int[np.ndarray, " time"]) -> int:
         """Returns how many of its first tokens are in an entry."""
         return len(self._longest_prefix(context.tobytes())) // context.itemsize
 
-    def assign(self, contexts: Sequence[Int[np.ndarray, "time"]]) -> list[tuple[int, int]]:
+    def assign(self, contexts: Sequence[Int[np.ndarray, " time"]]) -> list[tuple[int, int]]:
         """Returns an entry for each from now on, and how many of its tokens are in it already."""
         assigned = []
         for context in contexts:
@@ -464,7 +464,9 @@ class PrefixIndex:
 # --- checks -------------------------------------------------------------------------------------
 
 
-def _check_tokens(config: ModelConfig, stop_token: int, allowed: Bool[np.ndarray, "vocab"]) -> None:
+def _check_tokens(
+    config: ModelConfig, stop_token: int, allowed: Bool[np.ndarray, " vocab"]
+) -> None:
     vocab = config.decoder.vocab_size
     if not 0 <= stop_token < vocab:
         raise PolicyError(

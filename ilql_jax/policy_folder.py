@@ -56,7 +56,7 @@ class PolicyDescription:
     training: Mapping[str, Any]
 
     @property
-    def allowed_mask(self) -> Bool[np.ndarray, "vocab"]:
+    def allowed_mask(self) -> Bool[np.ndarray, " vocab"]:
         """True for tokens that may be written."""
         return np.isin(np.arange(self.model.decoder.vocab_size), self.allowed)
 

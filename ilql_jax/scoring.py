@@ -34,9 +34,9 @@ class Scores:
         q: float32 [U], Q of each agent utterance, min over the twin heads.
     """
 
-    log_prob: Float[np.ndarray, "tokens"]
-    v: Float[np.ndarray, "utterances"]
-    q: Float[np.ndarray, "utterances"]
+    log_prob: Float[np.ndarray, " tokens"]
+    v: Float[np.ndarray, " utterances"]
+    q: Float[np.ndarray, " utterances"]
 
 
 def score(

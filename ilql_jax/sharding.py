@@ -338,7 +338,7 @@ def shard_batch(x: Array) -> Array:
 
 
 def embedding_lookup(
-    table: Float[Array, "*stacked rows width"], index: Int[Array, "batch *index"]
+    table: Float[Array, "*stacked rows width"], index: Int[Array, " batch *index"]
 ) -> Float[Array, "*stacked batch *index width"]:
     """Returns `table[..., index, :]` of a table whose width may be split over `fsdp`.
 

@@ -43,13 +43,13 @@ class Trajectory:
         start: Index of the window's first token in the episode.
     """
 
-    tokens: Int[np.ndarray, "time"]
-    is_action: Bool[np.ndarray, "time"]
-    rewards: Float[np.ndarray, "time"]
+    tokens: Int[np.ndarray, " time"]
+    is_action: Bool[np.ndarray, " time"]
+    rewards: Float[np.ndarray, " time"]
     terminal: bool = True
     name: str = "trajectory"
-    clone: Float[np.ndarray, "time"] | None = None
-    credit: Bool[np.ndarray, "time"] | None = None
+    clone: Float[np.ndarray, " time"] | None = None
+    credit: Bool[np.ndarray, " time"] | None = None
     episode: Trajectory | None = None
     start: int = 0
 
@@ -59,12 +59,12 @@ class Trajectory:
         return float((self.episode or self).rewards.sum())
 
     @property
-    def clone_weight(self) -> Float[np.ndarray, "time"]:
+    def clone_weight(self) -> Float[np.ndarray, " time"]:
         """Weight of each token's cloning loss, float32."""
         return np.asarray(self.is_action if self.clone is None else self.clone, np.float32)
 
     @property
-    def credited(self) -> Bool[np.ndarray, "time"]:
+    def credited(self) -> Bool[np.ndarray, " time"]:
         """True where the values learn from the decision."""
         return self.is_action if self.credit is None else self.credit
 

@@ -72,7 +72,7 @@ def cut_into_windows(
     return [each for each in windows if each.clone_weight.any() or each.credited.any()]
 
 
-def context_start(turn_starts: Int[np.ndarray, "turns"], end: int, room: int) -> int:
+def context_start(turn_starts: Int[np.ndarray, " turns"], end: int, room: int) -> int:
     """The earliest turn's start from which at most `room` tokens reach to `end`.
 
     The start of the last turn where none is close enough.

@@ -107,7 +107,7 @@ class DialogueTokenizer:
         if isinstance(self._format, MarkerFormat):
             (Path(folder) / "chat_template.jinja").write_text(MARKER_TEMPLATE, "utf-8")
 
-    def writable(self, vocab_size: int | None = None) -> Bool[np.ndarray, "vocab"]:
+    def writable(self, vocab_size: int | None = None) -> Bool[np.ndarray, " vocab"]:
         """True for tokens an agent may write: words and the end, no other special token.
 
         Args:
@@ -126,7 +126,7 @@ class DialogueTokenizer:
 
     def context(
         self, turns: Sequence[Turn], max_length: int | None = None, system: str | None = None
-    ) -> Int[np.ndarray, "time"]:
+    ) -> Int[np.ndarray, " time"]:
         """Tokens of a conversation up to where the agent speaks next, int32.
 
         Args:
@@ -144,13 +144,13 @@ class DialogueTokenizer:
         conversations: Sequence[Sequence[Turn]],
         max_length: int | None = None,
         systems: Sequence[str | None] | None = None,
-    ) -> list[Int[np.ndarray, "time"]]:
+    ) -> list[Int[np.ndarray, " time"]]:
         """`context` of many conversations in one go, with a system message for each."""
         systems = systems or [None] * len(conversations)
         chats = [Chat(*each) for each in zip(conversations, systems, strict=True)]
         return [np.asarray(t, np.int32) for t in self._format.contexts(chats, max_length)]
 
-    def decode(self, tokens: Int[np.ndarray, "time"]) -> str:
+    def decode(self, tokens: Int[np.ndarray, " time"]) -> str:
         """The words of an utterance, without markers."""
         words = [int(t) for t in tokens if int(t) not in self._format.silent]
         return self._tokenizer.decode(words, skip_special_tokens=True).strip()

@@ -1,4 +1,4 @@
-"""How much of the imagination engine's time is its own.
+"""Share of the imagination engine's time that is its own.
 
     python experiments/benchmarks/engine.py
 

@@ -1,4 +1,4 @@
-"""What hindsight gains when its controller is wrong, the more the more often.
+"""Gain of hindsight against the error rate of its controller.
 
 python experiments/benchmarks/hindsight_errors.py --task=counseling
 python experiments/benchmarks/hindsight_errors.py --task=persuasion --rates=0,0.2,0.4,0.6 \\

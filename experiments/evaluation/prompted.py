@@ -44,7 +44,7 @@ def agent_settings(evaluation: Evaluation, agent: str) -> dict[str, Any]:
 
 
 def has_prices(evaluation: Evaluation) -> bool:
-    """Whether the cost of the LLM's answers is known."""
+    """True if the cost of the LLM's answers is known."""
     llm = evaluation.llm
     return llm is not None and bool(llm.price_input or llm.price_output)
 

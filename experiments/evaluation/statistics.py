@@ -1,4 +1,4 @@
-"""How sure we are of a number: intervals, tests, and how well a prediction fits an outcome.
+"""Uncertainty of a number: intervals, tests, and the fit of predictions to outcomes.
 
 Pure functions on arrays of scores; the evaluation and the report print what they return. Scores
 come as [seeds, episodes]: row = one training seed, column = one episode. **Episodes are paired**:

@@ -125,7 +125,7 @@ def _statements(run: Run) -> list[dict[str, str]]:
 
 
 def _heldout_statement(heldout: Heldout) -> str:
-    """How well the values of the first method foretell the outcome half-way."""
+    """Says how well the first method's values foretell the outcome half-way."""
     if not heldout.value_prediction:
         return f"Policies on held-out dialogues: {tables.sizes_note(heldout)}."
     method = ordered(heldout.value_prediction)[0]
@@ -169,7 +169,7 @@ def _tests(evaluation: Evaluation | None) -> list[dict]:
 
 
 def _facts(run: Run) -> list[str]:
-    """How the numbers were made, a sentence or two each."""
+    """Explains how the numbers were made, a sentence or two each."""
     facts = [] if run.evaluation is None else _evaluation_facts(run.evaluation)
     if run.heldout is not None:
         sizes = tables.sizes_note(run.heldout)

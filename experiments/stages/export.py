@@ -63,7 +63,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
 
 
 def model_card(experiment: Experiment, folder: RunFolder, unit: Unit, about: dict[str, Any]) -> str:
-    """What the model is, what it learned from, how it did, and how it is loaded."""
+    """Renders the model card: model, training data, results, and how it is loaded."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "report" / "templates"),
         undefined=jinja2.StrictUndefined,
@@ -89,7 +89,7 @@ def model_card(experiment: Experiment, folder: RunFolder, unit: Unit, about: dic
 
 
 def _task(experiment: Experiment, folder: RunFolder) -> str:
-    """What the dialogues are about, in as many words as are known."""
+    """Describes the subject of the dialogues, as far as it is known."""
     if folder.task.exists() or experiment.data.source == "world":
         return load_task(experiment, folder).description
     return next(iterate_dialogues(folder.dialogues)).task

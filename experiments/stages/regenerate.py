@@ -57,19 +57,19 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
 def _do_rounds(
     experiment: Experiment, folder: RunFolder, rounds: Sequence[int], console: Console
 ) -> None:
-    """What is not there yet: the comparison with known outcomes, then each round."""
+    """Makes what is missing: the comparison with known outcomes, then each round."""
     if experiment.hindsight.llm is not None:
         # What could not be learned from should be told before its hindsight is paid for.
         training_data.check_dialogues(experiment, folder, read_dialogues(folder.dialogues), console)
     parents = _to_look_back_on(folder)
     task = load_task(experiment, folder)
-    with open_engine(experiment, folder, task) as engine:
+    with open_hindsight(experiment, folder, task) as hindsight:
         if not folder.calibration.exists():
-            _compare_with_outcomes(experiment, folder, parents, engine, console)
+            _compare_with_outcomes(experiment, folder, parents, hindsight, console)
             _check_agreement(experiment.hindsight, folder)
         for number in rounds:
             if not folder.hindsight_round(number).exists():
-                _do_round(experiment, folder, number, parents, task, engine, console)
+                _do_round(experiment, folder, number, parents, task, hindsight, console)
             _journal(folder, number).unlink(missing_ok=True)
             parents = list(iterate_dialogues(folder.hindsight_round(number)))
 
@@ -103,8 +103,14 @@ def print_forecast(experiment: Experiment, folder: RunFolder, console: Console) 
 
 
 @dataclasses.dataclass(frozen=True)
-class OpenEngine:
-    """Who looks back, on how many dialogues at once, and what is shown beside the bar meanwhile."""
+class OpenHindsight:
+    """Hindsight at work.
+
+    Attributes:
+        parts: Its controller, forward model and reward model.
+        chunk: Dialogues that are looked back on at once.
+        note: Shown beside the bar meanwhile.
+    """
 
     parts: Hindsight
     chunk: int
@@ -112,15 +118,17 @@ class OpenEngine:
 
 
 @contextlib.contextmanager
-def open_engine(experiment: Experiment, folder: RunFolder, task: Task) -> Iterator[OpenEngine]:
-    """Opens who looks back. However it ends, an LLM's answers are stored."""
+def open_hindsight(
+    experiment: Experiment, folder: RunFolder, task: Task
+) -> Iterator[OpenHindsight]:
+    """Opens hindsight by the world or an LLM. However it ends, an LLM's answers are stored."""
     settings = experiment.hindsight
     if settings.llm is None:
         from imagination.hindsight.world import WorldHindsight
 
         world = load_world(experiment.task.world)
         controller = {"error_rate": settings.world.error_rate, "belief": settings.world.belief}
-        yield OpenEngine(WorldHindsight(world, **controller, seed=experiment.seed), CHUNK)
+        yield OpenHindsight(WorldHindsight(world, **controller, seed=experiment.seed), CHUNK)
         return
     # The LLM client is loaded only where it is used.
     from imagination.hindsight.llm import LLMHindsight
@@ -132,7 +140,7 @@ def open_engine(experiment: Experiment, folder: RunFolder, task: Task) -> Iterat
     chunk = _ALL if settings.llm.batch else settings.by_llm.conversations
     try:
         hindsight = LLMHindsight(task, client, settings.by_llm)
-        yield OpenEngine(hindsight, chunk, _Live(client.meter.line))
+        yield OpenHindsight(hindsight, chunk, _Live(client.meter.line))
     finally:
         run_async(client.close())
 
@@ -154,14 +162,14 @@ def _compare_with_outcomes(
     experiment: Experiment,
     folder: RunFolder,
     originals: Sequence[Dialogue],
-    engine: OpenEngine,
+    hindsight: OpenHindsight,
     console: Console,
 ) -> None:
     count = min(experiment.hindsight.config.calibration_dialogues, len(originals))
     chosen = random.Random(f"{experiment.seed}/calibration").sample(range(len(originals)), count)
     sample = [originals[index] for index in sorted(chosen)]
     console.print(f"Rating {count:,} original dialogues, to compare with their known rewards.")
-    remembering = _Remembering(engine.parts)
+    remembering = _Remembering(hindsight.parts)
     found = dataclasses.asdict(calibrate(sample, remembering))
     record = {
         **{name: None if value != value else value for name, value in found.items()},  # no NaN
@@ -212,7 +220,7 @@ def _do_round(
     number: int,
     parents: Sequence[Dialogue],
     task: Task,
-    engine: OpenEngine,
+    hindsight: OpenHindsight,
     console: Console,
 ) -> None:
     """Looks back chunk by chunk; what comes of a dialogue depends on no other."""
@@ -220,13 +228,13 @@ def _do_round(
     done = sum(chunk["looked_back_on"] for chunk in _read_journal(journal))
     with progress_bars(console) as bars, journal.open("a", encoding="utf-8") as file:
         bar = bars.add_task(
-            f"hindsight, round {number}", total=len(parents), completed=done, note=engine.note
+            f"hindsight, round {number}", total=len(parents), completed=done, note=hindsight.note
         )
-        for start in range(done, len(parents), engine.chunk):
-            chunk = parents[start : start + engine.chunk]
+        for start in range(done, len(parents), hindsight.chunk):
+            chunk = parents[start : start + hindsight.chunk]
             made = regenerate(
                 chunk,
-                engine.parts,
+                hindsight.parts,
                 round_number=number,
                 max_changes=experiment.hindsight.config.max_changes,
                 task=task,
@@ -262,7 +270,7 @@ def _finish_round(folder: RunFolder, number: int, parents: int) -> None:
 
 
 def _journal(folder: RunFolder, number: int) -> Path:
-    """What the chunks of an unfinished round came to, a line each."""
+    """Reads the results of an unfinished round's chunks, a line each."""
     return folder.hindsight / f"round{number}.chunks.jsonl"
 
 

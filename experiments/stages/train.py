@@ -106,7 +106,7 @@ def _check_parameters(experiment: Experiment, vocab_size: int, todo: list[Unit])
 
 
 def _is_writer(experiment: Experiment) -> bool:
-    """Whether this process writes what is written once (the checkpoints are written by all)."""
+    """True for the process that writes single files (checkpoints are written by all)."""
     return not experiment.machine.coordinator or sharding.is_first_host()
 
 

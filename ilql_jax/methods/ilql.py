@@ -201,7 +201,7 @@ def network_for(model_config: ModelConfig, config: ValueConfig) -> ModelConfig:
 
 
 def values_by_token(config: ValueConfig) -> bool:
-    """Whether Q is a value of every token, by which tokens can be steered."""
+    """True if Q is a value of every token, by which tokens can be steered."""
     return config.credit == "token"
 
 

@@ -183,7 +183,7 @@ class ValueProbabilities(nnx.Module):
 
     def last_layer(
         self,
-    ) -> tuple[Float[Array, "outcomes width"], Float[Array, "outcomes"]]:
+    ) -> tuple[Float[Array, "outcomes width"], Float[Array, " outcomes"]]:
         """Returns matrix and bias of the logits; the last outcome is "no token"."""
         matrix = jnp.concatenate([self.output_matrix, self.none_kernel[...][None]])
         bias = jnp.zeros(len(matrix)).at[-1].set(self.none_bias[...])

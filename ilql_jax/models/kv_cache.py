@@ -71,7 +71,7 @@ def prefill(
     decoder: Decoder,
     cache: KVCache,
     tokens: Int[Array, "batch new"],
-    start: Int[Array, "batch"],
+    start: Int[Array, " batch"],
 ) -> tuple[Float[Array, "batch new width"], KVCache]:
     """Reads `tokens` after the first `start` columns of each conversation's cache.
 
@@ -114,7 +114,7 @@ def decode_step(
     tokens: Int[Array, "batch samples"],
     positions: Int[Array, "batch 1"],
     context: KVCache,
-    context_length: Int[Array, "batch"],
+    context_length: Int[Array, " batch"],
     written: KVCache,
     column: Int[Array, ""],
     visible: Bool[Array, "batch written"],

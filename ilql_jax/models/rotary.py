@@ -82,7 +82,9 @@ def rotate(
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
-def frequencies(head_size: int, base: float, scaling: RotaryScaling | None) -> Float[Array, "half"]:
+def frequencies(
+    head_size: int, base: float, scaling: RotaryScaling | None
+) -> Float[Array, " half"]:
     """Returns the angle per token of each pair of components, in radians."""
     half = head_size // 2
     plain = base ** (-jnp.arange(half) / half)

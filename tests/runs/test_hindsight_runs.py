@@ -331,9 +331,9 @@ def look_back(monkeypatch, folder: RunFolder, engine: MadeUp, *arguments: str) -
 
     @contextlib.contextmanager
     def opened(*_):
-        yield regenerate.OpenEngine(engine, chunk=3)
+        yield regenerate.OpenHindsight(engine, chunk=3)
 
-    monkeypatch.setattr(regenerate, "open_engine", opened)
+    monkeypatch.setattr(regenerate, "open_hindsight", opened)
     console = Console(width=100, file=io.StringIO(), color_system=None)
     regenerate.run(checked(config_with(*arguments)), folder, console)
     return flattened(console.file.getvalue())
