@@ -20,6 +20,7 @@ from ilql_jax.errors import UserError
 from ilql_jax.methods import METHODS, Method, TrainOverrides
 from ilql_jax.models import DecoderConfig, ModelConfig
 from ilql_jax.models.config import COMPUTE_DTYPES
+from ilql_jax.models.network_config import SMALL_NETWORK
 from ilql_jax.settings import REQUIRED, Setting, SettingError, Settings, setting, settings_of
 from ilql_jax.sharding import HostsConfig, MeshConfig
 from ilql_jax.train_step import TrainConfig
@@ -307,17 +308,7 @@ class ExportConfig(Settings):
     )
 
 
-# Shape of a fresh network: GPT-2's blocks, but for rotary positions.
-_FRESH = {
-    "hidden_size": 64,
-    "num_layers": 2,
-    "num_heads": 2,
-    "mlp_size": 256,
-    "max_positions": 240,
-    "position_encoding": "rotary",
-    "rotary_base": 100.0,  # wavelengths from 6 to some 470 tokens
-    "initializer_range": 0.08,
-}
+_FRESH = {**SMALL_NETWORK, "max_positions": 240}
 _COMPUTED = ("compute_dtype", "attention", "remat", "scan_layers", "lora_rank", "lora_scale")
 
 # Settings that are mappings, which an experiment's file fills.

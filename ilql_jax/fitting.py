@@ -30,9 +30,10 @@ from ilql_jax.batching import (
 from ilql_jax.environment import Evaluation
 from ilql_jax.errors import UserError
 from ilql_jax.methods import METHODS, Method
-from ilql_jax.models import DecoderConfig, ModelConfig, Params
+from ilql_jax.models import ModelConfig, Params
 from ilql_jax.models.hugging_face.read import find, shape_for, start_params
 from ilql_jax.models.lora import merge_adapters
+from ilql_jax.models.network_config import SMALL_NETWORK, network_config
 from ilql_jax.policy import DecodingConfig, Policy
 from ilql_jax.policy_folder import PolicyDescription, save_policy
 from ilql_jax.train import check_tokens, train
@@ -56,22 +57,8 @@ def small_network(vocab_size: int, max_positions: int = 256, **changes: Any) -> 
         max_positions: Longest context, in tokens.
         changes: Fields of `ModelConfig` or of its `DecoderConfig` that are to be others.
     """
-    of_heads = {field.name for field in dataclasses.fields(ModelConfig)} - {"decoder"}
-    heads = {name: value for name, value in changes.items() if name in of_heads}
-    trunk = {name: value for name, value in changes.items() if name not in of_heads}
-    defaults = {
-        "hidden_size": 64,
-        "num_layers": 2,
-        "num_heads": 2,
-        "mlp_size": 256,
-        "position_encoding": "rotary",
-        "rotary_base": 100.0,
-        "initializer_range": 0.08,
-    }
-    decoder = DecoderConfig(
-        vocab_size=vocab_size, max_positions=max_positions, **{**defaults, **trunk}
-    )
-    return ModelConfig(decoder, **{"value_inner_size": 128, **heads})
+    settings = {**SMALL_NETWORK, "max_positions": max_positions, **changes}
+    return network_config(settings, vocab_size)
 
 
 def fit(

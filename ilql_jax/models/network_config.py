@@ -18,6 +18,18 @@ _TRUNK = tuple(f.name for f in dataclasses.fields(DecoderConfig) if f.name != "v
 # Settings that a pretrained network's own config gives instead.
 SHAPE_OF_FRESH = tuple(n for n in _TRUNK if n not in (*NOT_IN_CONFIG_JSON, "max_positions"))
 
+# A fresh network that learns on a laptop: GPT-2's blocks, but for rotary positions, whose
+# wavelengths go from 6 to some 470 tokens.
+SMALL_NETWORK: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+    "mlp_size": 256,
+    "position_encoding": "rotary",
+    "rotary_base": 100.0,
+    "initializer_range": 0.08,
+}
+
 
 def network_config(settings: Mapping[str, Any], vocab_size: int) -> ModelConfig:
     """Builds the shape of a network.
