@@ -257,7 +257,7 @@ class GdpZeroAgent(PromptedAgent):
         notes = {
             "act": act,
             "visits": dict(root.visits),
-            "q": {name: round(value, 4) for name, value in root.values.items()},
+            "act_values": {name: round(value, 4) for name, value in root.values.items()},
         }
         if failure is not None:
             return gave_up(session, failure, state.line, **notes)

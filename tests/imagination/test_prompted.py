@@ -398,7 +398,7 @@ def test_gdp_zero_finds_the_better_act_with_exactly_the_calls_expected():
     # Q + P √N / (1 + n) is at least 1 for it, and at most -1 + .6 √7 / 2 for taking. Three
     # realizations are kept for giving, one for taking; what is known is not asked again.
     assert said.annotations["visits"] == {"give": 7, "take": 1}
-    assert said.annotations["q"] == {"give": 1.0, "take": -1.0}
+    assert said.annotations["act_values"] == {"give": 1.0, "take": -1.0}
     assert client.steps() == steps_of(
         gdp_zero_prior=1, gdp_zero_say=4, gdp_zero_human=4, gdp_zero_value=4
     )

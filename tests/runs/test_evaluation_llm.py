@@ -216,8 +216,8 @@ def test_played_humans_are_those_of_the_world(trained: Path, with_human: Path):
 def test_played_humans_have_no_normalized_score_but_names_and_slips(with_human: Path):
     evaluation = evaluation_of(with_human)
     assert evaluation.human.model == "tiny-1"
-    assert evaluation.human.prompt.startswith("human/")
-    assert evaluation.human.rating_prompt.startswith("rate/")
+    assert evaluation.human.prompt.startswith("human/turn/")
+    assert evaluation.human.rating_prompt.startswith("human/rating/")
     for part in evaluation.population.values():
         assert part.references is None
         for scores in part.methods.values():
