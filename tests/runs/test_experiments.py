@@ -245,7 +245,7 @@ def test_a_failing_worker_says_why(finished: Path, tmp_path: Path):
         (["--config.method.ilql.trace_fade=(0.1,)"], "trace_fade"),
         (["--config.train.token_discount=2.0"], "config.train.token_discount is 2.0"),
         (['--config.decoding.bc=("sampled, best of 4",)'], "bc learns none"),
-        (['--config.decoding.ilql=("greedy, steered by 8",)'], "credit=token"),
+        (['--config.decoding.ilql=("greedy, steered by 8",)'], "set its credit to 'token'"),
         (['--config.decoding.ilql=("hottest",)'], "'hottest' is not understood"),
         (["--config.train.steps=0"], "steps is 0"),
         (["--config.task.world=atlantis"], "atlantis"),

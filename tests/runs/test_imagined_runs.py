@@ -146,8 +146,7 @@ def test_an_llm_plays_the_humans_of_the_task_that_was_imagined(finished, llm, tm
             finished[1].url,
             "--config.evaluation.human=prompted",
             "--config.evaluation.prompted=plain",
-            "--config.llm.model=world",
-            f"--config.llm.base_url={server.url}",
+            f"--config.evaluation.base_url={server.url}",
         )
         assert result.returncode == 0, result.stdout + result.stderr
         assert server.answered
@@ -173,7 +172,7 @@ def test_a_dry_run_calls_nobody(tmp_path, llm):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.imagination.engine=openai"], "must be one of world, anthropic"),
+        (["--config.imagination.engine=openai"], "must be world or anthropic"),
         (["--config.llm.model="], "config.llm.model is '', but must be the name"),
         (["--config.imagination.way=poem"], "way is 'poem', but must be script or rollout"),
         (["--config.task.description=Help"], "task, field 'description': expected"),

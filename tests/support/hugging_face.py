@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.config import base_config, model_config
+from ilql_jax.fitting import small_network
 from ilql_jax.models import DecoderConfig, ModelConfig
 
 VOCAB, POSITIONS = 50, 64
@@ -97,7 +97,7 @@ def pack(dialogues: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarr
     return tokens, segments, positions
 
 
-OURS = model_config(base_config(), vocab_size=60)  # of the experiments: no family's first choice
+OURS = small_network(vocab_size=60)  # no family's first choice
 LLAMA = ModelConfig(
     DecoderConfig(
         300,
