@@ -132,7 +132,9 @@ def test_tied_heads_without_their_matrix_say_where_to_get_it():
 
 
 def test_a_kind_that_there_is_not_is_named():
-    with pytest.raises(ValueError, match="value_heads is 'deep', but must be mlp, linear, tied or prob"):
+    with pytest.raises(
+        ValueError, match="value_heads is 'deep', but must be mlp, linear, tied or prob"
+    ):
         dataclasses.replace(BASE, value_heads="deep")
 
 
