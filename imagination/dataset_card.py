@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from imagination.checks import is_finite
 from imagination.dialogue import Dialogue
@@ -176,8 +176,8 @@ def agreements(dialogues: Sequence[Dialogue]) -> list[Agreement]:
                 first,
                 second,
                 len(both),
-                float(stats.pearsonr(a, b).statistic) if varies else None,
-                float(stats.spearmanr(a, b).statistic) if varies else None,
+                float(scipy.stats.pearsonr(a, b).statistic) if varies else None,
+                float(scipy.stats.spearmanr(a, b).statistic) if varies else None,
                 float(np.abs(a - b).mean()),
             )
         )

@@ -20,7 +20,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy
 from jaxtyping import Bool, Float, Num
 
 # Elements in the largest temporary array (8 bytes each).

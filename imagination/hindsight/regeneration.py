@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from ilql_jax.errors import UserError
 from imagination.dialogue import Dialogue, Turn
@@ -379,8 +379,8 @@ def calibrate(dialogues: Sequence[Dialogue], hindsight: Hindsight) -> Calibratio
     predicted, actual = np.array(pairs, dtype=np.float64).T
     differs = np.ptp(predicted) > 0 and np.ptp(actual) > 0
     return Calibration(
-        spearman=float(stats.spearmanr(predicted, actual).statistic) if differs else math.nan,
-        pearson=float(stats.pearsonr(predicted, actual).statistic) if differs else math.nan,
+        spearman=float(scipy.stats.spearmanr(predicted, actual).statistic) if differs else math.nan,
+        pearson=float(scipy.stats.pearsonr(predicted, actual).statistic) if differs else math.nan,
         mean_absolute_error=float(np.abs(predicted - actual).mean()),
         bias=float((predicted - actual).mean()),
         count=len(pairs),
