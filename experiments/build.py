@@ -182,6 +182,12 @@ class Experiment:
         return self.data.source == "world" and self.imagination.llm is not None
 
     @property
+    def llms(self) -> tuple[LLMConfig, ...]:
+        """The LLMs that take part."""
+        each = (self.imagination.llm, self.hindsight.llm, self.evaluation.llm)
+        return tuple(llm for llm in each if llm is not None)
+
+    @property
     def is_on_mesh(self) -> bool:
         """True if a training takes more than one device."""
         return bool(self.machine.coordinator) or not self.mesh.is_single

@@ -86,6 +86,11 @@ def _check_methods(experiment: Experiment, config: ConfigDict) -> None:
 def _check_networks(experiment: Experiment, config: ConfigDict) -> None:
     """Shape, start and training of every method, and the tensors of a checkpoint that lies here."""
     network = experiment.network
+    folder = Path(network.pretrained).expanduser()
+    if network.pretrained and folder.is_dir():
+        # First: a shape that its tensors do not have may be of any size.
+        with errors_of("model.pretrained"):
+            check_tensors(folder)
     with errors_of("model", config=config):
         shape = network.shape(experiment.tokenizer.vocab_size)
         check_start(shape, bool(network.pretrained))
@@ -95,10 +100,6 @@ def _check_networks(experiment: Experiment, config: ConfigDict) -> None:
         with errors_of("train", "model", own, config=config):
             check_accumulation(rows, each.train.gradient_accumulation)
             check_step(each.method.network_for(shape), each.method, each.train)
-    folder = Path(network.pretrained).expanduser()
-    if network.pretrained and folder.is_dir():
-        with errors_of("model.pretrained"):
-            check_tensors(folder)
 
 
 def _check_imagination(experiment: Experiment, config: ConfigDict) -> None:

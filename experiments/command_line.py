@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,11 +24,20 @@ from experiments.methods import load_own, own_files
 from experiments.run_folder import STAGES, RunError, RunFolder
 from ilql_jax.methods import METHODS
 from ilql_jax.settings import Setting
+from imagination.llm.secrets import without_password
+from imagination.simulation.loading import WORLDS
 
 # Settings -> defaults that are others where these settings have these values.
 Variants = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
 
 MORE_STAGES = ("derive", "chat", "export")
+# Code that is executed, and addresses that keys and texts go to: a file that lies in a run folder
+# is not enough to name them.
+_TRUSTED = (
+    "task.world",
+    "machine.coordinator",
+    *(f"{section}.base_url" for section in ("llm", "imagination", "hindsight", "evaluation")),
+)
 # Given as names with commas between.
 _NAMES = ("methods", "evaluation.prompted", "imagination.also_rewards", "logging.backends")
 
@@ -126,12 +136,13 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _place(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
-    """The section of a key, and its name there."""
+def _place(config: ConfigDict, key: str) -> tuple[ConfigDict | None, str]:
+    """The section of a key, and its name there; None where there is no such section."""
     *sections, own = key.split(".")
+    found: Any = config
     for each in sections:
-        config = config[each]
-    return config, own
+        found = found.get(each) if isinstance(found, ConfigDict) else None
+    return found if isinstance(found, ConfigDict) else None, own
 
 
 def _value(config: ConfigDict, key: str) -> Any:
@@ -146,15 +157,15 @@ def with_saved(config: ConfigDict, folder: RunFolder, overrides: Mapping[str, An
     """The settings of a folder that was run before, changed by what the command line says.
 
     Raises:
-        RunError: config.yaml is of another version of this project, or names a method's file that
-            neither the command line nor the experiment's file names.
+        RunError: config.yaml is of another version of this project, or names code or an address
+            that neither the command line nor the experiment's file names.
     """
     saved = folder.saved_config()
     if saved is None:
         return config
     merged = config.copy_and_resolve_references()
     known = set(keys_of(merged))
-    _check_files(merged, saved, folder, overrides)
+    _check_trust(merged, saved, folder, overrides)
     for key in keys_of(saved):
         if key not in known:
             if not _is_of_own_method(key):
@@ -163,7 +174,7 @@ def with_saved(config: ConfigDict, folder: RunFolder, overrides: Mapping[str, An
                     f"config.{key}, which is no setting here. Use that version, or give a new "
                     "folder (--workdir=...)."
                 )
-        elif key not in overrides:
+        elif key not in overrides and not _is_saved_without_password(merged, saved, key):
             value = _value(saved, key)
             try:
                 merged.update_from_flattened_dict({key: value})
@@ -174,20 +185,50 @@ def with_saved(config: ConfigDict, folder: RunFolder, overrides: Mapping[str, An
     return merged
 
 
-def _check_files(
+def _check_trust(
     config: ConfigDict, saved: ConfigDict, folder: RunFolder, overrides: Mapping[str, Any]
 ) -> None:
-    """Raises `RunError` for a method's file that config.yaml alone names: it is not executed."""
-    if "methods" in overrides or "methods" not in saved:
-        return
-    trusted = own_files(config.methods)
-    for file in own_files(saved.methods):
-        if file not in trusted:
-            raise RunError(
-                f"{folder.config_file} trains the method of {file}, whose code is executed only "
-                "where the command line names it. Add "
-                f"--config.methods={','.join(saved.methods)}"
-            )
+    """Raises `RunError` for code and addresses that config.yaml alone names.
+
+    A run folder may come from somebody else: its files are data. What it names is not executed,
+    and no key is sent there.
+    """
+    untrusted = {}
+    for key in _TRUSTED:
+        section, own = _place(saved, key)
+        if key in overrides or section is None or not isinstance(value := section.get(own), str):
+            continue
+        is_harmless = key == "task.world" and value in WORLDS
+        if value and not is_harmless and value != without_password(_value(config, key)):
+            untrusted[key] = value
+    methods = saved.get("methods", ())
+    if "methods" not in overrides and _own_files_of(methods) - _own_files_of(config.methods):
+        untrusted["methods"] = ",".join(map(str, methods))
+    if untrusted:
+        named = " and ".join(
+            f"config.{key} = {without_password(value)!r}" for key, value in untrusted.items()
+        )
+        options = " ".join(
+            f"--config.{key}={shlex.quote(without_password(value))}"
+            for key, value in untrusted.items()
+        )
+        raise RunError(
+            f"{folder.config_file} sets {named}, but code is executed, and an address is sent "
+            "keys and texts, only where this command line or the experiment's file names it. "
+            f"Add {options}"
+        )
+
+
+def _is_saved_without_password(config: ConfigDict, saved: ConfigDict, key: str) -> bool:
+    """True if an address differs only by the password, which no file holds."""
+    value = _value(config, key)
+    return value != without_password(value) and _value(saved, key) == without_password(value)
+
+
+def _own_files_of(methods: Any) -> set[str]:
+    """Python files among entries of `config.methods`, whatever a file says they are."""
+    entries = methods if isinstance(methods, tuple) else (methods,)
+    return set(own_files(map(str, entries)))
 
 
 def _is_of_own_method(key: str) -> bool:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -39,6 +39,14 @@ from experiments.stamps import begin_stage, check_stage
 from experiments.terminal import make_console, quiet_libraries
 from ilql_jax import sharding
 from ilql_jax.models.network_config import SHAPE_OF_FRESH
+from imagination.llm.config import LLMConfig
+from imagination.llm.secrets import (
+    address_of,
+    check_keys,
+    sends_key_in_the_open,
+    without_password,
+    without_secrets,
+)
 
 
 def main(name: str, config: ConfigDict, variants: Variants = ()) -> None:
@@ -71,7 +79,8 @@ def told_errors() -> Iterator[Console]:
     except Exception as error:
         if not is_ours(error):
             raise
-        console.print(f"\nError: {error}", style="bold red", markup=False, highlight=False)
+        told = f"\nError: {without_secrets(str(error))}"
+        console.print(told, style="bold red", markup=False, highlight=False)
         sys.exit(1)
 
 
@@ -85,6 +94,7 @@ def _run(
     is_judged = not line.dry_run and line.stage in STAGES[STAGES.index("evaluate") :]
     experiment = build(config)
     check(experiment, config, judged=is_judged, trained=not _has_all(experiment, folder))
+    _check_keys(experiment.llms, console)
     if line.dry_run:
         _print_forecasts(experiment, folder, console)
         return
@@ -109,6 +119,21 @@ def _run(
 
         train.check_settings(experiment, folder)
     run_stages(name, config, experiment, folder, line.stage, console)
+
+
+def _check_keys(llms: Sequence[LLMConfig], console: Console) -> None:
+    """Raises `LLMError` for a key that cannot be; warns where one can be read on its way."""
+    if llms:
+        check_keys()
+    for address in dict.fromkeys(address_of(llm.base_url) for llm in llms):
+        if sends_key_in_the_open(address):
+            console.print(
+                f"Warning: {without_password(address)} is plain http, so everybody on the way can "
+                "read the key that is sent there. Use https, or a server on this machine.",
+                style="yellow",
+                markup=False,
+                highlight=False,
+            )
 
 
 def _has_all(experiment: Experiment, folder: RunFolder) -> bool:

@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
-import re
 import secrets
 import shutil
 import time
@@ -28,6 +27,7 @@ from typing import Any, Protocol
 from experiments.files import write_atomically
 from ilql_jax.errors import UserError
 from ilql_jax.settings import SettingError, Settings, setting
+from imagination.llm.secrets import without_password
 
 Value = float | int | str
 
@@ -309,7 +309,7 @@ class WeightsAndBiases:
             resume="allow",
             mode=config.wandb_mode,
             dir=str(folder),
-            config=_without_passwords(dict(settings)),
+            config=without_password(dict(settings)),
             # Nothing but what is logged here: no terminal output, no code, no command line.
             settings=wandb.Settings(
                 console="off", silent=True, save_code=False, disable_git=True, x_disable_meta=True
@@ -341,15 +341,6 @@ def _kept_id(path: Path) -> str:
     if not path.exists():
         write_atomically(path, secrets.token_hex(8))
     return path.read_text(encoding="utf-8").strip()
-
-
-def _without_passwords(value: Any) -> Any:
-    """The same settings; `https://name:password@host` becomes `https://host`."""
-    if isinstance(value, Mapping):
-        return {key: _without_passwords(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_passwords(each) for each in value]
-    return re.sub(r"(\w+://)[^/@\s]*@", r"\1", value) if isinstance(value, str) else value
 
 
 BACKENDS: dict[str, Callable[[LoggingConfig, Path, Mapping[str, Any]], Logger]] = {

@@ -20,7 +20,9 @@ from ml_collections import ConfigDict
 from experiments.files import write_atomically
 from ilql_jax.errors import UserError
 from imagination.dialogue import Dialogue
+from imagination.llm.secrets import without_password
 from imagination.task import Task
+from imagination.yaml_files import YAMLProblem, parse_yaml
 
 STAGES = ("imagine", "regenerate", "train", "evaluate", "report")
 
@@ -156,7 +158,10 @@ class RunFolder:
         """The settings that the folder was last run with, or None for a new folder."""
         loaded = self._read_config()
         loaded.pop("experiment", None)
-        return ConfigDict(as_tuples(loaded)) if loaded else None
+        try:
+            return ConfigDict(as_tuples(loaded)) if loaded else None
+        except (TypeError, ValueError) as error:  # e.g. a name with a dot in it
+            raise RunError(f"{self.config_file} holds no settings: {error}") from None
 
     @property
     def experiment(self) -> str:
@@ -167,16 +172,19 @@ class RunFolder:
         if not self.config_file.exists():
             return {}
         try:
-            loaded = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise RunError(f"{self.config_file}: not readable as YAML: {error}") from None
-        if not isinstance(loaded, dict):
+            loaded = parse_yaml(self.config_file.read_bytes())
+        except YAMLProblem as problem:
+            raise RunError(
+                f"{self.config_file} cannot be read: {problem}. Repair it or delete it: settings "
+                "are then those of the experiment and of the command line."
+            ) from None
+        if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
             raise RunError(f"{self.config_file} holds no settings; delete it or the folder.")
         return loaded
 
     def save_config(self, experiment: str, config: ConfigDict) -> None:
-        """Writes the settings and the name of the experiment they are for."""
-        settings = {"experiment": experiment, **as_lists(config.to_dict())}
+        """Writes the settings, without passwords, and the name of the experiment they are for."""
+        settings = {"experiment": experiment, **as_lists(without_password(config.to_dict()))}
         del settings["machine"]  # which process this is among others is no setting of the run
         write_atomically(self.config_file, yaml.safe_dump(settings, sort_keys=False))
 

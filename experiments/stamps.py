@@ -19,6 +19,7 @@ from experiments.files import write_atomically
 from experiments.methods import file_digest
 from experiments.run_folder import STAGES, RunError, RunFolder, as_lists
 from ilql_jax.settings import REQUIRED, Settings, settings_of
+from imagination.llm.secrets import without_password
 
 # Fields of task.yaml among the settings. Where success begins may be set anew when there are
 # dialogues: results are counted by it.
@@ -89,7 +90,7 @@ def stamp_of(folder: RunFolder, stage: str, experiment: Experiment) -> Stamp:
     """Settings that shape a stage's files; those of the stages before it shape them too."""
     parts = [_OF_STAGE[each] for each in STAGES[: STAGES.index(stage) + 1] if each in _OF_STAGE]
     pairs = {key: pair for part in parts for key, pair in part(experiment).items()}
-    values = {key: as_lists(value) for key, (value, _) in pairs.items()}
+    values = {key: as_lists(without_password(value)) for key, (value, _) in pairs.items()}
     defaults = {key: as_lists(default) for key, (_, default) in pairs.items()}
     return Stamp(
         values | _of_task_file(folder, stage, experiment),

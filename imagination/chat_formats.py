@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jinja2
 
 from imagination.dialogue import ROLE_OF_SPEAKER, DialogueError, Turn
+from imagination.time_limit import TimeLimitError, time_limit
 
 PAD, HUMAN, AGENT, END = MARKERS = ("<pad>", "<human>", "<agent>", "<end>")
 NO_TURN = -1
@@ -331,10 +332,11 @@ class TemplateFormat:
     def _apply(self, chats: Sequence[Chat], **options: Any) -> Any:
         messages = [self._messages(chat) for chat in chats]
         try:
-            return self._tokenizer.apply_chat_template(
-                messages, chat_template=self._template, **options
-            )
-        except jinja2.TemplateError as error:
+            with time_limit(_SECONDS + _SECONDS_EACH * len(messages)):
+                return self._tokenizer.apply_chat_template(
+                    messages, chat_template=self._template, **options
+                )
+        except _TEMPLATE_ERRORS as error:
             raise DialogueError(
                 f"the chat template cannot lay out a conversation: {error}. Use another template, "
                 "or a tokenizer without one."
@@ -350,6 +352,13 @@ class TemplateFormat:
             pairs.insert(0, ("system", chat.system))
         return [{"role": r, "content": self._names.sub(broken_up, text)} for r, text in pairs]
 
+
+# A template is a program of somebody else's: it may compute what cannot be, or never end.
+_TEMPLATE_ERRORS = (
+    *(jinja2.TemplateError, TimeLimitError, ArithmeticError, AttributeError, LookupError),
+    *(MemoryError, RecursionError, TypeError, ValueError),
+)
+_SECONDS, _SECONDS_EACH = 0.5, 0.02  # for one to be laid out; real ones take a thousandth
 
 _PLACEHOLDER = "Placeholder-of-the-first-words"
 

@@ -13,6 +13,7 @@ import yaml
 
 from ilql_jax.errors import UserError
 from imagination.checks import is_finite, is_whole, require
+from imagination.yaml_files import YAMLProblem, parse_yaml
 
 FEWEST_WORDS = 3  # a description of less says nothing that a persona could be derived from
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -139,10 +140,10 @@ class Task:
             FileNotFoundError: No such file.
             TaskError: The file cannot be used; the message names it and the field.
         """
-        return cls.from_yaml(Path(path).read_text("utf-8"), str(path))
+        return cls.from_yaml(Path(path).read_bytes(), str(path))
 
     @classmethod
-    def from_yaml(cls, text: str, where: str = "task.yaml") -> Task:
+    def from_yaml(cls, text: str | bytes, where: str = "task.yaml") -> Task:
         """Inverse of `to_yaml`.
 
         Args:
@@ -153,10 +154,9 @@ class Task:
             TaskError: Names `where` and the field at fault.
         """
         try:
-            record = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            problem = " ".join(str(error).split())
-            raise TaskError(f"{where}: not valid YAML: {problem}. Repair the file.") from None
+            record = parse_yaml(text)
+        except YAMLProblem as problem:
+            raise TaskError(f"{where}: {problem}. Repair the file.") from None
         if not isinstance(record, dict):
             raise TaskError(f"{where}: expected 'field: value' lines, got {str(record)[:80]!r}.")
         fields = {field.name: field for field in dataclasses.fields(cls)}

@@ -89,7 +89,14 @@ class DialogueTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(str(name_or_folder), use_fast=True))
+            try:
+                # Code that a folder brings along is never executed.
+                read = AutoTokenizer.from_pretrained(
+                    str(name_or_folder), use_fast=True, trust_remote_code=False
+                )
+            except Exception as error:  # whatever a damaged file makes the library stumble on
+                raise ValueError(str(error) or repr(error)) from None
+            return cls(read)
         except (OSError, ValueError) as error:
             raise DialogueError(
                 f"no tokenizer that can be used in {str(name_or_folder)!r}: "

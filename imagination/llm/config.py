@@ -10,6 +10,7 @@ from typing import Any
 
 from ilql_jax.settings import SettingError, Settings, setting
 from imagination.llm.requests import Usage
+from imagination.llm.secrets import problem_of_address
 
 # The SDK's connection pool holds this many; more calls at once would only wait inside it.
 MOST_IN_FLIGHT = 1000
@@ -25,7 +26,9 @@ class LLMConfig(Settings):
 
     model: str = setting("Name of the model, as the service knows it.")
     base_url: str = setting(
-        "Address of any server that speaks the Messages API; empty = the SDK's default.", ""
+        "Address of any server that speaks the Messages API; empty = the SDK's default. A password "
+        "in it (https://name:password@host) is written nowhere.",
+        "",
     )
     max_tokens: int = setting("Longest answer, where a request names none.", 4096, least=1)
     max_in_flight: int = setting(
@@ -93,12 +96,11 @@ class LLMConfig(Settings):
         super().__post_init__()
         if not self.model.strip():
             raise SettingError("model", self.model, "must be the name of a model")
-        if self.base_url and not self.base_url.startswith(("http://", "https://")):
-            raise SettingError(
-                "base_url",
-                self.base_url,
-                'must start with http:// or https://, or be "" for the default',
-            )
+        if self.base_url and (problem := problem_of_address(self.base_url)):
+            # Where the password ends in what is no address cannot be told.
+            shown = f"...@{self.base_url.rpartition('@')[2]}"
+            shown = shown if "@" in self.base_url else self.base_url
+            raise SettingError("base_url", shown, problem)
         # Without prices every call would seem free and the limit would never hold.
         if self.max_cost and not (self.price_input > 0 and self.price_output > 0):
             raise SettingError(

@@ -19,16 +19,20 @@ import anthropic
 
 from imagination.llm.config import LLMConfig
 from imagination.llm.requests import LLMError, NotDelivered
+from imagination.llm.secrets import (
+    KEY_VARIABLE,
+    address_of,
+    check_keys,
+    problem_of_address,
+    without_password,
+    without_secrets,
+)
 
-KEY_VARIABLE = "ANTHROPIC_API_KEY"
 PLACEHOLDER_KEY = "no-key-is-set"
 _OFFICIAL_HOSTS = ("anthropic.com", "claude.com")
 
 # So many calls in a row that failed for good, with no answer in between: the service is down.
 _GIVEN_UP_IN_A_ROW = 8
-
-# Shorter keys, as local servers take them ("ollama"), are ordinary words in an answer.
-_SHORTEST_SECRET = 16
 
 
 class Transport:
@@ -36,20 +40,23 @@ class Transport:
 
     Attributes:
         sdk: The SDK's client.
-        address: Where the calls go, for messages.
+        address: Where the calls go, for messages: without a password that stands in it.
 
     Raises:
-        LLMError: No key where one is needed.
+        LLMError: No key where one is needed, or one that cannot be; no address.
     """
 
     def __init__(self, config: LLMConfig):
         self.config = config
-        base_url = config.base_url or os.environ.get("ANTHROPIC_BASE_URL", "")
-        self.address = base_url or "https://api.anthropic.com"
-        self._key = _key(self.address)
+        check_keys()
+        address = address_of(config.base_url)
+        self.address = without_password(address)
+        if problem := problem_of_address(address):
+            raise LLMError(f"The address of the LLM, {self.address!r}, {problem}.")
+        self._key = _key(address)
         self.sdk = anthropic.AsyncAnthropic(
             api_key=self._key,
-            base_url=base_url or None,
+            base_url=address,
             max_retries=config.max_retries,
             timeout=config.timeout,
         )
@@ -119,9 +126,7 @@ class Transport:
 
     def redact(self, text: str) -> str:
         """The text without the key."""
-        if len(self._key) < _SHORTEST_SECRET:
-            return text
-        return text.replace(self._key, "[key]")
+        return without_secrets(text, self._key)
 
     async def close(self) -> None:
         await self.sdk.close()

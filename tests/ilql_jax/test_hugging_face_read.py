@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -29,6 +30,7 @@ from ilql_jax.models.hugging_face.read import (
     start_params,
 )
 from ilql_jax.models.hugging_face.write import save_pretrained
+from ilql_jax.settings import SettingError
 from ilql_jax.train import train
 from ilql_jax.train_step import TrainConfig
 from ilql_jax.trajectory import Trajectory
@@ -354,6 +356,67 @@ def test_files_that_cannot_be_read_are_named(copy, spoil, message):
     spoil(folder)
     with pytest.raises(PretrainedError, match=message):
         check_tensors(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/hostname", "out.safetensors", "a/../../x", "x\0y", 7]
+)
+def test_an_index_may_not_name_files_outside_its_folder(copy, tmp_path, name):
+    folder = copy[1]()
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (folder / file).rename(inside / file)
+    (inside / "out.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    (tmp_path / "elsewhere.safetensors").write_bytes((inside / "model.safetensors").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((inside / "model.safetensors").read_bytes())
+    index = inside / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(PretrainedError, match="no file inside the folder"):
+        check_tensors(inside)
+
+
+def test_links_within_the_cache_of_the_hub_are_read(copy, tmp_path):
+    folder = copy[1]()
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (folder / "model.safetensors").rename(blobs / "0a")
+    (folder / "config.json").rename(snapshot / "config.json")
+    (snapshot / "model-1.safetensors").symlink_to(Path("../../blobs/0a"))
+    index = json.dumps({"weight_map": {"a": "model-1.safetensors"}})
+    (snapshot / "model.safetensors.index.json").write_text(index)
+    check_tensors(snapshot)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", 999),
+        ("num_hidden_layers", -1),
+        ("vocab_size", 10**18),
+        ("vocab_size", 10**11),
+        ("hidden_size", 2**39),
+        ("intermediate_size", 10**12),
+        ("num_attention_heads", 10**12),
+        ("head_dim", 10**12),
+        ("num_key_value_heads", 0),
+        ("rms_norm_eps", float("inf")),
+        ("architectures", [1]),
+        ("vocab_size", "many"),
+        ("hidden_act", None),
+        ("num_attention_heads", 0),
+    ],
+)
+def test_sizes_are_checked_against_the_tensors_before_anything_is_made(copy, field, value):
+    folder = copy[1]()
+    fields = json.loads((folder / "config.json").read_text()) | {field: value}
+    (folder / "config.json").write_text(json.dumps(fields))
+    before = time.process_time()
+    with pytest.raises((PretrainedError, SettingError)):
+        check_tensors(folder)
+    assert time.process_time() - before < 1
 
 
 def test_a_name_that_is_neither_a_folder_nor_on_the_hub_says_what_would_be(monkeypatch):

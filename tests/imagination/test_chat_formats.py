@@ -2,6 +2,7 @@
 
 import datetime
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -154,6 +155,29 @@ def test_a_template_that_changes_what_was_said_before_is_refused():
     tokenizer = DialogueTokenizer(raw_tokenizer(COUNTS))
     with pytest.raises(DialogueError, match=r"before turn 1 \('what do you know about plants\?'\)"):
         tokenizer.trajectories([DIALOGUE])
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set l = 'x' * 10000 %}{% for i in l %}{% for j in l %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ 1 // 0 }}",
+        "{{ messages[99].x.y }}",
+        "{{ 'a' + 1 }}",
+        "{{ 10 ** (10 ** 8) }}",
+        "{{ ''.__class__.__mro__ }}{{ messages.append(1) }}",
+        "{% include 'x' %}",
+        "{% for",
+    ],
+)
+def test_a_template_that_does_harm_or_never_ends_is_told_within_a_second(program):
+    before = time.process_time()
+    with pytest.raises(DialogueError, match="chat template"):
+        tokenizer_with(program + CHATML)
+    assert time.process_time() - before < 1.5
 
 
 def test_a_template_in_which_agents_could_not_stop_is_refused():

@@ -21,6 +21,8 @@ from ilql_jax.models.rotary import RotaryScaling
 
 Index = tuple[slice, ...]
 
+MOST_LAYERS, MOST_OF_ALL = 1_000, 2**40  # of a network; the largest published have 126 layers
+
 
 class PretrainedError(UserError, ValueError):
     """A checkpoint that cannot be used. The message names all that is wrong with it."""
@@ -404,6 +406,10 @@ FAMILIES = (
 def family_of(fields: Mapping[str, Any]) -> Family:
     """Returns the family of a `config.json`; raises `PretrainedError` if it is not supported."""
     names = fields.get("architectures") or ()
+    if not isinstance(names, list | tuple) or not all(isinstance(each, str) for each in names):
+        raise PretrainedError(
+            f"config.json: architectures is {str(names)[:80]!r}, no list of names."
+        )
     for family in FAMILIES:
         if family.model_type == fields.get("model_type") and set(names) <= {
             family.architecture,
@@ -429,6 +435,7 @@ def decoder_config(fields: Mapping[str, Any]) -> DecoderConfig:
     family = family_of(fields)
     if fields.get("quantization_config"):
         raise PretrainedError("config.json: quantized checkpoints are not supported.")
+    _check_sizes(fields)
     options = _without(dict(fields), "model_type", "transformers_version")
     try:
         # Fields that are left out have Hugging Face's defaults, which differ by family.
@@ -436,9 +443,27 @@ def decoder_config(fields: Mapping[str, Any]) -> DecoderConfig:
         return family.read(filled)
     except PretrainedError:
         raise
-    except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
+    except (
+        StrictDataclassError,
+        KeyError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+    ) as error:
         message = " ".join(str(error).split())
         raise PretrainedError(f"config.json of a {family.architecture}: {message}") from None
+
+
+def _check_sizes(fields: Mapping[str, Any]) -> None:
+    """Refuses sizes that no network has, before lists of that length are made."""
+    for name, value in fields.items():
+        most = MOST_LAYERS if name in ("num_hidden_layers", "n_layer") else MOST_OF_ALL
+        if isinstance(value, int | float) and not abs(value) <= most:
+            raise PretrainedError(
+                f"config.json: {name} is {value:.6g}, but at most {most:,} can be. The file is "
+                "damaged, or was made to do harm: take the one that belongs to the tensors."
+            )
 
 
 def hugging_face_config(config: DecoderConfig) -> tuple[Family, dict[str, Any]]:

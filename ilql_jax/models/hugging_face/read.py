@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from ilql_jax.models.hugging_face.families import (
 from ilql_jax.models.lora import ADAPTER
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_LAYER = re.compile(r"(?:^|\.)(?:h|layers)\.(\d{1,9})\.")
 _SMALL = ("*.json", "*.jinja", "*.model", "*.txt")  # configs and tokenizers
 
 # One sharding for all parameters, or one for each, as a tree like the parameters.
@@ -248,6 +250,7 @@ def _matched(
     tensors: Mapping[str, Any], family: Family, checkpoint: DecoderConfig
 ) -> tuple[dict[str, Any], Table]:
     """Returns tensors by whole name, and their table; raises `PretrainedError` if any differ."""
+    _check_layers(tensors, checkpoint)
     shapes = trunk_shapes(unstacked(checkpoint))
     table = {name: each for name, each in family.table(checkpoint).items() if each[0] in shapes}
     given, shown = {}, {}
@@ -274,6 +277,17 @@ def _matched(
             f"{checkpoint.vocab_size} tokens."
         )
     return given, table
+
+
+def _check_layers(tensors: Mapping[str, Any], checkpoint: DecoderConfig) -> None:
+    """Compares the number of layers that is claimed with the file's before any layer is made."""
+    numbers = {int(found[1]) for name in tensors if (found := _LAYER.search(name))}
+    if len(numbers) != checkpoint.num_layers:
+        raise PretrainedError(
+            f"config.json says {checkpoint.num_layers} layers of width {checkpoint.hidden_size}, "
+            f"but the tensors are those of {len(numbers)}. Take the config.json that belongs to "
+            "them."
+        )
 
 
 def _as_given(name: str, family: Family, tensors: Mapping[str, Any]) -> str:
@@ -402,10 +416,17 @@ def under(sharding: Shardings, name: str) -> Shardings:
 
 
 def _config_fields(folder: Path) -> dict[str, Any]:
+    return _read_json(folder / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise PretrainedError(f"{folder / 'config.json'} cannot be read: {error}.") from None
+        fields = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PretrainedError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(fields, dict):
+        raise PretrainedError(f"{path} holds {str(fields)[:60]!r}, no fields by name.")
+    return fields
 
 
 class _Tensor:
@@ -435,13 +456,28 @@ def _open_tensors(folder: Path) -> Iterator[Mapping[str, _Tensor]]:
         yield tensors
 
 
+def _check_inside(folder: Path, names: list[str]) -> None:
+    """Raises `PretrainedError` for names of an index that lead out of its folder."""
+    root = folder.resolve()
+    if root.parent.name == "snapshots":  # the hub's cache, whose files are links to blobs/ in it
+        root = root.parents[1]
+    for name in names:
+        path = Path(folder, str(name))
+        is_plain = isinstance(name, str) and "\0" not in name and ".." not in path.parts
+        if not is_plain or Path(name).is_absolute() or not path.resolve().is_relative_to(root):
+            raise PretrainedError(
+                f"{folder / INDEX} names {str(name)[:80]!r}, which is no file inside the folder. "
+                "Only those are read: copy the file there and name it so."
+            )
+
+
 def _files(folder: Path) -> list[Path]:
     if (folder / INDEX).exists():
         try:
-            index = json.loads((folder / INDEX).read_text("utf-8"))
-            names = sorted(set(index["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            names = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+        except (KeyError, AttributeError, TypeError) as error:
             raise PretrainedError(f"{folder / INDEX} cannot be read: {error!r}.") from None
+        _check_inside(folder, names)
         if missing := [name for name in names if not (folder / name).exists()]:
             raise PretrainedError(f"{folder} lacks files that {INDEX} names: {', '.join(missing)}.")
         return [folder / name for name in names]
