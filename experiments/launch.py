@@ -39,6 +39,7 @@ from experiments.stamps import begin_stage, check_stage
 from experiments.terminal import make_console, quiet_libraries
 from ilql_jax import sharding
 from ilql_jax.models.network_config import SHAPE_OF_FRESH
+from imagination.checks import without_surrogates
 from imagination.llm.config import LLMConfig
 from imagination.llm.secrets import (
     address_of,
@@ -79,7 +80,8 @@ def told_errors() -> Iterator[Console]:
     except Exception as error:
         if not is_ours(error):
             raise
-        told = f"\nError: {without_secrets(str(error))}"
+        # Arguments and names of files may hold what no terminal takes.
+        told = without_surrogates(f"\nError: {without_secrets(str(error))}")
         console.print(told, style="bold red", markup=False, highlight=False)
         sys.exit(1)
 

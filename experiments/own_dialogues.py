@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ import numpy as np
 
 from experiments.config import DataConfig, TaskConfig
 from ilql_jax.errors import UserError
+from imagination.checks import shown
 from imagination.dialogue import Dialogue, DialogueError
+from imagination.plain_data import json_lines
 from imagination.task import Task
 
 PARTS = ("train", "test")
@@ -83,7 +84,7 @@ def task_of(dialogues: list[Dialogue], given: TaskConfig, name: str) -> Task:
     """
     rewards = [dialogue.total_reward for dialogue in dialogues]
     low, high = min(rewards), max(rewards)
-    high = high if high > low else low + 1.0
+    high = high if high > low else low + max(1.0, abs(low))
     turns = max(len(dialogue.agent_turns) for dialogue in dialogues)
     return Task(
         name=name or "own_data",
@@ -105,7 +106,8 @@ def task_of(dialogues: list[Dialogue], given: TaskConfig, name: str) -> Task:
 def _dialogue(record: Any, where: str) -> Dialogue:
     """Raises `DialogueError` or `OwnDataError` for a record that cannot be learned from."""
     dialogue = Dialogue.from_json(record, where)
-    dialogue = dataclasses.replace(dialogue, id=str(record.get("id") or _short(where)))
+    if dialogue.id == where:
+        dialogue = dataclasses.replace(dialogue, id=_short(where))
     if not dialogue.agent_turns:
         raise OwnDataError(
             f"{where}, field 'messages': no message has the role assistant, so there is nothing to "
@@ -124,10 +126,10 @@ def _dialogue(record: Any, where: str) -> Dialogue:
 
 def _part(record: Mapping[str, Any], where: str, of_dataset: str | None) -> str | None:
     """The part that a record names, or its dataset; None = neither does."""
-    part = record.get("split", of_dataset)
+    part = of_dataset if record.get("split") is None else record["split"]
     if part is not None and part not in PARTS:
         raise OwnDataError(
-            f"{where}, field 'split': {part!r}, but must be train or test, or be left out."
+            f"{where}, field 'split': {shown(part)!r}, but must be train or test, or be left out."
         )
     return part
 
@@ -140,7 +142,7 @@ def _hashed_part(identifier: str, test_share: float) -> str:
 
 def _short(where: str) -> str:
     """`some/folder/file.jsonl, line 3` -> `file.jsonl:3`, an id that moves with the file."""
-    place, _, line = where.partition(", line ")
+    place, _, line = where.rpartition(", line ")
     return f"{Path(place).name}:{line}" if line else where
 
 
@@ -154,7 +156,13 @@ def _records(path: str) -> Iterator[tuple[str, Any, str | None]]:
             "config.data.path is empty. Give a .jsonl file, a folder of them, or a name that "
             "`datasets` loads."
         )
-    place = Path(path).expanduser()
+    try:
+        place = Path(path).expanduser()
+        place.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        # A name too long for a file, with a NUL, or of a user that is not there.
+        reason = getattr(error, "strerror", None) or error
+        raise OwnDataError(f"config.data.path: {shown(path)!r} is no path ({reason}).") from None
     if place.is_dir():
         files = sorted(place.glob("*.jsonl"))
         if not files:
@@ -162,25 +170,12 @@ def _records(path: str) -> Iterator[tuple[str, Any, str | None]]:
     elif place.exists():
         files = [place]
     elif place.suffix in (".jsonl", ".json") or place.is_absolute() or path.startswith((".", "~")):
-        raise OwnDataError(f"config.data.path: there is no file {path}. Give another.")
+        raise OwnDataError(f"config.data.path: there is no file {shown(path)!r}. Give another.")
     else:
         yield from _of_dataset(path)
         return
     for file in files:
-        yield from ((where, record, None) for where, record in _lines(file))
-
-
-def _lines(file: Path) -> Iterator[tuple[str, Any]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                where = f"{file}, line {number}"
-                try:
-                    yield where, json.loads(line.decode("utf-8-sig"))
-                except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                    raise DialogueError(
-                        f"{where}: not valid JSON ({error}). Every line is one JSON object."
-                    ) from None
+        yield from ((where, record, None) for where, record in json_lines(file, DialogueError))
 
 
 def _of_dataset(name: str) -> Iterator[tuple[str, Any, str | None]]:

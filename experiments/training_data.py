@@ -7,6 +7,7 @@ The dialogues come from `stages/imagine.py`, regenerated ones and pairs from
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 from rich.console import Console
@@ -14,13 +15,15 @@ from rich.console import Console
 from experiments.build import Experiment, Network
 from experiments.config import BatchConfig
 from experiments.hindsight_records import read_hindsight
+from experiments.own_dialogues import PARTS
 from experiments.run_folder import RunError, RunFolder, is_for_training
+from experiments.tasks import load_task
 from ilql_jax import PreferencePair, Trajectory
 from ilql_jax.batching import PackingConfig, packing_for
 from ilql_jax.models.hugging_face.read import find, read_config
 from ilql_jax.preferences import packing_for_pairs
 from imagination.chat_formats import LossOn
-from imagination.dialogue import Dialogue, iterate_dialogues, read_dialogues
+from imagination.dialogue import Dialogue, iterate_dialogues, place_of, read_dialogues
 from imagination.tokenization import DialogueTokenizer
 
 CUT_OFF = 0.01  # share of utterances longer than an agent may speak that is worth telling
@@ -32,9 +35,11 @@ def check_dialogues(
     """Returns the run's tokenizer, after checking that all dialogues can be learned from.
 
     Raises:
-        RunError: A dialogue is too long.
+        RunError: A dialogue is too long, of another task, has the id of another or no part; or none
+            is learned from.
         TrajectoryError: It breaks another rule.
     """
+    _check_records(experiment, folder, dialogues)
     if folder.tokenizer.exists():
         tokenizer = DialogueTokenizer.load(folder.tokenizer)
     else:
@@ -43,6 +48,39 @@ def check_dialogues(
     check_lengths(experiment.network, trajectories, experiment.speaking.max_utterance, console)
     packing(experiment.batches, experiment.network.max_positions, trajectories)
     return tokenizer
+
+
+def _check_records(experiment: Experiment, folder: RunFolder, dialogues: list[Dialogue]) -> None:
+    """Raises `RunError` for dialogues that do not belong together, or are all of one part."""
+    is_split = experiment.data.source != "world"
+    # A user's own dialogues call their task as they like.
+    own_task = "" if experiment.data.source == "jsonl" else load_task(experiment, folder).name
+    first: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    for index, dialogue in enumerate(dialogues):
+        part = dialogue.source.get("part", "train")
+        problem = ""
+        if dialogue.id in first:
+            other = place_of(folder.dialogues, first[dialogue.id])
+            problem = f"field 'id': {dialogue.id!r} is the id of {other} too. Give each its own"
+        elif own_task and dialogue.task not in ("", own_task):
+            problem = (
+                f"field 'task': {dialogue.task!r}, but this run is about {own_task!r}. Take out "
+                "what is of another task"
+            )
+        elif part not in PARTS:
+            problem = f"field 'source.part': {part!r}, but must be {' or '.join(PARTS)}"
+        if problem:
+            raise RunError(f"{place_of(folder.dialogues, index)}, {problem}.")
+        first[dialogue.id] = index
+        counts[part] += 1
+    for part in PARTS if is_split else ("train",):
+        if not counts[part]:
+            raise RunError(
+                f"{folder.dialogues}: none of the {len(dialogues):,} dialogues is in the part "
+                f"{part!r} (field 'source.part'). Mark some; or delete the file, and it is made "
+                "again."
+            )
 
 
 def check_lengths(

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
+
+MOST_REWARD = 1e30  # far inside of float32, sums over a dialogue too
 
 
 def is_finite(value: Any) -> bool:
-    """True for finite numbers; booleans are none."""
-    return _is_number(value, (int, float)) and math.isfinite(value)
+    """True for numbers that a float holds, whole ones of many digits too; booleans are none."""
+    largest = sys.float_info.max
+    return _is_number(value, (int, float)) and -largest <= value <= largest
+
+
+def is_reward(value: Any) -> bool:
+    """True for numbers that training can add up."""
+    return is_finite(value) and -MOST_REWARD <= value <= MOST_REWARD
 
 
 def is_whole(value: Any) -> bool:
@@ -43,9 +51,17 @@ def require(
     if not condition:
         where = f"{place}, field {field!r}" if field else place
         advice = f" {way_out}" if way_out else ""
-        raise error(f"{where}: expected {expected}, got {str(value)[:80]!r}.{advice}")
+        raise error(f"{where}: expected {expected}, got {shown(value)!r}.{advice}")
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """The beginning of a value, for messages."""
+    try:
+        return str(value)[:most]
+    except (ValueError, RecursionError):  # thousands of digits; lists in lists
+        return f"a value of type {type(value).__name__} that is too large to show"
 
 
 def without_surrogates(text: str) -> str:
     """Replaces lone surrogates (half an emoji), which UTF-8 cannot hold, by "?"."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", errors="replace").decode("utf-8")

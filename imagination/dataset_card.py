@@ -269,7 +269,7 @@ def _personas(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
         for value in [*known, *([UNKNOWN] if groups[axis, UNKNOWN] else [])]
     ]
     lines = _combinations(dialogues, task)
-    difficult = [d.source["difficult"] for d in dialogues if "difficult" in d.source]
+    difficult = [bool(d.source["difficult"]) for d in dialogues if "difficult" in d.source]
     if difficult:
         lines.append(f"Difficult personas: {sum(difficult) / len(difficult):.1%} of dialogues.")
     table = _table(("axis", "value", *_SHARE_AND_REWARD), rows)
@@ -339,7 +339,7 @@ def _outcomes(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
     if written_for:
         rows = [(f"{o:g}", f"{written_for[o]:,}") for o in sorted(written_for)]
         lines += [*_table(("written for outcome", "dialogues"), rows), ""]
-    ended = Counter(d.source["ended_by"] for d in dialogues if "ended_by" in d.source)
+    ended = Counter(d.source["ended_by"] for d in dialogues if d.source.get("ended_by"))
     if ended:
         ways = ", ".join(f"{who} {count:,}" for who, count in ended.most_common())
         lines += [f"Ended by: {ways}.", ""]
@@ -398,7 +398,7 @@ def _critique(dialogues: Sequence[Dialogue]) -> list[str]:
     counts = criterion_counts(dialogues)
     if not counts:
         return []
-    rewritten = sum(bool(d.source["critique"]["rounds"]) for d in dialogues)
+    rewritten = sum(bool((d.source.get("critique") or {}).get("rounds")) for d in dialogues)
     rows = [
         (_cut(name), f"{checked:,}", f"{changed / checked:.1%}", f"{failing / checked:.1%}")
         for name, (checked, changed, failing) in counts.items()

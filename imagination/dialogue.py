@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ilql_jax.errors import UserError
-from imagination.checks import is_finite, require, without_surrogates
+from imagination.checks import (
+    MOST_REWARD,
+    is_finite,
+    is_reward,
+    is_whole,
+    require,
+    without_surrogates,
+)
+from imagination.plain_data import json_lines, plain
 
 Speaker = Literal["human", "agent"]
 
@@ -129,55 +137,151 @@ class Dialogue:
             field = f"messages[{index}]"
             _require(isinstance(message, dict), where, field, message, "an object")
             role, content = message.get("role"), message.get("content")
-            _require(isinstance(content, str), where, f"{field}.content", content, "a string")
+            if not isinstance(content, str):  # asked first: the field's name takes longer to make
+                _require(False, where, f"{field}.content", content, "a string")
             if role == "system":
                 _require(index == 0, where, f"{field}.role", role, "system only as first message")
                 system = without_surrogates(content)
                 continue
-            known = role in SPEAKER_OF_ROLE
-            _require(known, where, f"{field}.role", role, "system, user or assistant")
+            if not isinstance(role, str) or role not in SPEAKER_OF_ROLE:
+                _require(False, where, f"{field}.role", role, "system, user or assistant")
             turns.append(_turn(message, where, field))
         reward = record.get("reward")
         _require(
-            reward is None or is_finite(reward),
+            reward is None or is_reward(reward),
             where,
             "reward",
             reward,
-            "a finite number, or null where nobody rated the dialogue",
+            f"{_REWARD}, or null where nobody rated the dialogue",
         )
-        terminal = record.get("terminal", True)
+        terminal = _given(record, "terminal", True)
         _require(isinstance(terminal, bool), where, "terminal", terminal, "true or false")
-        persona, source = record.get("persona") or {}, record.get("source") or {}
-        _require(isinstance(persona, dict), where, "persona", persona, "an object axis -> value")
-        _require(isinstance(source, dict), where, "source", source, "an object")
         return cls(
-            id=str(record.get("id", where)),
-            task=str(record.get("task", "")),
+            id=_identifier(record, where),
+            task=_text(record, "task", where),
             turns=tuple(turns),
             reward=None if reward is None else float(reward),
-            persona=persona,
-            source=source,
+            persona=_persona(record, where),
+            source=_source(record, where),
             system=system,
             terminal=terminal,
         )
 
 
+def _given(record: Mapping[str, Any], name: str, default: Any) -> Any:
+    """A field that may be missing, which null says too."""
+    value = record.get(name)
+    return default if value is None else value
+
+
+def _text(record: Mapping[str, Any], name: str, where: str) -> str:
+    text = _given(record, name, "")
+    _require(isinstance(text, str), where, name, text, "text")
+    return without_surrogates(text)
+
+
+def _identifier(record: Mapping[str, Any], where: str) -> str:
+    """The id, or the place of a dialogue that has none."""
+    identifier = _given(record, "id", "")
+    known = isinstance(identifier, str) or is_whole(identifier)
+    _require(known, where, "id", identifier, "text or a whole number")
+    return without_surrogates(str(identifier)).strip() or where
+
+
+def _object(record: Mapping[str, Any], name: str, where: str, outer: str = "") -> dict[str, Any]:
+    """An object of plain values, which can be written again as they are."""
+    found = record.get(name)
+    if found is None:
+        return {}
+    field = f"{outer}.{name}" if outer else name
+    _require(isinstance(found, Mapping), where, field, found, "an object name -> value")
+    return plain(found, where, field, DialogueError)
+
+
+def _persona(record: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Traits as text; those that are null are not known."""
+    persona = {}
+    for axis, value in _object(record, "persona", where).items():
+        scalar = value is None or isinstance(value, str | int | float)
+        _require(scalar, where, f"persona.{axis}", value, "text, a number, true or false")
+        if value is not None:
+            persona[axis] = str(value).lower() if isinstance(value, bool) else str(value)
+    return persona
+
+
+# Fields of a source that cards, tables and evaluation read; others may hold what they like.
+_SOURCE: dict[str, Any] = {
+    **dict.fromkeys(("kind", "way", "behaviour", "part", "ended_by"), str),
+    **dict.fromkeys(("method", "population", "parent", "reason"), str),
+    **dict.fromkeys(("turn", "round", "episode"), int),
+    "difficult": bool,
+    "outcome": float,
+    "models": {str: str},
+    "prompts": {str: str},
+    "critique": {
+        "rounds": int,
+        "verdicts": [[{"criterion": str, "fulfilled": bool}]],
+        "changed": [[str]],
+    },
+    "rewards": dict.fromkeys(("outcome", "judge", "human", "judge_spread"), float),
+}
+_SHAPES = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
+
+
+def _source(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    source = _object(record, "source", where)
+    for name, value in source.items():
+        if name in _SOURCE and value is not None:
+            _require_shape(value, _SOURCE[name], where, f"source.{name}")
+    return source
+
+
+def _require_shape(value: Any, shape: Any, where: str, field: str) -> None:
+    """Raises unless a value is of a type, or holds such: a list of one shape, or names -> shapes.
+
+    Anything in an object may be null or missing, but for what stands in a list.
+    """
+    if isinstance(shape, list):
+        _require(isinstance(value, list), where, field, value, "a list")
+        for index, each in enumerate(value):
+            _require_shape(each, shape[0], where, f"{field}[{index}]")
+            if isinstance(shape[0], dict):
+                missing = [name for name in shape[0] if each.get(name) is None]
+                _require(not missing, where, f"{field}[{index}]", each, f"a field {missing[:1]}")
+    elif isinstance(shape, dict):
+        _require(isinstance(value, dict), where, field, value, "an object name -> value")
+        for name, each in value.items():
+            inner = shape.get(name, shape.get(str))
+            if inner is not None and each is not None:
+                _require_shape(each, inner, where, f"{field}.{name}")
+    else:
+        fits = {float: is_finite, int: is_whole}.get(shape, lambda each: isinstance(each, shape))
+        _require(fits(value), where, field, value, _SHAPES[shape])
+
+
+_REWARD = f"a finite number, at most {MOST_REWARD:g} up or down"
+
+
 def _turn(message: Mapping[str, Any], where: str, field: str) -> Turn:
     """The turn of a message whose role and content are known to be right."""
     reward = message.get("reward") or 0.0
-    _require(is_finite(reward), where, f"{field}.reward", reward, "a finite number")
-    marks = {name: message.get(name) for name in ("learn", "clone", "credit")}
-    for name, value in marks.items():
-        known = value is None or isinstance(value, bool)
-        _require(known, where, f"{field}.{name}", value, "true or false")
+    if reward:
+        _require(is_reward(reward), where, f"{field}.reward", reward, _REWARD)
+        expected = "none on a message of the user: only those of the assistant are rewarded"
+        _require(message["role"] == "assistant", where, f"{field}.reward", reward, expected)
+    for name in ("learn", "clone", "credit"):
+        value = message.get(name)
+        if value is not None:
+            known = isinstance(value, bool)
+            _require(known, where, f"{field}.{name}", value, "true or false")
     return Turn(
         SPEAKER_OF_ROLE[message["role"]],
         without_surrogates(message["content"]),
         float(reward),
-        message.get("annotations") or {},
-        learn=bool(marks["learn"]),
-        clone=marks["clone"],
-        credit=marks["credit"],
+        _object(message, "annotations", where, field),
+        learn=bool(message.get("learn")),
+        clone=message.get("clone"),
+        credit=message.get("credit"),
     )
 
 
@@ -251,25 +355,14 @@ def read_dialogues(path: str | os.PathLike[str]) -> list[Dialogue]:
 
 def iterate_dialogues(path: str | os.PathLike[str]) -> Iterator[Dialogue]:
     """Reads a dialogues file one dialogue at a time; errors as of `read_dialogues`."""
-    with Path(path).open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if not raw.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                line = raw.decode("utf-8")
-                record = json.loads(line)
-            except UnicodeDecodeError as error:
-                raise DialogueError(
-                    f"{where}: not valid UTF-8 ({error.reason} at byte {error.start}). Repair or "
-                    "delete this line."
-                ) from None
-            except json.JSONDecodeError as error:
-                raise DialogueError(
-                    f"{where}: not valid JSON ({error.msg} at column {error.colno}): "
-                    f"{line.strip()[:80]!r}. Repair or delete this line."
-                ) from None
-            yield Dialogue.from_json(record, where)
+    for where, record in json_lines(path, DialogueError):
+        yield Dialogue.from_json(record, where)
+
+
+def place_of(path: str | os.PathLike[str], index: int) -> str:
+    """Place of a dialogue of a file, "file, line 3"; the first has the index 0."""
+    records = json_lines(path, DialogueError)
+    return next(where for number, (where, _) in enumerate(records) if number == index)
 
 
 def _require(condition: bool, where: str, field: str, value: Any, expected: str) -> None:

@@ -118,7 +118,7 @@ def test_an_empty_part_is_told(split, message, tmp_path):
     ("path", "message"),
     [
         ("", r"config\.data\.path is empty"),
-        ("nowhere.jsonl", r"there is no file nowhere\.jsonl"),
+        ("nowhere.jsonl", r"there is no file 'nowhere\.jsonl'"),
         ("/no/such/folder", "there is no file"),
     ],
 )
