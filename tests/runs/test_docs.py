@@ -16,7 +16,6 @@ import itertools
 import os
 import re
 import runpy
-import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import pages
 import pytest
+import warm_start
 import yaml
 from launching import ROOT, TINY, write_corpus
 from messages_server import MessagesServer
@@ -115,10 +115,8 @@ class Workspace:
         return output
 
     def execute(self, arguments: list[str], text: str = "") -> str:
-        result = subprocess.run(
+        result = warm_start.run(
             [sys.executable, *arguments],
-            capture_output=True,
-            text=True,
             input=text,
             cwd=self.folder,
             env=os.environ

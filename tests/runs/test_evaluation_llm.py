@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm_start
 from launching import ROOT, TINY
 from messages_server import MessagesServer
 from ml_collections import ConfigDict
@@ -60,10 +61,8 @@ def launch(server: MessagesServer, *arguments: str, key: str = KEY) -> subproces
     environment |= {"JAX_PLATFORMS": "cpu", "NO_COLOR": "1"}
     if key:
         environment["ANTHROPIC_API_KEY"] = key
-    return subprocess.run(
+    return warm_start.run(
         [sys.executable, str(ROOT / "experiments" / "teaching.py"), *arguments],
-        capture_output=True,
-        text=True,
         cwd=ROOT,
         env=environment,
         timeout=300,

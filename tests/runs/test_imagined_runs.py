@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm_start
 import yaml
 from launching import DESCRIPTION, ROOT
 from launching import TINY_IMAGINED as TINY
@@ -41,10 +42,8 @@ def environment() -> dict[str, str]:
 
 
 def launch(folder: Path, url: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
+    return warm_start.run(
         command(folder, url, *arguments),
-        capture_output=True,
-        text=True,
         cwd=ROOT,
         env=environment(),
         timeout=600,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm_start
 import yaml
 from launching import DESCRIPTION, ROOT
 from launching import TINY_IMAGINED as TINY
@@ -52,10 +53,8 @@ def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     file = folder.with_name("trips.py")
     file.write_text(EXPERIMENT)
     environment = {"JAX_PLATFORMS": "cpu", "NO_COLOR": "1", "ANTHROPIC_API_KEY": "none"}
-    return subprocess.run(
+    return warm_start.run(
         [sys.executable, str(file), f"--workdir={folder}", *arguments],
-        capture_output=True,
-        text=True,
         env=os.environ | environment | {"PYTHONPATH": str(ROOT)},
         timeout=600,
     )

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import warm_start
+
 ROOT = Path(__file__).parents[2]
 TINY = (
     "--config.imagination.dialogues=600",
@@ -35,10 +37,8 @@ def command(*arguments: str, task: str = "teaching") -> list[str]:
 
 
 def launch(*arguments: str, task: str = "teaching", text: str = "") -> subprocess.CompletedProcess:
-    return subprocess.run(
+    return warm_start.run(
         command(*arguments, task=task),
-        capture_output=True,
-        text=True,
         input=text,
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "NO_COLOR": "1"},
