@@ -10,6 +10,7 @@ and bounds, and for whether it shapes results. `python experiments/teaching.py -
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from ilql_jax.train_step import TrainConfig
 from imagination.agents import AGENTS
 from imagination.agents.gdp_zero import SearchConfig
 from imagination.chat_formats import LOSS_ON
+from imagination.chat_templates import TEMPLATE_DATE
 from imagination.corpora import CORPORA, MISSING_OUTCOME
 from imagination.engine.config import EngineConfig
 from imagination.hindsight.llm import LLMHindsightConfig
@@ -213,6 +215,23 @@ class TokenizerConfig(Settings):
         "",
     )
     vocab_size: int = setting("Tokens of the BPE trained here, at most.", 1024, least=1)
+    opening: str = setting(
+        "Words of the human before a conversation that the agent opens, for chat templates; empty "
+        "= none where the template lets an agent speak first, else an empty turn.",
+        "",
+    )
+    date: str = setting(
+        "Day that chat templates write which ask for today's, year-month-day.",
+        TEMPLATE_DATE.isoformat(),
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        try:
+            datetime.date.fromisoformat(self.date)
+        except ValueError:
+            problem = "must be a day as year-month-day, e.g. 2025-01-31"
+            raise SettingError("date", self.date, problem) from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,9 @@ The dialogues come from `stages/imagine.py`, regenerated ones and pairs from
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -44,6 +46,8 @@ def check_dialogues(
         tokenizer = DialogueTokenizer.load(folder.tokenizer)
     else:
         tokenizer = make_tokenizer(experiment, [d for d in dialogues if is_for_training(d)])
+        for note in tokenizer.notes(dialogues):
+            console.print(note, markup=False, highlight=False)
     trajectories = tokenizer.trajectories(dialogues, loss_on=experiment.data.loss_on)
     check_lengths(experiment.network, trajectories, experiment.speaking.max_utterance, console)
     packing(experiment.batches, experiment.network.max_positions, trajectories)
@@ -128,11 +132,14 @@ def _utterance_lengths(trajectory: Trajectory) -> np.ndarray:
 
 def make_tokenizer(experiment: Experiment, dialogues: list[Dialogue]) -> DialogueTokenizer:
     """Loads the tokenizer that the settings name, or trains one on these dialogues."""
-    if experiment.tokenizer.pretrained:
-        return DialogueTokenizer.load(experiment.tokenizer.pretrained)
-    if experiment.network.pretrained:
-        return DialogueTokenizer.load(find(experiment.network.pretrained, weights=False))
-    return DialogueTokenizer.train(dialogues, experiment.tokenizer.vocab_size)
+    settings = experiment.tokenizer
+    where: str | Path = settings.pretrained
+    if not where and experiment.network.pretrained:
+        where = find(experiment.network.pretrained, weights=False)
+    if not where:
+        return DialogueTokenizer.train(dialogues, settings.vocab_size)
+    date = datetime.date.fromisoformat(settings.date)
+    return DialogueTokenizer.load(where, settings.opening, date)
 
 
 @dataclasses.dataclass(frozen=True)

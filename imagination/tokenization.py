@@ -1,6 +1,6 @@
 """Dialogues -> `Trajectory`, with a BPE of our own or any Hugging Face tokenizer.
 
-The layout is in `chat_formats.py`: by the tokenizer's chat template, or else with the markers
+The layout is in `chat_formats.py`: by the tokenizer's chat template, else with the markers
 `<human> words <agent> words <end> <human> words ...`. The agent's words and the token that ends
 them are its actions; the state before an utterance ends with the invitation to speak (the
 `<agent>` marker), and the rating lies on the last end. A system message stands before the turns,
@@ -9,6 +9,7 @@ in training and in conversation alike.
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,9 +32,9 @@ from imagination.chat_formats import (
     Layout,
     LossOn,
     MarkerFormat,
-    TemplateFormat,
     learned_from,
 )
+from imagination.chat_templates import TEMPLATE_DATE, TemplateFormat
 from imagination.dialogue import Dialogue, DialogueError, Turn
 
 
@@ -42,16 +43,21 @@ class DialogueTokenizer:
 
     Args:
         tokenizer: A fast Hugging Face tokenizer. Without chat template it gets our markers, as far
-            as it lacks them; one that has them all is one of ours, and keeps to them.
+            as it lacks them; one that has them all is one of ours, and keeps to them. A chat
+            template is replaced by the one that is used, which is saved with it.
+        opening: See `TemplateFormat`.
+        date: Likewise.
 
     Attributes:
         vocab_size: Number of tokens.
         end: Token that ends the agent's utterances.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, opening: str = "", date: datetime.date = TEMPLATE_DATE):
         self._tokenizer = tokenizer
-        self._format = _format(tokenizer)
+        self._format = _format(tokenizer, opening, date)
+        if isinstance(self._format, TemplateFormat):
+            tokenizer.chat_template = self._format.template
         self.end = self._format.end
         self.vocab_size = len(tokenizer)
 
@@ -80,8 +86,18 @@ class DialogueTokenizer:
         )
 
     @classmethod
-    def load(cls, name_or_folder: str | os.PathLike[str]) -> DialogueTokenizer:
+    def load(
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        opening: str = "",
+        date: datetime.date = TEMPLATE_DATE,
+    ) -> DialogueTokenizer:
         """Loads a Hugging Face tokenizer by name or folder, such as one that `save` wrote.
+
+        Args:
+            name_or_folder: What `save` wrote has its opening and date in its template.
+            opening: See `TemplateFormat`.
+            date: Likewise.
 
         Raises:
             DialogueError: It cannot be found or read.
@@ -96,7 +112,9 @@ class DialogueTokenizer:
                 )
             except Exception as error:  # whatever a damaged file makes the library stumble on
                 raise ValueError(str(error) or repr(error)) from None
-            return cls(read)
+            return cls(read, opening, date)
+        except DialogueError as error:
+            raise DialogueError(f"tokenizer {str(name_or_folder)!r}: {error}") from None
         except (OSError, ValueError) as error:
             raise DialogueError(
                 f"no tokenizer that can be used in {str(name_or_folder)!r}: "
@@ -113,6 +131,12 @@ class DialogueTokenizer:
         self.save(folder)
         if isinstance(self._format, MarkerFormat):
             (Path(folder) / "chat_template.jinja").write_text(MARKER_TEMPLATE, "utf-8")
+
+    def notes(self, dialogues: Sequence[Dialogue]) -> list[str]:
+        """Tells what the chat template does to these dialogues beside laying out their words."""
+        if not isinstance(self._format, TemplateFormat):
+            return []
+        return self._format.notes([Chat(d.turns, d.system) for d in dialogues])
 
     def writable(self, vocab_size: int | None = None) -> Bool[np.ndarray, " vocab"]:
         """True for tokens an agent may write: words and the end, no other special token.
@@ -244,10 +268,10 @@ def _texts(dialogues: Iterable[Dialogue]) -> Iterator[str]:
         yield from (turn.text for turn in dialogue.turns)
 
 
-def _format(tokenizer) -> Format:
+def _format(tokenizer, opening: str, date: datetime.date) -> Format:
     missing = [marker for marker in MARKERS if marker not in tokenizer.get_vocab()]
     if missing and tokenizer.chat_template:
-        return TemplateFormat(tokenizer)
+        return TemplateFormat(tokenizer, opening, date)
     if missing:
         # Beside those that it has: they stay special.
         tokenizer.add_tokens([tokenizers.AddedToken(m, special=True) for m in missing], True)
