@@ -91,6 +91,7 @@ def _run(
 ) -> None:
     line = command_line.parse(name, config, arguments, variants)
     folder = RunFolder(line.workdir)
+    folder.check_path()
     folder.check_experiment(name)
     config = command_line.with_saved(line.config, folder, line.overrides)
     is_judged = not line.dry_run and line.stage in STAGES[STAGES.index("evaluate") :]

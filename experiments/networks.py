@@ -7,21 +7,29 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from jax.sharding import Mesh
+from rich.console import Console
 
 from experiments.build import Experiment, Network
 from experiments.evaluation.summary import UnitResult
 from experiments.methods import TrainedMethod
 from experiments.run_folder import RunFolder, Unit
 from ilql_jax import sharding
-from ilql_jax.checkpoint import read_metadata, restore_params
+from ilql_jax.checkpoint import (
+    CheckpointError,
+    latest_step,
+    read_metadata,
+    restore_params,
+    set_aside_damaged,
+)
 from ilql_jax.models import ModelConfig, Params, abstract_params
 from ilql_jax.models.hugging_face.read import find, start_params
 from ilql_jax.models.lora import merge_adapters
 from ilql_jax.policy import DecodingConfig, Policy
 from imagination.agents.policy import PolicyAgent
+from imagination.checks import is_finite
 from imagination.dialogue import iterate_dialogues, usual_system
 from imagination.tokenization import DialogueTokenizer
 
@@ -33,12 +41,67 @@ def units(experiment: Experiment) -> list[Unit]:
 
 
 def is_trained(folder: RunFolder, unit: Unit) -> bool:
-    return folder.finished(unit).exists()
+    """True if the training is done; a mark of that which is damaged is made again."""
+    return train_seconds(folder, unit) is not None
 
 
-def train_seconds(folder: RunFolder, unit: Unit) -> float:
-    """Time the training took, over all the sessions that it needed."""
-    return json.loads(folder.finished(unit).read_text())["train_seconds"]
+def train_seconds(folder: RunFolder, unit: Unit) -> float | None:
+    """Time the training took, over all the sessions that it needed; None = it is not done."""
+    try:
+        seconds = json.loads(folder.finished(unit).read_text("utf-8"))["train_seconds"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return seconds if is_finite(seconds) else None
+
+
+def check_checkpoints(
+    experiment: Experiment, folder: RunFolder, wanted: Iterable[Unit], console: Console
+) -> None:
+    """Sets damaged checkpoints aside and tells it; the training then has to go on from there.
+
+    Args:
+        experiment: Says how long each is trained.
+        folder: Of the run.
+        wanted: Networks that are going to be trained on, or used.
+        console: Where it is told.
+    """
+    for unit in wanted:
+        for each in set_aside_damaged(folder.checkpoints(unit)):
+            console.print(f"Warning: {each}", style="yellow", markup=False, highlight=False)
+        last = experiment.method(unit.method).train.steps
+        if is_trained(folder, unit) and (latest_step(folder.checkpoints(unit)) or 0) < last:
+            folder.finished(unit).unlink()
+            console.print(f"{unit.name} is not trained to the end any more: --stage=train does it.")
+
+
+def is_used_up(folder: RunFolder, unit: Unit) -> bool:
+    """True if nothing of a run asks for a network any more: it is trained and judged."""
+    is_judged = folder.unit_result(unit).exists() or folder.heldout.exists()
+    return is_judged and is_trained(folder, unit)
+
+
+def check_identity(experiment: Experiment, folder: RunFolder, unit: Unit) -> None:
+    """Raises `CheckpointError` unless the checkpoints of a unit are those of its own training."""
+    saved = read_metadata(folder.checkpoints(unit))
+    method = saved.get("method")
+    found = {
+        "method": method.get("name") if isinstance(method, dict) else None,
+        "seed": saved.get("seed"),
+        "unit": saved.get("unit", unit.name),  # older ones do not say it
+    }
+    own = experiment.method(unit.method).method.name
+    expected = {"method": own, "seed": experiment.seed + unit.seed, "unit": unit.name}
+    differing = [
+        f"{name} {found[name]!r} instead of {expected[name]!r}"
+        for name in expected
+        if found[name] != expected[name]
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{folder.checkpoints(unit)} holds a checkpoint of another training: "
+            f"{', '.join(differing)}. Put back its own, or delete the folder and "
+            f"{folder.finished(unit)}, and train again with --stage=train."
+        )
 
 
 def pretrained_start(
@@ -70,6 +133,7 @@ def trained_network(
     Its parameters lie on one device, or where `sharding.mesh_to_use` says. The network it started
     from is needed only where a part of that is frozen in it.
     """
+    check_identity(experiment, folder, unit)
     shape = ModelConfig.from_dict(read_metadata(folder.checkpoints(unit))["model"])
     mesh = sharding.mesh_to_use(experiment.mesh)
     start_from = pretrained_start(experiment.network, shape, experiment.seed + unit.seed, mesh)

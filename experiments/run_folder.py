@@ -18,6 +18,7 @@ import yaml
 from ml_collections import ConfigDict
 
 from experiments.files import write_atomically
+from ilql_jax.checkpoint import CheckpointError, check_folder
 from ilql_jax.errors import UserError
 from imagination.dialogue import Dialogue
 from imagination.llm.secrets import without_password
@@ -187,6 +188,13 @@ class RunFolder:
         settings = {"experiment": experiment, **as_lists(without_password(config.to_dict()))}
         del settings["machine"]  # which process this is among others is no setting of the run
         write_atomically(self.config_file, yaml.safe_dump(settings, sort_keys=False))
+
+    def check_path(self) -> None:
+        """Raises `RunError` for a folder that a run could not be read back from."""
+        try:
+            check_folder(self.path)
+        except CheckpointError as error:
+            raise RunError(f"--workdir: {error}") from None
 
     def check_experiment(self, name: str) -> None:
         """Raises `RunError` if another experiment was run in this folder."""

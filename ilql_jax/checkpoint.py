@@ -7,14 +7,20 @@ shape no result (named in `runtime`) may differ when a run goes on.
 
 An array is saved by the devices that hold it, on every host, and read onto whatever mesh is asked
 for. On several hosts each process makes these calls, on a folder that they share.
+
+Checksums of its files are written beside a finished checkpoint, and compared before it is used. One
+that was damaged since is set aside, under another name, and the one before it is used.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -26,9 +32,18 @@ from ilql_jax.models import ModelConfig, Params, abstract_params
 from ilql_jax.partition import FROZEN, combine, fingerprint, initialize, partition
 from ilql_jax.settings import runtime_fields
 
+CHECKSUMS = "checksums.json"
+ASIDE = "damaged-"
+
+Found = TypeVar("Found")
+
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing or of another model. The message says what to do."""
+
+
+class CheckpointWarning(UserWarning):
+    """A damaged checkpoint was set aside."""
 
 
 class Checkpoints:
@@ -39,6 +54,9 @@ class Checkpoints:
         metadata: Plain JSON saved with each, and compared when one is restored.
         runtime: Entries that are not compared, nested ones as "outer.inner".
         keep: Number of the newest that stay.
+
+    Raises:
+        CheckpointError: The folder's name is one that files cannot be read back from.
     """
 
     def __init__(
@@ -48,7 +66,12 @@ class Checkpoints:
         runtime: Collection[str] = (),
         keep: int = 2,
     ):
+        check_folder(folder)
         self.folder = Path(folder).absolute()
+        if sharding.is_first_host():
+            _warn(set_aside_damaged(self.folder))
+        if jax.process_count() > 1:
+            sharding.wait_for_all(f"damaged checkpoints of {self.folder}")
         self.metadata = dict(metadata)
         self.runtime = frozenset(runtime)
         self._manager = ocp.CheckpointManager(
@@ -72,6 +95,8 @@ class Checkpoints:
                 metadata=ocp.args.JsonSave(self.metadata),
             ),
         )
+        if sharding.is_first_host():
+            _write_checksums(self.folder / str(step))
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest state and data position, or None where nothing was saved yet.
@@ -82,25 +107,24 @@ class Checkpoints:
 
         Raises:
             CheckpointError: The checkpoint was made from other metadata; the message names the
-                entries that differ.
+                entries that differ. Or it cannot be read.
         """
         step = self.latest_step()
         if step is None:
             return None
         saved = read_metadata(self.folder)
+        saved.setdefault("unit", self.metadata.get("unit"))  # older ones do not say it
         differing = _differences(saved, self.metadata, self.runtime)
         if differing:
             raise CheckpointError(
                 f"{self.folder} holds a checkpoint of another run: {'; '.join(differing)}. "
                 "Use another folder, or set these back."
             )
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_on_this_device(abstract_state)),
-                data=ocp.args.JsonRestore(),
-            ),
+        wanted = ocp.args.Composite(
+            state=ocp.args.StandardRestore(_on_this_device(abstract_state)),
+            data=ocp.args.JsonRestore(),
         )
+        restored = _read(self.folder, step, lambda: self._manager.restore(step, args=wanted))
         return restored["state"], restored["data"]
 
     def close(self) -> None:
@@ -112,16 +136,19 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     """The metadata of the newest checkpoint in a folder.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is none, or it is of no use.
     """
     folder = Path(folder).absolute()
     with _open_for_reading(folder) as manager:
-        metadata = manager.restore(
-            manager.latest_step(), args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
-        )["metadata"]
+        step = manager.latest_step()
+        wanted = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        metadata = _read(folder, step, lambda: manager.restore(step, args=wanted)["metadata"])
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{folder / str(step)} does not say what it holds. Train again.")
     if "model" in metadata:
         # Fields that were added to the config since have their defaults.
-        metadata["model"] = dataclasses.asdict(ModelConfig.from_dict(metadata["model"]))
+        model = _read(folder, step, lambda: ModelConfig.from_dict(metadata["model"]))
+        metadata["model"] = dataclasses.asdict(model)
     return metadata
 
 
@@ -169,21 +196,15 @@ def restore_params(
         _, shapes = partition(config, shapes)
     laid_out = _on_this_device(shapes) if mesh is None else sharding.with_shardings(shapes, mesh)
     wanted = {"params": laid_out}
+    layouts = jax.tree.map(
+        lambda x: ocp.ArrayRestoreArgs(global_shape=x.shape, dtype=x.dtype, sharding=x.sharding),
+        wanted,
+    )
+    asked = ocp.args.PyTreeRestore(wanted, restore_args=layouts, partial_restore=True)
     with _open_for_reading(folder) as manager:
-        restored = manager.restore(
-            manager.latest_step(),
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    wanted,
-                    restore_args=jax.tree.map(
-                        lambda x: ocp.ArrayRestoreArgs(
-                            global_shape=x.shape, dtype=x.dtype, sharding=x.sharding
-                        ),
-                        wanted,
-                    ),
-                    partial_restore=True,
-                )
-            ),
+        step = manager.latest_step()
+        restored = _read(
+            folder, step, lambda: manager.restore(step, args=ocp.args.Composite(state=asked))
         )
     trainable = restored["state"]["params"]
     return combine(frozen, trainable) if FROZEN in metadata else trainable
@@ -192,10 +213,150 @@ def restore_params(
 def _open_for_reading(folder: Path) -> ocp.CheckpointManager:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder of checkpoints. Train first.")
+    if sharding.is_first_host():
+        _warn(set_aside_damaged(folder))
     manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
     if manager.latest_step() is None:
         raise CheckpointError(f"{folder}: holds no complete checkpoint. Train first.")
     return manager
+
+
+# --- damage -------------------------------------------------------------------------------------
+
+
+def check_folder(path: str | Path) -> None:
+    """Raises `CheckpointError` for a folder from which checkpoints cannot be read back.
+
+    Orbax looks for files by patterns, and takes a backslash for a slash.
+    """
+    whole = str(Path(path).absolute())
+    odd = next((x for x in whole if x in "[]*?\\" or not (x.isprintable() or x.isspace())), None)
+    odd = odd or next((x for x in "\n\r\v\f" if x in whole), None)
+    odd = odd or next((x for x in ("gs:/", "s3:/") if x in f"{whole}/"), None)
+    if odd is not None:
+        raise CheckpointError(
+            f"{whole!r} has {odd!r} in it: checkpoints that are written there cannot be read back. "
+            "Give a folder whose name has other signs."
+        )
+
+
+def latest_step(folder: str | Path) -> int | None:
+    """Step of the newest checkpoint in a folder, or None."""
+    return max(_steps(Path(folder)), default=None)
+
+
+def set_aside_damaged(folder: str | Path) -> list[str]:
+    """Renames the newest checkpoints as long as they are damaged.
+
+    Returns:
+        A sentence on each, for people to read.
+
+    Raises:
+        CheckpointError: It cannot be renamed.
+    """
+    folder, told = Path(folder), []
+    for step in sorted(_steps(folder), reverse=True):
+        path = folder / str(step)
+        problem = _damage(path)
+        if problem is None:
+            break
+        told.append(_set_aside(path, problem))
+    return told
+
+
+def _set_aside(path: Path, problem: str) -> str:
+    target = path.with_name(ASIDE + path.name)
+    number = 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{ASIDE}{path.name}-{number}")
+    try:
+        path.rename(target)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is damaged ({problem}) and cannot be set aside ({error.strerror}). Delete it."
+        ) from None
+    before = latest_step(path.parent)
+    rest = f"the one of step {before} is used" if before is not None else "there is none before it"
+    return f"{path} is damaged ({problem}): set aside as {target.name}, {rest}."
+
+
+def _warn(told: list[str]) -> None:
+    for each in told:
+        warnings.warn(each, CheckpointWarning, stacklevel=3)
+
+
+def _steps(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return [
+        int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()
+    ]
+
+
+def _files(path: Path) -> dict[str, Path]:
+    files = (file for file in path.rglob("*") if file.is_file() and file.name != CHECKSUMS)
+    return {file.relative_to(path).as_posix(): file for file in sorted(files)}
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _write_checksums(path: Path) -> None:
+    sums = {name: _checksum(file) for name, file in _files(path).items()}
+    partial = path / f"{CHECKSUMS}.partial"
+    partial.write_text(json.dumps(sums, indent=1))
+    partial.replace(path / CHECKSUMS)
+
+
+# Checkpoints that were compared with their checksums -> sizes and times of their files then.
+_compared: dict[Path, list[tuple[str, int, int]]] = {}
+
+
+def _damage(path: Path) -> str | None:
+    """Names what is wrong with a checkpoint; None where nothing is.
+
+    One without checksums is of an older version, or its process was killed before it could write
+    them: only what must be there is looked for.
+    """
+    if not path.is_dir():
+        return "it is no folder"
+    files = _files(path)
+    if not (path / CHECKSUMS).exists():
+        needed = [name for name in ("metadata", "state") if not (path / name).is_dir()]
+        return f"{needed[0]} is missing" if needed else None
+    stats = {name: file.stat() for name, file in files.items()}
+    signature = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
+    if _compared.get(path) == signature:
+        return None
+    try:
+        sums = json.loads((path / CHECKSUMS).read_text())
+        missing = [name for name in sums if name not in files]
+        changed = [name for name, file in files.items() if sums.get(name) != _checksum(file)]
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        return f"{CHECKSUMS} cannot be read: {error}"
+    if missing or changed:
+        return f"{missing[0]} is missing" if missing else f"{changed[0]} is not as it was written"
+    _compared[path] = signature
+    return None
+
+
+def _read(folder: Path, step: int | None, read: Callable[[], Found]) -> Found:
+    """Reads from a checkpoint; what a library stumbles on becomes a `CheckpointError`."""
+    try:
+        return read()
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
+        said = (str(error).strip() or repr(error)).splitlines()[0][:200]
+        if "RESOURCE_EXHAUSTED" in said:  # out of memory: the checkpoint may be whole
+            raise
+        raise CheckpointError(
+            f"{folder / str(step)} cannot be read: {said}. Rename or delete it: the training goes "
+            "on from the checkpoint before it."
+        ) from None
 
 
 def _on_this_device(abstract: Any) -> Any:

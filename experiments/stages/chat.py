@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from experiments.build import Experiment
-from experiments.networks import chosen_decoding, is_trained, load_agent
+from experiments.networks import check_checkpoints, chosen_decoding, is_trained, load_agent
 from experiments.run_folder import RunError, RunFolder, Unit
 from imagination.agents.policy import PolicyAgent
 from imagination.dialogue import Turn, iterate_dialogues
@@ -24,7 +24,9 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
         RunError: Nothing was trained here yet.
     """
     unit = Unit(experiment.chat.method, 0)
-    if not is_trained(folder, unit):
+    was_trained = is_trained(folder, unit)
+    check_checkpoints(experiment, folder, [unit], console)
+    if not was_trained:
         raise RunError(
             f"{folder.path} holds no trained {unit.method!r} agent. Run the experiment without "
             "--stage=chat first, or choose with --config.chat.method=... and --workdir=..."

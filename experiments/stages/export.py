@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.build import Experiment
-from experiments.networks import chosen_decoding, is_trained, trained_network
+from experiments.networks import check_checkpoints, chosen_decoding, is_trained, trained_network
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.tasks import load_task
 from ilql_jax.checkpoint import read_metadata
@@ -32,7 +32,9 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
         RunError: It was not trained here.
     """
     unit = Unit(experiment.export.method, experiment.export.seed)
-    if not is_trained(folder, unit):
+    was_trained = is_trained(folder, unit)
+    check_checkpoints(experiment, folder, [unit], console)
+    if not was_trained:
         raise RunError(
             f"{folder.path} holds no trained {unit.name}. Run the experiment without "
             "--stage=export first, or choose with --config.export.method=..., "

@@ -14,7 +14,6 @@ Leaves `tokenizer/`, `checkpoints/<method>-seed<k>/` and `metrics/` (JSON Lines,
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 from pathlib import Path
 
@@ -25,13 +24,20 @@ from experiments.build import Experiment
 from experiments.files import write_atomically
 from experiments.methods import in_order
 from experiments.metrics import Composite, Logger, TrainingLog, open_logger
-from experiments.networks import is_trained, pretrained_start, units
+from experiments.networks import (
+    check_checkpoints,
+    check_identity,
+    is_trained,
+    is_used_up,
+    pretrained_start,
+    units,
+)
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunFolder, Unit, is_for_training
 from experiments.training_data import TrainingData
 from ilql_jax import Trajectory, sharding
 from ilql_jax.checkpoint import restore_params
-from ilql_jax.models import abstract_params
+from ilql_jax.models import Params, abstract_params
 from ilql_jax.models.hugging_face.read import check_tensors, find
 from ilql_jax.preferences import Preferences
 from ilql_jax.train import train
@@ -41,6 +47,11 @@ from imagination.tokenization import DialogueTokenizer, save_once
 
 def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     """Trains what is not trained yet."""
+    if _is_writer(experiment):
+        used = [unit for unit in units(experiment) if not is_used_up(folder, unit)]
+        check_checkpoints(experiment, folder, used, console)
+    if experiment.machine.coordinator:
+        sharding.wait_for_all("the checkpoints that are there")
     todo = [unit for unit in units(experiment) if not is_trained(folder, unit)]
     if not todo:
         return
@@ -157,9 +168,12 @@ def train_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -
     shape = method.method.network_for(experiment.network.shape(data.tokenizer.vocab_size))
     start_from = pretrained_start(experiment.network, shape, seed, mesh)
     before = method.method.starts_from
-    restored = functools.partial(
-        restore_params, folder.checkpoints(Unit(before or "", unit.seed)), shape, mesh, start_from
-    )
+
+    def restored() -> Params:
+        earlier = Unit(before or "", unit.seed)
+        check_identity(experiment, folder, earlier)
+        return restore_params(folder.checkpoints(earlier), shape, mesh, start_from)
+
     chosen: Preferences | list[Trajectory]
     if method.learns_from_pairs:
         pairs, _ = training_data.preference_pairs(folder, data.tokenizer, limit)
@@ -195,7 +209,7 @@ def train_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -
             packing,
             seed=seed,
             folder=folder.checkpoints(unit),
-            metadata={"reward_scale": data.reward_scale},
+            metadata={"reward_scale": data.reward_scale, "unit": unit.name},
             on_start=on_start,
             on_metrics=on_metrics,
             start_from=restored if before and not method.learns_from_pairs else start_from,
