@@ -178,9 +178,9 @@ def with_saved(config: ConfigDict, folder: RunFolder, overrides: Mapping[str, An
             value = _value(saved, key)
             try:
                 merged.update_from_flattened_dict({key: value})
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise RunError(
-                    f"{folder.config_file}, key {key}: {value!r} is of the wrong type."
+                    f"{folder.config_file}, key {key}: {str(value)[:80]!r} is of the wrong type."
                 ) from None
     return merged
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.files import DAMAGE, read_json_object
 from experiments.report.wording import number
-from experiments.run_folder import RunFolder, is_for_training
+from experiments.run_folder import RunError, RunFolder, is_for_training
 from imagination.dialogue import Dialogue, iterate_dialogues
 
 
@@ -86,14 +87,42 @@ def read_hindsight(path: Path, originals: Sequence[Dialogue]) -> Hindsight | Non
         own = [each for each in rejections if each["round"] == count]
         rounds.append(Round(count, parents, made, own))
         parents = {d.id: d for d in made}
-    return Hindsight(rounds, json.loads(folder.calibration.read_text()))
+    try:
+        calibration = read_calibration(folder)
+    except DAMAGE as error:
+        raise RunError(
+            f"{folder.calibration} is damaged ({error}). Delete it, and --stage=regenerate makes "
+            "it again."
+        ) from None
+    return Hindsight(rounds, calibration)
+
+
+def read_calibration(folder: RunFolder) -> dict[str, Any]:
+    """The reward model's agreement with known outcomes.
+
+    Raises:
+        ValueError, KeyError, TypeError: The file is damaged.
+    """
+    found = read_json_object(folder.calibration)
+    for name in ("count", "spearman", "ratings"):
+        found[name]
+    describe_calibration(found)
+    return found
 
 
 def read_rejections(folder: RunFolder) -> list[dict[str, Any]]:
     """Reads the rejected proposals and continuations of all rounds."""
     if not folder.rejected.exists():
         return []
-    return [json.loads(line) for line in folder.rejected.read_text("utf-8").splitlines()]
+    try:
+        found = [json.loads(line) for line in folder.rejected.read_text("utf-8").splitlines()]
+        [(each["round"] + 0, each["problem"] + "") for each in found]  # of these types
+    except DAMAGE as error:
+        raise RunError(
+            f"{folder.rejected} is damaged ({error}). Delete {folder.hindsight}, and "
+            "--stage=regenerate makes it again."
+        ) from None
+    return found
 
 
 # --- in words -----------------------------------------------------------------------------------

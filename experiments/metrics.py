@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import re
 import secrets
 import shutil
 import time
@@ -24,9 +25,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments.files import write_atomically
+from experiments.files import DAMAGE, read_json_object, write_atomically
 from ilql_jax.errors import UserError
 from ilql_jax.settings import SettingError, Settings, setting
+from imagination.checks import is_finite
 from imagination.llm.secrets import without_password
 
 Value = float | int | str
@@ -128,7 +130,8 @@ class TrainingLog:
         """Goes on from `step`, 0 for a new training."""
         self._logger.resume(step)
         records = [record for record in read_log(self._log_file) if record["step"] <= step]
-        self._before = records[-1]["seconds"] if records else 0.0
+        seconds = records[-1].get("seconds") if records else 0.0
+        self._before = seconds if is_finite(seconds) else 0.0
         self._start = time.monotonic()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -148,14 +151,14 @@ def read_log(log_file: Path) -> list[dict[str, Any]]:
     """
     if not log_file.exists():
         return []
-    records = map(_parsed, log_file.read_text(encoding="utf-8").splitlines())
+    records = map(_parsed, log_file.read_text(encoding="utf-8", errors="replace").splitlines())
     return [record for record in records if record is not None]
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
@@ -206,7 +209,9 @@ class JsonLines:
 
     def summary(self, values: Mapping[str, Value]) -> None:
         path = self.path.with_suffix(".summary.json")
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        before = {}
+        with contextlib.suppress(FileNotFoundError, *DAMAGE):  # a damaged one is made again
+            before = read_json_object(path)
         write_atomically(path, json.dumps({**before, **values}, indent=1))
 
     def table(
@@ -338,9 +343,11 @@ class WeightsAndBiases:
 
 
 def _kept_id(path: Path) -> str:
-    if not path.exists():
-        write_atomically(path, secrets.token_hex(8))
-    return path.read_text(encoding="utf-8").strip()
+    kept = path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+    if not re.fullmatch(r"[0-9a-z]{4,64}", kept):
+        kept = secrets.token_hex(8)
+        write_atomically(path, kept)
+    return kept
 
 
 BACKENDS: dict[str, Callable[[LoggingConfig, Path, Mapping[str, Any]], Logger]] = {

@@ -6,7 +6,6 @@ How they are trained is in `stages/train.py`, what they learn from in `training_
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable
 
 from jax.sharding import Mesh
@@ -14,8 +13,9 @@ from rich.console import Console
 
 from experiments.build import Experiment, Network
 from experiments.evaluation.summary import UnitResult
+from experiments.files import DAMAGE, read_json_object
 from experiments.methods import TrainedMethod
-from experiments.run_folder import RunFolder, Unit
+from experiments.run_folder import RunError, RunFolder, Unit
 from ilql_jax import sharding
 from ilql_jax.checkpoint import (
     CheckpointError,
@@ -30,7 +30,7 @@ from ilql_jax.models.lora import merge_adapters
 from ilql_jax.policy import DecodingConfig, Policy
 from imagination.agents.policy import PolicyAgent
 from imagination.checks import is_finite
-from imagination.dialogue import iterate_dialogues, usual_system
+from imagination.dialogue import DialogueError, iterate_dialogues, usual_system
 from imagination.tokenization import DialogueTokenizer
 
 
@@ -48,10 +48,26 @@ def is_trained(folder: RunFolder, unit: Unit) -> bool:
 def train_seconds(folder: RunFolder, unit: Unit) -> float | None:
     """Time the training took, over all the sessions that it needed; None = it is not done."""
     try:
-        seconds = json.loads(folder.finished(unit).read_text("utf-8"))["train_seconds"]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
+        seconds = read_json_object(folder.finished(unit))["train_seconds"]
+    except (FileNotFoundError, *DAMAGE):
         return None
     return seconds if is_finite(seconds) else None
+
+
+def load_tokenizer(folder: RunFolder) -> DialogueTokenizer:
+    """The tokenizer of a run.
+
+    Raises:
+        RunError: It is not there, or damaged; the message says what to run again.
+    """
+    try:
+        return DialogueTokenizer.load(folder.tokenizer)
+    except DialogueError as error:
+        raise RunError(
+            f"{folder.tokenizer} is damaged, which the networks were trained with: {error} Put it "
+            f"back; or delete it, {folder.path / 'checkpoints'} and {folder.path / 'metrics'}, and "
+            "run --stage=train again."
+        ) from None
 
 
 def check_checkpoints(
@@ -149,7 +165,7 @@ def load_agent(
     batch_size: int | None = None,
 ) -> PolicyAgent:
     """Loads the network of a unit as an agent that speaks in `batch_size` conversations."""
-    tokenizer = DialogueTokenizer.load(folder.tokenizer)
+    tokenizer = load_tokenizer(folder)
     shape, params = trained_network(experiment, folder, unit)
     policy = Policy(
         shape,

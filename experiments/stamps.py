@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments.build import Experiment
 from experiments.config import SECTIONS
-from experiments.files import write_atomically
+from experiments.files import read_json_object, write_atomically
 from experiments.methods import file_digest
 from experiments.run_folder import STAGES, RunError, RunFolder, as_lists
 from ilql_jax.settings import REQUIRED, Settings, settings_of
@@ -48,7 +48,7 @@ def check_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
     path, products = _path(folder, stage), _existing_products(folder, stage)
     if not path.exists() or not products:
         return
-    before, stamp = json.loads(path.read_text()), stamp_of(folder, stage, experiment)
+    before, stamp = _read(path, products, stage), stamp_of(folder, stage, experiment)
     now = dict(stamp.values)
     # Settings that were added to the program since had their defaults.
     missing = {key for key in now.keys() - before.keys() if not _may_be_added(key)}
@@ -80,7 +80,7 @@ def begin_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
     kept = {}
     if path.exists() and _existing_products(folder, stage):
         # What such additions were made from holds while they are there, asked for or not.
-        before = json.loads(path.read_text())
+        before = _read(path, _existing_products(folder, stage), stage)
         kept = {key: value for key, value in before.items() if _may_be_added(key)}
     values = stamp_of(folder, stage, experiment).values
     write_atomically(path, json.dumps({**kept, **values}, indent=1))
@@ -232,6 +232,18 @@ def _may_be_added(key: str) -> bool:
 
 def _existing_products(folder: RunFolder, stage: str) -> list[str]:
     return [str(path) for path in folder.products(stage) if path.exists()]
+
+
+def _read(path: Path, products: Iterable[str], stage: str) -> dict[str, Any]:
+    """The settings of a stamp; raises `RunError` for one that is damaged."""
+    try:
+        return read_json_object(path)
+    except ValueError as error:
+        raise RunError(
+            f"{path} is damaged ({error}): it told which settings {', '.join(products)} was made "
+            "from. If those are the settings now, delete it, and it is made again; else delete "
+            f"what was made too, and run --stage={stage} again."
+        ) from None
 
 
 def _path(folder: RunFolder, stage: str) -> Path:

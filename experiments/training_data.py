@@ -17,6 +17,7 @@ from rich.console import Console
 from experiments.build import Experiment, Network
 from experiments.config import BatchConfig
 from experiments.hindsight_records import read_hindsight
+from experiments.networks import load_tokenizer
 from experiments.own_dialogues import PARTS
 from experiments.run_folder import RunError, RunFolder, is_for_training
 from experiments.tasks import load_task
@@ -43,7 +44,7 @@ def check_dialogues(
     """
     _check_records(experiment, folder, dialogues)
     if folder.tokenizer.exists():
-        tokenizer = DialogueTokenizer.load(folder.tokenizer)
+        tokenizer = load_tokenizer(folder)
     else:
         tokenizer = make_tokenizer(experiment, [d for d in dialogues if is_for_training(d)])
         for note in tokenizer.notes(dialogues):
@@ -160,7 +161,7 @@ class TrainingData:
     ) -> TrainingData:
         """Tokenizes the originals, and those of so many rounds of hindsight that fit."""
         originals = [d for d in read_dialogues(folder.dialogues) if is_for_training(d)]
-        tokenizer = DialogueTokenizer.load(folder.tokenizer)
+        tokenizer = load_tokenizer(folder)
         scale = reward_scale(originals)
         made = regenerated(folder, tokenizer, rounds, scale, loss_on)
         trajectories = tokenizer.trajectories(originals, scale, loss_on)

@@ -5,9 +5,7 @@ Conversations without a rating are counted, and left out of means and tests.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -23,10 +21,12 @@ from experiments.evaluation.summary import (
     Training,
     UnitResult,
 )
+from experiments.files import read_json_object
 from experiments.looks import Look, look_of
 from experiments.networks import train_seconds
 from experiments.run_folder import RunFolder, Unit
 from ilql_jax.methods import METHODS, Method
+from imagination.checks import is_finite
 from imagination.dialogue import Dialogue, read_dialogues
 from imagination.simulation import POPULATIONS
 from imagination.task import Task
@@ -59,9 +59,9 @@ def compare_units(
     results = {unit: UnitResult.read(folder.unit_result(unit)) for unit in units}
     human = prompted.common_human(results)
     conversations = {unit: read_dialogues(folder.unit_conversations(unit)) for unit in units}
-    references: dict[str, Any] = {}
+    references: Mapping[str, References] = {}
     if human is None:
-        references = json.loads(folder.references.read_text("utf-8"))
+        references = read_references(folder)
     looks = {unit.method: look_of(unit.method, methods) for unit in units}
     population = {}
     for name in POPULATIONS:
@@ -69,9 +69,22 @@ def compare_units(
             unit: [d for d in dialogues if d.source["population"] == name]
             for unit, dialogues in conversations.items()
         }
-        exact = References(**references[name]) if references else None
+        exact = references[name] if references else None
         population[name] = _compare(folder, own, results, looks, task, exact, seed, has_prices)
     return Evaluation(task.name, task.success_reward, human, population)
+
+
+def read_references(folder: RunFolder) -> dict[str, References]:
+    """The exact values of each population of the world.
+
+    Raises:
+        ValueError, KeyError, TypeError: The file is damaged.
+    """
+    found = read_json_object(folder.references)
+    for each in (value for name in POPULATIONS for value in found[name].values()):
+        if not is_finite(each):
+            raise ValueError(f"it holds {str(each)[:40]!r}, no number")
+    return {name: References(**found[name]) for name in POPULATIONS}
 
 
 def _compare(

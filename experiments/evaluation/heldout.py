@@ -23,8 +23,9 @@ from experiments.evaluation.summary import (
     PredictionPoint,
     Success,
 )
+from experiments.files import read_or_none
 from experiments.looks import look_of
-from experiments.networks import trained_network, units
+from experiments.networks import load_tokenizer, trained_network, units
 from experiments.run_folder import RunFolder, Unit
 from experiments.tasks import load_task
 from ilql_jax import sharding
@@ -34,15 +35,15 @@ from ilql_jax.methods import Method
 from ilql_jax.scoring import Scores, score
 from imagination.dialogue import Dialogue, read_dialogues
 from imagination.task import Task
-from imagination.tokenization import DialogueTokenizer
 
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the agent's utterances in a dialogue
 
 
 def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     """Writes `heldout.json`, unless it is there for the same trainings."""
-    if folder.heldout.exists():
-        judged = Heldout.read(folder.heldout).methods
+    before = read_or_none(folder.heldout, lambda: Heldout.read(folder.heldout), console)
+    if before is not None:
+        judged = before.methods
         if {name: len(each.per_seed) for name, each in judged.items()} == dict.fromkeys(
             [each.name for each in experiment.methods], experiment.run.seeds
         ):
@@ -77,7 +78,7 @@ def _score(
     experiment: Experiment, folder: RunFolder, unit: Unit, dialogues: list[Dialogue]
 ) -> list[Scores]:
     """Scores the dialogues with the network of a unit; values are in the task's unit."""
-    tokenizer = DialogueTokenizer.load(folder.tokenizer)
+    tokenizer = load_tokenizer(folder)
     shape, params = trained_network(experiment, folder, unit)
     scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
     trajectories = tokenizer.trajectories(dialogues, scale)

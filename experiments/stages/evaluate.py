@@ -10,6 +10,7 @@ judges on dialogues that were set apart instead.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -21,17 +22,17 @@ from rich.console import Console
 from experiments.build import Experiment
 from experiments.config import EvaluationConfig
 from experiments.evaluation import heldout, prompted
-from experiments.evaluation.comparison import compare_units
+from experiments.evaluation.comparison import compare_units, read_references
 from experiments.evaluation.environment import Environment, load_environment
 from experiments.evaluation.logged import log_evaluation, log_heldout
 from experiments.evaluation.prompted import Progress
 from experiments.evaluation.summary import AgentPlayer, Heldout, UnitResult
-from experiments.files import write_atomically
+from experiments.files import read_or_none, write_atomically
 from experiments.networks import load_agent, units
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunFolder, Unit
 from imagination.agents import GdpZeroAgent, prompted_agent
-from imagination.dialogue import Dialogue, json_line
+from imagination.dialogue import Dialogue, json_line, read_dialogues
 from imagination.llm import Client
 from imagination.simulation import (
     POPULATIONS,
@@ -58,7 +59,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
             "its words alone. --config.evaluation.human=prompted has those of task.yaml played."
         )
     wanted = [*units(experiment), *prompted.prompted_units(experiment)]
-    todo = [unit for unit in wanted if not folder.unit_result(unit).exists()]
+    todo = [unit for unit in wanted if not _is_evaluated(folder, unit, console)]
     with_llm = [unit for unit in todo if _talks_with_llm(experiment, unit)]
     without = [unit for unit in todo if unit not in with_llm]
     _evaluate_without_llm(experiment, folder, without, console)
@@ -80,6 +81,14 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
         log_evaluation(experiment, folder, evaluation)
 
 
+def _is_evaluated(folder: RunFolder, unit: Unit, console: Console) -> bool:
+    def read() -> UnitResult:
+        read_dialogues(folder.unit_conversations(unit))
+        return UnitResult.read(folder.unit_result(unit))
+
+    return read_or_none(folder.unit_result(unit), read, console) is not None
+
+
 def _content(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
@@ -96,10 +105,15 @@ def _evaluate_without_llm(
     console.print(f"Evaluating {len(todo)} networks in conversation.") if todo else None
     jobs = [(evaluate_network, experiment, folder.path, unit, None) for unit in todo]
     names = [unit.name for unit in todo]
-    if experiment.evaluation.config.human == "world" and not folder.references.exists():
+    if experiment.evaluation.config.human == "world" and not _has_references(folder, console):
         jobs.append((solve_world, experiment, folder.path))
         names.append("optimum")
     run_units(_call, jobs, names, workers_for(experiment.run.workers, len(jobs)), console)
+
+
+def _has_references(folder: RunFolder, console: Console) -> bool:
+    read = functools.partial(read_references, folder)
+    return read_or_none(folder.references, read, console) is not None
 
 
 def _evaluate_with_llm(

@@ -6,6 +6,8 @@ Leaves `export/<method>-seed<k>/`: policy, tokenizer, value heads and a model ca
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -16,17 +18,25 @@ import numpy as np
 from rich.console import Console
 
 from experiments.build import Experiment
-from experiments.networks import check_checkpoints, chosen_decoding, is_trained, trained_network
+from experiments.files import DAMAGE, read_json_object, write_atomically
+from experiments.networks import (
+    check_checkpoints,
+    chosen_decoding,
+    is_trained,
+    load_tokenizer,
+    trained_network,
+)
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.tasks import load_task
 from ilql_jax.checkpoint import read_metadata
 from ilql_jax.models.hugging_face.write import save_pretrained
 from imagination.dialogue import iterate_dialogues, read_dialogues
-from imagination.tokenization import DialogueTokenizer
 
 
 def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     """Exports the network of `config.export`; one that was exported before is replaced.
+
+    Files of the user's own in its folder stay.
 
     Raises:
         RunError: It was not trained here.
@@ -40,7 +50,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
             "--stage=export first, or choose with --config.export.method=..., "
             "--config.export.seed=... and --workdir=..."
         )
-    tokenizer = DialogueTokenizer.load(folder.tokenizer)
+    tokenizer = load_tokenizer(folder)
     shape, params = trained_network(experiment, folder, unit)
     method = experiment.method(unit.method)
     about = {"method": unit.method, "decoding": str(chosen_decoding(method, folder, unit))}
@@ -59,9 +69,38 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
         about=about,
     )
     tokenizer.export(partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
+    _move_into(partial, target)
     console.print(f"Exported: {target}", soft_wrap=True)
+
+
+def _move_into(partial: Path, target: Path) -> None:
+    """Moves an export to its place: over an older one, beside files of the user's own.
+
+    Which files are ours is written down with them. `config.json`, without which nothing is read,
+    goes first and comes last.
+    """
+    names = sorted(str(p.relative_to(partial)) for p in partial.rglob("*") if p.is_file())
+    target.mkdir(parents=True, exist_ok=True)
+    stale = [path.name for pattern in _TENSORS for path in target.glob(pattern)]
+    with contextlib.suppress(FileNotFoundError, *DAMAGE):
+        stale += [name for name in read_json_object(target / _WRITTEN)["files"] if _is_plain(name)]
+    for name in ("config.json", *stale):
+        with contextlib.suppress(FileNotFoundError):
+            (target / name).unlink()
+    write_atomically(target / _WRITTEN, json.dumps({"files": names}, indent=1))
+    for name in sorted(names, key=lambda name: name == "config.json"):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (partial / name).replace(target / name)
+    shutil.rmtree(partial)
+
+
+# Of an older export, which a reader would follow.
+_TENSORS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_WRITTEN = "export.json"
+
+
+def _is_plain(name: Any) -> bool:
+    return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def model_card(experiment: Experiment, folder: RunFolder, unit: Unit, about: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ read. They depend on the settings alone: same seed, same dialogues.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -116,6 +117,14 @@ def _keep_whole_chunks(partial: Path) -> int:
     if not partial.exists():
         return 0
     lines = partial.read_bytes().split(b"\n")[:-1]  # what follows the last newline is cut off
-    keep = len(lines) - len(lines) % CHUNK
+    whole = next((i for i, line in enumerate(lines) if not _is_whole(line)), len(lines))
+    keep = whole - whole % CHUNK
     os.truncate(partial, sum(len(line) + 1 for line in lines[:keep]))
     return keep
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

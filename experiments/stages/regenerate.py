@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from experiments import hindsight_records, training_data
 from experiments.build import Experiment, HindsightSettings
-from experiments.files import write_atomically
+from experiments.files import DAMAGE, read_or_none, write_atomically
 from experiments.run_folder import RunError, RunFolder, is_for_training
 from experiments.tasks import load_task
 from experiments.terminal import progress_bars
@@ -42,11 +43,12 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
         RunError: The reward model does not foretell the known outcomes, or nothing came of it.
     """
     rounds = range(1, experiment.rounds + 1)
-    if folder.calibration.exists():
-        _check_agreement(experiment.hindsight, folder)
-    if not all(folder.hindsight_round(number).exists() for number in rounds):
+    calibration = _calibration(folder, console)
+    if calibration is not None:
+        _check_agreement(experiment.hindsight, folder, calibration)
+    if calibration is None or not all(folder.hindsight_round(number).exists() for number in rounds):
         folder.hindsight_card.unlink(missing_ok=True)  # it tells of all rounds
-        _do_rounds(experiment, folder, rounds, console)
+        _do_rounds(experiment, folder, rounds, calibration is not None, console)
     if not folder.hindsight_card.exists():
         found = hindsight_records.read_hindsight(folder.path, _to_look_back_on(folder))
         for each in found.rounds:
@@ -55,7 +57,11 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
 
 
 def _do_rounds(
-    experiment: Experiment, folder: RunFolder, rounds: Sequence[int], console: Console
+    experiment: Experiment,
+    folder: RunFolder,
+    rounds: Sequence[int],
+    is_calibrated: bool,
+    console: Console,
 ) -> None:
     """Makes what is missing: the comparison with known outcomes, then each round."""
     if experiment.hindsight.llm is not None:
@@ -64,9 +70,9 @@ def _do_rounds(
     parents = _to_look_back_on(folder)
     task = load_task(experiment, folder)
     with open_hindsight(experiment, folder, task) as hindsight:
-        if not folder.calibration.exists():
-            _compare_with_outcomes(experiment, folder, parents, hindsight, console)
-            _check_agreement(experiment.hindsight, folder)
+        if not is_calibrated:
+            found = _compare_with_outcomes(experiment, folder, parents, hindsight, console)
+            _check_agreement(experiment.hindsight, folder, found)
         for number in rounds:
             if not folder.hindsight_round(number).exists():
                 _do_round(experiment, folder, number, parents, task, hindsight, console)
@@ -164,7 +170,7 @@ def _compare_with_outcomes(
     originals: Sequence[Dialogue],
     hindsight: OpenHindsight,
     console: Console,
-) -> None:
+) -> dict[str, Any]:
     count = min(experiment.hindsight.config.calibration_dialogues, len(originals))
     chosen = random.Random(f"{experiment.seed}/calibration").sample(range(len(originals)), count)
     sample = [originals[index] for index in sorted(chosen)]
@@ -180,6 +186,7 @@ def _compare_with_outcomes(
     }
     write_atomically(folder.calibration, json.dumps(record, indent=1))
     console.print(hindsight_records.describe_calibration(record))
+    return record
 
 
 class _Remembering:
@@ -195,8 +202,14 @@ class _Remembering:
         return ratings
 
 
-def _check_agreement(settings: HindsightSettings, folder: RunFolder) -> None:
-    found = json.loads(folder.calibration.read_text())
+def _calibration(folder: RunFolder, console: Console) -> dict[str, Any] | None:
+    read = functools.partial(hindsight_records.read_calibration, folder)
+    return read_or_none(folder.calibration, read, console)
+
+
+def _check_agreement(
+    settings: HindsightSettings, folder: RunFolder, found: Mapping[str, Any]
+) -> None:
     agreement, least = found["spearman"], settings.config.min_agreement
     if least == -1 or (agreement is not None and agreement >= least):
         return
@@ -275,14 +288,24 @@ def _journal(folder: RunFolder, number: int) -> Path:
 
 
 def _read_journal(path: Path) -> list[Mapping[str, Any]]:
-    """The whole chunks of an unfinished round; a line that was cut off is removed from it."""
+    """The whole chunks of an unfinished round; a line that was cut off, or is damaged, and what
+    follows it are removed from it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return []
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    os.truncate(path, len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    chunks, kept = [], 0
+    for line in whole.splitlines(keepends=True):
+        try:
+            chunk = json.loads(line)
+            int(chunk["looked_back_on"]), list(chunk["dialogues"]), list(chunk["rejections"])
+        except DAMAGE:
+            break  # what follows is made again
+        chunks.append(chunk)
+        kept += len(line)
+    os.truncate(path, kept)
+    return chunks
 
 
 def _line(record: Mapping[str, Any]) -> str:
