@@ -42,7 +42,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def read_or_none(path: Path, read: Callable[[], Found], console: Console) -> Found | None:
-    """What a file holds that can be made again; None where it is not there, or is damaged.
+    """Content of a file that can be made again; None where it is not there, or is damaged.
 
     Args:
         path: The file.
