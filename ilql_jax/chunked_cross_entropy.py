@@ -47,7 +47,7 @@ def chunked_cross_entropy(
         matrix: Last layer, a row a token; for each head, or one for all ([1, vocab, width]).
         bias: Last layer's, or None.
         actions: Tokens written at the decisions.
-        weight: 0 for padding.
+        weight: 0 for padding, whose features may be anything, NaN too.
         size: Most decisions in memory together on a device (`MethodConfig.action_chunk`).
         dtype: The products' factors are rounded to it; they are summed up in float32.
     """
@@ -56,6 +56,7 @@ def chunked_cross_entropy(
         heads = len(features)
         features = jnp.concatenate(features, axis=1)[None]
         actions, weight = (jnp.tile(x, (1, heads)) for x in (actions, weight))
+    features = jnp.where(weight[..., None] == 0, 0, features)  # what is masked out may be NaN
     features, actions, weight = _split((jnp.moveaxis(features, 0, 2), actions, weight), size)
     parts, heads, width = len(features), features.shape[3], features.shape[4]
     features = jnp.moveaxis(features, 3, 1).reshape(parts, heads, -1, width)

@@ -4,6 +4,9 @@ This is the file that research code imports (`from ilql_jax import losses` needs
 else). Every function reads like its formula; gradients stop where the method says so. Where each is
 used is in `methods/`, a file a method.
 
+Slots that are masked out may hold anything, NaN and infinities too: where the weight is 0, so are
+value and gradient, as long as losses are averaged by `weighted_mean`.
+
 Sources: ILQL is Snell et al. 2022 (arXiv 2206.11871), the expectile is IQL, Kostrikov et al. 2021
 (arXiv 2110.06169), the CQL term is Kumar et al. 2020 (arXiv 2006.04779), AWAC weights are Nair et
 al. 2020 (arXiv 2006.09359), DPO is Rafailov et al. 2023 (arXiv 2305.18290).
@@ -11,12 +14,14 @@ al. 2020 (arXiv 2006.09359), DPO is Rafailov et al. 2023 (arXiv 2305.18290).
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 class Transitions(NamedTuple):
@@ -79,8 +84,12 @@ def expectile_loss(
     _same_shape(predictions=predictions, targets=targets)
     if not 0 < expectile < 1:
         raise ValueError(f"expectile must lie strictly between 0 and 1, got {expectile}.")
-    difference = lax.stop_gradient(targets) - predictions
-    return jnp.abs(expectile - (difference < 0)) * jnp.square(difference)
+
+    def loss(predictions, targets):
+        difference = lax.stop_gradient(targets) - predictions
+        return jnp.abs(expectile - (difference < 0)) * jnp.square(difference)
+
+    return _by_slot(loss, predictions, targets)
 
 
 def td_loss(
@@ -102,7 +111,11 @@ def td_loss(
     """
     _same_shape(reward=reward, discount=discount, next_v=next_v)
     _trailing_shape(q, reward)
-    return jnp.square(reward + discount * lax.stop_gradient(next_v) - q)
+
+    def loss(q, reward, discount, next_v):
+        return jnp.square(reward + discount * lax.stop_gradient(next_v) - q)
+
+    return _by_slot(loss, q, reward, discount, next_v)
 
 
 def cql_loss(
@@ -117,7 +130,7 @@ def cql_loss(
     Raises:
         ValueError: Shapes do not agree. TypeError: actions are not integers.
     """
-    return jax.nn.logsumexp(q_logits, axis=-1) - take_action(q_logits, actions)
+    return _cross_entropy(q_logits, actions)
 
 
 def take_action(
@@ -135,7 +148,16 @@ def policy_loss(
     policy_logits: Float[Array, "... vocab"], actions: Int[Array, "..."]
 ) -> Float[Array, "..."]:
     """`−log π_β(a | h)`, elementwise: the cross-entropy of the token written."""
-    return jax.nn.logsumexp(policy_logits, axis=-1) - take_action(policy_logits, actions)
+    return _cross_entropy(policy_logits, actions)
+
+
+def _cross_entropy(
+    logits: Float[Array, "... vocab"], actions: Int[Array, "..."]
+) -> Float[Array, "..."]:
+    def loss(logits, actions):
+        return jax.nn.logsumexp(logits, axis=-1) - take_action(logits, actions)
+
+    return _by_slot(loss, logits, actions)
 
 
 def awac_weights(
@@ -198,9 +220,13 @@ def dpo_loss(
         ValueError: Shapes differ, or the weight is not above 0.
     """
     _same_shape(chosen=chosen, rejected=rejected)
-    better = implied_reward(chosen, reference_chosen, kl_weight)
-    worse = implied_reward(rejected, reference_rejected, kl_weight)
-    return jax.nn.softplus(worse - better)
+
+    def loss(chosen, rejected, reference_chosen, reference_rejected):
+        better = implied_reward(chosen, reference_chosen, kl_weight)
+        worse = implied_reward(rejected, reference_rejected, kl_weight)
+        return jax.nn.softplus(worse - better)
+
+    return _by_slot(loss, chosen, rejected, reference_chosen, reference_rejected)
 
 
 def monte_carlo_returns(
@@ -238,7 +264,8 @@ def lambda_returns(
 
     def backwards(following, now):
         reward, discount, value, trace = now
-        result = reward + discount * ((1 - trace) * value + trace * following)
+        mixed = _times(1 - trace, value) + _times(trace, following)
+        result = reward + _times(discount, mixed)
         return result, result
 
     arrays = (rewards, discounts, lax.stop_gradient(next_values), traces)
@@ -263,7 +290,7 @@ def returns_of(
         traces: λ of each decision, 0 at `END`.
     """
     is_cut = transitions.boundary == CUT
-    mixed = (1 - traces) * next_values + traces * transitions.tail
+    mixed = _times(1 - traces, next_values) + _times(traces, transitions.tail)
     return lambda_returns(
         transitions.reward,
         transitions.discount,
@@ -308,7 +335,7 @@ def ilql_loss(
     """
     _same_shape(v=v, returns=returns, weight=weight)
     _trailing_shape(q, v)
-    lowest = jnp.min(target_q, axis=0)
+    lowest = jnp.min(lax.stop_gradient(target_q), axis=0)
     zeros = jnp.zeros_like(returns)
     q_loss = td_loss(q, lax.stop_gradient(returns), zeros, zeros).sum(axis=0)
     metrics = {
@@ -336,7 +363,10 @@ def steer_logits(
         beta: Steering strength.
     """
     _same_shape(policy_logits=policy_logits, q=q)
-    return jax.nn.log_softmax(policy_logits, axis=-1) + beta * (q - v[..., None])
+    log_policy = jax.nn.log_softmax(policy_logits, axis=-1)
+    # Whatever Q is of what is not allowed, it stays so: −inf + inf would be NaN.
+    steered = log_policy + beta * (q - v[..., None])
+    return jnp.where(jnp.isneginf(log_policy), -jnp.inf, steered)
 
 
 def weighted_mean(
@@ -344,10 +374,13 @@ def weighted_mean(
     weight: Float[Array, "..."],
     total: Float[Array, ""] | None = None,
 ) -> Float[Array, ""]:
-    """`Σ w x / Σ w`, and 0 (not NaN) where all weights are zero; or `Σ w x / total`."""
+    """`Σ w x / Σ w`, and 0 (not NaN) where all weights are zero; or `Σ w x / total`.
+
+    Where a weight is 0, the value may be anything, NaN too.
+    """
     _same_shape(values=values, weight=weight)
     total = jnp.sum(weight) if total is None else total
-    return jnp.sum(values * weight) / jnp.maximum(total, 1e-8)
+    return jnp.sum(_times(weight, values)) / jnp.maximum(total, 1e-8)
 
 
 def transitions_from_mask(
@@ -420,6 +453,46 @@ def transitions_from_mask(
     kept = jax.tree.map(lambda x: x[:, :max_actions], transitions)
     # Where decisions were left out, no return may pass on from the last one that is kept.
     return kept._replace(boundary=kept.boundary.at[:, -1].set(END))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_slot(
+    loss: Callable[..., Float[Array, "..."]], *arrays: Shaped[Array, "..."]
+) -> Float[Array, "..."]:
+    """`loss(*arrays)`, elementwise; where no gradient comes in, none goes out, not NaN either.
+
+    Args:
+        loss: Elementwise over slots, the axes of its result.
+        arrays: Of the slots, with an axis more behind, or without leading axes.
+    """
+    return loss(*arrays)
+
+
+def _by_slot_forward(loss, *arrays):
+    value, backward = jax.vjp(loss, *arrays)
+    return value, (backward, [jnp.ndim(each) for each in arrays])
+
+
+def _by_slot_backward(loss, saved, gradient):
+    backward, dimensions = saved
+
+    def of_used(result, rank):
+        if result.dtype == jax.dtypes.float0:  # of whole numbers
+            return result
+        used = gradient != 0
+        used = used.any(axis=tuple(range(max(0, used.ndim - rank))))
+        used = used.reshape(*used.shape, *[1] * (rank - used.ndim))
+        return jnp.where(used, result, 0)
+
+    return tuple(map(of_used, backward(gradient), dimensions))
+
+
+_by_slot.defvjp(_by_slot_forward, _by_slot_backward)
+
+
+def _times(factor: Float[Array, "..."], values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The product, which is 0 where the factor is, whatever the value."""
+    return jnp.where(factor == 0, 0, factor * jnp.where(factor == 0, 0, values))
 
 
 def _same_shape(**arrays: Array) -> None:

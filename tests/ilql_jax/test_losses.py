@@ -10,6 +10,7 @@ import pytest
 
 from ilql_jax import Trajectory, losses
 from ilql_jax.batching import token_transitions
+from ilql_jax.chunked_cross_entropy import chunked_cross_entropy
 from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
 
 SEEDS = pytest.mark.parametrize("seed", range(5))
@@ -366,6 +367,64 @@ def test_weighted_mean_ignores_padding_and_survives_nothing_at_all():
     close(losses.weighted_mean(values, jnp.zeros(3)), 0.0, 0)
     close(losses.weighted_mean(values, jnp.full(3, 0.125)), 104 / 3)
     assert losses.weighted_mean(values, jnp.full(3, 1e-9)) == pytest.approx(104e-9 / 1e-8)
+
+
+@pytest.mark.parametrize("junk", [np.nan, -np.inf, np.inf])
+@pytest.mark.parametrize("name", ["expectile", "td", "cql", "policy", "dpo", "ilql", "chunked"])
+def test_masked_slots_may_hold_anything(name, junk):
+    rng = np.random.default_rng(0)
+    slots = rng.normal(size=(4, 2, 3, 5)).astype(np.float32)
+    weight = jnp.array([[1.0, 1, 0], [0, 1, 0]])
+    actions = jnp.array([[0, 1, 2], [3, 4, 0]])
+    matrix = jnp.asarray(rng.normal(size=(1, 7, 5)), jnp.float32)
+
+    def loss(slots, matrix):
+        a, b, c, d = slots[..., 0]
+        if name == "ilql":
+            q, target_q = jnp.stack([a, b]), jnp.stack([c, d])
+            given = {"q": q, "target_q": target_q, "v": a, "returns": d, "expectile": 0.7}
+            return losses.ilql_loss(**given, weight=weight)[0]
+        if name == "chunked":
+            return chunked_cross_entropy(slots[:1], matrix, None, actions, weight, 100)
+        each = {
+            "expectile": lambda: losses.expectile_loss(a, b, 0.7),
+            "td": lambda: losses.td_loss(jnp.stack([a, b]), b, c, d).sum(axis=0),
+            "cql": lambda: losses.cql_loss(slots[0], actions),
+            "policy": lambda: losses.policy_loss(slots[0], actions),
+            "dpo": lambda: losses.dpo_loss(a, b, c, d, 0.1),
+        }[name]()
+        return losses.weighted_mean(each, weight)
+
+    compute = jax.value_and_grad(loss, argnums=(0, 1))
+    plain = compute(jnp.asarray(slots), matrix)
+    masked = compute(jnp.where(weight[None, :, :, None] == 0, junk, slots), matrix)
+    jax.tree.map(np.testing.assert_array_equal, masked, plain)
+    assert np.isfinite(plain[0]) and np.any(plain[1][0])
+
+
+def test_losses_that_count_tell_of_nan():
+    bad = jnp.array([jnp.nan, 1.0])
+    assert np.isnan(losses.weighted_mean(bad, jnp.ones(2)))
+    assert np.isnan(jax.grad(lambda x: losses.expectile_loss(x, bad, 0.7).sum())(jnp.ones(2))[0])
+
+
+def test_masked_returns_and_ends_let_nothing_through():
+    given = jnp.array([[1.0, 2.0, jnp.nan, jnp.nan]])
+    discounts = jnp.array([[0.5, 0.0, 0.5, 0.5]])
+    returns = losses.monte_carlo_returns(given, discounts)
+    np.testing.assert_allclose(returns[0, :2], [2.0, 2.0])
+    ones = jnp.ones_like(given)
+    unread = jnp.full_like(given, jnp.nan)
+    np.testing.assert_allclose(
+        losses.lambda_returns(ones, discounts, unread, ones)[0, :2], [1.5, 1]
+    )
+
+
+def test_what_is_not_allowed_stays_so_however_it_is_valued():
+    logits, q = jnp.array([0.0, -jnp.inf, -jnp.inf]), jnp.array([1.0, jnp.inf, -jnp.inf])
+    for strength in (0.0, 1.0, 1e30):
+        steered = losses.steer_logits(logits, q, jnp.array(0.5), strength)
+        assert np.isfinite(steered[0]) and np.isneginf(steered[1:]).all()
 
 
 def test_weighted_mean_of_a_part_is_divided_by_the_total_of_the_whole():
