@@ -22,7 +22,7 @@ def test_memory_grows_with_tokens_and_not_with_tokens_by_vocabulary():
     assert grown[1] < 0.4 * all_scores[1]
 
 
-@pytest.mark.parametrize("heads", ["mlp", "tied"])
+@pytest.mark.parametrize("heads", ["mlp", pytest.param("tied", marks=pytest.mark.slow)])
 def test_a_smaller_chunk_takes_less_memory(heads):
     decoder, _ = memory.SIZES["tiny"]
     model = ModelConfig(decoder, 32, utterance_q="last", value_heads=heads)
@@ -158,7 +158,7 @@ needs_torch = pytest.mark.skipif(
 
 
 @needs_torch
-@pytest.mark.parametrize("heads", ["mlp", "tied"])
+@pytest.mark.parametrize("heads", ["mlp", pytest.param("tied", marks=pytest.mark.slow)])
 def test_the_train_step_is_compared_with_torch(heads, tmp_path):
     file = tmp_path / "train_step.json"
     command = [sys.executable, "-m", "experiments.benchmarks.train_step", "--size=tiny"]
@@ -184,7 +184,7 @@ def test_the_train_step_is_compared_with_torch(heads, tmp_path):
 
 
 @needs_torch
-@pytest.mark.parametrize("heads", ["mlp", "linear"])
+@pytest.mark.parametrize("heads", ["mlp", pytest.param("linear", marks=pytest.mark.slow)])
 def test_decoding_is_compared_with_torch(heads, tmp_path):
     file = tmp_path / "decoding.json"
     command = [sys.executable, "-m", "experiments.benchmarks.decoding", "--size=tiny"]

@@ -117,11 +117,8 @@ def test_order_progress_and_one_call_for_identical_requests(tmp_path):
 
 def test_64_calls_stay_in_flight(tmp_path):
     with MessagesServer(answer, latency=1.0) as server:
-        start = time.monotonic()
         found, _ = ask_all(config(server, max_in_flight=64), tmp_path, requests(128))
-        seconds = time.monotonic() - start
     assert server.peak_in_flight == 64 and len(found) == 128
-    assert seconds < 6  # 2 s of waiting, and a machine with other things to do
 
 
 def test_no_more_calls_in_flight_than_allowed(tmp_path):
