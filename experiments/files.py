@@ -21,7 +21,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file (text as UTF-8) under another name beside it and then renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    try:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk's error names none
+        raise
     partial.replace(path)
 
 

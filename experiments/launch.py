@@ -27,13 +27,13 @@ from collections.abc import Iterator, Sequence
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import command_line
+from experiments import command_line, interrupts
 from experiments.build import Experiment, build
 from experiments.checks import check
 from experiments.command_line import CommandLine, Variants
 from experiments.config import ConfigError
 from experiments.networks import is_trained, units
-from experiments.parallel import is_ours
+from experiments.parallel import message_of
 from experiments.run_folder import STAGES, RunError, RunFolder
 from experiments.stamps import begin_stage, check_stage
 from experiments.terminal import make_console, quiet_libraries
@@ -70,18 +70,20 @@ def main(name: str, config: ConfigDict, variants: Variants = ()) -> None:
 @contextlib.contextmanager
 def told_errors() -> Iterator[Console]:
     """A console; errors that are meant for the user end the program with their message alone."""
-    quiet_libraries()
-    console = make_console()
-    try:
-        yield console
-    except KeyboardInterrupt:
-        console.print("\nStopped. The same command goes on from here.")
-        sys.exit(130)
-    except Exception as error:
-        if not is_ours(error):
-            raise
+    with interrupts.noticed() as stop:
+        quiet_libraries()
+        console = make_console()
+        try:
+            yield console
+            return
+        except KeyboardInterrupt:
+            console.print(interrupts.line(stop))
+            sys.exit(stop.status)
+        except Exception as error:
+            if (text := message_of(error)) is None:
+                raise
         # Arguments and names of files may hold what no terminal takes.
-        told = without_surrogates(f"\nError: {without_secrets(str(error))}")
+        told = without_surrogates(f"\nError: {without_secrets(text)}")
         console.print(told, style="bold red", markup=False, highlight=False)
         sys.exit(1)
 

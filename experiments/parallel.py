@@ -13,11 +13,14 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from experiments.interrupts import not_passed_on
 from experiments.terminal import progress_bars, quiet_libraries
+from ilql_jax.disk import disk_error
 from ilql_jax.errors import UserError
 
 # done, total (or None where unknown), what to show behind the bar
@@ -28,9 +31,18 @@ class WorkerError(UserError, RuntimeError):
     """A unit failed; carries the message of what happened there."""
 
 
-def is_ours(error: BaseException) -> bool:
-    """Tells errors whose message is written for the user from bugs, which need a traceback."""
-    return isinstance(error, UserError | FileNotFoundError)
+def message_of(error: BaseException, place: str | Path = "") -> str | None:
+    """The message of an error that is written for the user; None for a bug: it needs a traceback.
+
+    Args:
+        error: Any.
+        place: Folder that is named where a disk's error names none.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if (found := disk_error(error, place)) is not None:
+        return str(found)
+    return str(error) if isinstance(error, FileNotFoundError) else None
 
 
 def workers_for(requested: int, units: int) -> int:
@@ -105,7 +117,8 @@ def _run_in_processes(function, arguments, workers: int, show, bars, tasks) -> l
                 running[index] = context.Process(
                     target=_work, args=(function, args, index, messages), daemon=True
                 )
-                running[index].start()
+                with not_passed_on():
+                    running[index].start()
             try:
                 kind, index, content = messages.get(timeout=0.5)
             except queue.Empty:
@@ -135,7 +148,8 @@ def _work(function, arguments: tuple, index: int, messages) -> None:
         result = function(*arguments, lambda *report: messages.put(("report", index, report)))
         messages.put(("result", index, result))
     except BaseException as error:
-        text = str(error) if is_ours(error) else traceback.format_exc()
+        place = next((each for each in arguments if isinstance(each, Path)), "")
+        text = message_of(error, place) or traceback.format_exc()
         messages.put(("error", index, text))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments.files import write_atomically
 from ilql_jax.checkpoint import CheckpointError, check_folder
+from ilql_jax.disk import disk_error
 from ilql_jax.errors import UserError
 from imagination.dialogue import Dialogue
 from imagination.llm.secrets import without_password
@@ -218,8 +218,12 @@ class RunFolder:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps a second process out of the folder; released when this one ends, however."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise disk_error(error, self.path) or error from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -229,13 +233,10 @@ class RunFolder:
                 ) from None
             try:
                 yield
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            except Exception as error:
+                if isinstance(error, UserError) or (found := disk_error(error, self.path)) is None:
                     raise
-                raise RunError(
-                    f"the disk is full: {self.path} could not be written. What it holds is safe. "
-                    "Free some space and run again; the run goes on where it was."
-                ) from None
+                raise found from None
 
 
 def is_for_training(dialogue: Dialogue) -> bool:

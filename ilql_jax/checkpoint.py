@@ -14,11 +14,14 @@ that was damaged since is set aside, under another name, and the one before it i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
+import shutil
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,11 +30,13 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from ilql_jax import sharding
+from ilql_jax.disk import check_room, disk_error
 from ilql_jax.errors import UserError
 from ilql_jax.models import ModelConfig, Params, abstract_params
 from ilql_jax.partition import FROZEN, combine, fingerprint, initialize, partition
 from ilql_jax.settings import runtime_fields
 
+_OVERHEAD = 1_000_000  # bytes of a checkpoint beside its arrays, at most
 CHECKSUMS = "checksums.json"
 ASIDE = "damaged-"
 
@@ -70,6 +75,8 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         if sharding.is_first_host():
             _warn(set_aside_damaged(self.folder))
+            for begun in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(begun, ignore_errors=True)
         if jax.process_count() > 1:
             sharding.wait_for_all(f"damaged checkpoints of {self.folder}")
         self.metadata = dict(metadata)
@@ -86,17 +93,26 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, data_position: Mapping[str, Any]) -> None:
-        """Saves the state (a pytree of arrays) and the input pipeline's `get_state()`."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=ocp.args.JsonSave(dict(data_position)),
-                metadata=ocp.args.JsonSave(self.metadata),
-            ),
+        """Saves the state (a pytree of arrays) and the input pipeline's `get_state()`.
+
+        Raises:
+            DiskError: The disk is full, read-only, ...; the checkpoint before it stays.
+        """
+        wanted = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave(dict(data_position)),
+            metadata=ocp.args.JsonSave(self.metadata),
         )
         if sharding.is_first_host():
-            _write_checksums(self.folder / str(step))
+            size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+            check_room(self.folder, int(1.05 * size) + _OVERHEAD)
+        try:
+            with _quiet():
+                self._manager.save(step, args=wanted)
+            if sharding.is_first_host():
+                _write_checksums(self.folder / str(step))
+        except Exception as error:
+            raise disk_error(error, self.folder) or error from None
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest state and data position, or None where nothing was saved yet.
@@ -302,6 +318,19 @@ def _files(path: Path) -> dict[str, Path]:
 def _checksum(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's threads from printing the traceback of what is raised anyway."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    yield
+    # Where something was raised, more is told later, and the levels stay.
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 def _write_checksums(path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -73,12 +75,12 @@ SMALL = {
     "stages/imagine.json": (30, ("imagine.json", "made from other settings (imagine)")),
     "stages/train.json": (30, ("train.json", "made from other settings (train)")),
     "stages/evaluate.json": (30, ("evaluate.json", "made from other settings (evaluate)")),
-    "metrics/bc-seed0.finished.json": (4, ()),
+    "metrics/bc-seed0.finished.json": (2, ()),
     "metrics/bc-seed0.jsonl": (12, ()),
     "metrics/results.summary.json": (12, ()),
     "evaluation/references.json": (12, ()),
-    "evaluation/bc-seed0.json": (3, ()),
-    "evaluation/bc-seed0.jsonl": (3, ()),
+    "evaluation/bc-seed0.json": (2, ()),
+    "evaluation/bc-seed0.jsonl": (2, ()),
     "evaluation.json": (12, ()),
 }
 
@@ -194,3 +196,83 @@ def test_a_folder_that_could_not_be_read_back_is_refused_before_any_work(tmp_pat
 
 def test_metadata_names_the_training(finished):
     assert read_metadata(finished / "checkpoints/bc-seed0")["unit"] == "bc-seed0"
+
+
+# --- disks --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system in memory, and what sets its options; of root alone."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options: str) -> None:
+        subprocess.run(["mount", "-o", options, str(place)], check=True, capture_output=True)
+
+    command = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("file systems can be mounted by root alone, and not in every container")
+    yield place, mount
+    subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+def told_in_a_line(ended, path: Path, words: str) -> None:
+    assert (ended.status, ended.traceback) == (1, ""), ended
+    assert ended.output.count("Error: ") == 1 and "Traceback" not in ended.output
+    assert f"Error: {path}" in ended.output and words in ended.output
+
+
+def test_a_disk_that_fills_up_again_and_again_is_told_and_nothing_is_lost(
+    finished, small_disk, capfd
+):
+    place, mount = small_disk
+    for options in (
+        "size=8k,nr_inodes=9000",
+        "size=2m,nr_inodes=11",
+        "size=400k,nr_inodes=9000",
+        "size=1400k",
+    ):
+        mount(f"remount,{options}")
+        ended = run(place / "run", *SMALLEST, "--stage=evaluate")
+        told_in_a_line(ended, place / "run", "the disk is full")
+    mount("remount,size=40m")
+    assert run(place / "run", *SMALLEST, "--stage=evaluate").status == 0
+    for each in ("conversations.jsonl", "dialogues.jsonl"):
+        assert (place / "run" / each).read_bytes() == (finished / each).read_bytes(), each
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_disk_that_is_read_only_is_told_and_a_report_of_it_too(finished, small_disk):
+    place, mount = small_disk
+    mount("remount,size=40m")
+    shutil.copytree(finished, place / "run")
+    (place / "run/evaluation/bc-seed0.json").unlink()
+    mount("remount,ro")
+    for stage in ("train", "evaluate", "export", "report"):
+        ended = run(place / "run", f"--stage={stage}", "--config.export.method=bc")
+        told_in_a_line(ended, place / "run", "the disk is read-only")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda run: run.rmdir() or run.write_text(""), "a file stands where a folder is needed"),
+        (lambda run: (run / ".lock").mkdir(), "a folder stands where a file"),
+        (lambda run: (run / "config.yaml").mkdir(), "a folder stands where a file"),
+        (lambda run: (run / "stages").write_text(""), "a file stands where a folder is needed"),
+        (lambda run: (run / "checkpoints").write_text(""), "a file stands where a folder"),
+        (lambda run: (run / "metrics").write_text(""), "a file stands where a folder"),
+        (lambda run: (run / "dialogues.jsonl").mkdir(), "a directory"),
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path, spoil, words):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    spoil(folder)
+    ended = run(folder, *SMALLEST, "--stage=train")
+    told_in_a_line(ended, folder, words)
+
+
+def test_a_name_that_is_too_long_is_told(tmp_path):
+    told_in_a_line(run(tmp_path / ("x" * 300), *SMALLEST), tmp_path, "the name is too long")

@@ -1,0 +1,89 @@
+"""Ctrl-C and SIGTERM: one line, and an exit status that tells which it was.
+
+While an experiment imports its libraries (`end_at_once`), and while it runs (`noticed`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_TOLD = "Stopped. The same command goes on from here."
+
+
+class Stop:
+    """What has stopped this process, if anything has.
+
+    Attributes:
+        status: Exit status: 130 for Ctrl-C, 143 for SIGTERM.
+        told: The line was printed.
+    """
+
+    status = 130
+    told = False
+
+
+def is_experiment() -> bool:
+    """True in a program that is an experiment; false where one is imported from."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    try:
+        return bool(file) and b"launch.main(" in Path(file).read_bytes()
+    except OSError:
+        return False
+
+
+def end_at_once() -> None:
+    """Lets both signals end this process with the line: for the seconds in which it imports."""
+    for number in _SIGNALS:
+        signal.signal(number, _end)
+
+
+def _end(number: int, _) -> None:
+    if not Stop.told:
+        os.write(1, f"\n{_TOLD}\n".encode())
+    os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def noticed() -> Iterator[type[Stop]]:
+    """Raises `KeyboardInterrupt` in the block on both signals, which `asyncio` understands too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield Stop
+        return
+
+    def terminate(*_) -> None:
+        Stop.status = 143
+        signal.raise_signal(signal.SIGINT)
+
+    before = [signal.getsignal(number) for number in _SIGNALS]
+    Stop.status, Stop.told = 130, False
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield Stop
+    finally:
+        for number, handler in zip(_SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+def line(stop: type[Stop]) -> str:
+    """The line, which is then printed once."""
+    stop.told = True
+    return f"\n{_TOLD}"
+
+
+@contextlib.contextmanager
+def not_passed_on() -> Iterator[None]:
+    """Processes that are started in the block do not hear Ctrl-C: the one that started them ends
+    them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

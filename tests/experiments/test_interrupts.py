@@ -1,0 +1,76 @@
+"""Ctrl-C and SIGTERM while libraries are imported, while it runs, and with workers beside it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from in_process import SMALLEST
+
+from experiments import interrupts
+
+ROOT = Path(__file__).parents[2]
+TOLD = "Stopped. The same command goes on from here."
+
+
+def stopped(number: int, until, folder: Path, *arguments: str) -> tuple[int, list[str]]:
+    """Sends a signal to an experiment and its workers, as a terminal does; status and lines."""
+    process = subprocess.Popen(
+        [sys.executable, "experiments/teaching.py", f"--workdir={folder}", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"NO_COLOR": "1"},
+        start_new_session=True,
+    )
+    start = time.monotonic()
+    while not until(time.monotonic() - start):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, [line for line in output.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "seconds"),
+    [(signal.SIGINT, 130, 0.5), (signal.SIGTERM, 143, 1.5)],
+)
+def test_a_signal_while_libraries_are_imported(tmp_path, number, status, seconds):
+    ended = stopped(number, lambda passed: passed > seconds, tmp_path / "run", "--stage=imagine")
+    assert ended == (status, [TOLD])
+
+
+def test_ctrl_c_while_workers_train(tmp_path):
+    """Sent while they import their own libraries, which tell nothing of it."""
+    folder = tmp_path / "run"
+    arguments = (*SMALLEST, "--config.workers=2", "--config.seeds=2", "--stage=train")
+
+    def until(passed: float) -> bool:
+        return (folder / "tokenizer").exists() and time.time() > 1.5 + os.stat(
+            folder / "tokenizer"
+        ).st_mtime
+
+    found, lines = stopped(signal.SIGINT, until, folder, *arguments)
+    assert found == 130
+    assert lines[-1] == TOLD and lines.count(TOLD) == 1
+    assert not [x for x in lines if "Traceback" in x or "leaked" in x or "Error" in x], lines
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_noticed_and_handlers_are_put_back(number, status):
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt), interrupts.noticed() as stop:
+        signal.raise_signal(number)
+    assert stop.status == status
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_importing_from_experiments_changes_no_handler():
+    assert not interrupts.is_experiment()
