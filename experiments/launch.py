@@ -84,7 +84,7 @@ def told_errors() -> Iterator[Console]:
                 raise
         # Arguments and names of files may hold what no terminal takes.
         told = without_surrogates(f"\nError: {without_secrets(text)}")
-        console.print(told, style="bold red", markup=False, highlight=False)
+        console.print(told, style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

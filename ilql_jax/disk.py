@@ -14,20 +14,22 @@ import tempfile
 from ilql_jax.errors import UserError
 
 _KEPT = "What was written before is kept: run the same command again, and it goes on from there."
+_MOVE = "Move it away, or give another place."
+# Number -> what is wrong, and what to do.
 _ADVICE = {
-    errno.ENOSPC: f"the disk is full (of bytes, or of files). Free some space. {_KEPT}",
-    errno.EDQUOT: f"your quota on this disk is used up. Free some space. {_KEPT}",
-    errno.EROFS: f"the disk is read-only. Make it writable, or give another folder. {_KEPT}",
-    errno.EACCES: f"you may not read or write there. Change its rights, or its place. {_KEPT}",
-    errno.EPERM: f"you may not do this there. Change its rights, or its place. {_KEPT}",
-    errno.ENAMETOOLONG: "the name is too long for the file system. Give a shorter one.",
-    errno.ENOTDIR: "a file stands where a folder is needed. Move it away, or give another place.",
-    errno.EEXIST: "a file stands where a folder is needed. Move it away, or give another place.",
-    errno.EISDIR: "a folder stands where a file is needed. Move it away, or give another place.",
-    errno.EIO: f"the disk does not answer as it should. Look after it. {_KEPT}",
-    errno.EMFILE: f"too many files are open. Raise the limit (ulimit -n). {_KEPT}",
-    errno.ENFILE: f"too many files are open on this machine. {_KEPT}",
-    errno.EFBIG: f"the file is larger than is allowed there. {_KEPT}",
+    errno.ENOSPC: ("the disk is full (of bytes, or of files)", f"Free some space. {_KEPT}"),
+    errno.EDQUOT: ("your quota on this disk is used up", f"Free some space. {_KEPT}"),
+    errno.EROFS: ("the disk is read-only", f"Make it writable, or give another folder. {_KEPT}"),
+    errno.EACCES: ("you may not read or write there", f"Change its rights, or its place. {_KEPT}"),
+    errno.EPERM: ("you may not do this there", f"Change its rights, or its place. {_KEPT}"),
+    errno.ENAMETOOLONG: ("the name is too long for the file system", "Give a shorter one."),
+    errno.ENOTDIR: ("a file stands where a folder is needed", _MOVE),
+    errno.EEXIST: ("a file stands where a folder is needed", _MOVE),
+    errno.EISDIR: ("a folder stands where a file is needed", _MOVE),
+    errno.EIO: ("the disk does not answer as it should", f"Look after it. {_KEPT}"),
+    errno.EMFILE: ("too many files are open", f"Raise the limit (ulimit -n). {_KEPT}"),
+    errno.ENFILE: ("too many files are open on this machine", _KEPT),
+    errno.EFBIG: ("the file is larger than is allowed there", _KEPT),
 }
 # [os_error_code='28'] (tensorstore), (os error 28) and Os { code: 28, kind: ... } (Rust)
 _NUMBER = re.compile(r"(?:os_error_code='|[Oo][Ss] error |\bcode: )(\d+)")
@@ -53,7 +55,8 @@ def disk_error(error: BaseException, place: str | os.PathLike[str] = "") -> Disk
             return each
         number, path = _of(each)
         if number in _ADVICE and (path or place):
-            return DiskError(f"{path or place}: {_ADVICE[number]}")
+            problem, advice = _ADVICE[number]
+            return DiskError(f"{problem}: {path or place}. {advice}")
         each = each.__cause__ or each.__context__
     return None
 
@@ -72,10 +75,11 @@ def check_room(folder: str | os.PathLike[str], size: int) -> None:
         raise disk_error(error, folder) or error from None
     free, has_files = found.f_bavail * found.f_frsize, found.f_favail >= 100 or not found.f_files
     if free < size or not has_files:
+        problem, advice = _ADVICE[errno.ENOSPC]
         left = f"{free / 1e6:,.1f} MB" if has_files else f"{found.f_favail} files"
         raise DiskError(
-            f"{os.fspath(folder)}: {_ADVICE[errno.ENOSPC]} {left} are left, and up to "
-            f"{size / 1e6:,.1f} MB are needed."
+            f"{problem}: {os.fspath(folder)} has {left} left, and up to {size / 1e6:,.1f} MB are "
+            f"needed. {advice}"
         )
 
 

@@ -21,28 +21,35 @@ def raised_from(outer: Exception, inner: Exception) -> Exception:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "problem", "place"),
     [
-        (OSError(errno.ENOSPC, "No space", "/a/b"), "/a/b: the disk is full"),
-        (OSError(errno.ENOSPC, "No space"), "/place: the disk is full"),
-        (OSError(errno.EDQUOT, "Quota"), "/place: your quota"),
-        (PermissionError(errno.EACCES, "No", b"/a/b"), "/a/b: you may not read or write"),
-        (OSError(errno.EROFS, "Read-only"), "/place: the disk is read-only"),
-        (OSError(errno.ENAMETOOLONG, "Long", "x" * 9), "xxx: the name is too long"),
+        (OSError(errno.ENOSPC, "No space", "/a/b"), "the disk is full", "/a/b"),
+        (OSError(errno.ENOSPC, "No space"), "the disk is full", "/place"),
+        (OSError(errno.EDQUOT, "Quota"), "your quota", "/place"),
+        (PermissionError(errno.EACCES, "No", b"/a/b"), "you may not read or write", "/a/b"),
+        (OSError(errno.EROFS, "Read-only"), "the disk is read-only", "/place"),
+        (OSError(errno.ENAMETOOLONG, "Long", "x" * 9), "the name is too long", "xxx"),
         (
             ValueError("Error writing \"/c/d\": Failed [os_error_code='28'] and more"),
-            "/c/d: the disk is full",
+            "the disk is full",
+            "/c/d",
         ),
-        (RuntimeError("No space left on device (os error 28)"), "/place: the disk is full"),
+        (RuntimeError("No space left on device (os error 28)"), "the disk is full", "/place"),
         (
             RuntimeError('IoError(Os { code: 30, kind: X, message: "" })'),
-            "/place: the disk is read",
+            "the disk is read-only",
+            "/place",
         ),
-        (raised_from(ValueError("lost"), OSError(errno.ENOSPC, "", "/a")), "/a: the disk is full"),
+        (
+            raised_from(ValueError("lost"), OSError(errno.ENOSPC, "", "/a")),
+            "the disk is full",
+            "/a",
+        ),
     ],
 )
-def test_errors_of_the_file_system_are_found(error, told):
-    assert told in str(disk_error(error, "/place"))
+def test_errors_of_the_file_system_are_found(error, problem, place):
+    told = str(disk_error(error, "/place"))
+    assert told.startswith(problem) and f"{place}. " in told
 
 
 def test_other_errors_are_none():
@@ -54,7 +61,7 @@ def test_other_errors_are_none():
 def test_room_is_looked_for_before_it_is_needed(tmp_path):
     check_room(tmp_path / "new", 1000)
     assert (tmp_path / "new").is_dir() and not os.listdir(tmp_path / "new")
-    with pytest.raises(DiskError, match=r"are left, and up to .* MB are needed"):
+    with pytest.raises(DiskError, match=r"MB left, and up to .* MB are needed"):
         check_room(tmp_path, 10**18)
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match="a file stands where a folder is needed"):
