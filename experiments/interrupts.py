@@ -18,7 +18,7 @@ _TOLD = "Stopped. The same command goes on from here."
 
 
 class Stop:
-    """What has stopped this process, if anything has.
+    """Cause of the end of this process, if it was stopped.
 
     Attributes:
         status: Exit status: 130 for Ctrl-C, 143 for SIGTERM.
