@@ -138,8 +138,9 @@ class _Copier:
         self._fail(field, f"{kind} ({shown(value)}); if it is text, put it in quotes")
 
     def _fail(self, field: str, problem: str) -> None:
-        place = f"{self._where}, field {field[:200]!r}" if field else self._where
-        raise self._error(f"{place}: {problem}.")
+        named = f"field {field[:200]!r}" if field else ""
+        place = ", ".join(filter(None, (self._where, named)))
+        raise self._error(": ".join(filter(None, (place, problem))))
 
 
 def _whole(digits: str) -> int | float:

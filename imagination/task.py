@@ -12,14 +12,16 @@ from typing import Any
 import yaml
 
 from ilql_jax.errors import UserError
-from imagination.checks import is_finite, is_whole, require
+from imagination.checks import MOST_REWARD, is_finite, is_reward, is_whole, require, shown
 from imagination.yaml_files import YAMLProblem, parse_yaml
 
+MOST_TURNS = 1_000_000  # a line of 10 MB holds fewer
 FEWEST_WORDS = 3  # a description of less says nothing that a persona could be derived from
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_NUMBER = r"(-?\d+(?:\.\d+)?)"
+_NUMBER = r"(-?\d{1,9}(?:\.\d{1,9})?)"
 _SCALE = re.compile(
-    rf"(scale|rated|rating|score)\w*\s+(?:of|from|between)?\s*{_NUMBER}\s*(?:to|and|-|–)\s*{_NUMBER}",
+    r"(scale|rated|rating|score)\w{0,9} (?:of |from |between )?"
+    rf"{_NUMBER} ?(?:to|and|-|–) ?{_NUMBER}",
     re.IGNORECASE,
 )
 
@@ -71,10 +73,10 @@ class Task:
         self._check_axes()
         self._check_rewards()
         _require(
-            is_whole(self.max_turns) and self.max_turns >= 1,
+            is_whole(self.max_turns) and 1 <= self.max_turns <= MOST_TURNS,
             "max_turns",
             self.max_turns,
-            "a whole number of agent turns, at least 1",
+            f"a whole number of agent turns, at least 1 and at most {MOST_TURNS:,}",
         )
         if not isinstance(self.success, str):
             _require(False, "success", self.success, "text (may be empty)")
@@ -117,7 +119,7 @@ class Task:
         worst, best = self.reward_range
         texts = {f"criteria[{i}]": text for i, text in enumerate(self.criteria)}
         for field, text in {**texts, "success": self.success}.items():
-            for word, low, high in _SCALE.findall(text):
+            for word, low, high in _SCALE.findall(" ".join(text.split())):
                 whole = (float(low), float(high)) == (worst, best)
                 part = word.lower() != "scale" and worst <= float(low) and float(high) <= best
                 _require(
@@ -158,7 +160,7 @@ class Task:
         except YAMLProblem as problem:
             raise TaskError(f"{where}: {problem}. Repair the file.") from None
         if not isinstance(record, dict):
-            raise TaskError(f"{where}: expected 'field: value' lines, got {str(record)[:80]!r}.")
+            raise TaskError(f"{where}: expected 'field: value' lines, got {shown(record)!r}.")
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key in record:
             if key not in fields:
@@ -182,7 +184,7 @@ def check_name(name: Any) -> None:
 def check_description(description: Any) -> None:
     """Raises `TaskError` unless there is text enough to derive a task from."""
     _text("description", description, "the task in a paragraph, as told to a person")
-    words = re.findall(r"\w*[^\W\d_]\w*", description)
+    words = [word for word in re.findall(r"\w+", description) if re.search(r"[^\W\d_]", word)]
     _require(
         len(words) >= FEWEST_WORDS,
         "description",
@@ -195,10 +197,10 @@ def check_reward_range(rewards: Any) -> tuple[float, float]:
     """Returns worst and best rating. Raises `TaskError` unless they are two rising numbers."""
     is_pair = isinstance(rewards, (tuple, list)) and len(rewards) == 2
     _require(
-        is_pair and all(map(is_finite, rewards)) and rewards[0] < rewards[1],
+        is_pair and all(map(is_reward, rewards)) and rewards[0] < rewards[1],
         "reward_range",
         rewards,
-        "two numbers, the worst rating and a higher best one",
+        f"two numbers, the worst rating and a higher best one, at most {MOST_REWARD:g} up or down",
     )
     return float(rewards[0]), float(rewards[1])
 

@@ -1,7 +1,8 @@
 """`parse_yaml`: YAML of somebody else's, in bounded time and memory.
 
 A page of YAML can stand for gigabytes (aliases of aliases), for itself, or for more nesting than a
-stack has room for. All of this is told before anything is made of it.
+stack has room for. All of this is told before anything is made of it. Afterwards, what parses into
+something else than the text, numbers, lists and mappings of settings: dates, sets, infinities.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
+
+from imagination.checks import shown
+from imagination.plain_data import plain
 
 # Settings are some 10 KB; a task is less.
 MOST_BYTES, MOST_NODES, DEEPEST = 250_000, 20_000, 50
@@ -19,10 +23,11 @@ class YAMLProblem(ValueError):
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """Plain values, as `yaml.safe_load` returns them.
+    """Plain values, as JSON has them; nothing in them is shared.
 
     Raises:
-        YAMLProblem: It is not valid YAML, refers to itself, or stands for too much.
+        YAMLProblem: It is not valid YAML, refers to itself, or stands for too much; a key is given
+            twice or is no text, a value is a date, a set, not finite or something else.
     """
     size = len(text)
     if size > MOST_BYTES:
@@ -36,7 +41,7 @@ def parse_yaml(text: str | bytes) -> Any:
             if node is None:
                 return None
             _count(node, {})
-            return loader.construct_document(node)
+            return plain(loader.construct_document(node), "", "", YAMLProblem)
         finally:
             loader.dispose()
     except UnicodeDecodeError as error:
@@ -45,12 +50,22 @@ def parse_yaml(text: str | bytes) -> Any:
         raise YAMLProblem(f"not valid YAML: {' '.join(str(error).split())}") from None
     except YAMLProblem:
         raise
-    except (ValueError, TypeError, OverflowError, AttributeError) as error:
-        # Dates that do not exist, numbers of too many digits, keys that are lists.
-        raise YAMLProblem(f"not valid YAML: {error}") from None
+    except UnicodeEncodeError:
+        raise YAMLProblem("it holds a lone surrogate, half of a sign") from None
 
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Tells the line of a value that PyYAML cannot make."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
+            # Dates that do not exist, numbers of too many digits, keys that are lists.
+            raise YAMLProblem(
+                f"line {node.start_mark.line + 1} cannot be read ({error}); what is text belongs "
+                "in quotes"
+            ) from None
 
 
 def _check_events(text: str) -> None:
@@ -80,6 +95,7 @@ def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         children = [each for pair in node.value for each in pair]
+        _check_keys(node)
     elif isinstance(node, yaml.SequenceNode):
         children = node.value
     count = 1 + sum(_count(each, known) for each in children)
@@ -90,3 +106,17 @@ def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
         )
     known[id(node)] = count
     return count
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """A key that is given twice is an error; PyYAML takes the last."""
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise YAMLProblem(
+                    f"the key {shown(key.value)!r} stands twice, in line {lines[key.value]} and in "
+                    f"line {line}"
+                )
+            lines[key.value] = line

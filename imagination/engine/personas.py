@@ -83,7 +83,7 @@ def draw_personas(axes: Mapping[str, Sequence[str]], number: int, seed: int) -> 
             continue
         walk = [
             tuple((i + step) % k for i, k in zip(start, sizes, strict=True))
-            for step in range(length)
+            for step in range(min(length, number - len(order)))
         ]
         seen.update(walk)
         order += walk

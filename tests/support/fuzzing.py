@@ -152,3 +152,106 @@ def table(counts: Counter[tuple[str, str]]) -> str:
     lines = ["| door | inputs | told | accepted |", "| --- | --- | --- | --- |"]
     lines += [f"| {door} | {told + fine} | {told} | {fine} |" for door, told, fine in rows]
     return "\n".join(lines)
+
+
+# YAML as people and programs write it, which parses into something that was not meant.
+ODD_YAML = (
+    *(
+        "yes",
+        "no",
+        "on",
+        "~",
+        "null",
+        "",
+        "''",
+        "5",
+        "-1",
+        "0",
+        "1.5",
+        "1e3",
+        "1.0e+3",
+        "0x1F",
+        "017",
+    ),
+    *("2024-01-01", "2024-01-01 10:00:00", "2001-99-99", "1:30:00", "59:" * 400 + "1.5", "12:30"),
+    *(".inf", "-.inf", ".nan", "1.0e+999", "9" * 400, "9" * 5000, "0x" + "f" * 5000, "1_000"),
+    *("!!set {a, b}", "!!binary aGk=", "!!binary a", "!!omap [a: 1]", "!!timestamp x", "!!int x"),
+    *(
+        "!!bool x",
+        "!!float x",
+        "!!str 5",
+        "!!python/object/apply:os.getcwd []",
+        "!own x",
+        "!!map []",
+    ),
+    *(
+        "[a, b]",
+        "[1, 2]",
+        "[[a]]",
+        "{a: b}",
+        "{1: a}",
+        "{~: a}",
+        "{[a]: b}",
+        "{a: 1, a: 2}",
+        "{a: {}}",
+    ),
+    *(
+        "[yes, no]",
+        "[a, 2024-01-01]",
+        "{axis: [yes, no]}",
+        "{axis: [1, 2]}",
+        "{2024-01-01: [a, b]}",
+    ),
+    *("&a [*a]", "&a {b: *a}", "*none", "[&x a, *x, *x]", "{<<: {a: [b, c]}}", "{<<: 5}", "<<: a"),
+    *(
+        "[" * 10_000,
+        "[" * 60 + "]" * 60,
+        "[" * 40 + "]" * 40,
+        "- a",
+        "a: b: c",
+        "@a",
+        "`a`",
+        "%a",
+        "%",
+    ),
+    *(
+        '"\\ud800"',
+        '"\\0"',
+        '"\\u2028"',
+        '"open',
+        "'open",
+        "|\n  block\n  text",
+        ">\n  folded",
+        "#gone",
+    ),
+    *(
+        "long " * 20_000,
+        "score" * 4_000,
+        "[" + "x, " * 30_000 + "]",
+        "'{{ 1 }}'",
+        "${HOME}",
+        "../up",
+    ),
+)
+
+
+def with_odd_yaml(rng: random.Random, text: str) -> str:
+    """YAML of `field: value` lines with an odd value, key, or one of the two missing or twice."""
+    lines = text.splitlines()
+    place = rng.choice([i for i, line in enumerate(lines) if ":" in line or line.startswith("-")])
+    before, colon, _ = lines[place].partition(":")
+    if not colon:
+        before, colon = "-", ""
+    indent = before[: len(before) - len(before.lstrip())]
+    kind = rng.random()
+    if kind < 0.08:
+        del lines[place]
+    elif kind < 0.16:
+        lines.insert(place, lines[place])
+    elif kind < 0.26:
+        lines.insert(place, f"{indent}{rng.choice(ODD_YAML)}: added")
+    elif kind < 0.32:
+        lines.insert(place, f"{indent}{rng.choice(ODD_YAML)}")
+    else:
+        lines[place] = f"{before}{colon} {rng.choice(ODD_YAML)}"
+    return "\n".join(lines) + "\n"
