@@ -40,7 +40,7 @@ from experiments.methods import (
     rounds_of,
 )
 from experiments.metrics import LoggingConfig
-from ilql_jax.errors import UserError
+from ilql_jax.errors import UserError, shown
 from ilql_jax.methods import METHODS, Method, MethodError, TrainOverrides
 from ilql_jax.models import ModelConfig
 from ilql_jax.models.network_config import network_config
@@ -307,9 +307,11 @@ def _library(config: ConfigDict, train: TrainConfig) -> dict[str, TrainedMethod]
 
 
 def _decodings(texts: tuple[str, ...], method: Method) -> tuple[DecodingConfig, ...]:
-    if isinstance(texts, str) or not texts:
+    is_list = isinstance(texts, tuple) and bool(texts)
+    if not is_list or not all(isinstance(text, str) for text in texts):
         raise ConfigError(
-            f"config.decoding.{method.name} is {texts!r}; name at least one way of choosing words."
+            f"config.decoding.{method.name} is {shown(texts, 300, repr)}; name at least one way of "
+            f"choosing words, as text, e.g. {tuple(map(str, method.decodings))!r}."
         )
     with errors_of(f"decoding.{method.name}"):
         return tuple(map(DecodingConfig.parse, texts))

@@ -22,6 +22,7 @@ from rich.table import Table
 from experiments.config import ConfigError, add_method, described, keys_of
 from experiments.methods import load_own, own_files
 from experiments.run_folder import STAGES, RunError, RunFolder
+from ilql_jax.errors import shown
 from ilql_jax.methods import METHODS
 from ilql_jax.settings import Setting
 from imagination.llm.secrets import without_password
@@ -37,6 +38,11 @@ _TRUSTED = (
     "task.world",
     "machine.coordinator",
     *(f"{section}.base_url" for section in ("llm", "imagination", "hindsight", "evaluation")),
+)
+# What absl and ml_collections raise for a value that cannot be; the last three by Python's parser.
+_NOT_PARSED = (
+    *(flags.Error, AttributeError, KeyError, TypeError, ValueError, OverflowError),
+    *(SyntaxError, MemoryError, RecursionError),
 )
 # Given as names with commas between.
 _NAMES = ("methods", "evaluation.prompted", "imagination.also_rewards", "logging.backends")
@@ -74,10 +80,10 @@ def parse(
             "config", config, flag_values=values, sys_argv=arguments
         )
         rest = values(arguments)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except _NOT_PARSED as error:
         raise ConfigError(_explain(error, config, arguments)) from None
     if rest[1:]:
-        raise ConfigError(f"unexpected argument {rest[1]!r}; see --help.")
+        raise ConfigError(f"unexpected argument {shown(rest[1], 300, repr)}; see --help.")
     overrides = dict(config_flags.get_override_values(values["config"]))
     _apply(flag.value, variants, overrides)
     return CommandLine(values.stage, values.workdir, values.dry_run, flag.value, overrides)
@@ -129,7 +135,8 @@ def _last_of_each(arguments: Sequence[str]) -> list[str]:
 
 def _names(text: str) -> tuple[str, ...]:
     """Names with commas between, or as a Python tuple."""
-    with contextlib.suppress(SyntaxError, ValueError):
+    # Python's parser has room for some nesting, and no more.
+    with contextlib.suppress(SyntaxError, ValueError, MemoryError, RecursionError):
         value = ast.literal_eval(text)
         if isinstance(value, tuple | list):
             return tuple(map(str, value))
@@ -179,8 +186,9 @@ def with_saved(config: ConfigDict, folder: RunFolder, overrides: Mapping[str, An
             try:
                 merged.update_from_flattened_dict({key: value})
             except (TypeError, ValueError, OverflowError):
+                given = shown(value, 300, repr)
                 raise RunError(
-                    f"{folder.config_file}, key {key}: {str(value)[:80]!r} is of the wrong type."
+                    f"{folder.config_file}, key {key}: {given} is of the wrong type."
                 ) from None
     return merged
 
@@ -252,9 +260,13 @@ def _explain(error: Exception, config: ConfigDict, arguments: Sequence[str]) -> 
         if key in str(error) and value in str(error):
             default = _value(config, key)
             return (
-                f"config.{key}={value!r} is not of the right type; "
+                f"config.{key}={shown(value, 300, repr)} is not of the right type; "
                 f"expected {type(default).__name__}, e.g. {default!r}."
             )
+    if isinstance(error, MemoryError | RecursionError) and settings_given:
+        longest = max(settings_given, key=lambda key: len(settings_given[key]))
+        value = shown(settings_given[longest], 300, repr)
+        return f"config.{longest}={value} is too long or too nested to be read."
     return str(error)
 
 

@@ -33,7 +33,9 @@ from imagination.corpora import CORPORA, MISSING_OUTCOME
 from imagination.engine.config import EngineConfig
 from imagination.hindsight.llm import LLMHindsightConfig
 from imagination.llm.config import LLMConfig
+from imagination.task import MOST_TURNS
 
+MOST_EPISODES = 1_000_000  # conversations are held in memory
 SOURCES = ("world", "jsonl", *CORPORA)
 
 
@@ -50,7 +52,7 @@ class RunConfig(Settings):
         0,
         least=0,
     )
-    seeds: int = setting("Trainings of each method.", 1, least=1)
+    seeds: int = setting("Trainings of each method.", 1, least=1, most=10_000)
     methods: tuple[str, ...] = setting(
         "Methods to train: names of config.method, each that learns from dialogues also with "
         "rounds of hindsight (ilql_hindsight2), or a .py file that defines METHOD.",
@@ -60,6 +62,7 @@ class RunConfig(Settings):
         "Processes side by side; 0 = by the number of cores, 1 = one after the other.",
         0,
         least=0,
+        most=1000,
         shapes_result=False,
     )
 
@@ -116,7 +119,9 @@ class TaskConfig(Settings):
     )
     criteria: tuple[str, ...] = setting("What a good dialogue fulfils, a sentence each.", ())
     success: str = setting("What counts as success, in words.", "")
-    max_turns: int = setting("Agent turns of a dialogue at most; 0 = derived.", 0, least=0)
+    max_turns: int = setting(
+        "Agent turns of a dialogue at most; 0 = derived.", 0, least=0, most=MOST_TURNS
+    )
 
 
 TASK_FIELDS = tuple(f.name for f in dataclasses.fields(TaskConfig) if f.name != "world")
@@ -267,10 +272,17 @@ class EvaluationConfig(Settings):
     """Conversations that agents are judged in."""
 
     validation_episodes: int = setting(
-        "Conversations in which each way of choosing words is tried.", 100, least=1
+        "Conversations in which each way of choosing words is tried.",
+        100,
+        least=1,
+        most=MOST_EPISODES,
     )
-    average_episodes: int = setting("Test conversations, average population.", 300, least=1)
-    difficult_episodes: int = setting("Test conversations, difficult population.", 200, least=1)
+    average_episodes: int = setting(
+        "Test conversations, average population.", 300, least=1, most=MOST_EPISODES
+    )
+    difficult_episodes: int = setting(
+        "Test conversations, difficult population.", 200, least=1, most=MOST_EPISODES
+    )
     prompted: tuple[str, ...] = setting(
         "LLM baselines to compare with: plain, reasoning, clam, gdp_zero.",
         (),
@@ -280,6 +292,7 @@ class EvaluationConfig(Settings):
         "Test conversations of these, of each population; 0 = as many as of the networks.",
         0,
         least=0,
+        most=MOST_EPISODES,
     )
     human: str = setting(
         "Who agents talk with: humans of the world, or prompted ones, played by an LLM.",

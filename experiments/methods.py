@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ilql_jax.errors import shown
 from ilql_jax.methods import METHODS, Method, MethodError, TrainOverrides, load_method
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.train_step import TrainConfig
@@ -135,8 +136,8 @@ def find_method(entry: str, library: Mapping[str, TrainedMethod]) -> TrainedMeth
         base = load_own(base).name
     if base not in library:
         raise MethodError(
-            f"there is no method {entry!r}; there are {', '.join(library)}, those that learn from "
-            "dialogues also with rounds of hindsight as in ilql_hindsight1, and those of a .py "
+            f"there is no method {shown(entry)!r}; there are {', '.join(library)}, those that learn "
+            "from dialogues also with rounds of hindsight as in ilql_hindsight1, and those of a .py "
             "file that defines METHOD."
         )
     found = library[base]

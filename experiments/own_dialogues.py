@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import DataConfig, TaskConfig
-from ilql_jax.errors import UserError
-from imagination.checks import shown
+from ilql_jax.errors import UserError, shown
 from imagination.dialogue import Dialogue, DialogueError
 from imagination.plain_data import json_lines
 from imagination.task import Task

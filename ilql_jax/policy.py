@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int
 
 from ilql_jax import losses
 from ilql_jax.decode import Samples, Slots, Steer, generate, insert, prefill
-from ilql_jax.errors import UserError
+from ilql_jax.errors import UserError, shown
 from ilql_jax.models import ModelConfig, Params, abstract_params
 from ilql_jax.models.cpu_matmul import decoding_layout
 from ilql_jax.models.kv_cache import KVCache
@@ -49,7 +49,7 @@ class DecodingConfig(Settings):
         "β of the values on every token; 0 = the cloned policy.", 0.0
     )
     candidates: int = setting(
-        "Whole utterances written; above 1 the one of highest value is kept.", 1, least=1
+        "Whole utterances written; above 1 the one of highest value is kept.", 1, least=1, most=1000
     )
 
     def __post_init__(self):
@@ -98,8 +98,9 @@ class DecodingConfig(Settings):
                     raise ValueError
             except (ValueError, IndexError):
                 raise PolicyError(
-                    f"decoding {text!r}: {part!r} is not understood; write parts of 'greedy' or "
-                    "'sampled' or 'sampled at 0.7', 'steered by 10', 'best of 16', with commas."
+                    f"decoding {shown(text)!r}: {shown(part)!r} is not understood; write parts of "
+                    "'greedy' or 'sampled' or 'sampled at 0.7', 'steered by 10', 'best of 16', "
+                    "with commas."
                 ) from None
         return cls(**fields)
 

@@ -24,8 +24,9 @@ import types
 import typing
 from typing import Any
 
-from ilql_jax.errors import UserError
+from ilql_jax.errors import UserError, shown
 
+LARGEST = 2**31 - 1  # of whole numbers: counts and seeds become int32 on a device
 REQUIRED = dataclasses.MISSING  # default of a setting that has none
 
 
@@ -44,7 +45,7 @@ class SettingError(UserError, ValueError):
 
     def __str__(self) -> str:
         end = "" if self.problem.endswith(".") else "."
-        return f"{self.name} is {self.value!r}, but {self.problem}{end}"
+        return f"{self.name} is {shown(self.value, 300, repr)}, but {self.problem}{end}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +227,8 @@ def _converted_tuple(value: Any, hints: tuple[Any, ...]) -> tuple[Any, ...]:
 def _whole_number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise _WrongType("a whole number")
+    if not -LARGEST <= value <= LARGEST:
+        raise _WrongType(f"a whole number, at most {LARGEST:,}")
     return value if type(value) is int else int(value)
 
 

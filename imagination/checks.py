@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ilql_jax.errors import shown
+
 MOST_REWARD = 1e30  # far inside of float32, sums over a dialogue too
 
 
@@ -52,14 +54,6 @@ def require(
         where = f"{place}, field {field!r}" if field else place
         advice = f" {way_out}" if way_out else ""
         raise error(f"{where}: expected {expected}, got {shown(value)!r}.{advice}")
-
-
-def shown(value: Any, most: int = 80) -> str:
-    """The beginning of a value, for messages."""
-    try:
-        return str(value)[:most]
-    except (ValueError, RecursionError):  # thousands of digits; lists in lists
-        return f"a value of type {type(value).__name__} that is too large to show"
 
 
 def without_surrogates(text: str) -> str:

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from imagination.checks import is_finite, shown, without_surrogates
+from ilql_jax.errors import shown
+from imagination.checks import is_finite, without_surrogates
 
 MOST_BYTES = 10 * 2**20  # of one JSON line: `datasets` reads none that is longer
 DEEPEST = 32  # lists and mappings inside of each other

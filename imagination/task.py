@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from ilql_jax.errors import UserError
-from imagination.checks import MOST_REWARD, is_finite, is_reward, is_whole, require, shown
+from ilql_jax.errors import UserError, shown
+from imagination.checks import MOST_REWARD, is_finite, is_reward, is_whole, require
 from imagination.yaml_files import YAMLProblem, parse_yaml
 
 MOST_TURNS = 1_000_000  # a line of 10 MB holds fewer

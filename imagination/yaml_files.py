@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from imagination.checks import shown
+from ilql_jax.errors import shown
 from imagination.plain_data import plain
 
 # Settings are some 10 KB; a task is less.

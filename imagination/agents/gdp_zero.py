@@ -46,7 +46,9 @@ class SearchConfig(Settings):
         SettingError: A value out of bounds.
     """
 
-    simulations: int = setting("Walks down the tree per turn (published code: 20).", 10, least=1)
+    simulations: int = setting(
+        "Walks down the tree per turn (published code: 20).", 10, least=1, most=10_000
+    )
     c_puct: float = setting("Weight of the prior against the values.", 1.0, least=0)
     q_0: float = setting(
         "Value of an act never tried, from -1 to 1; 0 is neither good nor bad.",
@@ -58,7 +60,7 @@ class SearchConfig(Settings):
         "Realizations in words kept for a sequence of acts, then drawn from again.", 3, least=1
     )
     value_samples: int = setting(
-        "Estimates averaged for the value of a state (published code: 10).", 1, least=1
+        "Estimates averaged for the value of a state (published code: 10).", 1, least=1, most=1000
     )
 
 

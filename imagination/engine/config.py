@@ -7,7 +7,7 @@ import dataclasses
 from ilql_jax.errors import UserError
 from ilql_jax.settings import SettingError, Settings, setting
 from imagination.llm.play import WAYS
-from imagination.task import Task
+from imagination.task import MOST_TURNS, Task
 
 REWARDS = ("outcome", "judge", "human")
 
@@ -25,7 +25,9 @@ class EngineConfig(Settings):
     """
 
     dialogues: int = setting(
-        "Dialogues imagined. A larger number later keeps those that are there.", least=1
+        "Dialogues imagined. A larger number later keeps those that are there.",
+        least=1,
+        most=10_000_000,
     )
     way: str = setting(
         "script: a whole dialogue in one call, towards an outcome fixed beforehand; rollout: agent "
@@ -49,13 +51,16 @@ class EngineConfig(Settings):
         "failure and success, as in the paper.",
         2,
         least=2,
+        most=1000,
     )
-    personas_per_call: int = setting("Personas described in one call.", 8, least=1)
+    personas_per_call: int = setting("Personas described in one call.", 8, least=1, most=1000)
     critique_rounds: int = setting(
-        "A dialogue is rewritten at most this often; 0 = no critique.", 1, least=0
+        "A dialogue is rewritten at most this often; 0 = no critique.", 1, least=0, most=100
     )
-    judge_votes: int = setting("Ratings of which the judge's is the mean.", 3, least=1)
-    max_turns: int = setting("Agent turns of a dialogue at most; 0 = the task's.", 0, least=0)
+    judge_votes: int = setting("Ratings of which the judge's is the mean.", 3, least=1, most=1000)
+    max_turns: int = setting(
+        "Agent turns of a dialogue at most; 0 = the task's.", 0, least=0, most=MOST_TURNS
+    )
     conversations: int = setting(
         "Dialogues under way at the same time (all of them in batches).",
         256,

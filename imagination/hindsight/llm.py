@@ -68,7 +68,7 @@ class LLMHindsightConfig(Settings):
         "rollout",
         choices=WAYS,
     )
-    judge_votes: int = setting("Ratings of which a dialogue's is the mean.", 3, least=1)
+    judge_votes: int = setting("Ratings of which a dialogue's is the mean.", 3, least=1, most=1000)
     conversations: int = setting(
         "Dialogues replayed at the same time (all of them in batches).",
         256,
