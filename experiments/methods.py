@@ -136,9 +136,9 @@ def find_method(entry: str, library: Mapping[str, TrainedMethod]) -> TrainedMeth
         base = load_own(base).name
     if base not in library:
         raise MethodError(
-            f"there is no method {shown(entry)!r}; there are {', '.join(library)}, those that learn "
-            "from dialogues also with rounds of hindsight as in ilql_hindsight1, and those of a .py "
-            "file that defines METHOD."
+            f"there is no method {shown(entry)!r}; there are {', '.join(library)}, those that "
+            "learn from dialogues also with rounds of hindsight as in ilql_hindsight1, and those of "
+            "a .py file that defines METHOD."
         )
     found = library[base]
     if found.learns_from_pairs:

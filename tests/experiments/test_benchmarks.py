@@ -138,6 +138,7 @@ def test_smoke_the_pipeline_runs_on_the_real_clock():
     assert found["times_faster"] == pytest.approx(ratio)
 
 
+@pytest.mark.slow
 def test_scaling_fits_exponents(tmp_path, monkeypatch):
     base, varied = scaling.SIZES["tiny"]
     assert set(varied) == set(scaling.SIZES["default"][1]) == set(scaling.GROWS)

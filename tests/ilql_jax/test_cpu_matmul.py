@@ -60,7 +60,11 @@ def written(config, params, steered):
 @pytest.mark.usefixtures("every_matrix_is_large")
 @pytest.mark.parametrize(
     ("decoder", "scan_layers", "value_trunk"),
-    [(GPT2, False, "shared"), (GPT2, True, "separate"), (LLAMA, True, "shared")],
+    [
+        pytest.param(GPT2, False, "shared", marks=pytest.mark.slow),
+        (GPT2, True, "separate"),
+        (LLAMA, True, "shared"),
+    ],
     ids=["gpt2", "gpt2, stacked and separate", "llama, stacked"],
 )
 def test_a_network_laid_out_for_decoding_writes_the_same(decoder, scan_layers, value_trunk):

@@ -131,7 +131,7 @@ print("same on", len(jax.devices()))
 """
 
 
-@pytest.mark.parametrize("layers", ["scan", "list"])
+@pytest.mark.parametrize("layers", ["scan", pytest.param("list", marks=pytest.mark.slow)])
 def test_a_mesh_gets_the_same_parameters_each_device_its_part(checkpoint, layers):
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     result = subprocess.run(
@@ -209,7 +209,9 @@ def dialogues():
         )
 
 
-@pytest.mark.parametrize("decoder", [QWEN, SCANNED], ids=["list", "scan"])
+@pytest.mark.parametrize(
+    "decoder", [pytest.param(QWEN, marks=pytest.mark.slow), SCANNED], ids=["list", "scan"]
+)
 def test_training_starts_from_a_checkpoint_and_goes_on_without_it(checkpoint, tmp_path, decoder):
     folder, _ = checkpoint
     data, config = list(dialogues()), ModelConfig(decoder, 8)

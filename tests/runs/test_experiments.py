@@ -119,15 +119,17 @@ def test_chat_answers_and_shows_values(finished: Path):
     assert "Q " in result.stdout and "V " in result.stdout
 
 
-@pytest.mark.parametrize("stage", ["imagine", "train", "evaluate"])
-def test_a_killed_run_goes_on_to_the_same_result(stage: str, finished: Path, tmp_path: Path):
-    """SIGKILL in the middle of a stage; the same command then ends as if nothing had happened."""
-    folder = tmp_path / "killed"
-    signs = {
-        "imagine": "dialogues.jsonl.partial",
-        "train": "metrics/ilql-seed0.jsonl",
-        "evaluate": "evaluation/bc-seed0.jsonl",
-    }
+@pytest.fixture(scope="module")
+def killed_in_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed (SIGKILL) while it imagined, and again while it trained."""
+    folder = tmp_path_factory.mktemp("runs") / "killed"
+    _kill(folder, folder / "dialogues.jsonl.partial")
+    _kill(folder, folder / "metrics" / "ilql-seed0.jsonl", lines=15)
+    return folder
+
+
+def _kill(folder: Path, sign: Path, lines: int = 1) -> None:
+    """Starts the run, and kills it when this file has so many lines."""
     process = subprocess.Popen(
         command(f"--workdir={folder}", *TINY),
         cwd=ROOT,
@@ -136,12 +138,20 @@ def test_a_killed_run_goes_on_to_the_same_result(stage: str, finished: Path, tmp
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     deadline = time.monotonic() + 300
-    while not _has_content(folder / signs[stage], lines=15 if stage == "train" else 1):
+    while not _has_content(sign, lines):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def test_a_run_killed_in_every_stage_goes_on_to_the_same_result(
+    killed_in_training: Path, finished: Path, tmp_path: Path
+):
+    """The same command then ends as if nothing had happened."""
+    folder = shutil.copytree(killed_in_training, tmp_path / "killed")
+    _kill(folder, folder / "evaluation" / "bc-seed0.jsonl")
     assert not (folder / "evaluation.json").exists()
     result = launch(f"--workdir={folder}", *TINY)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -151,23 +161,11 @@ def test_a_killed_run_goes_on_to_the_same_result(stage: str, finished: Path, tmp
         assert _losses(folder, unit) == _losses(finished, unit)
 
 
-def test_after_a_kill_memory_may_be_saved_and_the_run_goes_on(finished: Path, tmp_path: Path):
+def test_after_a_kill_memory_may_be_saved_and_the_run_goes_on(
+    killed_in_training: Path, finished: Path, tmp_path: Path
+):
     """As after an out-of-memory: smaller chunks, parts, remat; and nothing is done again."""
-    folder = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(f"--workdir={folder}", *TINY),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
-    deadline = time.monotonic() + 300
-    while not _has_content(folder / "metrics/ilql-seed0.jsonl", lines=15):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    folder = shutil.copytree(killed_in_training, tmp_path / "killed")
     before = (folder / "metrics/ilql-seed0.jsonl").read_text().splitlines()[:10]
     result = launch(
         f"--workdir={folder}",
@@ -374,6 +372,7 @@ def test_config_on_disk_is_plain_yaml(finished: Path):
     assert config["train"]["steps"] == 30
 
 
+@pytest.mark.slow
 def test_values_with_a_trunk_of_their_own_leave_the_others_as_they_are(
     finished: Path, tmp_path: Path
 ):

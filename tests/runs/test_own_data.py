@@ -31,7 +31,7 @@ def write(path: Path, count: int = 40) -> Path:
     return path
 
 
-@pytest.mark.parametrize("task", ["own_data", "teaching"])
+@pytest.mark.parametrize("task", ["own_data", pytest.param("teaching", marks=pytest.mark.slow)])
 def test_a_file_is_enough(task: str, tmp_path: Path):
     path = write(tmp_path / "dialogues.jsonl")
     folder = tmp_path / "run"
