@@ -300,6 +300,7 @@ def _library(config: ConfigDict, train: TrainConfig) -> dict[str, TrainedMethod]
             overrides = None if method.train is None else values_of(section, TrainOverrides)
             settings = values_of(section, type(method.config))
             method = configured(method, settings, overrides)
+        with errors_of(where, "train", config=config):
             own_train = train_config_of(method, train)
         decodings = _decodings(config.decoding[name], method)
         library[name] = TrainedMethod(name, method, own_train, decodings, file=files.get(name, ""))

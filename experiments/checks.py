@@ -6,6 +6,8 @@ What a single value has to be is checked by the dataclass that it becomes a fiel
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from ml_collections import ConfigDict
 
 from experiments.build import Experiment, build, errors_of
 from experiments.config import TASK_FIELDS, ConfigError, LLMOverride, WorldHindsightConfig
-from experiments.methods import in_order
+from experiments.methods import TrainedMethod, in_order
 from experiments.metrics import check_backends
 from ilql_jax.methods import MethodError
+from ilql_jax.models import ModelConfig
 from ilql_jax.models.hugging_face.read import check_tensors
 from ilql_jax.partition import check_start
 from ilql_jax.settings import REQUIRED, SettingError
@@ -24,6 +27,8 @@ from imagination.agents.prompted import check_acts
 from imagination.hindsight.llm import LLMHindsightConfig
 
 MOST_UNLIMITED = 2000  # dialogues that an LLM is asked for without a limit on their cost
+ACCELERATORS = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd")  # in /dev
+MOST_OF_A_DEVICE, MOST_DEVICES = 300 * 10**9, 100_000  # bytes of memory; of a cluster
 FEWEST_TOKENS = 260  # bytes and markers, which every BPE trained here has
 
 
@@ -91,7 +96,7 @@ def _check_networks(experiment: Experiment, config: ConfigDict) -> None:
         # First: a shape that its tensors do not have may be of any size.
         with errors_of("model.pretrained"):
             check_tensors(folder)
-    with errors_of("model", config=config):
+    with errors_of("model", "tokenizer", config=config):
         shape = network.shape(experiment.tokenizer.vocab_size)
         check_start(shape, bool(network.pretrained))
     for each in experiment.methods:
@@ -100,6 +105,50 @@ def _check_networks(experiment: Experiment, config: ConfigDict) -> None:
         with errors_of("train", "model", own, config=config):
             check_accumulation(rows, each.train.gradient_accumulation)
             check_step(each.method.network_for(shape), each.method, each.train)
+        _check_memory(experiment, each, each.method.network_for(shape))
+
+
+def _check_memory(experiment: Experiment, method: TrainedMethod, shape: ModelConfig) -> None:
+    """Raises `ConfigError` for sizes that no memory here holds, by what is needed at the least."""
+    trunk, network, speaking = shape.decoder, experiment.network, experiment.speaking
+    parameters = trunk.matrix_parameters * shape.num_trunks
+    if method.learns_values and shape.value_heads == "mlp":
+        parameters += 2 * shape.value_inner_size * trunk.vocab_size
+    # Frozen ones have no gradient and no momentum, and may be of 16 bits.
+    frozen = trunk.lora_rank > 0 or experiment.train.freeze_trunk
+    tokens = experiment.batches.batch_rows // method.train.gradient_accumulation
+    tokens *= network.max_positions
+    cached = 2 * trunk.num_layers * trunk.kv_heads * trunk.head_size
+    sizes = {
+        f"config.model: the network of {method.name} has {parameters:,} parameters, which take": (
+            parameters * (2 if frozen else 12)
+        ),
+        f"config.train.batch_rows is {experiment.batches.batch_rows:,}: the states of "
+        f"{tokens:,} tokens take": tokens * trunk.hidden_size * 4,
+        f"config.decoding.batch_size is {speaking.batch_size:,}: the keys and values of as many "
+        "conversations take": speaking.batch_size * network.max_positions * cached * 4,
+    }
+    most = _most_memory(experiment)
+    for what, size in sizes.items():
+        if size > most:
+            raise ConfigError(
+                f"{what} {size / 1e9:,.0f} GB at the least, and there are {most / 1e9:,.0f} GB of "
+                "memory. Choose a smaller size, or more devices (config.mesh)."
+            )
+
+
+def _most_memory(experiment: Experiment) -> int:
+    """Bytes of memory that a training can have, over all its devices; a generous bound.
+
+    Devices are not asked: that would take hold of them, and hosts may still have to meet.
+    """
+    here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    mesh = experiment.mesh
+    sizes = [mesh.data, mesh.fsdp, mesh.tensor]
+    if -1 in sizes or experiment.machine.coordinator:
+        return max(here, MOST_OF_A_DEVICE * MOST_DEVICES)
+    has_accelerators = any(list(Path("/dev").glob(kind)) for kind in ACCELERATORS)
+    return max(here, MOST_OF_A_DEVICE * math.prod(sizes)) if has_accelerators else here
 
 
 def _check_imagination(experiment: Experiment, config: ConfigDict) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 from ilql_jax.errors import UserError, shown
 
 LARGEST = 2**31 - 1  # of whole numbers: counts and seeds become int32 on a device
+LARGEST_FLOAT = 3.4e38  # of other numbers, which become float32
 REQUIRED = dataclasses.MISSING  # default of a setting that has none
 
 
@@ -123,7 +124,7 @@ class Settings:
     `super().__post_init__()`.
 
     Raises:
-        SettingError: A value of another type, not finite, or out of bounds.
+        SettingError: A value of another type, not finite, beyond 32 bits, or out of bounds.
     """
 
     def __post_init__(self):
@@ -237,6 +238,8 @@ def _number(value: Any) -> float:
         raise _WrongType("a number")
     if not math.isfinite(value):
         raise _WrongType("a finite number")
+    if abs(value) > LARGEST_FLOAT:
+        raise _WrongType(f"a number, at most {LARGEST_FLOAT:g}")
     return value if type(value) is float else float(value)
 
 

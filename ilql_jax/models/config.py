@@ -130,6 +130,13 @@ class DecoderConfig(Settings):
             )
         self._check_heads()
         self._check_rotary()
+        narrowest = min(self.hidden_size, self.mlp_size, self.kv_heads * self.head_size)
+        if self.lora_rank > narrowest:
+            raise SettingError(
+                "lora_rank",
+                self.lora_rank,
+                f"must be at most {narrowest}, the width of the narrowest matrix that has one",
+            )
 
     def _check_heads(self) -> None:
         if not self.head_dim and self.hidden_size % self.num_heads:
@@ -176,6 +183,15 @@ class DecoderConfig(Settings):
     def kv_heads(self) -> int:
         """Number of heads of keys and values."""
         return self.num_kv_heads or self.num_heads
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Number of parameters in its matrices, nearly all that it has."""
+        heads = 2 * (self.num_heads + self.kv_heads) * self.head_size
+        mlp = (3 if self.mlp == "swiglu" else 2) * self.mlp_size
+        rows = self.vocab_size * (1 if self.tied_output else 2)
+        rows += self.max_positions if self.position_encoding == "learned" else 0
+        return (self.num_layers * (heads + mlp) + rows) * self.hidden_size
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> DecoderConfig:

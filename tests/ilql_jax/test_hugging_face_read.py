@@ -320,6 +320,19 @@ def test_all_that_is_missing_extra_or_misshapen_is_named_at_once(copy):
         load_trunk(folder, QWEN)
 
 
+@pytest.mark.parametrize("config", [QWEN, SCANNED], ids=["layers", "stacked"])
+@pytest.mark.parametrize("junk", [np.nan, -np.inf])
+def test_weights_that_are_no_numbers_are_told_with_their_tensor(copy, config, junk):
+    tensors, write = copy
+    name = "model.layers.1.mlp.up_proj.weight"
+    spoiled = tensors[name].copy()
+    spoiled[-1, -1] = junk
+    for dtype in (np.float32, ml_dtypes.bfloat16):
+        folder = write(**{name: spoiled.astype(dtype)})
+        with pytest.raises(PretrainedError, match=f"tensor {name} holds NaN or infinity"):
+            load_trunk(folder, config)
+
+
 def test_names_without_prefix_and_buffers_of_old_files_are_understood(copy, checkpoint):
     tensors, write = copy
     bare = {name.removeprefix("model."): x for name, x in tensors.items()}

@@ -319,7 +319,8 @@ def _load(
         )
     given, table = _matched(tensors, family, checkpoint)
     readers = {
-        path: functools.partial(layout.read, given[name]) for name, (path, layout) in table.items()
+        path: functools.partial(_finite, name, functools.partial(layout.read, given[name]))
+        for name, (path, layout) in table.items()
     }
     vocabulary = checkpoint.vocab_size, wanted.vocab_size
     shapes = jax.eval_shape(lambda: _fresh_trunk(wanted))
@@ -363,6 +364,17 @@ def _placed(read: Read, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.
         return np.ascontiguousarray(read(whole).astype(shape.dtype, copy=False))
 
     return jax.make_array_from_callback(shape.shape, sharding, part).block_until_ready()
+
+
+def _finite(name: str, read: Read, index: Index) -> np.ndarray:
+    """Reads a tensor; raises `PretrainedError` if it holds what is no number."""
+    tensor = read(index)
+    if not np.isfinite(tensor).all():
+        raise PretrainedError(
+            f"the checkpoint's tensor {name} holds NaN or infinity, so nothing can be learned from "
+            "it. Get the checkpoint again, or an earlier one."
+        )
+    return tensor
 
 
 def _stacked(layers: list[Read], index: Index) -> np.ndarray:
