@@ -320,6 +320,47 @@ def test_all_that_is_missing_extra_or_misshapen_is_named_at_once(copy):
         load_trunk(folder, QWEN)
 
 
+@pytest.mark.parametrize("sizes", [(4000, 10**9), (10**9, 4000), (2000, 4000)])
+def test_a_network_saved_over_another_leaves_nothing_of_it(tmp_path, sizes):
+    own = tmp_path / "model-of-mine.safetensors"
+    own.write_text("mine")
+    for seed, size in enumerate(sizes):
+        params = init_params(CONFIG, seed)
+        tokens = {"eos_token_id": 1} if seed == 0 else None
+        save_pretrained(
+            tmp_path, CONFIG, params, card="", max_file_bytes=size, special_tokens=tokens
+        )
+    assert_equal(load_trunk(tmp_path, QWEN), params["trunk"])
+    fresh = tmp_path / "fresh"
+    save_pretrained(fresh, CONFIG, params, card="", max_file_bytes=size)
+    assert {f.name for f in tmp_path.iterdir()} == {f.name for f in fresh.iterdir()} | {
+        own.name,
+        fresh.name,
+    }
+
+
+def test_an_own_output_where_it_is_said_to_be_tied_is_told(copy):
+    """transformers 5 loads such an output; a copy of the embedding is none."""
+    tensors, write = copy
+    embedding = tensors["model.embed_tokens.weight"]
+    folder = write(**{"lm_head.weight": embedding})
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"tie_word_embeddings": True}))
+    check_tensors(folder)
+    tied = dataclasses.replace(QWEN, tied_output=True)
+    expected = load_trunk(folder, tied)["token_embedding"]["embedding"]
+    np.testing.assert_array_equal(expected, embedding)
+    other = embedding.copy()
+    other[-1, -1] += 1
+    for matrix in (other, embedding[:-1]):
+        folder = write(**{"lm_head.weight": matrix})
+        for read in (check_tensors, lambda folder: load_trunk(folder, tied)):
+            with pytest.raises(
+                PretrainedError, match=r"lm_head\.weight is another matrix than mod"
+            ):
+                read(folder)
+
+
 @pytest.mark.parametrize("config", [QWEN, SCANNED], ids=["layers", "stacked"])
 @pytest.mark.parametrize("junk", [np.nan, -np.inf])
 def test_weights_that_are_no_numbers_are_told_with_their_tensor(copy, config, junk):

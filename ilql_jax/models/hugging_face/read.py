@@ -43,6 +43,9 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LAYER = re.compile(r"(?:^|\.)(?:h|layers)\.(\d{1,9})\.")
 _SMALL = ("*.json", "*.jinja", "*.model", "*.txt")  # configs and tokenizers
 
+_EMBEDDING = "token_embedding/embedding"
+_ROWS = 8192  # of a matrix that are compared at a time
+
 # One sharding for all parameters, or one for each, as a tree like the parameters.
 Shardings = Sharding | Params | None
 
@@ -109,6 +112,8 @@ def read_family(folder: str | os.PathLike[str]) -> Family:
 
 def check_tensors(folder: str | os.PathLike[str]) -> None:
     """Checks the tensors of a checkpoint by names and shapes; no data is read.
+
+    But for an output matrix that is said to be the embedding: the two are compared.
 
     Raises:
         PretrainedError: Tensors that are missing, unknown or of another shape: all of them.
@@ -253,10 +258,12 @@ def _matched(
     _check_layers(tensors, checkpoint)
     shapes = trunk_shapes(unstacked(checkpoint))
     table = {name: each for name, each in family.table(checkpoint).items() if each[0] in shapes}
-    given, shown = {}, {}
+    given, shown, outputs = {}, {}, []
     for name, tensor in tensors.items():
         whole = name if name.startswith(family.prefix) or name in OUTPUTS else family.prefix + name
-        if name.endswith(BUFFERS) or (whole in OUTPUTS and checkpoint.tied_output):
+        if whole in OUTPUTS and checkpoint.tied_output:
+            outputs.append(name)
+        if name.endswith(BUFFERS) or name in outputs:
             continue
         given[whole], shown[whole] = tensor, name
     problems = [
@@ -276,7 +283,28 @@ def _matched(
             f"{checkpoint.num_layers} layers of width {checkpoint.hidden_size} with "
             f"{checkpoint.vocab_size} tokens."
         )
+    [embedding] = (name for name, each in table.items() if each[0] == _EMBEDDING)
+    for name in outputs:
+        _check_tied(tensors[name], name, given[embedding], shown[embedding])
     return given, table
+
+
+def _check_tied(output: Any, name: str, embedding: Any, embedding_name: str) -> None:
+    """Compares an output matrix that is said to be the embedding with it, some rows at a time.
+
+    transformers 5 takes one that differs, whatever the config says; older ones took the embedding.
+    """
+    rows, width = embedding.shape
+    is_same = tuple(output.shape) == (rows, width)
+    for start in range(0, rows if is_same else 0, _ROWS):
+        part = (slice(start, min(start + _ROWS, rows)), slice(0, width))
+        is_same = is_same and np.array_equal(output[part], embedding[part])
+    if not is_same:
+        raise PretrainedError(
+            f"tie_word_embeddings is true in config.json, but {name} is another matrix than "
+            f"{embedding_name}. Set it to false for a network with an output of its own (as "
+            f"transformers 5 loads it), or take {name} out of the file."
+        )
 
 
 def _check_layers(tensors: Mapping[str, Any], checkpoint: DecoderConfig) -> None:
@@ -333,7 +361,7 @@ def _load(
             return adapters[name]
         if name in readers:
             read = readers[name]
-            if name in ("token_embedding/embedding", "output_embedding/embedding"):
+            if name in (_EMBEDDING, "output_embedding/embedding"):
                 read = _with_new_tokens(read, *vocabulary, shape.shape[1], wanted, seed)
         else:
             blocks, _, rest = name.partition("/")

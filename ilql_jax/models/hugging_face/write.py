@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,7 @@ from ilql_jax.models.lora import merge_adapters
 
 VALUE_HEADS = "value_heads.safetensors"
 VALUE_TRUNK = "value_trunk/"  # before the names that the family has for its tensors
+_OF_TENSORS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -68,7 +70,8 @@ def save_pretrained(
     """Writes a network in Hugging Face's format; the host holds the tensors of one file at a time.
 
     Args:
-        folder: Folder that is written to; made if it is not there.
+        folder: Folder that is written to; made if it is not there. Tensors of an older network in
+            it, by the names that this function gives them, are removed; other files stay.
         config: Shape of the network.
         params: Its parameters; adapters are merged into their matrices.
         card: Text of the model card.
@@ -95,6 +98,7 @@ def save_pretrained(
         for name, (path, _) in table.items()
     }
     files = _files(sizes, max_file_bytes)
+    _remove_older(folder)
     trunk = flat(params["trunk"])
     for file, names in files.items():
         tensors = _tensors(trunk, {name: table[name] for name in names}, dtype)
@@ -119,6 +123,15 @@ def save_pretrained(
     if special_tokens:
         (folder / "generation_config.json").write_text(json.dumps(dict(special_tokens)), "utf-8")
     (folder / "README.md").write_text(card, "utf-8")
+
+
+def _remove_older(folder: Path) -> None:
+    """Removes what a reader could follow of a network that was written here before."""
+    for name in ("config.json", INDEX, VALUE_HEADS, "generation_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("model*.safetensors"):
+        if _OF_TENSORS.fullmatch(path.name):
+            path.unlink()
 
 
 def load_network(
