@@ -137,8 +137,8 @@ def find_method(entry: str, library: Mapping[str, TrainedMethod]) -> TrainedMeth
     if base not in library:
         raise MethodError(
             f"there is no method {shown(entry)!r}; there are {', '.join(library)}, those that "
-            "learn from dialogues also with rounds of hindsight as in ilql_hindsight1, and those of "
-            "a .py file that defines METHOD."
+            "learn from dialogues also with rounds of hindsight as in ilql_hindsight1, and those "
+            "of a .py file that defines METHOD."
         )
     found = library[base]
     if found.learns_from_pairs:
