@@ -23,6 +23,7 @@ from typing import Any
 
 import anthropic
 
+from ilql_jax.errors import shown
 from imagination.llm.config import LLMConfig
 from imagination.llm.journal import Journal
 from imagination.llm.requests import LLMError, NotDelivered
@@ -297,21 +298,35 @@ class Batches:
     def _load(self) -> None:
         batches: dict[str, _Batch] = {}
         for _, record in self._journal.read():
-            if "keys" in record:
-                time = datetime.datetime.fromisoformat(record["time"])
-                batches[record["intent"]] = _Batch(
-                    record["intent"], frozenset(record["keys"]), time
+            try:
+                self._take(record, batches)
+            except (KeyError, TypeError, ValueError) as error:
+                # As somebody may leave it who edits the file by hand.
+                logger.warning(
+                    "%s: a line that is no batch is ignored (%s)", self._journal.path, error
                 )
-            elif "batch" in record and record.get("intent") in batches:
-                batches[record["intent"]].id = record["batch"]
-                self._known_ids.add(record["batch"])
-            elif "done" in record or "given_up" in record:
-                batches.pop(record.get("intent"), None)
         for batch in batches.values():
             if batch.id:
                 self._open |= dict.fromkeys(batch.keys, batch)
             else:
                 self._unnamed.append(batch)
+
+    def _take(self, record: dict[str, Any], batches: dict[str, _Batch]) -> None:
+        """One line of the journal; a `KeyError`, `TypeError` or `ValueError` is none of ours."""
+        intent = str(record["intent"])
+        if "keys" in record:
+            if not isinstance(record["keys"], list):
+                raise ValueError(f"keys: {shown(record['keys'])!r}")
+            time = datetime.datetime.fromisoformat(record["time"])
+            time = time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+            batches[intent] = _Batch(intent, frozenset(map(str, record["keys"])), time)
+        elif "batch" in record and intent in batches:
+            if not isinstance(record["batch"], str) or not record["batch"]:
+                raise ValueError(f"batch: {shown(record['batch'])!r}")
+            batches[intent].id = record["batch"]
+            self._known_ids.add(record["batch"])
+        elif "done" in record or "given_up" in record:
+            batches.pop(intent, None)
 
     def _named(self, batch: _Batch, batch_id: str) -> None:
         batch.id = batch_id

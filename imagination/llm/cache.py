@@ -12,6 +12,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from ilql_jax.errors import shown
+from imagination.checks import is_finite, is_whole, without_surrogates
 from imagination.llm.journal import Journal
 from imagination.llm.requests import Request, Usage
 
@@ -20,13 +22,29 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """The message of one call, as it came. `max_tokens` is what the call allowed."""
+    """The message of one call. `max_tokens` is what the call allowed.
+
+    Halves of signs, as in an answer that was cut off, become "?" here: no question that quotes
+    them could be sent, and no file could hold them.
+
+    Raises:
+        ValueError: A field of another type.
+    """
 
     text: str
     stop_reason: str
     model: str
     max_tokens: int
     usage: Usage
+
+    def __post_init__(self) -> None:
+        for name in ("text", "stop_reason", "model"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise ValueError(f"{name} is {shown(value)!r}, but must be text")
+            object.__setattr__(self, name, without_surrogates(value))
+        if not is_whole(self.max_tokens):
+            raise ValueError(f"max_tokens is {shown(self.max_tokens)!r}, but must be whole")
 
 
 class Cache:
@@ -88,7 +106,7 @@ class Cache:
         for size, record in journal.read():
             try:
                 if "dropped_cost" in record:
-                    dropped_cost = float(record["dropped_cost"])
+                    dropped_cost = _dollars(record["dropped_cost"])
                     continue
                 key, reply = str(record["key"]), _reply(record)
             except (KeyError, TypeError, ValueError) as error:
@@ -125,5 +143,15 @@ class Cache:
 
 
 def _reply(record: dict[str, Any]) -> Reply:
-    usage = {**record["usage"], "cost": float(record["usage"]["cost"])}
-    return Reply(**record["answer"], usage=Usage(**usage))
+    counts = {**record["usage"], "cost": 0.0}
+    usage = dataclasses.replace(Usage(**counts), cost=_dollars(record["usage"]["cost"]))
+    if not all(is_whole(count) and is_finite(count) for count in counts.values() if count != 0.0):
+        raise ValueError(f"usage is {shown(counts)}, but must be whole numbers")
+    return Reply(**record["answer"], usage=usage)
+
+
+def _dollars(value: Any) -> float:
+    """What was spent, by which the limit on the cost is held."""
+    if not is_finite(value) or value < 0:
+        raise ValueError(f"a cost is {shown(value)!r}, but must be a number from 0 up")
+    return float(value)

@@ -56,7 +56,7 @@ class Client:
         megabytes = config.cache_max_megabytes
         self._cache = Cache(self.folder, megabytes, enabled=config.cache)
         self._failed = Journal(self.folder / "failed.jsonl")
-        self._failed_keys = {record.get("key") for _, record in self._failed.read()}
+        self._failed_keys = {str(record.get("key")) for _, record in self._failed.read()}
         self._budget = Budget(config.max_cost, self._cache.earlier_cost)
         self._asking: dict[str, _Asking] = {}
         self._stopped: LLMError | None = None

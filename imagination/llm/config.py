@@ -14,6 +14,7 @@ from imagination.llm.secrets import problem_of_address
 
 # The SDK's connection pool holds this many; more calls at once would only wait inside it.
 MOST_IN_FLIGHT = 1000
+_MOST_TOKENS = 10**9  # of one answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,8 @@ class LLMConfig(Settings):
 
         def count(name: str) -> int:
             value = counted.get(name)
-            return max(0, value) if type(value) is int else 0
+            # Some servers write what no answer can have cost.
+            return value if type(value) is int and 0 <= value <= _MOST_TOKENS else 0
 
         tokens = {
             "input_tokens": count("input_tokens"),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from imagination.llm.requests import LLMError
+from imagination.plain_data import parse_json
 
 # A killed process loses nothing that was written; only a power cut does, at most this long.
 SYNC_SECONDS = 0.5
@@ -44,7 +45,7 @@ class Journal:
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    record = json.loads(line)
+                    record = parse_json(line, "", ValueError)
                     if not isinstance(record, dict):
                         raise ValueError("not an object")
                 except ValueError:

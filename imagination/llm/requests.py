@@ -16,6 +16,7 @@ from typing import Any
 import pydantic
 
 from ilql_jax.errors import UserError
+from imagination.checks import without_surrogates
 
 
 class LLMError(UserError, RuntimeError):
@@ -120,11 +121,15 @@ class Request:
         body: dict[str, Any] = {
             "model": model,
             "max_tokens": self.max_tokens or max_tokens,
-            "messages": [{"role": role, "content": content} for role, content in self.messages],
+            "messages": [
+                {"role": role, "content": without_surrogates(content)}
+                for role, content in self.messages
+            ],
         }
         if self.system:
             cached = {"type": "ephemeral"}
-            body["system"] = [{"type": "text", "text": self.system, "cache_control": cached}]
+            system = without_surrogates(self.system)
+            body["system"] = [{"type": "text", "text": system, "cache_control": cached}]
         if self.schema:
             body["output_config"] = {
                 "format": {"type": "json_schema", "schema": _sent_schema(self.schema)}

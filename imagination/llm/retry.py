@@ -17,12 +17,18 @@ from imagination.checks import without_surrogates
 from imagination.llm.cache import Reply
 from imagination.llm.requests import Answer, Failure, Request, Usage, schema_json
 
-# Servers without structured output like to wrap JSON in a code block.
-_CODE_BLOCK = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
-
 # The API takes no empty message, so an empty answer needs a stand-in.
 _NOTHING_SAID = "(no answer)"
 _MOST_ERRORS = 5
+
+# Escapes of JSON: a pair of halves, a half alone, any other (a backslash with what it escapes).
+_PAIR, _HALF = r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..", r"\\u[dD][89a-fA-F].."
+_ESCAPE = re.compile(rf"{_PAIR}|(?P<half>{_HALF})|\\.", re.DOTALL)
+
+
+def _whole_sign(escape: re.Match[str]) -> str:
+    """Half of a sign, which a cut answer may hold, as "?"; other escapes as they are."""
+    return "?" if escape["half"] else escape[0]
 
 
 class Exchange:
@@ -84,9 +90,8 @@ def parse_reply(request: Request, reply: Reply) -> tuple[pydantic.BaseModel | No
         return None, f"it was empty (stop reason {reply.stop_reason or 'unknown'})"
     if request.schema is None:
         return None, ""
-    block = _CODE_BLOCK.fullmatch(reply.text)
     try:
-        parsed = request.schema.model_validate_json(block[1] if block else reply.text)
+        parsed = request.schema.model_validate_json(_json_of(reply.text))
     except pydantic.ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)[:_MOST_ERRORS]
         details = "; ".join(
@@ -99,6 +104,14 @@ def parse_reply(request: Request, reply: Reply) -> tuple[pydantic.BaseModel | No
     except ValueError as error:
         return None, f"it is not what was asked for ({error})"
     return parsed, ""
+
+
+def _json_of(text: str) -> str:
+    """The JSON of an answer: servers without structured output wrap it in a code block."""
+    opening, _, inside = text.strip().partition("\n")
+    if opening.rstrip() in ("```", "```json") and inside.endswith("```"):
+        text = inside.removesuffix("```")
+    return _ESCAPE.sub(_whole_sign, text)
 
 
 def _put_again(request: Request, reply: Reply, fault: str) -> Request:

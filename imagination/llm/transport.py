@@ -27,6 +27,7 @@ from imagination.llm.secrets import (
     without_password,
     without_secrets,
 )
+from imagination.plain_data import parse_json
 
 PLACEHOLDER_KEY = "no-key-is-set"
 _OFFICIAL_HOSTS = ("anthropic.com", "claude.com")
@@ -94,7 +95,8 @@ class Transport:
             NotDelivered: It is no message.
         """
         try:
-            message = json.loads(content) if isinstance(content, bytes) else dict(content)
+            is_raw = isinstance(content, bytes)
+            message = parse_json(content, "", ValueError) if is_raw else dict(content)
             blocks = [block for block in message["content"] if block["type"] == "text"]
             text = "".join(block["text"] for block in blocks)
         except (ValueError, KeyError, TypeError):
