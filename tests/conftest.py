@@ -26,3 +26,8 @@ def pytest_unconfigure():
     """Removes the folder, in the process that made it (workers inherit the variable)."""
     if _OWN_CACHE:
         shutil.rmtree(_OWN_CACHE, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    """Whole runs first: what takes long must not be left for a single process at the end."""
+    items.sort(key=lambda item: "runs" not in item.path.parts)
