@@ -243,7 +243,9 @@ def test_evaluating_again_makes_no_call(with_human: Path, server: MessagesServer
     calls = len(server.calls)
     # What is only about getting answers may change.
     operational = ("--config.llm.max_in_flight=2", "--config.llm.max_cost=9.0")
-    result = launch(server, f"--workdir={folder}", "--stage=evaluate", *operational, key="")
+    # The address is not taken from the folder alone.
+    arguments = ("--stage=evaluate", f"--config.llm.base_url={server.url}", *operational)
+    result = launch(server, f"--workdir={folder}", *arguments, key="")
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(server.calls) == calls
     assert evaluation_of(folder) == before
