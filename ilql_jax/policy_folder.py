@@ -111,7 +111,7 @@ def load_policy(folder: str | Path) -> tuple[PolicyDescription, Params]:
     description = _read_description(folder / DESCRIPTION)
     try:
         tensors = safetensors.flax.load_file(folder / PARAMETERS)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise PolicyFolderError(f"{folder / PARAMETERS}: {error}. Save the policy again.") from None
 
     def tensor(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
@@ -131,7 +131,9 @@ def load_policy(folder: str | Path) -> tuple[PolicyDescription, Params]:
 def _read_description(file: Path) -> PolicyDescription:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        if not isinstance(fields, dict):
+            raise ValueError(f"holds {str(fields)[:40]!r}, no fields by name")
+    except (ValueError, RecursionError) as error:
         raise PolicyFolderError(f"{file}: {error}. Save the policy again.") from None
     known = {field.name for field in dataclasses.fields(PolicyDescription)}
     if missing := sorted(known - fields.keys()):
@@ -141,7 +143,10 @@ def _read_description(file: Path) -> PolicyDescription:
             f"{file}: has {', '.join(unknown)}, which this version does not know. Use the version "
             "that wrote it."
         )
-    return PolicyDescription.from_json(fields)
+    try:
+        return PolicyDescription.from_json(fields)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PolicyFolderError(f"{file}: {error!r}. Save the policy again.") from None
 
 
 def _name(path: Any) -> str:

@@ -503,7 +503,7 @@ def _check_inside(folder: Path, names: list[str]) -> None:
         root = root.parents[1]
     for name in names:
         path = Path(folder, str(name))
-        is_plain = isinstance(name, str) and "\0" not in name and ".." not in path.parts
+        is_plain = isinstance(name, str) and name.isprintable() and ".." not in path.parts
         if not is_plain or Path(name).is_absolute() or not path.resolve().is_relative_to(root):
             raise PretrainedError(
                 f"{folder / INDEX} names {str(name)[:80]!r}, which is no file inside the folder. "

@@ -10,6 +10,7 @@ The tokenizer's files are written beside them by the caller, who has the tokeniz
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -37,6 +38,7 @@ from ilql_jax.models.hugging_face.read import (
     INDEX,
     SINGLE,
     Shardings,
+    check_tensors,
     flat,
     for_each,
     load_trunk,
@@ -134,6 +136,9 @@ def _remove_older(folder: Path) -> None:
             path.unlink()
 
 
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+
+
 def load_network(
     folder: str | os.PathLike[str], sharding: Shardings = None, **run_settings: Any
 ) -> tuple[ModelConfig, Params, dict[str, Any]]:
@@ -158,10 +163,15 @@ def load_network(
             f"{folder} holds no {VALUE_HEADS}. Start from a plain checkpoint with "
             "`read.start_params`, which makes fresh ones."
         )
+    check_tensors(folder)  # first: a shape that its tensors do not have may be of any size
     decoder = dataclasses.replace(read_config(folder), **run_settings)
-    with safetensors.safe_open(path, framework="np") as file:
-        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
-        config = ModelConfig(decoder, **metadata["heads"])
+    with contextlib.ExitStack() as opened:
+        try:
+            file = opened.enter_context(safetensors.safe_open(path, framework="np"))
+            metadata = {key: json.loads(value) for key, value in file.metadata().items()}
+            config, about = ModelConfig(decoder, **metadata["heads"]), dict(metadata["about"])
+        except (safetensors.SafetensorError, *_DAMAGE) as error:
+            raise PretrainedError(f"{path} cannot be read: {error}. Export it again.") from None
         shapes = {name: x for name, x in abstract_params(config).items() if name in ("q", "v")}
         given = {
             name: tuple(file.get_slice(name).get_shape())
@@ -184,7 +194,7 @@ def load_network(
             config.value_decoder,
             under(sharding, "value_trunk"),
         )
-    return config, params, metadata["about"]
+    return config, params, about
 
 
 def _check_heads(given: dict[str, tuple], shapes: Params, path: Path) -> None:

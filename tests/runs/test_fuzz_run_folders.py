@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fuzzing import COUNTS
 from in_process import SMALLEST, run
 
 from experiments.run_folder import RunFolder, Unit
@@ -96,6 +97,7 @@ def test_a_damaged_small_file_is_made_again_or_named(finished, copy, name):
         ended = run(copy, "--stage=evaluate")
         assert not ended.traceback, (seed, spoiled[:60], ended.traceback)
         assert time.process_time() - before < 20
+        COUNTS["run folders", "told" if ended.status else "made again"] += 1
         if ended.status:
             assert any(text in ended.output for text in named), (seed, spoiled[:60], ended.output)
             assert ended.output.count("Error: ") == 1
@@ -223,6 +225,10 @@ def told_in_a_line(ended, path: Path, words: str) -> None:
     assert str(path) in ended.output and words in ended.output
 
 
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in RunFolder(folder).metrics(UNIT).open()]
+
+
 def test_a_disk_that_fills_up_again_and_again_is_told_and_nothing_is_lost(
     finished, small_disk, capfd
 ):
@@ -234,12 +240,13 @@ def test_a_disk_that_fills_up_again_and_again_is_told_and_nothing_is_lost(
         "size=1400k",
     ):
         mount(f"remount,{options}")
-        ended = run(place / "run", *SMALLEST, "--stage=evaluate")
+        ended = run(place / "run", *SMALLEST, "--stage=train")
         told_in_a_line(ended, place / "run", "the disk is full")
     mount("remount,size=40m")
-    assert run(place / "run", *SMALLEST, "--stage=evaluate").status == 0
-    for each in ("conversations.jsonl", "dialogues.jsonl"):
+    assert run(place / "run", *SMALLEST, "--stage=train").status == 0
+    for each in ("tokenizer/tokenizer.json", "dialogues.jsonl"):
         assert (place / "run" / each).read_bytes() == (finished / each).read_bytes(), each
+    assert losses(place / "run") == losses(finished)
     assert "Traceback" not in capfd.readouterr().err
 
 
