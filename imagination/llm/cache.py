@@ -151,7 +151,7 @@ def _reply(record: dict[str, Any]) -> Reply:
 
 
 def _dollars(value: Any) -> float:
-    """What was spent, by which the limit on the cost is held."""
+    """Cost so far, by which the limit on it is held."""
     if not is_finite(value) or value < 0:
         raise ValueError(f"a cost is {shown(value)!r}, but must be a number from 0 up")
     return float(value)
