@@ -120,7 +120,8 @@ def fit(
         utterance_discount: γ from one action to the next (values of utterances).
         context: Most tokens that a window shows before the first decision it learns from; half of
             the network's context by default.
-        batch_rows: Rows in a batch, each as long as the network's context, filled with episodes.
+        batch_rows: Rows in a batch, each as long as the network's context (of a pretrained one
+            `max_positions`), filled with episodes.
         training: Optimizer, learning rates and the like, given instead of `steps`.
         seed: Seeds the initial weights and the order of the data.
         folder: Checkpoints and the policy go there; a temporary folder, removed again, by default.
@@ -167,7 +168,12 @@ def fit(
     if training is not None and steps is not None:
         raise FitError(f"steps is {steps} and training has {training.steps}; give one of them.")
     training = training or TrainConfig(steps=STEPS if steps is None else steps)
-    length = model.decoder.max_positions
+    # A pretrained network may be able to read far more than these episodes need.
+    length = (
+        min(model.decoder.max_positions, max_positions)
+        if start_from
+        else (model.decoder.max_positions)
+    )
     # Filtered BC and the like look at episodes, not at windows.
     selected = method.select_trajectories([_scaled(each, scale) for each in trajectories])
     data = [window for each in selected for window in cut_into_windows(each, length, context)]
@@ -227,8 +233,8 @@ def _network(
     seed: int,
 ) -> tuple[ModelConfig, Callable[[], Params] | None]:
     """Shape of the network, and what makes the parameters to start from (None = fresh)."""
+    how = "last" if _values_by_token(method) else "sum"
     if network is None:
-        how = "last" if _values_by_token(method) else "sum"
         return method.network_for(small_network(vocab_size, max_positions, utterance_q=how)), None
     if isinstance(network, ModelConfig):
         if network.decoder.vocab_size < vocab_size:
@@ -239,7 +245,7 @@ def _network(
         return method.network_for(network), None
     decoder = shape_for(network, max_positions)
     decoder = dataclasses.replace(decoder, vocab_size=max(vocab_size, decoder.vocab_size))
-    shape = method.network_for(ModelConfig(decoder, value_inner_size=decoder.hidden_size))
+    shape = method.network_for(ModelConfig(decoder, decoder.hidden_size, how))
     return shape, lambda: start_params(find(network), shape, seed)
 
 

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from ilql_jax import Policy, TrainConfig, Trajectory, TrajectoryError, fitting
+from ilql_jax.checkpoint import read_metadata
 from ilql_jax.errors import UserError
 from ilql_jax.fitting import FitError, fit, small_network
 from ilql_jax.methods import METHODS
+from ilql_jax.models import init_params, with_params
+from ilql_jax.models.hugging_face.write import save_pretrained
 
 STOP, VOCAB = 9, 12
 BEST_OF_4 = "sampled, best of 4"
@@ -209,3 +212,25 @@ def test_a_method_of_probabilities_scales_returns_itself(handed_over):
     assert min(returns) == pytest.approx(0, abs=1e-6) and max(returns) == pytest.approx(1)
     with pytest.raises(FitError, match=r"reward_scale is 2.0, but qsft learns probabilities"):
         fit_small(**fields, reward_scale=2.0)
+
+
+def test_a_pretrained_network_is_where_it_starts(tmp_path):
+    shape = small_network(VOCAB, max_positions=64, hidden_size=8, num_layers=1, value_inner_size=8)
+    params = init_params(shape, 7)
+    save_pretrained(tmp_path / "base", shape, params, card="")
+    policy = fit_small(
+        network=tmp_path / "base",
+        method=METHODS["ilql"].configured(credit="token"),
+        max_positions=16,
+        training=TrainConfig(steps=1, learning_rate=1e-9),
+        steps=None,
+        decoding="greedy",
+        allowed=np.ones(VOCAB, bool),
+        folder=tmp_path / "fitted",
+    )
+    model = with_params(shape, params)
+    hidden = model.trunk(*np.int32([[[1]], [[1]], [[0]]]))  # token, segment, position
+    (response,) = policy.respond([np.int32([1])], [0])
+    assert response.tokens[0] == np.argmax(model.trunk.logits(hidden)[0, 0])
+    learned = read_metadata(tmp_path / "fitted" / "checkpoints")["model"]
+    assert learned["utterance_q"] == "last"
