@@ -11,11 +11,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-
+from ilql_jax.errors import shown
 from imagination.chat_formats import NO_TURN, Chat, Layout, agent_turns
+from imagination.checks import without_surrogates
 from imagination.dialogue import ROLE_OF_SPEAKER, DialogueError, Turn
-from imagination.time_limit import TimeLimitError, time_limit
+from imagination.time_limit import time_limit
 
 # Templates that write today's date get this one, unless a run is set to another.
 TEMPLATE_DATE = datetime.date(2025, 1, 1)
@@ -58,7 +58,7 @@ class TemplateFormat:
         names = tokenizer.convert_ids_to_tokens(sorted(self._special))
         names = sorted(filter(None, names), key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-        self.template = _with_fixed_date(tokenizer.get_chat_template(), date)
+        self.template = _with_fixed_date(without_surrogates(tokenizer.get_chat_template()), date)
         self._gap, self._prompted = self._read_gap()
         self.end = self._end_token()
         self.silent = frozenset({self.end})
@@ -153,8 +153,13 @@ class TemplateFormat:
         it, which agents may not write; else an agent is invited by all that precedes its words, but
         for spaces, which many tokenizers join to a word.
         """
-        chat = Chat((Turn("human", "a"),))
+        chat = Chat((Turn("human", _PLACEHOLDER_HUMAN),))
         [before] = self._before_words([chat])
+        if _PLACEHOLDER_HUMAN not in before:
+            raise DialogueError(
+                "the chat template leaves out or changes what a human says. Use another template, "
+                "or a tokenizer without one."
+            )
         [invited] = self._render([chat], add_generation_prompt=True)
         gap = before[len(invited) :]
         if before.startswith(invited) and not self._names.search(gap):
@@ -249,10 +254,10 @@ class TemplateFormat:
                 return self._tokenizer.apply_chat_template(
                     messages, chat_template=self.template, tokenize=False, **options
                 )
-        except _TEMPLATE_ERRORS as error:
+        except Exception as error:  # a template is a program of somebody else's
             raise DialogueError(
-                f"the chat template cannot lay out a conversation: {error}. Use another template, "
-                "or a tokenizer without one."
+                f"the chat template cannot lay out a conversation: {shown(error, 300)}. Use "
+                "another template, or a tokenizer without one."
             ) from None
 
     def _messages(self, chat: Chat) -> list[dict[str, str]]:
@@ -276,14 +281,10 @@ class TemplateFormat:
         return self._names.sub(lambda name: f"{name[0][0]} {name[0][1:]}", text)
 
 
-# A template is a program of somebody else's: it may compute what cannot be, or never end.
-_TEMPLATE_ERRORS = (
-    *(jinja2.TemplateError, TimeLimitError, ArithmeticError, AttributeError, LookupError),
-    *(MemoryError, RecursionError, TypeError, ValueError),
-)
 _SECONDS, _SECONDS_EACH = 0.5, 0.02  # for one to be laid out; real ones take a thousandth
 
 _PLACEHOLDER = "Placeholder-of-the-agents-words"
+_PLACEHOLDER_HUMAN = "Placeholder-of-the-humans-words"
 _PLACEHOLDER_SYSTEM = "Placeholder-of-the-system-message"
 
 

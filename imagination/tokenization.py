@@ -18,6 +18,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int
 
+from ilql_jax.errors import shown
 from ilql_jax.trajectory import Trajectory
 from imagination.chat_formats import (
     AGENT,
@@ -116,10 +117,10 @@ class DialogueTokenizer:
         except DialogueError as error:
             raise DialogueError(f"tokenizer {str(name_or_folder)!r}: {error}") from None
         except (OSError, ValueError) as error:
+            problem = shown(str(error).splitlines()[0], 300).rstrip(".")
             raise DialogueError(
-                f"no tokenizer that can be used in {str(name_or_folder)!r}: "
-                f"{str(error).splitlines()[0].rstrip('.')}. Give a folder with tokenizer.json or a "
-                "name on the Hugging Face hub."
+                f"no tokenizer that can be used in {str(name_or_folder)!r}: {problem}. Give a "
+                "folder with tokenizer.json or a name on the Hugging Face hub."
             ) from None
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -184,7 +185,11 @@ class DialogueTokenizer:
     def decode(self, tokens: Int[np.ndarray, " time"]) -> str:
         """The words of an utterance, without markers."""
         words = [int(t) for t in tokens if int(t) not in self._format.silent]
-        return self._tokenizer.decode(words, skip_special_tokens=True).strip()
+        # Some releases of transformers would take out spaces before punctuation.
+        text = self._tokenizer.decode(
+            words, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text.strip()
 
     def trajectories(
         self,

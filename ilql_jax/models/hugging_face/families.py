@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ilql_jax.errors import UserError
+from ilql_jax.errors import UserError, shown
 from ilql_jax.models.config import NOT_IN_CONFIG_JSON, DecoderConfig
 from ilql_jax.models.rotary import RotaryScaling
 
@@ -181,7 +181,9 @@ def _read_sizes(hf: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the fields that families since GPT-2 share."""
     for kind in hf.get("layer_types") or ():
         if kind != "full_attention":
-            raise PretrainedError(f"config.json: attention of the kind {kind!r} is not supported.")
+            raise PretrainedError(
+                f"config.json: attention of the kind {shown(kind, 80, repr)} is not supported."
+            )
     return {
         "vocab_size": hf["vocab_size"],
         "hidden_size": hf["hidden_size"],
@@ -284,7 +286,7 @@ def _read_rotary(rope: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
     kind = rope.get("rope_type", "default")
     if (share := rope.get("partial_rotary_factor", 1.0)) != 1:
         raise PretrainedError(
-            f"config.json: partial_rotary_factor is {share}; only 1 is supported."
+            f"config.json: partial_rotary_factor is {shown(share)}; only 1 is supported."
         )
     scaling = None
     original = rope.get("original_max_position_embeddings") or max_positions
@@ -302,8 +304,8 @@ def _read_rotary(rope: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
         scaling = RotaryScaling(kind, factor, original, few, many, grown)
     elif kind != "default":
         raise PretrainedError(
-            f"config.json: rotary positions of the type {kind!r} are not supported; default, "
-            "linear, llama3 and yarn are."
+            f"config.json: rotary positions of the type {shown(kind, 80, repr)} are not "
+            "supported; default, linear, llama3 and yarn are."
         )
     return {"rotary_base": float(rope["rope_theta"]), "rotary_scaling": scaling}
 
@@ -340,7 +342,7 @@ def _demand(hf: Mapping[str, Any], key: str, *supported: Any) -> None:
     if hf.get(key) not in supported:
         allowed = " or ".join(map(repr, supported))
         raise PretrainedError(
-            f"config.json: {key} is {hf.get(key)!r}; only {allowed} is supported."
+            f"config.json: {key} is {shown(hf.get(key), 80, repr)}; only {allowed} is supported."
         )
 
 
@@ -418,7 +420,8 @@ def family_of(fields: Mapping[str, Any]) -> Family:
             return family
     supported = ", ".join(family.architecture for family in FAMILIES)
     raise PretrainedError(
-        f"the architecture {', '.join(names) or fields.get('model_type')!r} is not supported; "
+        f"the architecture {shown(', '.join(names) or repr(fields.get('model_type')))} is not "
+        "supported; "
         f"these are: {supported} (the last only without parallel residuals)."
     )
 
@@ -443,7 +446,7 @@ def decoder_config(fields: Mapping[str, Any]) -> DecoderConfig:
     except PretrainedError:
         raise
     except Exception as error:  # whatever a damaged file makes the library stumble on
-        message = " ".join(str(error).split())
+        message = shown(" ".join(str(error).split()), 500)
         raise PretrainedError(f"config.json of a {family.architecture}: {message}") from None
 
 
@@ -453,7 +456,7 @@ def _check_sizes(fields: Mapping[str, Any]) -> None:
         most = MOST_LAYERS if name in ("num_hidden_layers", "n_layer") else MOST_OF_ALL
         if isinstance(value, int | float) and not abs(value) <= most:
             raise PretrainedError(
-                f"config.json: {name} is {value:.6g}, but at most {most:,} can be. The file is "
+                f"config.json: {name} is {shown(value)}, but at most {most:,} can be. The file is "
                 "damaged, or was made to do harm: take the one that belongs to the tensors."
             )
 

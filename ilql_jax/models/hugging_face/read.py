@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Sharding, SingleDeviceSharding
 
+from ilql_jax.errors import shown
 from ilql_jax.models.actor_critic import copy_for_values, init_params
 from ilql_jax.models.config import DecoderConfig, ModelConfig, Params
 from ilql_jax.models.decoder import Decoder
@@ -44,6 +45,7 @@ _LAYER = re.compile(r"(?:^|\.)(?:h|layers)\.(\d{1,9})\.")
 _SMALL = ("*.json", "*.jinja", "*.model", "*.txt")  # configs and tokenizers
 
 _EMBEDDING = "token_embedding/embedding"
+_LISTED = 40  # tensors at fault in a message
 _ROWS = 8192  # of a matrix that are compared at a time
 
 # One sharding for all parameters, or one for each, as a tree like the parameters.
@@ -258,34 +260,37 @@ def _matched(
     _check_layers(tensors, checkpoint)
     shapes = trunk_shapes(unstacked(checkpoint))
     table = {name: each for name, each in family.table(checkpoint).items() if each[0] in shapes}
-    given, shown, outputs = {}, {}, []
+    given, as_named, outputs = {}, {}, []
     for name, tensor in tensors.items():
         whole = name if name.startswith(family.prefix) or name in OUTPUTS else family.prefix + name
         if whole in OUTPUTS and checkpoint.tied_output:
             outputs.append(name)
         if name.endswith(BUFFERS) or name in outputs:
             continue
-        given[whole], shown[whole] = tensor, name
+        given[whole], as_named[whole] = tensor, name
     problems = [
-        f"{shown.get(name, _as_given(name, family, tensors))} is missing"
+        f"{as_named.get(name, _as_given(name, family, tensors))} is missing"
         for name in table
         if name not in given
     ]
-    problems += [f"{shown[name]} is not part of it" for name in given if name not in table]
+    problems += [f"{as_named[name]} is not part of it" for name in given if name not in table]
     for name in table.keys() & given.keys():
         path, layout = table[name]
         needed, shape = layout.shape(shapes[path].shape), tuple(given[name].shape)
         if shape != needed:
-            problems.append(f"{shown[name]} gives {shape}, but {needed} is needed")
+            problems.append(f"{as_named[name]} gives {shape}, but {needed} is needed")
     if problems:
+        listed = [shown(each, 200) for each in sorted(problems)]
+        if len(listed) > _LISTED:
+            listed[_LISTED:] = [f"and {len(listed) - _LISTED} more"]
         raise PretrainedError(
-            f"{'; '.join(sorted(problems))}: these are not the tensors of a network of "
+            f"{'; '.join(listed)}: these are not the tensors of a network of "
             f"{checkpoint.num_layers} layers of width {checkpoint.hidden_size} with "
             f"{checkpoint.vocab_size} tokens."
         )
     [embedding] = (name for name, each in table.items() if each[0] == _EMBEDDING)
     for name in outputs:
-        _check_tied(tensors[name], name, given[embedding], shown[embedding])
+        _check_tied(tensors[name], name, given[embedding], as_named[embedding])
     return given, table
 
 
@@ -463,7 +468,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise PretrainedError(f"{path} cannot be read: {error}.") from None
+        raise PretrainedError(f"{path} cannot be read: {shown(error, 300)}.") from None
     if not isinstance(fields, dict):
         raise PretrainedError(f"{path} holds {str(fields)[:60]!r}, no fields by name.")
     return fields
@@ -492,7 +497,7 @@ def _open_tensors(folder: Path) -> Iterator[Mapping[str, _Tensor]]:
                 file = stack.enter_context(safetensors.safe_open(path, framework="np"))
                 tensors |= {name: _Tensor(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
             except (safetensors.SafetensorError, OSError) as error:
-                raise PretrainedError(f"{path} cannot be read: {error}.") from None
+                raise PretrainedError(f"{path} cannot be read: {shown(error, 300)}.") from None
         yield tensors
 
 
@@ -516,7 +521,9 @@ def _files(folder: Path) -> list[Path]:
         try:
             names = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
         except (KeyError, AttributeError, TypeError) as error:
-            raise PretrainedError(f"{folder / INDEX} cannot be read: {error!r}.") from None
+            raise PretrainedError(
+                f"{folder / INDEX} cannot be read: {shown(error, 300, repr)}."
+            ) from None
         _check_inside(folder, names)
         if missing := [name for name in names if not (folder / name).exists()]:
             raise PretrainedError(f"{folder} lacks files that {INDEX} names: {', '.join(missing)}.")
