@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from ilql_jax.errors import shown
 from imagination.simulation.validation import validate
 from imagination.simulation.world import World, WorldError
 
@@ -35,7 +38,12 @@ def load_world(name_or_path: str | os.PathLike[str]) -> World:
         WorldError: No such world, no world in it, or a world that contradicts itself.
     """
     name = os.fspath(name_or_path)
-    return _load(str(Path(name).resolve()) if name.endswith(".py") else name)
+    try:
+        return _load(str(Path(name).resolve()) if name.endswith(".py") else name)
+    except (OSError, ValueError) as error:  # a path that no file can have
+        if isinstance(error, WorldError):
+            raise
+        raise WorldError(f"no world file {shown(name, 300)!r} ({error}).") from None
 
 
 @functools.cache
@@ -46,26 +54,48 @@ def _load(name: str) -> World:
         module = _import(WORLDS.get(name, name), name)
     else:
         raise WorldError(
-            f"unknown world {name!r}. Known worlds: {', '.join(WORLDS)}; or give a dotted module "
-            "or the path of a .py file that has WORLD."
+            f"unknown world {shown(name)!r}. Known worlds: {', '.join(WORLDS)}; or give a dotted "
+            "module or the path of a .py file that has WORLD."
         )
     world = getattr(module, "WORLD", None)
+    what = "WORLD"
     if world is None and callable(make_world := getattr(module, "make_world", None)):
-        world = make_world()
+        what = "what make_world() returned"
+        with _told(f"{name}: make_world()"):
+            world = make_world()
     if not isinstance(world, World):
         raise WorldError(
-            f"{name}: no world in it (WORLD is {type(world).__name__}). Define WORLD = World(...) "
+            f"{name}: no world in it ({what} is {type(world).__name__}). Define WORLD = World(...) "
             "or make_world() that returns one."
         )
     validate(world)
     return world
 
 
-def _import(module: str, name: str) -> ModuleType:
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Errors of somebody's code, and the end that it puts to the process, as `WorldError`."""
     try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+        yield
+    except WorldError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise WorldError(f"{what} could not be run: {shown(error, 300, repr)}") from error
+
+
+def _import(module: str, name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise WorldError(
+            f"world {shown(name)!r} is neither a module (a dotted name) nor the path of a .py "
+            f"file. Known worlds: {', '.join(WORLDS)}"
+        )
+    try:
+        with _told(f"module {name!r}"):
+            return importlib.import_module(module)
+    except WorldError as problem:
+        error = problem.__cause__
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name is not None
+        if not is_missing or not f"{module}.".startswith(f"{error.name}."):
             raise
         raise WorldError(
             f"unknown world {name!r}: no module {error.name!r}. Known worlds: {', '.join(WORLDS)}; "
@@ -74,16 +104,16 @@ def _import(module: str, name: str) -> ModuleType:
 
 
 def _module_from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise WorldError(f"no world file {path}. Known worlds: {', '.join(WORLDS)}")
+    try:
+        is_file = path.is_file()
+    except OSError:  # a name too long
+        is_file = False
+    if not is_file:
+        raise WorldError(f"no world file {shown(path, 300)}. Known worlds: {', '.join(WORLDS)}")
     spec = importlib.util.spec_from_file_location(f"imagination_world_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and named tuples of the file look their module up by name.
     sys.modules[spec.name] = module
-    try:
+    with _told(f"{path}: the file"):
         spec.loader.exec_module(module)
-    except WorldError:
-        raise
-    except Exception as error:
-        raise WorldError(f"{path}: the file could not be run: {error!r}") from error
     return module
