@@ -77,6 +77,11 @@ def _read_corpus(data: DataConfig, seed: int) -> tuple[list[Dialogue], list[str]
     reading = corpus.read(Path(data.path), tasks.read_options(data))
     dialogues = reading.dialogues
     parts = corpora.split_dialogues(dialogues, {"train": 0.8, "test": 0.2}, seed)
+    if empty := [part for part, group in parts.items() if not group]:
+        raise corpora.CorpusError(
+            f"{data.path}: of {len(dialogues):,} rated dialogues none is left for the part "
+            f"{empty[0]!r}, which takes a fifth (test) or the rest (train). Give the whole corpus."
+        )
     part_of = {dialogue.id: part for part, group in parts.items() for dialogue in group}
     marked = [dataclasses.replace(d, source={**d.source, "part": part_of[d.id]}) for d in dialogues]
     origin = f"{corpus.title} ({corpus.homepage}). Licence: {corpus.licence}."

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ilql_jax.errors import UserError
+from ilql_jax.errors import UserError, shown
 from imagination.dialogue import Dialogue, Turn
 from imagination.task import Task
 
@@ -83,6 +84,24 @@ class Corpus:
     homepage: str
     task: Callable[[ReadOptions], Task]
     read: Callable[[Path, ReadOptions], Reading]
+
+
+def tells_unreadable(
+    read: Callable[[Path, ReadOptions], Reading],
+) -> Callable[[Path, ReadOptions], Reading]:
+    """Makes a `CorpusError` of a path that cannot be read (a name too long, no permission)."""
+
+    @functools.wraps(read)
+    def told(path: Path, options: ReadOptions) -> Reading:
+        try:
+            return read(path, options)
+        except OSError as error:
+            reason = error.strerror or error
+            raise CorpusError(
+                f"{shown(path, 300)} cannot be read ({reason}). Give another config.data.path."
+            ) from None
+
+    return told
 
 
 def join_utterances(utterances: Iterable[Turn]) -> tuple[Turn, ...]:

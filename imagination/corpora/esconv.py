@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ilql_jax.errors import shown
 from imagination.checks import require, without_surrogates
 from imagination.corpora.corpus import (
     Corpus,
@@ -23,6 +24,7 @@ from imagination.corpora.corpus import (
     ReadOptions,
     decode,
     join_utterances,
+    tells_unreadable,
 )
 from imagination.dialogue import Dialogue, Speaker, Turn
 from imagination.task import Task
@@ -98,9 +100,14 @@ def _read_file(path: Path) -> list[Dialogue]:
             f"{path}, line {error.lineno}: not valid JSON ({error.msg} at column {error.colno}).\n"
             f"{ESCONV_HELP}"
         ) from None
+    except (ValueError, RecursionError):
+        raise CorpusError(
+            f"{path}: lists in lists without end, or a number of thousands of digits.\n"
+            f"{ESCONV_HELP}"
+        ) from None
     if not isinstance(records, list) or not records:
         raise CorpusError(
-            f"{path}: expected a list of dialogues, got {str(records)[:80]!r}.\n{ESCONV_HELP}"
+            f"{path}: expected a list of dialogues, got {shown(records)!r}.\n{ESCONV_HELP}"
         )
     return [_dialogue(record, path, index) for index, record in enumerate(records)]
 
@@ -255,6 +262,7 @@ def _task(_: ReadOptions) -> Task:
     )
 
 
+@tells_unreadable
 def _read(path: Path, options: ReadOptions) -> Reading:
     everything = read_esconv(path)
     dialogues = with_outcome(everything, options.missing_outcome)

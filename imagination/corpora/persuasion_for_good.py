@@ -20,6 +20,7 @@ from imagination.corpora.corpus import (
     ReadOptions,
     decode,
     join_utterances,
+    tells_unreadable,
 )
 from imagination.dialogue import Dialogue, Speaker, Turn
 from imagination.task import Task
@@ -132,6 +133,7 @@ def _task(options: ReadOptions) -> Task:
     )
 
 
+@tells_unreadable
 def _read(path: Path, options: ReadOptions) -> Reading:
     cap = options.max_reward
     dialogues = read_persuasion_for_good(

@@ -13,6 +13,7 @@ from experiments import own_dialogues, training_data
 from experiments.build import build
 from experiments.config import DataConfig, TaskConfig, base_config
 from experiments.run_folder import RunError, RunFolder
+from experiments.stages import imagine
 from ilql_jax.errors import UserError
 from imagination.dataset_card import dataset_card
 from imagination.dialogue import read_dialogues, write_dialogues
@@ -162,3 +163,27 @@ def test_dialogues_of_another_task_are_told_with_the_line(tmp_path):
     assert checked(tmp_path, *mine, **world)
     with pytest.raises(UserError, match=r"line 3, field 'task': 'travel', but .* 'teaching'"):
         checked(tmp_path, *mine, in_part(3, None, task="travel"), **world)
+
+
+# --- parts of a published corpus ----------------------------------------------------------------
+
+
+def read_corpus(tmp_path, count: int):
+    """The dialogues of an ESConv.json of so many, all with the same outcome."""
+    seeker = {"initial_emotion_intensity": "5", "final_emotion_intensity": "2"}
+    said = [{"speaker": who, "content": "Hm.", "annotation": {}} for who in ("seeker", "supporter")]
+    (tmp_path / "ESConv.json").write_text(
+        json.dumps([{"dialog": said, "survey_score": {"seeker": seeker}}] * count)
+    )
+    data = DataConfig(source="esconv", path=str(tmp_path / "ESConv.json"))
+    return imagine._read_corpus(data, seed=0)[0]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_part_of_a_corpus_without_dialogues_is_told(count, tmp_path):
+    with pytest.raises(UserError, match=f"of {count} rated dialogues none is left .* 'test'"):
+        read_corpus(tmp_path, count)
+
+
+def test_a_corpus_of_one_outcome_is_split(tmp_path):
+    assert sum(d.source["part"] == "test" for d in read_corpus(tmp_path, 10)) == 2
