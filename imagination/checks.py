@@ -7,7 +7,8 @@ from typing import Any
 
 from ilql_jax.errors import shown
 
-MOST_REWARD = 1e30  # far inside of float32, sums over a dialogue too
+MOST_REWARD = 1e30  # far inside of float32
+MOST_TOTAL = 1e36  # of a dialogue: as many rewards as a line of 10 MB has room for
 
 
 def is_finite(value: Any) -> bool:
@@ -16,9 +17,9 @@ def is_finite(value: Any) -> bool:
     return _is_number(value, (int, float)) and -largest <= value <= largest
 
 
-def is_reward(value: Any) -> bool:
+def is_reward(value: Any, most: float = MOST_REWARD) -> bool:
     """True for numbers that training can add up."""
-    return is_finite(value) and -MOST_REWARD <= value <= MOST_REWARD
+    return is_finite(value) and -most <= value <= most
 
 
 def is_whole(value: Any) -> bool:

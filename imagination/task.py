@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ilql_jax.errors import UserError, shown
-from imagination.checks import MOST_REWARD, is_finite, is_reward, is_whole, require
+from imagination.checks import MOST_TOTAL, is_finite, is_reward, is_whole, require
 from imagination.yaml_files import YAMLProblem, parse_yaml
 
 MOST_TURNS = 1_000_000  # a line of 10 MB holds fewer
@@ -197,10 +197,12 @@ def check_reward_range(rewards: Any) -> tuple[float, float]:
     """Returns worst and best rating. Raises `TaskError` unless they are two rising numbers."""
     is_pair = isinstance(rewards, (tuple, list)) and len(rewards) == 2
     _require(
-        is_pair and all(map(is_reward, rewards)) and rewards[0] < rewards[1],
+        is_pair
+        and all(is_reward(each, MOST_TOTAL) for each in rewards)
+        and rewards[0] < rewards[1],
         "reward_range",
         rewards,
-        f"two numbers, the worst rating and a higher best one, at most {MOST_REWARD:g} up or down",
+        f"two numbers, the worst rating and a higher best one, at most {MOST_TOTAL:g} up or down",
     )
     return float(rewards[0]), float(rewards[1])
 

@@ -48,7 +48,7 @@ def test_a_damaged_file_is_told_or_read(tmp_path):
             "max_turns: 1000000000000",
             r"field 'max_turns': .*at most 1,000,000, got '1000000000000'",
         ),
-        ("reward_range: [0, 1.0e+31]", r"field 'reward_range': .*at most 1e\+30 up or down"),
+        ("reward_range: [0, 1.0e+37]", r"field 'reward_range': .*at most 1e\+36 up or down"),
     ],
 )
 def test_what_parses_into_something_else_is_told(line, message, tmp_path):
