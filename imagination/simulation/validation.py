@@ -105,7 +105,7 @@ def _require_texts(values: Any, where: str, what: str) -> None:
 
 
 def _called(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of the world returns; what it raises is told with the place."""
+    """Calls a function of the world; an exception of it is told with the place."""
     try:
         return function(*arguments)
     except WorldError:
