@@ -12,7 +12,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing import connection
+from multiprocessing import connection, util
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from ilql_jax.errors import UserError
 
 # done, total (or None where unknown), what to show behind the bar
 Report = Callable[[int, int | None, str], None]
+
+
+_SECONDS_TO_END = 5.0  # of a worker that was told to; then it is killed
 
 
 class WorkerError(UserError, RuntimeError):
@@ -108,17 +111,20 @@ def _run_in_processes(function, arguments, workers: int, show, bars, tasks) -> l
     messages = context.Queue()
     waiting = list(enumerate(arguments))[::-1]
     running: dict[int, Any] = {}
+    stops: dict[int, Any] = {}  # the ends of pipes by which each is told to end
     results: dict[int, Any] = {}
     try:
         while len(results) < len(arguments):
             while waiting and len(running) < workers:
                 index, args = waiting.pop()
                 bars.reset(tasks[index], note="starting")
+                stop, stops[index] = context.Pipe(duplex=False)
                 running[index] = context.Process(
-                    target=_work, args=(function, args, index, messages), daemon=True
+                    target=_work, args=(function, args, index, messages, stop), daemon=True
                 )
                 with not_passed_on():
                     running[index].start()
+                stop.close()
             try:
                 kind, index, content = messages.get(timeout=0.5)
             except queue.Empty:
@@ -132,15 +138,18 @@ def _run_in_processes(function, arguments, workers: int, show, bars, tasks) -> l
             else:
                 raise WorkerError(content)
     finally:
+        for index in running:
+            stops[index].close()
         for process in running.values():
-            process.terminate()
+            process.join(_SECONDS_TO_END)
+            process.kill()
             process.join()
     return [results[index] for index in range(len(arguments))]
 
 
-def _work(function, arguments: tuple, index: int, messages) -> None:
+def _work(function, arguments: tuple, index: int, messages, stop) -> None:
     """Runs in the worker process."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_when_told, args=(stop,), daemon=True).start()
     # One thread a process: XLA would otherwise start as many as there are cores, in each.
     os.environ["NPROC"] = os.environ["PJRT_NPROC"] = "1"
     quiet_libraries()
@@ -153,9 +162,14 @@ def _work(function, arguments: tuple, index: int, messages) -> None:
         messages.put(("error", index, text))
 
 
-def _end_with_parent() -> None:
-    """A killed parent must not leave workers behind that write into its folder."""
-    connection.wait([multiprocessing.parent_process().sentinel])
+def _end_when_told(stop) -> None:
+    """Ends this process when the parent closes its end of the pipe, or is killed: it must not leave
+    workers behind that write into its folder.
+
+    At once, whatever XLA is doing; but the semaphores that libraries made are taken back.
+    """
+    connection.wait([stop])
+    util._run_finalizers(0)
     os._exit(1)
 
 
