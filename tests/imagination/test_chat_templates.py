@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import json
 import re
 
 import numpy as np
@@ -166,3 +167,21 @@ def test_a_template_that_drops_what_agents_say_is_refused():
     silent = "{% for m in messages if m.role == 'user' %}<|im_start|>{{ m.content }}" + INVITE
     with pytest.raises(DialogueError, match="leaves out or changes what an agent says"):
         DialogueTokenizer(raw_tokenizer(silent))
+
+
+def test_spaces_before_punctuation_stay_whatever_the_tokenizer_says(tmp_path):
+    """Up to 5.3, and later ones when they are asked to, transformers takes them out."""
+    DialogueTokenizer(raw_tokenizer(CHATML)).save(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    asks = dict.fromkeys(
+        (
+            "clean_up_tokenization_spaces",
+            "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
+        ),
+        True,
+    )
+    file.write_text(json.dumps(json.loads(file.read_text()) | asks))
+    tokenizer = DialogueTokenizer.load(tmp_path)
+    turns = (TURNS[0], Turn("agent", "Well , do n't you know ?"))
+    trajectory, _ = laid_out(tokenizer, turns)
+    assert tokenizer.decode(trajectory.tokens[trajectory.is_action]) == turns[1].text
