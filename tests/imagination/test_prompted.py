@@ -512,9 +512,9 @@ def test_unknown_agent_names_those_there_are():
         (
             "gdp_zero",
             {"simulations": 0},
-            "simulations is 0, but must be at least 1",
+            r"simulations is 0, but must lie in \[1, 10000\]",
         ),
-        ("gdp_zero", {"value_samples": 0}, "value_samples is 0, but must be at least 1"),
+        ("gdp_zero", {"value_samples": 0}, r"value_samples is 0, but must lie in \[1, 1000\]"),
         ("gdp_zero", {"c_puct": float("nan")}, "c_puct is nan, but must be a finite number"),
         ("gdp_zero", {"q_0": 5.0}, r"q_0 is 5.0, but must lie in \[-1, 1\]"),
         ("gdp_zero", {"acts": {"ask": "asks", "wait": ""}}, "each described"),
