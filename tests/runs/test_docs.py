@@ -65,6 +65,7 @@ PARSED = {
     "hindsight_errors.py": "runs in tests/runs/test_hindsight_runs.py",
     "benchmarks/": "takes minutes; runs in tests/experiments/test_benchmarks.py",
     "ilql_jax.plan": "runs in tests/ilql_jax/test_plan.py",
+    "fuzz_counts.py": "the tests themselves",
     "imagination.simulation": "runs in tests/imagination/test_worlds.py",
 }
 LLM = ("--config.imagination.dialogues=24",)
