@@ -140,7 +140,10 @@ def test_dialogues_may_be_imagined_anew_from_an_edited_task(finished: Path, tmp_
 
 def saved(folder: RunFolder):
     """The run as it was last made."""
-    return checked(with_saved(base_config(), folder, {}))
+    address = yaml.safe_load(folder.config_file.read_text())["llm"]["base_url"]
+    config = base_config()
+    config.llm.base_url = address  # an address counts where the experiment names it
+    return checked(with_saved(config, folder, {}))
 
 
 def own(**fields):
