@@ -96,7 +96,7 @@ def test_its_settings_are_bound_to_the_run_and_its_file_to_the_command_line(
     assert "config.method.weighted.temperature was 0.5, now 2.0" in flattened(result.stdout)
     result = launch(f"--workdir={finished}")
     assert result.returncode == 1
-    assert "only where this command line or the experiment's file names it" in flattened(result.stdout)
+    assert "only where this command line or the experiment" in flattened(result.stdout)
     own_file.write_text(METHOD + "\n# another method now\n")
     result = launch(*same)
     assert result.returncode == 1
