@@ -177,7 +177,8 @@ def made_up_tensors():
 
 def test_reading_gpt2_needs_no_torch_and_ignores_what_is_derived():
     tensors = {f"transformer.{name}": x for name, x in made_up_tensors().items()}
-    tensors |= {"lm_head.weight": np.zeros(3), "transformer.h.0.attn.bias": np.zeros(3)}
+    tied = tensors["transformer.wte.weight"].copy()
+    tensors |= {"lm_head.weight": tied, "transformer.h.0.attn.bias": np.zeros(3)}
     params = params_from_gpt2(tensors, GPT2_SHAPE)
     expected = jax.tree.map(jnp.shape, init_params(ModelConfig(GPT2_SHAPE, 8), 0)["trunk"])
     assert jax.tree.map(jnp.shape, params) == expected
@@ -186,13 +187,13 @@ def test_reading_gpt2_needs_no_torch_and_ignores_what_is_derived():
 def test_every_wrong_tensor_is_named_at_once():
     tensors = made_up_tensors()
     del tensors["h.2.ln_1.bias"], tensors["wpe.weight"]
-    tensors |= {"h.3.ln_1.bias": np.zeros(32), "h.0.mlp.c_fc.weight": np.zeros((48, 32))}
+    tensors |= {"h.1.ln_3.bias": np.zeros(32), "h.0.mlp.c_fc.weight": np.zeros((48, 32))}
     with pytest.raises(PretrainedError) as caught:
         params_from_gpt2(tensors, GPT2_SHAPE)
     for problem in (
         "h.2.ln_1.bias is missing",
         "wpe.weight is missing",
-        "h.3.ln_1.bias is not part of it",
+        "h.1.ln_3.bias is not part of it",
         "h.0.mlp.c_fc.weight gives (48, 32), but (32, 48) is needed",
     ):
         assert problem in str(caught.value)
