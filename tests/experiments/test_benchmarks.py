@@ -15,6 +15,7 @@ from experiments.benchmarks import measuring, memory, pipeline, scaling, train_s
 from ilql_jax import METHODS, ModelConfig
 
 
+@pytest.mark.slow
 def test_memory_grows_with_tokens_and_not_with_tokens_by_vocabulary():
     found = memory.run("tiny", "mlp", chunk=128)
     grown, all_scores = (np.diff(found[n]) for n in ("temporary_bytes", "bytes_of_all_scores"))
@@ -158,6 +159,7 @@ needs_torch = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize("heads", ["mlp", pytest.param("tied", marks=pytest.mark.slow)])
 def test_the_train_step_is_compared_with_torch(heads, tmp_path):
@@ -184,6 +186,7 @@ def test_the_train_step_is_compared_with_torch(heads, tmp_path):
         assert peak[name] > 50e6  # a process that has imported JAX or PyTorch
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize("heads", ["mlp", pytest.param("linear", marks=pytest.mark.slow)])
 def test_decoding_is_compared_with_torch(heads, tmp_path):

@@ -246,6 +246,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_bits_and_compiles_once(
     cloned, tmp_path, monkeypatch
 ):

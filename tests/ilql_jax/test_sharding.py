@@ -113,6 +113,7 @@ def two_hosts(folder, die_at=0):
     return [start("host", folder, port, 0, 0), start("host", folder, port, 1, die_at)]
 
 
+@pytest.mark.slow
 def test_two_hosts_of_which_one_is_killed_come_back_to_the_same_result(on_meshes, tmp_path):
     whole = [finish(process) for process in two_hosts(tmp_path / "whole")]
     assert whole[0] == whole[1]

@@ -206,6 +206,7 @@ def _without_times(path: Path):
     return evaluation
 
 
+@pytest.mark.slow
 def test_workers_side_by_side_give_what_one_gives(finished: Path, tmp_path: Path):
     folder = tmp_path / "parallel"
     arguments = [a for a in TINY if "workers" not in a]
@@ -216,6 +217,7 @@ def test_workers_side_by_side_give_what_one_gives(finished: Path, tmp_path: Path
     assert ours[-1]["loss"] == pytest.approx(theirs[-1]["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_failing_worker_says_why(finished: Path, tmp_path: Path):
     folder = tmp_path / "failing"
     arguments = [a for a in TINY if "workers" not in a]

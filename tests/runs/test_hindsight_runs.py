@@ -186,6 +186,7 @@ def _with_dialogues_of(other: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_without_such_a_method_nobody_looks_back_until_one_is_added(finished: Path, tmp_path: Path):
     folder = _with_dialogues_of(finished, tmp_path / "later")
     shutil.copytree(finished / "tokenizer", folder / "tokenizer")
@@ -235,6 +236,7 @@ def test_counseling_and_persuasion_have_such_a_notice(experiment, words: str):
 KEY = "sk-this-must-never-be-written-down"
 
 
+@pytest.mark.slow
 def test_an_llm_looks_back_on_real_dialogues(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
     corpus = write_corpus(tmp_path / "corpus")

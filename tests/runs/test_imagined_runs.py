@@ -106,6 +106,7 @@ def test_no_answer_was_paid_for_twice_and_no_key_was_written_down(finished):
             assert KEY.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_to_the_same_dataset(finished, llm, tmp_path):
     folder = tmp_path / "killed"
     with MessagesServer(llm, seed=2) as server:

@@ -90,6 +90,7 @@ def test_faults_lose_nothing_repeat_nothing_and_cost_no_call_more(smooth, tmp_pa
     assert not (tmp_path / "failed.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_killed_twice_among_faults_and_resumed_gives_the_same_dataset(smooth, tmp_path):
     imagined, needed = smooth
     script = f"""
