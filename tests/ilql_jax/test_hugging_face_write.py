@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import warm_start
 import yaml
 from chat_templates import CHATML, raw_tokenizer
 from hugging_face import LLAMA, OURS, ROW, SCANNED, pack, torch_logits, transformers_model
@@ -82,9 +84,15 @@ def test_what_cannot_be_written_or_read_back_is_said(tmp_path):
         )
     assert not (tmp_path / "odd").exists()
     save_pretrained(tmp_path, LLAMA, random_params(LLAMA), card="")
-    config = json.loads((tmp_path / "config.json").read_text()) | {"vocab_size": 310}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(PretrainedError, match=r"q/out_bias has shape \(2, 300\), but \(2, 310\)"):
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(json.dumps(json.loads(config) | {"vocab_size": 310}))
+    with pytest.raises(PretrainedError, match=r"\(300, 16\), but \(310, 16\) is needed"):
+        load_network(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    wider = dataclasses.replace(LLAMA, decoder=dataclasses.replace(LLAMA.decoder, vocab_size=310))
+    save_pretrained(tmp_path / "wider", wider, random_params(wider), card="")
+    shutil.copy(tmp_path / "wider" / "value_heads.safetensors", tmp_path)
+    with pytest.raises(PretrainedError, match=r"q/out_bias has shape \(2, 310\), but \(2, 300\)"):
         load_network(tmp_path)
     (tmp_path / "value_heads.safetensors").unlink()
     with pytest.raises(PretrainedError, match=r"holds no value_heads\.safetensors"):
@@ -104,14 +112,10 @@ TINY = (
 
 
 def launch(*arguments):
-    return subprocess.run(
+    return warm_start.run(
         [sys.executable, str(ROOT / "experiments" / "teaching.py"), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "NO_COLOR": "1"},
         timeout=600,
-        check=False,
     )
 
 
