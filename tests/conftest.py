@@ -5,9 +5,13 @@ folder of this run (`JAX_COMPILATION_CACHE_DIR`, unless it is set) that worker p
 experiments they start share: much of what they compile is the same.
 """
 
+import gc
 import os
 import shutil
+import sys
 import tempfile
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
@@ -31,3 +35,12 @@ def pytest_unconfigure():
 def pytest_collection_modifyitems(items):
     """Whole runs first: what takes long must not be left for a single process at the end."""
     items.sort(key=lambda item: "runs" not in item.path.parts)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Forgets a file's compiled programs: gigabytes otherwise, which slow the garbage collector."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
