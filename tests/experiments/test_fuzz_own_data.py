@@ -83,7 +83,8 @@ def test_any_path_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "with" / "sub.jsonl").mkdir(parents=True)
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "here")  # what .. holds must not be chance
     paths = [
         "",
         " ",

@@ -47,6 +47,7 @@ def test_a_signal_while_libraries_are_imported(tmp_path, number, status, seconds
     assert ended == (status, [TOLD])
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_workers_train(tmp_path):
     """Sent when they have begun, with loggers open that have semaphores of their own."""
     folder = tmp_path / "run"

@@ -242,6 +242,7 @@ def test_training_starts_from_a_checkpoint_and_goes_on_without_it(checkpoint, tm
     assert_equal(run(1e-2, gone, "moved"), moved)
 
 
+@pytest.mark.slow
 def test_muon_moves_stacked_matrices_as_it_moves_each(tmp_path):
     data = list(dialogues())
 

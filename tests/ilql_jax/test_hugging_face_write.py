@@ -165,6 +165,7 @@ def test_a_run_starts_from_a_pretrained_model_with_its_tokenizer(base, from_base
     np.testing.assert_array_equal(tokenizer.context(turns), expected.context(turns))
 
 
+@pytest.mark.slow
 def test_adapters_that_a_run_has_learned_are_merged_into_what_it_exports(base, tmp_path):
     folder = tmp_path / "adapted"
     arguments = (
@@ -218,6 +219,7 @@ def test_an_export_talks_in_transformers_as_in_this_project(from_base):
     assert torch.isfinite(model(**inputs).logits).all()
 
 
+@pytest.mark.slow
 def test_the_model_card_says_what_it_is_and_its_code_runs(base, from_base):
     folder = from_base / "export" / "ilql-seed0"
     card = (folder / "README.md").read_text()

@@ -103,6 +103,7 @@ def file(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_it_is_trained_and_decoded_like_any_other(file, tmp_path):
     data = dialogues()
     metrics = {}

@@ -569,6 +569,7 @@ def test_muon_moves_the_trunks_matrices_along_orthogonal_directions_and_nothing_
             np.testing.assert_array_equal(by_muon, by_adamw, err_msg=str(path))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_with_muon_ends_with_the_same_bits(tmp_path):
     config = dataclasses.replace(SHORT, optimizer="muon")
     whole = run(tmp_path / "whole", config=config)

@@ -524,6 +524,7 @@ def test_persona_and_reward_are_never_read(lessons: list[Dialogue]):
     assert [d.persona for d in seen.dialogues] == [d.persona for d in unseen.dialogues]
 
 
+@pytest.mark.slow
 def test_same_seed_same_dialogues_whoever_else_is_looked_at(lessons: list[Dialogue]):
     world = load_world("teaching")
 

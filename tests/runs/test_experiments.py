@@ -90,6 +90,7 @@ def test_a_finished_run_is_not_done_again(finished: Path):
     assert (finished / "dialogues.jsonl").stat().st_mtime_ns == dialogues
 
 
+@pytest.mark.slow
 def test_seeds_can_be_added_to_a_finished_run(finished: Path, tmp_path: Path):
     folder = shutil.copytree(finished, tmp_path / "copy")
     result = launch(f"--workdir={folder}", "--config.seeds=2", "--stage=train")

@@ -100,6 +100,7 @@ def test_methods_that_look_back_stand_in_tables_and_report(finished: Path):
     assert html.escape(first.source["reason"]) in text
 
 
+@pytest.mark.slow
 def test_dpo_goes_on_from_bc_in_a_finished_run(finished: Path, tmp_path: Path):
     folder = tmp_path / "dpo"
     shutil.copytree(finished, folder)
