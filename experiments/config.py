@@ -32,7 +32,7 @@ from imagination.chat_templates import TEMPLATE_DATE
 from imagination.corpora import CORPORA, MISSING_OUTCOME
 from imagination.engine.config import EngineConfig
 from imagination.hindsight.llm import LLMHindsightConfig
-from imagination.llm.config import LLMConfig
+from imagination.llm.config import LLMConfig, price
 from imagination.task import MOST_TURNS
 
 MOST_EPISODES = 1_000_000  # conversations are held in memory
@@ -144,24 +144,10 @@ class LLMOverride(Settings):
 
     model: str = setting("Another model than config.llm.model.", "")
     base_url: str = setting("Another address than config.llm.base_url.", "")
-    price_input: float = setting(
-        "Its price, dollars per million input tokens.", 0.0, least=0, shapes_result=False
-    )
-    price_output: float = setting(
-        "Its price, dollars per million output tokens.", 0.0, least=0, shapes_result=False
-    )
-    price_cache_read: float = setting(
-        "Its price, dollars per million tokens read from the prompt cache.",
-        0.0,
-        least=0,
-        shapes_result=False,
-    )
-    price_cache_write: float = setting(
-        "Its price, dollars per million tokens written to the prompt cache.",
-        0.0,
-        least=0,
-        shapes_result=False,
-    )
+    price_input: float = price("input tokens")
+    price_output: float = price("output tokens")
+    price_cache_read: float = price("tokens read from the prompt cache")
+    price_cache_write: float = price("tokens written to the prompt cache")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -169,11 +169,7 @@ def fit(
         raise FitError(f"steps is {steps} and training has {training.steps}; give one of them.")
     training = training or TrainConfig(steps=STEPS if steps is None else steps)
     # A pretrained network may be able to read far more than these episodes need.
-    length = (
-        min(model.decoder.max_positions, max_positions)
-        if start_from
-        else (model.decoder.max_positions)
-    )
+    length = max_positions if start_from else model.decoder.max_positions
     # Filtered BC and the like look at episodes, not at windows.
     selected = method.select_trajectories([_scaled(each, scale) for each in trajectories])
     data = [window for each in selected for window in cut_into_windows(each, length, context)]

@@ -5,7 +5,8 @@ else). Every function reads like its formula; gradients stop where the method sa
 used is in `methods/`, a file a method.
 
 Slots that are masked out may hold anything, NaN and infinities too: where the weight is 0, so are
-value and gradient, as long as losses are averaged by `weighted_mean`.
+value and gradient, as long as losses are averaged by `weighted_mean`. That takes a gradient rule of
+their own (`jax.custom_vjp`), so `jax.grad` and `jax.hessian` work, and `jax.jvp` alone does not.
 
 Sources: ILQL is Snell et al. 2022 (arXiv 2206.11871), the expectile is IQL, Kostrikov et al. 2021
 (arXiv 2110.06169), the CQL term is Kumar et al. 2020 (arXiv 2006.04779), AWAC weights are Nair et

@@ -48,8 +48,6 @@ def parse_yaml(text: str | bytes) -> Any:
         raise YAMLProblem(f"it is not UTF-8 ({error.reason} at byte {error.start})") from None
     except yaml.YAMLError as error:
         raise YAMLProblem(f"not valid YAML: {' '.join(str(error).split())}") from None
-    except YAMLProblem:
-        raise
     except UnicodeEncodeError:
         raise YAMLProblem("it holds a lone surrogate, half of a sign") from None
 

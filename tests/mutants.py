@@ -26,10 +26,8 @@ import importlib.machinery
 import json
 import os
 import random
-import signal
 import sys
 import tempfile
-import time
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
 
 import conftest  # noqa: E402, F401  (sets the environment before jax is imported)
+from children import exit_status  # noqa: E402
 from mutation import Mutant, candidates  # noqa: E402
 
 EQUIVALENT = ROOT / "tests/equivalent_mutants.toml"
@@ -199,24 +198,11 @@ def in_child(work: Callable[[Callable], int], limit: float) -> tuple[int | None,
                 finally:
                     sys.stdout.flush()
                     os._exit(status)
-        status = wait(child, limit)
+        status = exit_status(child, limit, os.killpg)
         record = json.loads(note.read_text()) if note.exists() else {}
         if status and "failed" not in record:
             record["failed"] = " ".join(output.read_text()[-300:].split())
         return status, record
-
-
-def wait(child: int, limit: float) -> int | None:
-    """Exit status of a child, which is killed with its own children after `limit` seconds."""
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
 
 
 def run_tests(module: str, source: str, order: Sequence[str] | None, note: Callable) -> int:

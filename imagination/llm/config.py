@@ -17,6 +17,11 @@ MOST_IN_FLIGHT = 1000
 _MOST_TOKENS = 10**9  # of one answer
 
 
+def price(tokens: str) -> Any:
+    """The setting of a price, 0 = not known, of tokens of a kind."""
+    return setting(f"Dollars per million {tokens}.", 0.0, least=0, shapes_result=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class LLMConfig(Settings):
     """Settings of one model. The API key is not among them: the environment alone has it.
@@ -70,24 +75,10 @@ class LLMConfig(Settings):
         least=0,
         shapes_result=False,
     )
-    price_input: float = setting(
-        "Dollars per million input tokens.", 0.0, least=0, shapes_result=False
-    )
-    price_output: float = setting(
-        "Dollars per million output tokens.", 0.0, least=0, shapes_result=False
-    )
-    price_cache_read: float = setting(
-        "Dollars per million tokens read from the prompt cache.",
-        0.0,
-        least=0,
-        shapes_result=False,
-    )
-    price_cache_write: float = setting(
-        "Dollars per million tokens written to the prompt cache.",
-        0.0,
-        least=0,
-        shapes_result=False,
-    )
+    price_input: float = price("input tokens")
+    price_output: float = price("output tokens")
+    price_cache_read: float = price("tokens read from the prompt cache")
+    price_cache_write: float = price("tokens written to the prompt cache")
     batch_price_factor: float = setting(
         "Price of a batch as a fraction of these prices.", 0.5, least=0, shapes_result=False
     )

@@ -19,7 +19,7 @@ from imagination.simulation.grammar import Phrasing
 from imagination.simulation.world import Behaviour, State, World, WorldError
 from imagination.task import Task
 
-MOST_TURNS = 200  # the optimum is worked out turn by turn
+MOST_SOLVED_TURNS = 200  # the optimum is worked out turn by turn
 MOST_FORMS = 200_000  # of a reply: who hears one of them has to tell it from all others
 _LOOKED_AT = 250  # forms of a template of an act
 _WALKS = 300
@@ -129,8 +129,8 @@ def _check_task(world: World, place: str) -> None:
     _require(low < high, f"{place}: task.reward_range {world.task.reward_range}: low < high")
     turns = world.task.max_turns
     _require(
-        1 <= turns <= MOST_TURNS,
-        f"{place}: task.max_turns is {turns}, but must be from 1 to {MOST_TURNS}",
+        1 <= turns <= MOST_SOLVED_TURNS,
+        f"{place}: task.max_turns is {turns}, but must be from 1 to {MOST_SOLVED_TURNS}",
     )
 
 

@@ -21,7 +21,7 @@ def own_config():
 
 
 def built(folder: RunFolder, *arguments: str, name: str = "teaching"):
-    """What `launch` does before the first stage."""
+    """Reads settings as `launch` does before the first stage."""
     line = parse(name, own_config(), ["teaching.py", *arguments])
     folder.check_experiment(name)
     config = with_saved(line.config, folder, line.overrides)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import time
 import warnings
 from pathlib import Path
 
@@ -95,9 +94,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(
     for number in range(DAMAGES // 4):
         folder = shutil.copytree(written, tmp_path / str(number) / "bc")
         how = damage(rng, folder / "8")
-        before = time.monotonic()
         told = set_aside_damaged(folder)
-        assert time.monotonic() - before < 5, how
         COUNTS["checkpoints", "set aside" if told else "accepted"] += 1
         if told:
             assert [str(folder / "8") in each for each in told] == [True], how

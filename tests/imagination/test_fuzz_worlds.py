@@ -9,7 +9,7 @@ from fuzzing import held
 
 from imagination.simulation import BehaviourAgent, SimulatedHuman, load_world, sample_conversations
 from imagination.simulation.grammar import Phrasing
-from imagination.simulation.validation import MOST_TURNS, validate
+from imagination.simulation.validation import MOST_SOLVED_TURNS, validate
 from imagination.simulation.world import Behaviour, World, WorldError
 from imagination.speakers import converse
 
@@ -142,7 +142,7 @@ def test_a_phrasing_that_cannot_be_is_named(phrasing, message, coffee):
 
 def test_turns_without_end_are_told(coffee):
     task = dataclasses.replace(coffee.task, max_turns=10**6)
-    with pytest.raises(WorldError, match=f"max_turns is 1000000, .* to {MOST_TURNS}"):
+    with pytest.raises(WorldError, match=f"max_turns is 1000000, .* to {MOST_SOLVED_TURNS}"):
         validate(dataclasses.replace(coffee, task=task))
 
 

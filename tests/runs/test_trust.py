@@ -1,4 +1,4 @@
-"""What came from somebody else is data: run folders, keys, passwords, YAML."""
+"""Files of somebody else are data, and secrets stay secret: run folders, YAML, keys, passwords."""
 
 from __future__ import annotations
 

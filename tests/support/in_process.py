@@ -38,7 +38,7 @@ SMALLEST = (
 
 
 class Ended(NamedTuple):
-    """How a run ended: exit status, what it printed, and the traceback of a bug, if any."""
+    """End of a run: its exit status, its output, and the traceback of a bug, if any."""
 
     status: int
     output: str

@@ -17,14 +17,14 @@ import importlib
 import json
 import os
 import runpy
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from children import exit_status
 
 ROOT = Path(__file__).parents[2]
 IMPORTED = (
@@ -115,7 +115,7 @@ def _serve() -> None:
         child = os.fork()
         if not child:
             _become(asked)
-        answers.write(json.dumps(_status(child, asked["timeout"])) + "\n")
+        answers.write(json.dumps(exit_status(child, asked["timeout"])) + "\n")
         answers.flush()
 
 
@@ -149,19 +149,6 @@ def _become(asked: Mapping) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-def _status(child: int, timeout: float) -> int | None:
-    """The exit status of a child as subprocess gives it; None: it took too long."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
 
 
 if __name__ == "__main__":
