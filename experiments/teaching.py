@@ -3,8 +3,8 @@
 python experiments/teaching.py
 python experiments/teaching.py --config.seeds=3 --config.methods=bc,fbc,mc,ilql
 
-Takes 7 minutes on two cores. ILQL comes to a normalized score of 0.97 (filtered BC and BC: 0.65),
-with difficult students 0.61 (filtered BC and BC: below 0).
+Takes 7 to 15 minutes on two cores. ILQL comes to a normalized score of 0.97 (filtered BC and BC:
+0.65), with difficult students 0.61 (filtered BC and BC: -0.1 to 0.1).
 """
 
 from experiments import launch

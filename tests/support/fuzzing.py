@@ -149,7 +149,7 @@ def table(counts: Counter[tuple[str, str]]) -> str:
     rows = [(door, counts[door, "told"], counts[door, "accepted"]) for door, _ in counts]
     rows = list(dict.fromkeys(rows))
     rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
-    lines = ["| door | inputs | told | accepted |", "| --- | --- | --- | --- |"]
+    lines = ["| door | inputs | told | accepted, or made again |", "| --- | --- | --- | --- |"]
     lines += [f"| {door} | {told + fine} | {told} | {fine} |" for door, told, fine in rows]
     return "\n".join(lines)
 
