@@ -125,9 +125,10 @@ def test_a_round_from_proposals_to_ratings(tmp_path, way):
 def test_turns_are_numbered_for_the_controller_and_its_rating_is_told(tmp_path):
     with hindsight(HindsightLLM(), tmp_path) as (engine, server):
         engine.propose([dialogue(), dialogue("d1", reward=None)], 1)
-    (first, second) = (body["messages"][0]["content"] for body in asked(server, "changes"))
-    assert "\n3. persuader: Will you give something d0-2?\n4. persuadee: " in first
-    assert "0.5 on a scale from 0 " in first and "scale" not in second
+    prompts = [body["messages"][0]["content"] for body in asked(server, "changes")]
+    (rated,) = (p for p in prompts if "\n3. persuader: Will you give something d0-2?\n4. " in p)
+    (unrated,) = (p for p in prompts if "\n3. persuader: Will you give something d1-2?\n4. " in p)
+    assert "0.5 on a scale from 0 " in rated and "scale" not in unrated
 
 
 def test_a_dialogue_without_the_agent_takes_no_call(tmp_path):

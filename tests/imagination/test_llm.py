@@ -160,8 +160,8 @@ def test_retry_after_is_honoured(tmp_path):
 
 
 def test_a_slow_answer_times_out_and_is_asked_again(tmp_path):
-    with MessagesServer(answer, schedule=["slow"], slow_seconds=5.0) as server:
-        found = ask(config(server, timeout=0.3), tmp_path, request())
+    with MessagesServer(answer, schedule=["slow"], slow_seconds=20.0) as server:
+        found = ask(config(server, timeout=1.5), tmp_path, request())
     assert isinstance(found, Answer) and len(server.calls) == 2
 
 
@@ -179,7 +179,7 @@ def test_a_call_that_never_gets_through_is_set_aside_and_asked_anew_later(tmp_pa
 
 def test_a_service_that_stops_answering_stops_the_run(tmp_path):
     with MessagesServer(answer, schedule=[""] + ["529"] * 1000) as server:
-        settings = config(server, max_retries=0, max_in_flight=4)
+        settings = config(server, max_retries=0, max_in_flight=1)
         with pytest.raises(LLMError, match="has stopped answering"):
             ask_all(settings, tmp_path, requests(100))
     assert len(server.calls) < 20
