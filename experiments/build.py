@@ -383,6 +383,7 @@ def _evaluation(config: ConfigDict) -> Evaluation:
         # Every turn waits for the one before: batches would take a day for each.
         llm = dataclasses.replace(_llm(config, "evaluation"), batch=False)
     else:
+        _make(LLMOverride, section, "evaluation")
         named = ConfigDict({**config.llm, "model": config.llm.model or "none"})
         _make(LLMConfig, named, "llm")  # a wrong value is told also where nobody is asked
     return Evaluation(settings, search, acts, llm)

@@ -120,7 +120,8 @@ def _check_memory(experiment: Experiment, method: TrainedMethod, shape: ModelCon
     tokens *= network.max_positions
     cached = 2 * trunk.num_layers * trunk.kv_heads * trunk.head_size
     sizes = {
-        f"config.model: the network of {method.name} has {parameters:,} parameters, which take": (
+        f"config.model: the network of {method.name} has {parameters:,} parameters, with "
+        f"{trunk.vocab_size:,} tokens (config.tokenizer.vocab_size), which take": (
             parameters * (2 if frozen else 12)
         ),
         f"config.train.batch_rows is {experiment.batches.batch_rows:,}: the states of "

@@ -61,7 +61,7 @@ def check_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
             f"({path} tells what it said), or give a new folder (--workdir=...)."
         )
     differing = [
-        f"{_named(key)} was {before.get(key)!r}, now {now.get(key)!r}"
+        f"{_named(key, experiment)} was {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key)
     ]
@@ -214,15 +214,16 @@ def _of_task_file(folder: RunFolder, stage: str, experiment: Experiment) -> dict
 # --- names and files ----------------------------------------------------------------------------
 
 
-def _named(key: str) -> str:
+def _named(key: str, experiment: Experiment) -> str:
     """The key as on the command line."""
     if key.startswith(_TASK):
         return key
     if key.startswith("method.") and key.endswith(".file"):
         return f"the file of the method {key.split('.')[1]}"
-    _, of_llm, name = key.partition(".llm.")
+    section, of_llm, name = key.partition(".llm.")
     if of_llm:
-        return f"config.llm.{name}"
+        is_own = bool(experiment.settings[section].get(name))  # another model than config.llm
+        return f"config.{section if is_own else 'llm'}.{name}"
     return f"config.{key.replace('decoding.by_method.', 'decoding.')}"
 
 

@@ -81,7 +81,7 @@ class DecodingConfig(Settings):
         """Parses `str` of one: `greedy`, `sampled at 0.7, steered by 10, best of 16`.
 
         Raises:
-            PolicyError: Anything else.
+            PolicyError: Anything else, and values that no decoding can have.
         """
         fields: dict[str, Any] = {}
         for part in map(str.strip, text.split(",")):
@@ -102,7 +102,10 @@ class DecodingConfig(Settings):
                     "'greedy' or 'sampled' or 'sampled at 0.7', 'steered by 10', 'best of 16', "
                     "with commas."
                 ) from None
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except SettingError as error:
+            raise PolicyError(f"decoding {shown(text)!r}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)

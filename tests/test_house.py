@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import collections
+import fnmatch
 import functools
 import importlib
 import re
 from pathlib import Path
 
 import pytest
+
+from experiments.config import base_config, keys_of
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ("ilql_jax", "imagination", "experiments")  # each imports from those before it
@@ -196,3 +199,42 @@ def test_every_test_file_is_named_after_a_module_or_is_a_whole_run():
         and path.stem.removeprefix("test_") not in names
     ]
     assert not odd
+
+
+# --- what messages name -------------------------------------------------------------------------
+
+
+def texts(tree: ast.Module) -> list[tuple[int, str]]:
+    """Line and words of all strings, what is filled in as `*`."""
+    found, parts = [], set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts |= {id(part) for part in node.values}
+            words = (p.value if isinstance(p, ast.Constant) else "*" for p in node.values)
+            found.append((node.lineno, "".join(words)))
+        elif isinstance(node, ast.Constant) and id(node) not in parts:
+            found.append((node.lineno, str(node.value)))
+    return found
+
+
+def test_settings_and_stages_that_strings_name_exist():
+    """`config.train.steps` in a message is a setting or a section, `--stage=train` a stage."""
+    keys = keys_of(base_config())
+    known = {key.rsplit(".", n)[0] for key in keys for n in range(key.count(".") + 1)}
+    of_files = {"json", "yaml", "py"}
+    wrong = []
+    for module, tree in sources().items():
+        if module.startswith("ilql_jax."):
+            continue  # knows no section: `config` is a dataclass there
+        for line, text in texts(tree):
+            names = re.findall(r"(?<![\w.])config\.([a-z_*]+(?:\.[a-z_*0-9]+)*)", text)
+            wrong += [
+                f"{module}:{line}: config.{name}"
+                for name in set(names) - known - of_files
+                if not fnmatch.filter(known, name)
+            ]
+            stages = re.findall(r"--stage=([a-z]+)", text)
+            wrong += [
+                f"{module}:{line}: --stage={s}" for s in stages if s not in STAGES | {"derive"}
+            ]
+    assert not wrong

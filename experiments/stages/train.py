@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import training_data
-from experiments.build import Experiment
+from experiments.build import Experiment, errors_of
 from experiments.files import write_atomically
 from experiments.methods import in_order
 from experiments.metrics import Composite, Logger, TrainingLog, open_logger
@@ -83,7 +83,7 @@ def check_settings(experiment: Experiment, folder: RunFolder) -> None:
     """Checks what can be wrong with a training still to be done, whatever the dialogues are.
 
     Raises:
-        MeshError: The devices or the rows of a batch do not fit the mesh.
+        MeshError, ConfigError: The devices or the rows of a batch do not fit the mesh.
         DialogueError: The tokenizer cannot be read, or is of no use.
     """
     if all(is_trained(folder, unit) for unit in units(experiment)):
@@ -95,14 +95,17 @@ def check_settings(experiment: Experiment, folder: RunFolder) -> None:
 
 
 def _check_mesh(experiment: Experiment) -> None:
-    """Raises `MeshError` if the devices or the rows of a batch do not fit the mesh."""
+    """Raises `MeshError` or `ConfigError` if the devices or a batch's rows do not fit the mesh."""
     if not experiment.is_on_mesh:
         return
     mesh = sharding.make_mesh(experiment.mesh)
     accumulation = experiment.train.gradient_accumulation
-    sharding.check_rows(experiment.batches.batch_rows, mesh, accumulation)
+    rows = experiment.batches.batch_rows
+    with errors_of("train"):
+        sharding.check_rows(rows, mesh, accumulation)
     if any(each.learns_from_pairs for each in experiment.methods):
-        sharding.check_rows(experiment.rows_of_pairs, mesh, accumulation)
+        with errors_of(f"train.batch_rows is {rows}, half of which are rows of pairs"):
+            sharding.check_rows(experiment.rows_of_pairs, mesh, accumulation)
 
 
 def _check_parameters(experiment: Experiment, vocab_size: int, todo: list[Unit]) -> None:

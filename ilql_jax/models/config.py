@@ -165,8 +165,15 @@ class DecoderConfig(Settings):
                         f"needs position_encoding 'rotary', not {self.position_encoding!r}",
                     )
             return
+        if self.head_size % 2 and self.head_dim:
+            raise SettingError("head_dim", self.head_dim, "must be even for rotary positions")
         if self.head_size % 2:
-            raise SettingError("head_dim", self.head_size, "must be even for rotary positions")
+            raise SettingError(
+                "hidden_size",
+                self.hidden_size,
+                f"must be a multiple of twice num_heads {self.num_heads}: rotary positions need "
+                "heads of an even width",
+            )
         if any(layer >= self.num_layers for layer in self.layers_without_rotary):
             raise SettingError(
                 "layers_without_rotary",

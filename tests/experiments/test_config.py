@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pickle
+import re
 
 import pytest
 
@@ -88,6 +90,11 @@ def test_what_travels_survives_the_way_to_another_process():
         ({"model__lora_rank": 65}, r"config\.model\.lora_rank is 65, but must be at most 64"),
         ({"train__freeze_trunk": True, "methods": ("bc", "fbc", "ilql")}, r"config\.train\.free"),
         ({"tokenizer__date": "today"}, r"config\.tokenizer\.date is 'today', but must be a day"),
+        (
+            {"model__hidden_size": 6},
+            r"config\.model\.hidden_size is 6, but must be a multiple",
+        ),
+        ({"decoding__bc": ("greedy, best of 4",)}, r"config\.decoding\.bc: decoding 'greedy, best"),
         ({"mesh__data": 0}, r"config\.mesh: mesh\.data is 0"),
         ({"imagination__model": "m"}, r"config\.imagination\.model is for an LLM"),
     ],
@@ -95,6 +102,19 @@ def test_what_travels_survives_the_way_to_another_process():
 def test_settings_that_cannot_be_are_told_with_key_value_and_way_out(changes, message):
     with pytest.raises(ConfigError, match=message):
         checked(config(**changes))
+
+
+def test_every_setting_is_told_by_its_own_name():
+    """Whole numbers beyond 32 bits, floats beyond float32, words that are no choice."""
+    about, tried = described(), 0
+    for key in keys_of(base_config()):
+        kind = type(functools.reduce(lambda part, name: part[name], key.split("."), base_config()))
+        wrong = {int: 10**12, float: 1e300, str: "nonsense" if about[key].choices else None}
+        if (value := wrong.get(kind)) is not None:
+            tried += 1
+            with pytest.raises(ConfigError, match=rf"^config\.{re.escape(key)} is "):
+                checked(config(**{key: value}))
+    assert tried > 100
 
 
 def test_a_method_that_is_not_last_is_checked_too():

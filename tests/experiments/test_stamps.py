@@ -89,3 +89,15 @@ def test_without_files_nothing_is_bound(tmp_path: Path):
     folder = RunFolder(tmp_path)
     begin_stage(folder, "train", experiment())
     check_stage(folder, "train", experiment(train__learning_rate=0.1))
+
+
+def test_another_model_is_told_by_the_section_that_names_it(tmp_path: Path):
+    imagines = {"imagination__engine": "anthropic", "imagination__dialogues": 10}
+    folder = RunFolder(tmp_path)
+    begin_stage(folder, "imagine", experiment(**imagines, llm__model="m"))
+    folder.dialogues.write_text("{}\n")
+    with pytest.raises(RunError, match=r"config\.llm\.model was 'm', now 'n'"):
+        check_stage(folder, "imagine", experiment(**imagines, llm__model="n"))
+    with pytest.raises(RunError, match=r"config\.imagination\.model was 'm', now 'n'"):
+        other = experiment(**imagines, llm__model="m", imagination__model="n")
+        check_stage(folder, "imagine", other)
