@@ -52,6 +52,7 @@ from imagination.agents.gdp_zero import SearchConfig
 from imagination.engine.config import EngineConfig
 from imagination.hindsight.llm import LLMHindsightConfig
 from imagination.llm.config import LLMConfig
+from imagination.persona_sampling import PersonaSampling
 
 Built = TypeVar("Built")
 
@@ -92,11 +93,13 @@ class Imagination:
 
     Attributes:
         dialogues: Number of dialogues.
+        sampling: Whom to imagine.
         engine: Settings of an LLM that imagines; None = the embedded world does.
         llm: The LLM; None = the embedded world.
     """
 
     dialogues: int
+    sampling: PersonaSampling
     engine: EngineConfig | None = None
     llm: LLMConfig | None = None
 
@@ -357,10 +360,12 @@ def _llm(config: ConfigDict, where: str) -> LLMConfig:
 
 def _imagination(config: ConfigDict) -> Imagination:
     imaginer = _make(ImaginerConfig, config.imagination, "imagination")
-    engine = _make(EngineConfig, config.imagination, "imagination", seed=config.seed)
+    sampling = _make(PersonaSampling, config.imagination, "imagination")
+    more = {"seed": config.seed, "sampling": sampling}
+    engine = _make(EngineConfig, config.imagination, "imagination", **more)
     if imaginer.engine == "world" or config.data.source != "world":
-        return Imagination(engine.dialogues)
-    return Imagination(engine.dialogues, engine, _llm(config, "imagination"))
+        return Imagination(engine.dialogues, sampling)
+    return Imagination(engine.dialogues, sampling, engine, _llm(config, "imagination"))
 
 
 def _hindsight(config: ConfigDict) -> HindsightSettings:

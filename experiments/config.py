@@ -33,6 +33,7 @@ from imagination.corpora import CORPORA, MISSING_OUTCOME
 from imagination.engine.config import EngineConfig
 from imagination.hindsight.llm import LLMHindsightConfig
 from imagination.llm.config import LLMConfig, price
+from imagination.persona_sampling import PersonaSampling
 from imagination.task import MOST_TURNS
 
 MOST_EPISODES = 1_000_000  # conversations are held in memory
@@ -340,7 +341,7 @@ SECTIONS: dict[str, tuple[type[Settings], ...]] = {
     "data": (DataConfig,),
     "task": (TaskConfig,),
     "llm": (LLMConfig, AnswersConfig),
-    "imagination": (ImaginerConfig, EngineConfig, LLMOverride),
+    "imagination": (ImaginerConfig, EngineConfig, PersonaSampling, LLMOverride),
     "hindsight": (HindsightConfig, WorldHindsightConfig, LLMHindsightConfig, LLMOverride),
     "tokenizer": (TokenizerConfig,),
     "model": (StartConfig, DecoderConfig, ModelConfig),
@@ -357,7 +358,7 @@ SECTIONS: dict[str, tuple[type[Settings], ...]] = {
 }
 # Fields that are no settings: derived from others, or of pretrained networks alone.
 _DERIVED = {
-    "imagination": ("seed", "max_turns"),
+    "imagination": ("seed", "max_turns", "sampling"),
     "hindsight": ("seed",),
     "model": (
         "decoder",

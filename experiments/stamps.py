@@ -114,8 +114,11 @@ def _of_imagine(experiment: Experiment) -> Pairs:
         "imagination.engine": (engine, "world"),
         "imagination.dialogues": (imagination.dialogues, REQUIRED),
     }
+    sampling = imagination.sampling
+    unused = () if sampling.personas == "balanced" else ("difficult_share",)
+    pairs |= _pairs("imagination", sampling, leave_out=unused)
     if imagination.llm is not None:
-        pairs |= _pairs("imagination", imagination.engine, leave_out=("seed",))
+        pairs |= _pairs("imagination", imagination.engine, leave_out=("seed", "sampling"))
         pairs |= _pairs("imagination.llm", imagination.llm)
     return pairs
 

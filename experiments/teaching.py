@@ -14,8 +14,15 @@ from experiments.config import base_config
 def get_config():
     config = base_config()
     config.task.world = "teaching"
+    # Difficult students are 12 % of those who come: too few to learn from.
+    config.imagination.personas = "balanced"
+    config.imagination.difficult_share = 0.4
     return config
 
 
+# An LLM tells which students are difficult only once it has described them.
+VARIANTS = (({"imagination.engine": "anthropic"}, {"imagination.personas": "prior"}),)
+
+
 if __name__ == "__main__":
-    launch.main("teaching", get_config())
+    launch.main("teaching", get_config(), VARIANTS)

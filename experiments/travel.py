@@ -17,8 +17,15 @@ def get_config():
     config = base_config()
     config.task.world = "travel"
     config.train.steps = 8000
+    # Difficult travellers are 20 % of those who come: too few to learn from.
+    config.imagination.personas = "balanced"
+    config.imagination.difficult_share = 0.4
     return config
 
 
+# An LLM tells which travellers are difficult only once it has described them.
+VARIANTS = (({"imagination.engine": "anthropic"}, {"imagination.personas": "prior"}),)
+
+
 if __name__ == "__main__":
-    launch.main("travel", get_config())
+    launch.main("travel", get_config(), VARIANTS)

@@ -21,6 +21,7 @@ import scipy
 
 from imagination.checks import is_finite
 from imagination.dialogue import Dialogue
+from imagination.persona_sampling import importance_weights
 from imagination.task import Task
 
 if TYPE_CHECKING:  # a card needs no LLM client
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # a card needs no LLM client
 SAMPLE = 200  # dialogues that are compared with each other
 CELL_WIDTH = 90  # characters of a text in a table
 UNKNOWN = "unknown"
+DIFFICULT = "difficult"  # key of these personas' share
 
 Row = Sequence[Any]
 
@@ -263,18 +265,37 @@ def _personas(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
     for dialogue in dialogues:
         for axis in values:
             groups[axis, dialogue.persona.get(axis, UNKNOWN)].append(dialogue)
+    prior = _prior_shares(dialogues)
     rows = [
         (_cut(axis), _cut(value), *_share_and_reward(groups[axis, value], dialogues))
+        + ((f"{prior[axis, value]:.1%}",) if prior else ())
         for axis, known in values.items()
         for value in [*known, *([UNKNOWN] if groups[axis, UNKNOWN] else [])]
     ]
     lines = _combinations(dialogues, task)
     difficult = [bool(d.source["difficult"]) for d in dialogues if "difficult" in d.source]
     if difficult:
-        lines.append(f"Difficult personas: {sum(difficult) / len(difficult):.1%} of dialogues.")
-    table = _table(("axis", "value", *_SHARE_AND_REWARD), rows)
+        of_prior = f", {prior[DIFFICULT]:.1%} of the prior" if prior else ""
+        share = sum(difficult) / len(difficult)
+        lines.append(f"Difficult personas: {share:.1%} of dialogues{of_prior}.")
+    table = _table(("axis", "value", *_SHARE_AND_REWARD, *(("prior",) if prior else ())), rows)
     text = [" ".join(lines), ""] if lines else []
     return ["## Personas", "", *text, *table, ""]
+
+
+def _prior_shares(dialogues: Sequence[Dialogue]) -> Counter:
+    """Share of each (axis, value), and of `DIFFICULT` personas, under the prior; empty without one.
+
+    It is the prior of the personas that occur.
+    """
+    weights = importance_weights(dialogues)
+    shares: Counter = Counter()
+    for dialogue, weight in zip(dialogues, () if weights is None else weights, strict=False):
+        for trait in dialogue.persona.items():
+            shares[trait] += weight / len(dialogues)
+        if dialogue.source.get("difficult"):
+            shares[DIFFICULT] += weight / len(dialogues)
+    return shares
 
 
 def _combinations(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
@@ -326,11 +347,14 @@ def _outcomes(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
         (f"{a:.3g} to {b:.3g}", f"{count:,}", f"{count / len(rewards):.1%}")
         for a, b, count in zip(edges, edges[1:], counts, strict=False)
     ]
-    total = [d.total_reward for d in dialogues if d.reward is not None]
+    rated = [d for d in dialogues if d.reward is not None]
+    total = [d.total_reward for d in rated]
     text = (
         f"Successes (reward of {task.success_reward:g} or more): {successes / len(rewards):.1%}. "
         f"Mean return: {np.mean(total):.3f}."
     )
+    if (weights := importance_weights(rated)) is not None:
+        text += f" Weighted to the prior of the personas: {np.average(total, weights=weights):.3f}."
     lines = ["## Outcomes and rewards", "", text, ""]
     lines += [*_table(("reward", "dialogues", "share"), rows), ""]
     written_for = Counter(

@@ -216,6 +216,7 @@ _SOURCE: dict[str, Any] = {
     **dict.fromkeys(("turn", "round", "episode"), int),
     "difficult": bool,
     "outcome": float,
+    "prior_probability": float,
     "models": {str: str},
     "prompts": {str: str},
     "critique": {

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from experiments.build import Experiment
 from experiments.run_folder import RunFolder
 from imagination.dialogue import read_dialogues
-from imagination.engine.personas import draw_evenly, draw_personas, persona_key
+from imagination.engine.personas import draw_evenly, draw_personas
+from imagination.persona_sampling import persona_key
 from imagination.simulation import World, load_world, sample_conversations
 from imagination.speakers import Conversation
 from imagination.task import Task

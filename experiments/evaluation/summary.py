@@ -4,8 +4,9 @@ A run in conversation leaves a `UnitResult` for each network and an `Evaluation`
 by `comparison.py`); a run on dialogues that were set apart leaves a `Heldout` (by `heldout.py`).
 The field names are the keys of the files. A value that does not exist is None: a prompted agent has
 no trainings, a human who is played by an LLM no optimum. Rewards are on the task's scale;
-**normalized** scores put the mean of the behaviours in the data at 0 and the exact optimum at 1.
-Intervals are 95 % bootstrap intervals (`statistics.py`).
+**normalized** scores put the mean of the behaviours that write the data at 0 and the optimum at 1,
+both exact for the humans of the population. Intervals are 95 % bootstrap intervals
+(`statistics.py`).
 """
 
 from __future__ import annotations

@@ -212,6 +212,6 @@ def _scale_fact(human: HumanPlayer | None) -> str:
             f"{human.model}; scores are mean ratings, on the task's scale."
         )
     return (
-        "Normalized score: 0 is the mean of the behaviours in the data, 1 the exact optimum "
-        "of the simulated world. Negative is worse than the data."
+        "Normalized score: 0 is the exact mean of the behaviours that write the data, 1 the "
+        "optimum, both with the humans of the population. Negative is worse than those behaviours."
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import own_dialogues, tasks
-from experiments.build import Experiment
+from experiments.build import Experiment, Imagination, errors_of
 from experiments.config import DataConfig
 from experiments.files import write_atomically
 from experiments.run_folder import RunFolder
@@ -23,12 +23,13 @@ from experiments.terminal import progress_bars
 from imagination import corpora
 from imagination.dataset_card import dataset_card
 from imagination.dialogue import Dialogue, json_line, read_dialogues, write_dialogues
+from imagination.persona_sampling import PRIOR_PROBABILITY
 from imagination.simulation import (
     BehaviourAgent,
     SimulatedHuman,
     World,
+    imagine_conversations,
     load_world,
-    sample_conversations,
 )
 from imagination.speakers import Conversation, converse
 
@@ -42,8 +43,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
             _read(experiment, folder, console)
         elif not experiment.imagines_with_llm:
             world = load_world(experiment.task.world)
-            count = experiment.imagination.dialogues
-            _play(world, count, experiment.seed, folder.dialogues, console)
+            _play(world, experiment.imagination, experiment.seed, folder.dialogues, console)
         else:
             from experiments import llm_imagination  # loads the LLM client
 
@@ -88,32 +88,42 @@ def _read_corpus(data: DataConfig, seed: int) -> tuple[list[Dialogue], list[str]
     return marked, [origin, *reading.notes]
 
 
-def _play(world: World, count: int, seed: int, path: Path, console: Console) -> None:
+def _play(world: World, imagination: Imagination, seed: int, path: Path, console: Console) -> None:
     """Plays the dialogues chunk by chunk; each depends on its own seed alone."""
-    conversations = sample_conversations(world, "average", count, seed, prefix=world.name)
+    with errors_of("imagination"):
+        conversations = imagine_conversations(
+            world, imagination.sampling, imagination.dialogues, seed, prefix=world.name
+        )
     partial = path.with_name(path.name + ".partial")
     done = _keep_whole_chunks(partial)
     with progress_bars(console) as bars, partial.open("a", encoding="utf-8") as file:
         bar = bars.add_task("imagine", total=len(conversations), completed=done, note="")
         for start in range(done, len(conversations), CHUNK):
             chunk = conversations[start : start + CHUNK]
-            file.write("".join(map(json_line, _play_chunk(world, chunk))))
+            file.write("".join(map(json_line, play_chunk(world, chunk))))
             file.flush()
             bars.advance(bar, len(chunk))
     partial.replace(path)
 
 
-def _play_chunk(world: World, conversations: list[Conversation]) -> list[Dialogue]:
+def play_chunk(world: World, conversations: list[Conversation]) -> list[Dialogue]:
     agent = BehaviourAgent(world)
     dialogues = converse(agent, SimulatedHuman(world), conversations, world.task)
+    prior = world.population("average")
+    personas = [world.persona(dialogue.persona) for dialogue in dialogues]
     return [
         dataclasses.replace(
             dialogue,
             # Only words reach the learner: which act an utterance was stays with the world.
             turns=tuple(dataclasses.replace(turn, annotations={}) for turn in dialogue.turns),
-            source={"kind": "simulated", "behaviour": agent.behaviour_of(conversation)},
+            source={
+                "kind": "simulated",
+                "behaviour": agent.behaviour_of(conversation),
+                "difficult": bool(world.is_difficult(persona)),
+                PRIOR_PROBABILITY: prior[persona],
+            },
         )
-        for dialogue, conversation in zip(dialogues, conversations, strict=True)
+        for dialogue, conversation, persona in zip(dialogues, conversations, personas, strict=True)
     ]
 
 

@@ -7,6 +7,7 @@ import dataclasses
 from ilql_jax.errors import UserError
 from ilql_jax.settings import SettingError, Settings, setting
 from imagination.llm.play import WAYS
+from imagination.persona_sampling import PersonaSampling
 from imagination.task import MOST_TURNS, Task
 
 REWARDS = ("outcome", "judge", "human")
@@ -68,6 +69,10 @@ class EngineConfig(Settings):
         shapes_result=False,
     )
     seed: int = setting("Seed of personas, outcomes and behaviours.", 0, least=0)
+    sampling: PersonaSampling = setting(
+        "Whom to imagine; a task has no prior but an even one, and prior is uniform.",
+        PersonaSampling(),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

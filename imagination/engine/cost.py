@@ -23,6 +23,7 @@ from imagination.engine.task_from_prompt import (
 )
 from imagination.llm.config import LLMConfig
 from imagination.llm.cost import SAMPLE, Call, Forecast, StandInLLM, forecast
+from imagination.persona_sampling import PersonaSampling
 from imagination.task import Task
 
 
@@ -81,6 +82,10 @@ async def _persona_calls(task: Task, config: EngineConfig) -> list[Call]:
 async def _dialogue_calls(task: Task, config: EngineConfig, failing: bool) -> list[Call]:
     """Calls for the sample of dialogues, without those for their personas."""
     llm = StandInLLM(failing)
-    few = dataclasses.replace(config, dialogues=min(SAMPLE, config.dialogues))
+    few = dataclasses.replace(
+        config,
+        dialogues=min(SAMPLE, config.dialogues),
+        sampling=PersonaSampling(),  # who is difficult is not known yet, and changes no count
+    )
     await imagine_dialogues(llm, task, few)
     return [call for call in llm.calls if call.request.step != PERSONAS]

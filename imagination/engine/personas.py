@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import heapq
 import itertools
 import math
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,6 +16,7 @@ import pydantic
 from imagination.llm.requests import Request
 from imagination.llm.schemas import specialize
 from imagination.llm.session import LLM, NoAnswer, Session, most_at_once, run_concurrently
+from imagination.persona_sampling import persona_key
 from imagination.prompts import load_prompt
 from imagination.task import Task
 
@@ -113,9 +116,35 @@ def draw_evenly(values: Sequence[Any], number: int, seed: str) -> list[Any]:
     return [value for block in drawn for value in block][:number]
 
 
-def persona_key(persona: Persona) -> tuple[tuple[str, str], ...]:
-    """The persona as a hashable key."""
-    return tuple(persona.items())
+def balance(
+    personas: Sequence[Persona], is_difficult: Mapping[Any, bool], difficult_share: float
+) -> list[Persona]:
+    """Draws again from these: difficult personas with their share, within each kind evenly.
+
+    Persona i is one of the first i that were drawn before, so that more of them begin with the
+    same ones: of the kind that lags behind its share, the one that came least often.
+
+    Args:
+        personas: Personas in the order drawn, with repetitions.
+        is_difficult: Tells the difficult ones, by `persona_key`.
+        difficult_share: Their share.
+    """
+    # By kind: how often each persona that was met came, and its place in the order.
+    waiting: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    met, counts, drawn = set(), Counter(), []
+    for index, persona in enumerate(personas):
+        key = persona_key(persona)
+        if key not in met:
+            met.add(key)
+            heapq.heappush(waiting[is_difficult[key]], (0, index))
+        # What the difficult ones lag behind and the others do sum to 1.
+        kind = difficult_share * (index + 1) - counts[True] > 0.5
+        kind = kind if waiting[kind] else not kind
+        times, place = heapq.heappop(waiting[kind])
+        heapq.heappush(waiting[kind], (times + 1, place))
+        counts[kind] += 1
+        drawn.append(personas[place])
+    return drawn
 
 
 def profile_request(task: Task, personas: Sequence[Persona], label: str) -> Request:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ilql_jax.settings import SettingError
 from imagination.dialogue import Dialogue, Turn
 from imagination.engine import rewards
 from imagination.engine.config import EngineConfig, EngineError
@@ -15,9 +17,9 @@ from imagination.engine.critique import REFINE, Critique, critique_and_refine
 from imagination.engine.personas import (
     Persona,
     Profile,
+    balance,
     draw_evenly,
     draw_personas,
-    persona_key,
     write_profiles,
 )
 from imagination.engine.write import (
@@ -35,6 +37,7 @@ from imagination.llm.session import (
     most_at_once,
     run_concurrently,
 )
+from imagination.persona_sampling import PRIOR_PROBABILITY, persona_key
 from imagination.task import Task
 
 
@@ -73,7 +76,7 @@ class Assignment:
 
 
 def assign(task: Task, config: EngineConfig) -> list[Assignment]:
-    """Draws personas, behaviours and (for scripts) outcomes of all dialogues, each balanced.
+    """Draws personas, behaviours and (for scripts) outcomes of all dialogues, each evenly.
 
     Raises:
         EngineError: A task without persona axes.
@@ -85,6 +88,7 @@ def assign(task: Task, config: EngineConfig) -> list[Assignment]:
         )
     number, seed = config.dialogues, config.seed
     personas = draw_personas(task.persona_axes, number, seed)
+    occurrences = count_occurrences(personas)
     behaviours = draw_evenly(list(load_behaviours()), number, f"{seed}/behaviours")
     outcomes: list[float | None] = [None] * number
     if config.way == "script":
@@ -92,13 +96,42 @@ def assign(task: Task, config: EngineConfig) -> list[Assignment]:
         steps = config.outcomes - 1
         levels = [low + (high - low) * i / steps for i in range(config.outcomes)]
         outcomes = draw_evenly(levels, number, f"{seed}/outcomes")
+    return list(map(Assignment, personas, occurrences, behaviours, outcomes))
+
+
+def count_occurrences(personas: Sequence[Persona]) -> list[int]:
+    """Number of personas before each that are the same."""
     seen: Counter[Any] = Counter()
-    assignments = []
-    for persona, behaviour, outcome in zip(personas, behaviours, outcomes, strict=True):
-        key = persona_key(persona)
-        assignments.append(Assignment(persona, seen[key], behaviour, outcome))
+    occurrences = []
+    for key in map(persona_key, personas):
+        occurrences.append(seen[key])
         seen[key] += 1
-    return assignments
+    return occurrences
+
+
+def balanced(
+    assignments: Sequence[Assignment], config: EngineConfig, profiles: Mapping[Any, Any]
+) -> list[Assignment]:
+    """Assigns personas anew, now that their profiles tell which are difficult.
+
+    Raises:
+        EngineError: No persona is of a kind that is to take part.
+    """
+    is_difficult = {
+        key: isinstance(profile, Profile) and profile.difficult for key, profile in profiles.items()
+    }
+    try:
+        config.sampling.check_kinds(is_difficult.values())
+    except SettingError as error:
+        raise EngineError(f"config.imagination.{error}") from None
+    drawn = [each.persona for each in assignments]
+    personas = balance(drawn, is_difficult, config.sampling.difficult_share)
+    return [
+        dataclasses.replace(each, persona=persona, occurrence=occurrence)
+        for each, persona, occurrence in zip(
+            assignments, personas, count_occurrences(personas), strict=True
+        )
+    ]
 
 
 async def imagine_dialogues(
@@ -130,6 +163,8 @@ async def imagine_dialogues(
         config.personas_per_call,
         config.conversations,
     )
+    if config.sampling.personas == "balanced":
+        assignments = balanced(assignments, config, profiles)
     dropped: list[DroppedDialogue] = []
     specs: list[DialogueSpec] = []
     for index, each in enumerate(assignments):
@@ -222,6 +257,7 @@ def _source(
         "behaviour": spec.behaviour,
         "situation": spec.situation,
         "difficult": spec.profile.difficult,
+        PRIOR_PROBABILITY: 1 / math.prod(map(len, spec.task.persona_axes.values())),
         "ended_by": ended_by,
         "outcome": spec.outcome,
         "models": {**unused, **session.models},

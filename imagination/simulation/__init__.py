@@ -22,6 +22,7 @@ from imagination.simulation.speakers import (
     OptimalAgent,
     SimulatedHuman,
     UniformAgent,
+    imagine_conversations,
     sample_conversations,
 )
 from imagination.simulation.world import POPULATIONS, Behaviour, World, WorldError
@@ -37,6 +38,7 @@ __all__ = [
     "UniformAgent",
     "World",
     "WorldError",
+    "imagine_conversations",
     "load_world",
     "normalized_score",
     "optimal_value",

@@ -13,9 +13,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 from imagination.dialogue import Turn
+from imagination.persona_sampling import PersonaSampling
 from imagination.simulation.dice import AGENT, BEHAVIOUR, HUMAN, PERSONA, SEED, Dice
 from imagination.simulation.planning import Belief, Planner
-from imagination.simulation.world import Act, State, World, WorldError
+from imagination.simulation.world import Act, Persona, State, World, WorldError
 from imagination.speakers import Conversation, Utterance
 
 
@@ -51,8 +52,33 @@ def sample_conversations(
     Raises:
         WorldError: Unknown population.
     """
-    probabilities = world.population(population)
-    stream = (seed, zlib.crc32(population.encode()))
+    return _conversations(world, world.population(population), population, count, seed, prefix)
+
+
+def imagine_conversations(
+    world: World, sampling: PersonaSampling, count: int, seed: int, prefix: str
+) -> list[Conversation]:
+    """Conversations for the data: like `sample_conversations`, with the humans of a `sampling`.
+
+    Drawn from the prior they are those of the average population.
+
+    Raises:
+        SettingError: The world has no personas of a kind that is to take part.
+    """
+    prior = world.population("average")
+    probabilities = sampling.distribution(prior, world.is_difficult)
+    return _conversations(world, probabilities, "average", count, seed, prefix)
+
+
+def _conversations(
+    world: World,
+    probabilities: Mapping[Persona, float],
+    stream_name: str,
+    count: int,
+    seed: int,
+    prefix: str,
+) -> list[Conversation]:
+    stream = (seed, zlib.crc32(stream_name.encode()))
     return [
         Conversation(
             id=f"{prefix}-{index}",

@@ -50,6 +50,22 @@ def test_what_changes_no_result_may_change_when_a_run_goes_on(changes, trained: 
     check_stage(trained, "train", experiment(**changes))
 
 
+def test_whom_to_imagine_holds_for_the_data_that_is_there(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    begin_stage(folder, "imagine", experiment())
+    folder.dialogues.touch()
+    check_stage(folder, "imagine", experiment(imagination__difficult_share=0.3))  # of no use
+    balanced = experiment(imagination__personas="balanced", imagination__difficult_share=0.3)
+    message = r"config\.imagination\.personas was 'prior', now 'balanced'"
+    with pytest.raises(RunError, match=message):
+        check_stage(folder, "imagine", balanced)
+    begin_stage(RunFolder(tmp_path / "other"), "imagine", balanced)
+    other = RunFolder(tmp_path / "other")
+    other.dialogues.touch()
+    with pytest.raises(RunError, match=r"config\.imagination\.difficult_share was 0\.3, now 0\.5"):
+        check_stage(other, "imagine", experiment(imagination__personas="balanced"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
