@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import command_line, interrupts
-from experiments.build import Experiment, build
+from experiments.build import Experiment, build, errors_of
 from experiments.checks import check
 from experiments.command_line import CommandLine, Variants
 from experiments.config import ConfigError
@@ -48,6 +48,7 @@ from imagination.llm.secrets import (
     without_password,
     without_secrets,
 )
+from imagination.simulation.loading import load_world
 
 
 def main(name: str, config: ConfigDict, variants: Variants = ()) -> None:
@@ -99,6 +100,9 @@ def _run(
     is_judged = not line.dry_run and line.stage in STAGES[STAGES.index("evaluate") :]
     experiment = build(config)
     check(experiment, config, judged=is_judged, trained=not _has_all(experiment, folder))
+    if experiment.task.world and line.stage in STAGES and not folder.evaluation.exists():
+        with errors_of("task.world"):  # before anything is paid for, or trained
+            load_world(experiment.task.world)
     _check_keys(experiment.llms, console)
     if line.dry_run:
         _print_forecasts(experiment, folder, console)

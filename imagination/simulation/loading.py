@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ilql_jax.errors import shown
+from imagination.simulation.guard import guarded
 from imagination.simulation.validation import validate
 from imagination.simulation.world import World, WorldError
 
@@ -32,7 +33,8 @@ def load_world(name_or_path: str | os.PathLike[str]) -> World:
             A module or file has `WORLD`, a `World`, or `make_world()`, which returns one.
 
     Returns:
-        The world; the same object for the same argument.
+        The world; the same object for the same argument. Functions of one that is not of this
+        package are guarded: what goes wrong in them later is a `WorldError` too.
 
     Raises:
         WorldError: No such world, no world in it, or a world that contradicts itself.
@@ -69,7 +71,7 @@ def _load(name: str) -> World:
             "or make_world() that returns one."
         )
     validate(world)
-    return world
+    return world if name in WORLDS else guarded(world)
 
 
 @contextlib.contextmanager

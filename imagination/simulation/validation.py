@@ -1,21 +1,20 @@
 """Checks of a world when it is loaded, so that a slip in its data is named and not simulated.
 
 Everything that can be listed is checked whole; replies, ratings and behaviours are checked in
-the states of a few hundred random conversations.
+the states of a few hundred random conversations, and in others when they come (`guard.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
-
 from ilql_jax.errors import shown
-from imagination.checks import is_finite, without_surrogates
+from imagination.checks import without_surrogates
 from imagination.simulation import grammar
 from imagination.simulation.dice import Dice
 from imagination.simulation.grammar import Phrasing
+from imagination.simulation.guard import TOLERANCE, distribution_problem, guarded, shown_persona
 from imagination.simulation.world import Behaviour, State, World, WorldError
 from imagination.task import Task
 
@@ -23,7 +22,6 @@ MOST_SOLVED_TURNS = 200  # the optimum is worked out turn by turn
 MOST_FORMS = 200_000  # of a reply: who hears one of them has to tell it from all others
 _LOOKED_AT = 250  # forms of a template of an act
 _WALKS = 300
-_TOLERANCE = 1e-6
 
 
 def validate(world: World) -> None:
@@ -45,9 +43,10 @@ def validate(world: World) -> None:
         world.behaviours,
         f"{place}: shares of the behaviours",
     )
+    world = guarded(world)
+    world.population("difficult")
     for persona in world.population("average"):
-        where = f"{place}: opening of persona {_shown(persona)}"
-        _require_distribution(_called(where, world.opening, persona), world.replies, where)
+        world.opening(persona)
     _walk(world, place)
 
 
@@ -104,26 +103,6 @@ def _require_texts(values: Any, where: str, what: str) -> None:
         )
 
 
-def _called(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function of the world; an exception of it is told with the place."""
-    try:
-        return function(*arguments)
-    except WorldError:
-        raise
-    except Exception as error:
-        raise WorldError(f"{where}: it raised {shown(error, 300, repr)}") from error
-
-
-def _check_hash(state: Any, where: str) -> None:
-    try:
-        hash(state)
-    except TypeError as error:
-        raise WorldError(
-            f"{where} is {shown(state)!r}, which cannot be hashed ({error}). States are keys: use "
-            "named tuples or frozen dataclasses, with tuples for lists."
-        ) from None
-
-
 def _check_task(world: World, place: str) -> None:
     low, high = world.task.reward_range
     _require(low < high, f"{place}: task.reward_range {world.task.reward_range}: low < high")
@@ -139,17 +118,16 @@ def _check_prior(world: World, place: str) -> None:
     for persona in world.prior:
         _require(
             len(persona) == len(axes),
-            f"{place}: persona {_shown(persona)} of the prior has {len(persona)} values; "
+            f"{place}: persona {shown_persona(persona)} of the prior has {len(persona)} values; "
             f"give one for each axis ({', '.join(axes)})",
         )
         for value, (axis, values) in zip(persona, axes.items(), strict=True):
             _require(
                 value in values,
-                f"{place}: persona {_shown(persona)} of the prior: {value!r} is not a value of "
-                f"axis {axis!r}; its values are {', '.join(values)}",
+                f"{place}: persona {shown_persona(persona)} of the prior: {value!r} is not a value "
+                f"of axis {axis!r}; its values are {', '.join(values)}",
             )
     _require_distribution(world.prior, world.prior, f"{place}: the prior over personas")
-    _called(f"{place}: is_difficult", world.population, "difficult")
 
 
 def _check_phrasings(world: World, place: str) -> None:
@@ -185,53 +163,37 @@ def _check_phrasings(world: World, place: str) -> None:
 
 
 def _walk(world: World, place: str) -> None:
+    """Goes through random conversations of a guarded world, which tells what is wrong itself."""
     personas = list(world.population("average"))
     acts = (*world.acts, None)
     for walk in range(_WALKS):
         dice = Dice(walk)
         persona = personas[walk % len(personas)]
-        reply = dice.choose(world.opening(persona))
-        where = f"{place}: begin with reply {reply!r}"
-        state = _called(where, world.begin, reply)
-        _check_hash(state, where)
+        state = world.begin(dice.choose(world.opening(persona)))
         for _ in range(world.task.max_turns):
             _check_state(world, persona, state, place)
-            if _called(f"{place}: is_over of state {state}", world.is_over, state):
+            if world.is_over(state):
                 break
             act = acts[dice.below(len(acts))]
-            where = f"{place}: reply of persona {_shown(persona)} in state {state} to act {act!r}"
-            replies = _called(where, world.reply, persona, state, act)
-            _require_distribution(replies, world.replies, where)
-            reply = dice.choose(replies)
-            where = f"{place}: advance from state {state} after act {act!r} and reply {reply!r}"
-            following = _called(where, world.advance, state, act, reply)
-            _check_hash(following, where)
-            step = (persona, state, act, reply)
-            where = f"{place}: situation or mood of state {state}"
-            _called(where, _check_situation, world, step, following, place)
+            reply = dice.choose(world.reply(persona, state, act))
+            following = world.advance(state, act, reply)
+            _check_situation(world, (persona, state, act, reply), following, place)
             state = following
         _check_state(world, persona, state, place)
 
 
 def _check_state(world: World, persona: tuple, state: State, place: str) -> None:
-    low, high = world.task.reward_range
-    where = f"{place}: rating of persona {_shown(persona)} in state {state}"
-    rating = _called(where, world.rating, persona, state)
-    _require(
-        _is_number(rating) and low <= rating <= high,
-        f"{where} is {shown(rating)}; task.reward_range is {low} to {high}",
-    )
+    rating = world.rating(persona, state)
     if world.ceiling is not None:
-        ceiling = _called(f"{where}: ceiling", world.ceiling, persona, state)
+        ceiling = world.ceiling(persona, state)
         _require(
-            _is_number(ceiling) and ceiling >= rating - _TOLERANCE,
-            f"{where} is {rating}, above its ceiling {shown(ceiling)}",
+            ceiling >= rating - TOLERANCE,
+            f"{place}: rating of persona {shown_persona(persona)} in state {state} is {rating}, "
+            f"above its ceiling {shown(ceiling)}",
         )
-    if _called(f"{place}: is_over of state {state}", world.is_over, state):
-        return
-    for name in world.behaviours:
-        where = f"{place}: behaviour {name!r} in state {state}"
-        _require_distribution(_called(where, world.choice_of, name, state), world.acts, where)
+    if not world.is_over(state):
+        for name in world.behaviours:
+            world.choice_of(name, state)
 
 
 def _check_situation(world: World, step: tuple, following: State, place: str) -> None:
@@ -255,33 +217,8 @@ def _check_situation(world: World, step: tuple, following: State, place: str) ->
 
 
 def _require_distribution(probabilities: Any, known: Collection[object], where: str) -> None:
-    is_dict = isinstance(probabilities, Mapping)
-    _require(is_dict, f"{where}: {shown(probabilities)!r}, but must be a dict name -> probability")
-    for name, probability in probabilities.items():
-        _require(
-            name in known,
-            f"{where}: unknown {name!r}; known are {', '.join(map(str, known))}",
-        )
-        _require(
-            _is_number(probability) and probability >= 0.0,
-            f"{where}: probability of {name!r} is {shown(probability)!r}; it must be a number of 0 "
-            "or more",
-        )
-    total = sum(probabilities.values())
-    _require(
-        abs(total - 1.0) <= _TOLERANCE,
-        f"{where}: probabilities must sum to 1, these sum to {total:.6g}: {dict(probabilities)}",
-    )
-
-
-def _is_number(value: Any) -> bool:
-    """True for finite numbers, numpy's and truth values too."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return is_finite(value) or isinstance(value, bool)
-
-
-def _shown(persona: tuple) -> str:
-    return f"({', '.join(map(str, persona))})"
+    problem = distribution_problem(probabilities, known)
+    _require(problem is None, f"{where}{problem}")
 
 
 def _require(condition: bool, message: str) -> None:

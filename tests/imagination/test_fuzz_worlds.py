@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,7 @@ def test_a_slip_is_told_or_the_world_can_be_played(part, coffee):
         ({"prior": {"ab": 1.0}}, r"prior: the key 'ab' must be a tuple"),
         ({"slots": {"name": []}}, r"slot 'name' has no values; give at least one"),
         ({"slots": {"name": "Ada"}}, r"slot 'name' has the values 'Ada', but they must be a list"),
-        ({"is_difficult": fails}, r"is_difficult: it raised RuntimeError"),
+        ({"is_difficult": fails}, r"is_difficult of persona .*: it raised RuntimeError"),
         ({"behaviours": {"w": Behaviour(1.0, fails)}}, r"behaviour 'w' in state .* it raised"),
         ({"task": None}, r"world: task is 'None', but must be a Task"),
     ],
@@ -138,6 +139,35 @@ def test_each_promised_check_names_its_place(changes, message, coffee):
 def test_a_phrasing_that_cannot_be_is_named(phrasing, message, coffee):
     with pytest.raises(WorldError, match=message):
         validate(dataclasses.replace(coffee, replies={**coffee.replies, "shrugs": phrasing}))
+
+
+def late(function: str, wrong: str) -> str:
+    """The world's file with a function that goes wrong once `LATER` is not empty."""
+    wrapped = f"{function}=lambda *given: {wrong} if LATER else {function}(*given),"
+    assert f"{function}={function}," in COFFEE
+    return f"LATER = []\n{COFFEE}".replace(f"{function}={function},", wrapped)
+
+
+@pytest.mark.parametrize(
+    ("function", "wrong", "message"),
+    [
+        ("reply", "1 / 0", r"reply of persona .* in state Chat\(.* to act .*: it raised ZeroDivis"),
+        ("reply", "None", r"reply of persona .* in state Chat.*'None', but must be a dict"),
+        ("advance", "[]", r"advance from state .* after act .* cannot be hashed"),
+        ("advance", "{}['x']", r"advance from state .* it raised KeyError\('x'\)"),
+        ("rating", "'good'", r"rating of persona .* is good; task\.reward_range is 0\.0 to 1\.0"),
+    ],
+)
+def test_a_slip_in_a_state_that_is_reached_later_is_told(function, wrong, message, tmp_path):
+    path = tmp_path / f"late_{function}_{len(wrong)}.py"
+    text = late(function, wrong)
+    path.write_text(text, encoding="utf-8")
+    line = text[: text.index("if LATER")].count("\n") + 1
+    world = load_world(path)
+    talks = sample_conversations(world, "average", 5, 0, "d")
+    sys.modules[f"imagination_world_{path.stem}"].LATER.append(1)
+    with pytest.raises(WorldError, match=rf"{message}.* \({path}, line {line}\)$"):
+        converse(BehaviourAgent(world), SimulatedHuman(world), talks, world.task)
 
 
 def test_turns_without_end_are_told(coffee):

@@ -249,7 +249,7 @@ def test_a_failing_worker_says_why(finished: Path, tmp_path: Path):
         (['--config.decoding.ilql=("greedy, steered by 8",)'], "set its credit to 'token'"),
         (['--config.decoding.ilql=("hottest",)'], "'hottest' is not understood"),
         (["--config.train.steps=0"], "steps is 0"),
-        (["--config.task.world=atlantis"], "atlantis"),
+        (["--config.task.world=atlantis"], "config.task.world: unknown world 'atlantis'"),
         (["--config.task.world=nowhere/world.py"], "nowhere/world.py"),
         (["--config.tokenizer.pretrained=/no/such/folder"], "no tokenizer"),
         (["--stage=dance"], "dance"),
