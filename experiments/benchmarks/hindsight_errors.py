@@ -195,8 +195,8 @@ def draw(points: Sequence[Point], originals: RunFolder):
 
     populations = Evaluation.read(originals.evaluation).population
     with style.styled():
-        figure, axes = style.new_figure(3.6, 1, len(populations), sharey=True)
-        for axis, (name, population) in zip(axes[0], populations.items(), strict=True):
+        panels = style.WIDE.panels(len(populations), len(populations), 3.6, margin=0, sharey=True)
+        for axis, (name, population) in zip(panels.all, populations.items(), strict=True):
             own = sorted((p for p in points if p.population == name), key=lambda p: p.error_rate)
             x = [100 * point.error_rate for point in own]
             y, low, high = np.array([point.score for point in own]).T
@@ -209,10 +209,10 @@ def draw(points: Sequence[Point], originals: RunFolder):
                 axis.axhline(scores.normalized, color=look.color, ls=(0, (4, 2)), label=look.title)
             axis.set_title(f"{name} population")
             axis.set_xlabel("wrong proposals of the controller (%)")
-        axes[0, 0].set_ylabel("normalized score")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=3)
-    return figure
+        panels.all[0].set_ylabel("normalized score")
+        handles, labels = panels.all[0].get_legend_handles_labels()
+        panels.figure.legend(handles, labels, loc="outside upper left", ncols=3)
+    return panels.figure
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
         statements=_statements(run),
         verdict_words=VERDICT_WORDS,
         tables=shown_tables,
-        figures=[(each, Markup(style.to_svg(each.figure, colors))) for each in drawn],
+        figures=[(each, _svg(each, colors)) for each in drawn],
         rule=rule,
         examples=shown,
         hindsight=hindsight.section(run.hindsight),
@@ -88,6 +88,15 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
         facts=_facts(run),
         config=run.config,
     )
+
+
+def _svg(drawn: Drawn, colors: style.Palette) -> dict[str, Markup]:
+    """CSS class of a screen -> the figure for it."""
+    figures = {"wide": drawn.figure, "narrow": drawn.narrow}
+    return {
+        screen: Markup(style.to_svg(figure, colors, f"{drawn.name}-{screen}"))
+        for screen, figure in figures.items()
+    }
 
 
 def _typeset(text: str) -> str:

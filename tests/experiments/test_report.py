@@ -116,7 +116,7 @@ def test_every_section_and_figure_is_there(run_folder, shown):
         assert f'<h2 id="{section}">' in shown
     files = {path.stem for path in (run_folder / "figures").glob("*.png")}
     assert files == set(drawn.CAPTIONS) - {"hindsight"}
-    assert shown.count("<svg") == len(files)
+    assert shown.count("<svg") == 2 * len(files)  # for wide screens and narrow ones
     for path in (run_folder / "figures").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
     assert not list(run_folder.rglob("*.partial"))
@@ -324,7 +324,21 @@ def test_values_are_split_at_the_bar_for_success_and_both_outcomes_are_in_the_le
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts == ["success (≥ 4)", "failure (< 4)"]
     assert [len(axis.lines) for axis in figure.axes] == [1, 1, 1, 1]
+    narrow = conversations.values_along(talks, 4.0, "average", looks, style.NARROW)
+    tops = [axis.get_position().y1 for axis in narrow.axes]
+    assert tops == sorted(set(tops), reverse=True) and narrow.get_figwidth() == style.NARROW.width
     assert conversations.values_along(talks, 4.0, "difficult", looks) is None
+
+
+def test_what_has_too_little_to_show_gets_no_panel():
+    talks = [conversation("ilql", episode, 5.0) for episode in range(12)]
+    short = [dataclasses.replace(each, turns=each.turns[:1]) for each in talks]
+    short = [dataclasses.replace(d, source={**d.source, "method": "mc"}) for d in short]
+    looks = {name: look_of(name) for name in ("ilql", "mc")}
+    figure = conversations.values_along([*talks, *short], 4.0, "average", looks)
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert [title.split(":")[0] for title in titles] == ["ILQL", "ILQL"]
+    assert conversations.q_calibration(short, "average", looks) is None
 
 
 def test_figures_leave_matplotlib_as_it_was():

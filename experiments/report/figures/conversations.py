@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.looks import Look, ordered
 from experiments.report.figures import style
-from experiments.report.figures.style import FEWEST, Looks, plain
+from experiments.report.figures.style import FEWEST, Looks, Screen, plain
 from imagination.dialogue import Dialogue
 
 
@@ -44,6 +44,7 @@ def reward_distributions(
     dialogues: Sequence[Dialogue],
     population: str,
     looks: Looks,
+    screen: Screen = style.WIDE,
 ) -> Figure | None:
     """Histogram of the rewards of each method, the training data's below them in grey."""
     rewards = {
@@ -59,10 +60,8 @@ def reward_distributions(
     edges = _edges(np.concatenate([values for _, _, values in rows]))
     shares = [np.histogram(values, edges)[0] / len(values) for _, _, values in rows]
     with style.styled():
-        figure, axes = style.new_figure(
-            0.5 + 0.72 * len(rows), len(rows), 1, sharex=True, sharey=True
-        )
-        for axis, (title, color, values), share in zip(axes[:, 0], rows, shares, strict=True):
+        panels = screen.panels(len(rows), 1, 0.72, margin=0.5, sharex=True, sharey=True)
+        for axis, (title, color, values), share in zip(panels.all, rows, shares, strict=True):
             axis.bar(edges[:-1], share, np.diff(edges) * 0.92, align="edge", color=color)
             axis.axvline(values.mean(), color=style.INK, linewidth=1.4)
             label = f"{plain(title)}\nmean {values.mean():.2f}, n = {len(values)}"
@@ -70,8 +69,8 @@ def reward_distributions(
             axis.set_yticks([])
             axis.set_ylim(0, 1.08 * max(each.max() for each in shares))
             axis.spines["left"].set_visible(False)
-        axes[-1, 0].set_xlabel("reward of a conversation")
-    return figure
+        panels.lowest[0].set_xlabel("reward of a conversation")
+    return panels.figure
 
 
 def _edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
@@ -88,31 +87,27 @@ def _edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
 
 
 def persona_scores(
-    conversations: Sequence[Dialogue], population: str, looks: Looks
+    conversations: Sequence[Dialogue],
+    population: str,
+    looks: Looks,
+    screen: Screen = style.WIDE,
 ) -> Figure | None:
     """Mean reward for each value of each persona axis, one panel an axis."""
     groups = by_method(conversations, population)
     axes_values = _persona_axes(groups)
     if not axes_values:
         return None
-    columns = min(2, len(axes_values))
-    names = list(axes_values)
-    rows = [names[i : i + columns] for i in range(0, len(names), columns)]
-    heights = [max(len(axes_values[name]) for name in row) + 0.9 for row in rows]
+    heights = [0.42 * (len(values) + 0.9) for values in axes_values.values()]
     with style.styled():
-        figure, axes = style.new_figure(
-            0.6 + 0.42 * sum(heights), len(rows), columns, sharex=True, height_ratios=heights
-        )
+        panels = screen.panels(len(axes_values), 2, heights, sharex=True)
         handles: dict[str, Any] = {}
-        for axis, name in zip(axes.flat, names, strict=False):
-            handles |= _draw_persona_axis(axis, groups, name, axes_values[name], looks)
+        for axis, (name, values) in zip(panels.all, axes_values.items(), strict=True):
+            handles |= _draw_persona_axis(axis, groups, name, values, looks)
             axis.set_title(plain(name.replace("_", " ")))
-        for axis in axes.flat[len(names) :]:
-            axis.set_visible(False)
-        for axis in axes[-1]:
+        for axis in panels.lowest:
             axis.set_xlabel("mean reward")
-        style.add_legend(figure, handles, looks)
-    return figure
+        style.add_legend(panels.figure, handles, looks, screen)
+    return panels.figure
 
 
 def _persona_axes(groups: Mapping[str, Sequence[Dialogue]]) -> dict[str, list[str]]:
@@ -159,48 +154,55 @@ def _draw_persona_axis(
 
 
 def values_along(
-    conversations: Sequence[Dialogue], success_reward: float, population: str, looks: Looks
+    conversations: Sequence[Dialogue],
+    success_reward: float,
+    population: str,
+    looks: Looks,
+    screen: Screen = style.WIDE,
 ) -> Figure | None:
     """Mean V and Q at each agent turn, of successful and of failed conversations."""
-    groups = {
-        name: group
-        for name, group in by_method(conversations, population).items()
-        if any(_value(d, 0, "q") is not None or _value(d, 0, "v") is not None for d in group)
-    }
-    if not groups:
+    meanings = {"v": "before the utterance", "q": "of the utterance"}
+    found = [
+        (method, name, _outcomes(group, name, success_reward))
+        for method, group in by_method(conversations, population).items()
+        for name in meanings
+    ]
+    drawn = [each for each in found if any(points for _, _, points in each[2])]
+    if not drawn:
         return None
     with style.styled():
-        figure, axes = style.new_figure(
-            0.6 + 2.3 * len(groups), len(groups), 2, sharey="row", sharex=True
-        )
-        for row, (method, group) in zip(axes, groups.items(), strict=True):
-            for axis, name in zip(row, ("v", "q"), strict=True):
-                _draw_outcomes(axis, group, name, success_reward)
-                meaning = "before the utterance" if name == "v" else "of the utterance"
-                axis.set_title(f"{plain(looks[method].title)}: {name.upper()} {meaning}")
-            row[0].set_ylabel("value")
-        for axis in axes[-1]:
+        panels = screen.panels(len(drawn), 2, 2.3, sharex=True, sharey=True)
+        for axis, (method, name, lines) in zip(panels.all, drawn, strict=True):
+            for look, linestyle, points in lines:
+                _draw_values(axis, points, look, linestyle)
+            axis.set_title(f"{plain(looks[method].title)}: {name.upper()} {meanings[name]}")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axis in panels.first:
+            axis.set_ylabel("value")
+        for axis in panels.lowest:
             axis.set_xlabel("agent turn")
         outcomes: dict[str, Any] = {}  # not every method has conversations of both
-        for axis in axes.flat:
+        for axis in panels.all:
             handles, labels = axis.get_legend_handles_labels()
             outcomes |= dict(zip(labels, handles, strict=True))
-        if outcomes:
-            labels = sorted(outcomes, reverse=True)  # success before failure
-            handles = [outcomes[label] for label in labels]
-            figure.legend(handles, labels, loc="outside upper left", ncols=2)
-    return figure
+        labels = sorted(outcomes, reverse=True)  # success before failure
+        handles = [outcomes[label] for label in labels]
+        panels.figure.legend(handles, labels, loc="outside upper left", ncols=2)
+    return panels.figure
 
 
-def _draw_outcomes(axis: Axes, group: Sequence[Dialogue], name: str, success_reward: float) -> None:
-    """Draws a line for the successful conversations and one for the failed ones."""
+def _outcomes(
+    group: Sequence[Dialogue], name: str, success_reward: float
+) -> list[tuple[Look, Any, list[tuple[float, ...]]]]:
+    """Looks and points of the successful conversations and of the failed ones."""
     succeeded = [d for d in group if d.total_reward >= success_reward]
     failed = [d for d in group if d.total_reward < success_reward]
     success = Look(f"success (≥ {success_reward:g})", style.SUCCESS, "o")
     failure = Look(f"failure (< {success_reward:g})", style.FAILURE, "s")
-    _draw_values(axis, succeeded, name, success, "-")
-    _draw_values(axis, failed, name, failure, (0, (4, 2)))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return [
+        (success, "-", _mean_values(succeeded, name)),
+        (failure, (0, (4, 2)), _mean_values(failed, name)),
+    ]
 
 
 def _value(dialogue: Dialogue, turn: int, name: str) -> float | None:
@@ -209,14 +211,19 @@ def _value(dialogue: Dialogue, turn: int, name: str) -> float | None:
     return turns[turn].annotations.get(name) if -len(turns) <= turn < len(turns) else None
 
 
-def _draw_values(
-    axis: Axes, group: Sequence[Dialogue], name: str, look: Look, linestyle: Any
-) -> None:
+def _mean_values(group: Sequence[Dialogue], name: str) -> list[tuple[float, ...]]:
+    """(agent turn, mean value, half of its interval) where there are enough conversations."""
     points = []
     for turn in range(max((len(d.agent_turns) for d in group), default=0)):
         values = [v for d in group if (v := _value(d, turn, name)) is not None]
         if len(values) >= FEWEST:
             points.append((turn + 1, *mean_and_half(np.array(values))))
+    return points
+
+
+def _draw_values(
+    axis: Axes, points: Sequence[tuple[float, ...]], look: Look, linestyle: Any
+) -> None:
     if not points:
         return
     turns, means, halves = np.array(points).T
@@ -234,11 +241,14 @@ def _draw_values(
 
 
 def q_calibration(
-    conversations: Sequence[Dialogue], population: str, looks: Looks
+    conversations: Sequence[Dialogue],
+    population: str,
+    looks: Looks,
+    screen: Screen = style.WIDE,
 ) -> Figure | None:
     """Predicted Q against the reward at the end, from the first and from the last agent turn."""
     groups = by_method(conversations, population)
-    panels = []
+    drawn = []
     for turn, title in ((0, "first agent turn"), (-1, "last agent turn")):
         pairs = {
             method: np.array(
@@ -246,19 +256,22 @@ def q_calibration(
             )
             for method, group in groups.items()
         }
-        panels.append((title, {m: p for m, p in pairs.items() if len(p) >= 2 * FEWEST}))
-    if not any(pairs for _, pairs in panels):
+        pairs = {m: p for m, p in pairs.items() if len(p) >= 2 * FEWEST}
+        if pairs:
+            drawn.append((title, pairs))
+    if not drawn:
         return None
     with style.styled():
-        figure, axes = style.new_figure(3.9, 1, 2, sharey=True)
+        panels = screen.panels(len(drawn), 2, 3.3, sharey=True)
         handles: dict[str, Any] = {}
-        for axis, (title, pairs) in zip(axes[0], panels, strict=True):
+        for axis, (title, pairs) in zip(panels.all, drawn, strict=True):
             handles |= _draw_calibration(axis, pairs, looks)
             axis.set_title(f"Q at the {title}")
             axis.set_xlabel("predicted: Q")
-        axes[0, 0].set_ylabel("observed: mean reward")
-        style.add_legend(figure, handles, looks)
-    return figure
+        for axis in panels.first:
+            axis.set_ylabel("observed: mean reward")
+        style.add_legend(panels.figure, handles, looks, screen)
+    return panels.figure
 
 
 def _draw_calibration(

@@ -11,18 +11,27 @@ from collections.abc import Iterator
 from matplotlib.figure import Figure
 
 from experiments.report import tables
-from experiments.report.figures import conversations, heldout, hindsight, scores, training
+from experiments.report.figures import (
+    conversations,
+    heldout,
+    hindsight,
+    scores,
+    style,
+    training,
+)
+from experiments.report.figures.style import Screen
 from experiments.report.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A figure with its file name, title and how to read it."""
+    """A figure for wide screens and for narrow ones, its file name, title and how to read it."""
 
     name: str
     title: str
     caption: str
     figure: Figure
+    narrow: Figure
 
 
 # name -> title and how to read it
@@ -74,9 +83,9 @@ CAPTIONS = {
     ),
     "hindsight": (
         "Hindsight",
-        "Left: what the reward model says of original dialogues from their words, against the "
+        "What the reward model says of original dialogues from their words, against the "
         "reward that is known; larger marks are more dialogues, on the dashed diagonal the two "
-        "agree. Right: the share of dialogues that have at most a reward; the lower a line lies, "
+        "agree. And the share of dialogues that have at most a reward; the lower a line lies, "
         "the better its dialogues ended.",
     ),
     "learning_curves": (
@@ -102,25 +111,26 @@ def draw(run: Run) -> Iterator[Drawn]:
         words["references"] = _REFERENCES if has_references else ""
     if run.heldout is not None:
         words["success"] = tables.success_note(run.heldout)
-    for name, figure in _figures(run):
-        if figure is not None:
+    both = zip(_figures(run, style.WIDE), _figures(run, style.NARROW), strict=True)
+    for (name, figure), (_, narrow) in both:
+        if figure is not None and narrow is not None:
             title, caption = CAPTIONS[name]
-            yield Drawn(name, title, caption.format(**words).strip(), figure)
+            yield Drawn(name, title, caption.format(**words).strip(), figure, narrow)
 
 
-def _figures(run: Run) -> Iterator[tuple[str, Figure | None]]:
+def _figures(run: Run, screen: Screen) -> Iterator[tuple[str, Figure | None]]:
     """Name and figure, or None where the run has no data for it, in the order of the page."""
     looks, talks = run.looks, run.conversations
     if run.evaluation is not None:
         where, bar = run.main_population, run.evaluation.success_reward
-        yield "scores", scores.scores(run.evaluation, looks)
-        rewards = conversations.reward_distributions(talks, run.dialogues, where, looks)
+        yield "scores", scores.scores(run.evaluation, looks, screen)
+        rewards = conversations.reward_distributions(talks, run.dialogues, where, looks, screen)
         yield "reward_distributions", rewards
-        yield "persona_scores", conversations.persona_scores(talks, where, looks)
-        yield "values_along", conversations.values_along(talks, bar, where, looks)
-        yield "q_calibration", conversations.q_calibration(talks, where, looks)
+        yield "persona_scores", conversations.persona_scores(talks, where, looks, screen)
+        yield "values_along", conversations.values_along(talks, bar, where, looks, screen)
+        yield "q_calibration", conversations.q_calibration(talks, where, looks, screen)
     if run.heldout is not None:
-        yield "heldout_auroc", heldout.heldout_auroc(run.heldout, looks)
-        yield "heldout_calibration", heldout.heldout_calibration(run.heldout, looks)
-    yield "hindsight", hindsight.hindsight(run.hindsight)
-    yield "learning_curves", training.learning_curves(run.metrics, looks)
+        yield "heldout_auroc", heldout.heldout_auroc(run.heldout, looks, screen)
+        yield "heldout_calibration", heldout.heldout_calibration(run.heldout, looks, screen)
+    yield "hindsight", hindsight.hindsight(run.hindsight, screen)
+    yield "learning_curves", training.learning_curves(run.metrics, looks, screen)

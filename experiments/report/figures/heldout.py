@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,37 +11,41 @@ from matplotlib.figure import Figure
 from experiments.evaluation.summary import CalibrationBin, Heldout, PredictionPoint
 from experiments.looks import Look, ordered
 from experiments.report.figures import style
-from experiments.report.figures.style import Looks
+from experiments.report.figures.style import Looks, Screen
 from experiments.report.wording import percent
 
 
-def heldout_auroc(heldout: Heldout, looks: Looks) -> Figure | None:
+def heldout_auroc(heldout: Heldout, looks: Looks, screen: Screen = style.WIDE) -> Figure | None:
     """AUROC of V and Q over the dialogue, with intervals; one line a method."""
-    predictions = heldout.value_prediction
-    if not predictions:
+    drawn = {}
+    for value in ("v", "q"):
+        known = {
+            method: [point for point in points if getattr(point, f"auroc_{value}") is not None]
+            for method, points in heldout.value_prediction.items()
+        }
+        if known := {method: points for method, points in known.items() if points}:
+            drawn[value] = known
+    if not drawn:
         return None
     with style.styled():
-        figure, axes = style.new_figure(3.2, 1, 2, sharey=True)
+        panels = screen.panels(len(drawn), 2, 2.6, sharey=True)
         handles: dict[str, Any] = {}
-        for axis, value in zip(axes[0], ("v", "q"), strict=True):
-            for method in reversed(ordered(predictions)):
-                line = _draw_auroc(axis, looks[method], predictions[method], f"auroc_{value}")
-                if line is not None:
-                    handles[method] = line
+        for axis, (value, known) in zip(panels.all, drawn.items(), strict=True):
+            for method in reversed(ordered(known)):
+                field = f"auroc_{value}"
+                handles[method] = _draw_auroc(axis, looks[method], known[method], field)
             axis.axhline(0.5, color=style.MUTED, lw=1, linestyle=style.DASHED)
             axis.set_title(f"{value.upper()} against the outcome")
             axis.set_xlabel("share of the dialogue seen")
             axis.xaxis.set_major_formatter(lambda x, _: percent(x))
-        axes[0, 0].set_ylabel("AUROC")
-        style.add_legend(figure, handles, looks)
-    return figure
+        for axis in panels.first:
+            axis.set_ylabel("AUROC")
+        style.add_legend(panels.figure, handles, looks, screen)
+    return panels.figure
 
 
 def _draw_auroc(axis: Axes, look: Look, points: Sequence[PredictionPoint], field: str) -> Any:
-    """Draws the points that have an AUROC; returns the line, or None where no point has one."""
-    points = [point for point in points if getattr(point, field) is not None]
-    if not points:
-        return None
+    """Draws points, all of which have an AUROC, and returns the line."""
     x, y = [point.point for point in points], [getattr(point, field) for point in points]
     low, high = zip(*(getattr(point, f"{field}_ci95") for point in points), strict=True)
     axis.fill_between(x, low, high, color=look.color, alpha=0.15, lw=0)
@@ -50,7 +53,9 @@ def _draw_auroc(axis: Axes, look: Look, points: Sequence[PredictionPoint], field
     return line
 
 
-def heldout_calibration(heldout: Heldout, looks: Looks) -> Figure | None:
+def heldout_calibration(
+    heldout: Heldout, looks: Looks, screen: Screen = style.WIDE
+) -> Figure | None:
     """Predicted against observed outcomes at each point of the dialogue, a panel a point."""
     bins = {
         method: {point.point: point.calibration for point in points}
@@ -59,24 +64,21 @@ def heldout_calibration(heldout: Heldout, looks: Looks) -> Figure | None:
     points = sorted({point for each in bins.values() for point in each})[: style.MOST_PANELS]
     if not points:
         return None
-    columns = min(4, len(points))
-    rows = math.ceil(len(points) / columns)
     with style.styled():
-        figure, axes = style.new_figure(0.6 + 2.5 * rows, rows, columns, sharex=True, sharey=True)
+        panels = screen.panels(len(points), 4, 2.5, sharex=True, sharey=True)
         handles: dict[str, Any] = {}
-        for axis, point in zip(axes.flat, points, strict=False):
+        for axis, point in zip(panels.all, points, strict=True):
             for method, each in bins.items():
                 handles[method] = _draw_bins(axis, looks[method], each[point])
             predicted = [b.predicted for each in bins.values() for b in each[point]]
             style.draw_diagonal(axis, min(predicted), max(predicted))
             axis.set_title(f"{percent(point)} seen")
-        for axis in axes.flat[len(points) :]:
-            axis.set_visible(False)
-        for axis in axes[-1]:
+        for axis in panels.lowest:
             axis.set_xlabel("predicted")
-        axes[0, 0].set_ylabel("observed")
-        style.add_legend(figure, handles, looks)
-    return figure
+        for axis in panels.first:
+            axis.set_ylabel("observed")
+        style.add_legend(panels.figure, handles, looks, screen)
+    return panels.figure
 
 
 def _draw_bins(axis: Axes, look: Look, bins: Sequence[CalibrationBin]) -> Any:

@@ -12,25 +12,26 @@ from matplotlib.figure import Figure
 from experiments.hindsight_records import Hindsight, Round
 from experiments.looks import look_of
 from experiments.report.figures import style
+from experiments.report.figures.style import Screen
 
 
-def hindsight(records: Hindsight | None) -> Figure | None:
+def hindsight(records: Hindsight | None, screen: Screen = style.WIDE) -> Figure | None:
     """The reward model against known rewards, and the rewards of all rounds."""
     if records is None or not records.rounds:
         return None
+    points = _points(records.calibration["ratings"])
     with style.styled():
-        figure, axes = style.new_figure(3.6, 1, 2)
-        _draw_reward_model(axes[0, 0], _points(records.calibration["ratings"]))
-        _draw_rewards(axes[0, 1], records.rounds)
-    return figure
+        panels = screen.panels(2 if points else 1, 2, 3.2, margin=0.4)
+        if points:
+            _draw_reward_model(panels.all[0], points)
+        _draw_rewards(panels.all[-1], records.rounds)
+    return panels.figure
 
 
 def _draw_reward_model(axis: Axes, points: Counter[tuple[float, float]]) -> None:
     axis.set_title("reward model, original dialogues")
     axis.set_xlabel("known reward")
     axis.set_ylabel("reward model's rating")
-    if not points:
-        return
     known, rated = zip(*points, strict=True)
     sizes = [14 * count**0.7 for count in points.values()]
     axis.scatter(known, rated, s=sizes, color=look_of("ilql").color, alpha=0.5, linewidths=0)

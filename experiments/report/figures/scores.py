@@ -12,33 +12,42 @@ from experiments.evaluation.summary import Evaluation, Population, Scores
 from experiments.looks import ordered
 from experiments.report import wording
 from experiments.report.figures import style
-from experiments.report.figures.style import Looks, plain
+from experiments.report.figures.style import Looks, Screen, plain
 from experiments.report.tables import REFERENCE_NAMES
 
 _LINE = 10  # points that a line of a label takes
 
 
-def scores(evaluation: Evaluation, looks: Looks) -> Figure:
+def scores(evaluation: Evaluation, looks: Looks, screen: Screen = style.WIDE) -> Figure:
     """Score with its interval for each method and population."""
     populations = evaluation.population
     methods = ordered({name for each in populations.values() for name in each.methods})
     with style.styled():
-        figure, axes = style.new_figure(
-            1.3 + 0.36 * len(methods), 1, len(populations), sharex=True, sharey=True
+        panels = screen.panels(
+            len(populations),
+            len(populations),
+            1.3 + 0.36 * len(methods),
+            margin=0,
+            sharex=True,
+            sharey=True,
         )
-        for axis, population in zip(axes[0], populations.values(), strict=True):
+        for axis, population in zip(panels.all, populations.values(), strict=True):
             _draw_scores(axis, population, methods)
         # After all scores: the axes share their limits, on which it depends whose labels collide.
         space = max(
             _label_references(axis, population)
-            for axis, population in zip(axes[0], populations.values(), strict=True)
+            for axis, population in zip(panels.all, populations.values(), strict=True)
         )
-        for axis, name in zip(axes[0], populations, strict=True):
+        for axis, name in zip(panels.all, populations, strict=True):
             axis.set_title(plain(f"{name} population"), pad=space)
-        axes[0, 0].set_yticks(range(len(methods)), [plain(looks[name].title) for name in methods])
-        axes[0, 0].set_ylim(len(methods) - 0.4, -0.6)
-        style.ink_labels(axes[0, 0].get_yticklabels())
-    return figure
+        panels.all[0].set_yticks(range(len(methods)), [plain(looks[m].title) for m in methods])
+        panels.all[0].set_ylim(len(methods) - 0.4, -0.6)
+        for axis in panels.first:
+            style.ink_labels(axis.get_yticklabels())
+        for axis, population in zip(panels.all, populations.values(), strict=True):
+            if axis in panels.lowest:
+                axis.set_xlabel(_axis_title(_unit(population), screen))
+    return panels.figure
 
 
 def _draw_scores(axis: Axes, population: Population, methods: Sequence[str]) -> None:
@@ -58,11 +67,15 @@ def _draw_scores(axis: Axes, population: Population, methods: Sequence[str]) -> 
         if len(seeds) > 1:
             axis.plot(seeds, [row + 0.26] * len(seeds), "|", color=color, markersize=6, alpha=0.8)
     axis.grid(axis="y", visible=False)
-    explained = " (0 = mean behaviour, 1 = optimum)" if unit == wording.NORMALIZED else ""
-    axis.set_xlabel(unit + explained)
     for x, name in _reference_places(population):
         line = "-" if name == "optimum" else style.DASHED
         axis.axvline(x, color=style.MUTED, linewidth=1, linestyle=line)
+
+
+def _axis_title(unit: str, screen: Screen) -> str:
+    if unit != wording.NORMALIZED:
+        return unit
+    return f"{unit}{chr(10) if screen.is_narrow else ' '}(0 = mean behaviour, 1 = optimum)"
 
 
 def _scores_of_seeds(method: Scores, unit: str) -> list[float]:

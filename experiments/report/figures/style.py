@@ -1,22 +1,26 @@
 """Style of all figures: colours, fonts, sizes; figures as PNG, and as SVG for the page.
 
 Every figure function takes data that was read already and returns a matplotlib `Figure`, or None
-where there is nothing to show. No pyplot: nothing outlives a call. On the page, colours become CSS
-variables and follow light and dark. Methods are told apart by colour and marker (Okabe-Ito as far
-as it goes, for colour-blind readers too).
+where there is nothing to show. Each is drawn for a wide screen, and for a narrow one with its
+panels below each other (`Screen`), so that letters keep their size. No pyplot: nothing outlives a
+call. On the page, colours become CSS variables and follow light and dark. Methods are told apart by
+colour and marker (Okabe-Ito as far as it goes, for colour-blind readers too).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from experiments.looks import Look, ordered
@@ -34,10 +38,8 @@ COLORS: Palette = {
     "failure": ("#b8442a", "#ff8e72"),
 }
 INK, MUTED, GRID, PAPER, DATA, SUCCESS, FAILURE = (light for light, _ in COLORS.values())
-WIDTH = 9.0  # inches
 FEWEST = 5  # conversations behind a mean that is worth drawing
 MOST_PANELS = 12
-LEGEND_LINE = 112  # characters beside each other
 DASHED = (0, (3, 3))
 
 _STYLE = {
@@ -91,38 +93,118 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, Any]:
-    """A figure of this height (inches) on the page's width, and its axes [rows, columns]."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, **layout)
+@dataclasses.dataclass(frozen=True)
+class Panels:
+    """Axes of a figure, in reading order.
+
+    Attributes:
+        figure: The figure.
+        all: Its axes.
+        lowest: Those with none below them.
+        first: The first of each row.
+    """
+
+    figure: Figure
+    all: tuple[Axes, ...]
+    lowest: tuple[Axes, ...]
+    first: tuple[Axes, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Screen:
+    """Room that a figure has.
+
+    Attributes:
+        width: Inches; letters have the same size on all screens.
+        legend_line: Characters of a legend beside each other.
+        is_narrow: True where panels stand below each other.
+    """
+
+    width: float
+    legend_line: int
+    is_narrow: bool
+
+    def panels(
+        self,
+        count: int,
+        columns: int,
+        heights: float | Sequence[float],
+        *,
+        margin: float = 0.6,
+        sharex: bool = False,
+        sharey: bool = False,
+    ) -> Panels:
+        """A figure of so many panels, on a wide screen with at most so many beside each other.
+
+        Args:
+            count: Panels.
+            columns: Most of them in a row.
+            heights: Inches of a panel, or of each.
+            margin: Inches for legend and labels.
+            sharex: All panels have the same limits in x.
+            sharey: All panels have the same limits in y.
+        """
+        columns = 1 if self.is_narrow else min(columns, count)
+        rows = math.ceil(count / columns)
+        each = [heights] * count if isinstance(heights, float | int) else list(heights)
+        of_rows = [max(each[i * columns : (i + 1) * columns]) for i in range(rows)]
+        figure = Figure(figsize=(self.width, margin + sum(of_rows)), layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(
+            rows, columns, squeeze=False, sharex=sharex, sharey=sharey, height_ratios=of_rows
+        )
+        axes = list(grid.flat)
+        for blank in axes[count:]:
+            blank.remove()
+        lowest = axes[max(0, count - columns) : count]
+        for axis in lowest:  # shared ones above a blank have lost theirs
+            axis.tick_params(labelbottom=True)
+        return Panels(figure, tuple(axes[:count]), tuple(lowest), tuple(axes[:count:columns]))
+
+
+WIDE = Screen(9.0, 112, is_narrow=False)
+NARROW = Screen(4.0, 44, is_narrow=True)  # a telephone's
 
 
 def to_png(figure: Figure) -> bytes:
     """The figure in light colours, at twice the resolution of the page."""
     buffer = io.BytesIO()
     with styled():
-        figure.savefig(buffer, format="png", dpi=200)
+        _lay_out(figure)
+        figure.set_dpi(200)
+        FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
 
 
-def to_svg(figure: Figure, colors: Palette) -> str:
+def to_svg(figure: Figure, colors: Palette, name: str) -> str:
     """The figure as an `<svg>` element for a page that defines `colors` as CSS variables.
 
     Texts are outlines and comments are dropped, so nothing that was said in a conversation can
-    get into the markup.
+    get into the markup. Ids begin with `name`: a figure that is hidden on a screen must not lend
+    parts to one that is shown there.
     """
     buffer = io.StringIO()
     with styled():
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        _lay_out(figure)
+        figure.patch.set_visible(False)
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+        figure.patch.set_visible(True)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"| height="[^"]*pt"', r"\1", svg, count=2)
-    for name, (light, _) in colors.items():
-        svg = svg.replace(light, f"var(--{name})")
+    svg = re.sub(r'((?: id="|href="#|url\(#))', rf"\g<1>{name}-", svg)
+    for variable, (light, _) in colors.items():
+        svg = svg.replace(light, f"var(--{variable})")
     return re.sub(r"\n\s*", "\n", svg)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Places the axes once: `savefig` would do it for each format, and draw twice."""
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def plain(text: str, longest: int = 28) -> str:
@@ -132,7 +214,7 @@ def plain(text: str, longest: int = 28) -> str:
     return text.replace("$", r"\$")
 
 
-def add_legend(figure: Figure, handles: Mapping[str, Any], looks: Looks) -> None:
+def add_legend(figure: Figure, handles: Mapping[str, Any], looks: Looks, screen: Screen) -> None:
     """Puts a legend of methods above the axes."""
     methods = ordered(handles)
     titles = [plain(looks[name].title) for name in methods]
@@ -140,7 +222,7 @@ def add_legend(figure: Figure, handles: Mapping[str, Any], looks: Looks) -> None
         [handles[name] for name in methods],
         titles,
         loc="outside upper left",
-        ncols=max(1, min(len(titles), LEGEND_LINE // max(map(len, titles), default=1))),
+        ncols=max(1, min(len(titles), screen.legend_line // max(map(len, titles), default=1))),
         handlelength=1.4,
     )
 

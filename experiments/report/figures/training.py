@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.looks import Look, ordered
 from experiments.report.figures import style
-from experiments.report.figures.style import Looks, plain
+from experiments.report.figures.style import Looks, Screen, plain
 
 # (method, seed) -> records of the log: `step`, and metrics by name.
 Metrics = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
@@ -23,25 +23,21 @@ Line = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]  # steps, values
 LONGEST_LINE = 240  # points
 
 
-def learning_curves(metrics: Metrics, looks: Looks) -> Figure | None:
+def learning_curves(metrics: Metrics, looks: Looks, screen: Screen = style.WIDE) -> Figure | None:
     """One panel for each loss; a line a method, a thin one a seed."""
     names = _panels(metrics)
     if not names:
         return None
-    columns = min(3, len(names))
-    rows = math.ceil(len(names) / columns)
     with style.styled():
-        figure, axes = style.new_figure(0.5 + 2.05 * rows, rows, columns)
+        panels = screen.panels(len(names), 3, 2.05, margin=0.5)
         handles: dict[str, Any] = {}
-        for axis, name in zip(axes.flat, names, strict=False):
+        for axis, name in zip(panels.all, names, strict=True):
             handles |= _draw_curves(axis, metrics, name, looks)
             axis.set_title(plain(name.replace("_", " ")))
-        for axis in axes.flat[len(names) :]:
-            axis.set_visible(False)
-        for axis in axes[-1]:
+        for axis in panels.lowest:
             axis.set_xlabel("step")
-        style.add_legend(figure, handles, looks)
-    return figure
+        style.add_legend(panels.figure, handles, looks, screen)
+    return panels.figure
 
 
 def _panels(metrics: Metrics) -> list[str]:
