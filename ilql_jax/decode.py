@@ -389,10 +389,11 @@ def _choose(
 
     def sampled() -> Array:
         # Relative to the best: then no temperature makes NaN of it, however small. However large,
-        # it must not reach the −inf of tokens that are not allowed (−inf · 0).
+        # it must not reach the −inf of tokens that are not allowed (−inf · 0): XLA may multiply by
+        # the inverse, which it takes for 0 where that is below the smallest normal number.
         numbers = jnp.finfo(scores.dtype)
         relative = scores - scores.max(axis=-1, keepdims=True)
-        tempered = relative / jnp.clip(temperature, numbers.tiny, numbers.max)
+        tempered = relative / jnp.clip(temperature, numbers.tiny, 1 / numbers.tiny)
         tempered = jnp.where(jnp.isneginf(relative), -jnp.inf, tempered)
         per_slot = jax.vmap(jax.random.fold_in, in_axes=(0, None))
         return _sample(jax.vmap(per_slot)(keys, age), tempered)

@@ -7,6 +7,7 @@ they invite an answer; `TemplateFormat` tries that out once.
 from __future__ import annotations
 
 import datetime
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from ilql_jax.errors import shown
 from imagination.chat_formats import NO_TURN, Chat, Layout, agent_turns
 from imagination.checks import without_surrogates
 from imagination.dialogue import ROLE_OF_SPEAKER, DialogueError, Turn
-from imagination.time_limit import time_limit
+from imagination.limits import memory_limit, time_limit
 
 # Templates that write today's date get this one, unless a run is set to another.
 TEMPLATE_DATE = datetime.date(2025, 1, 1)
@@ -30,8 +31,9 @@ class TemplateFormat:
     context, in training and in conversation alike, whatever the template marks as generated. Its
     last one is the first token that ends a turn; what the template puts after that is no action.
 
-    A template that lets no agent speak first, or has no place for system messages, is given a few
-    lines in front that put them where it can (`template`); `notes` tells of it.
+    A template that lets no agent speak first, has no place for system messages or refuses two turns
+    of the human in a row is given a few lines in front that put them where it can (`template`);
+    `notes` tells of it.
 
     Args:
         tokenizer: With a chat template.
@@ -60,11 +62,16 @@ class TemplateFormat:
         self._names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         self.template = _with_fixed_date(without_surrogates(tokenizer.get_chat_template()), date)
         self._gap, self._prompted = self._read_gap()
+        self._alternates = False
         self.end = self._end_token()
         self.silent = frozenset({self.end})
-        self._folds, self._opens = self._adapt(opening)
+        self._folds, self._opens, self._joins = self._adapt(opening)
+        self._alternates = not self._takes(_TURNS[:2] + _TURNS[1:], None)
 
     def lay_out(self, chats: Sequence[Chat]) -> list[Layout]:
+        if self._alternates:
+            for chat in chats:
+                _check_agent_turns(chat.turns)
         whole = self._encode(self._render([_with_reply(chat) for chat in chats]))
         places = [(row, i) for row, chat in enumerate(chats) for i in agent_turns(chat.turns)]
         contexts = self._contexts(
@@ -113,6 +120,12 @@ class TemplateFormat:
                 f"The agent speaks first in {opened:,} dialogues, which the chat template does not "
                 "provide for: an empty turn of the human goes before it. "
                 "--config.tokenizer.opening puts words there."
+            )
+        joined = sum(_repeats_human(chat.turns) for chat in chats)
+        if self._joins and joined:
+            notes.append(
+                "The chat template lets the two sides speak in turn: where the human has several "
+                f"turns in a row, in {joined:,} dialogues, they are laid out as one, a line each."
             )
         if len(chats) > with_system and (own := self._own_system()):
             notes.append(
@@ -180,36 +193,42 @@ class TemplateFormat:
             )
         return end
 
-    def _adapt(self, opening: str) -> tuple[bool, bool]:
+    def _adapt(self, opening: str) -> tuple[bool, bool, bool]:
         """Puts lines before the template, where it needs some.
 
         Returns:
-            Whether system messages are put in the human's first turn, and whether the human is
-            given an empty turn before an agent that opens.
+            Whether system messages are put in the human's first turn, whether the human is given an
+            empty turn before an agent that opens, and whether turns of the human that follow each
+            other are joined.
         """
-        turns = tuple(Turn(speaker, "a") for speaker in ("human", "agent") * 2)
-        original, opened = self.template, turns[1:]
-        if not self._takes(turns, None):
-            return False, False  # what it does wrong is told of a dialogue
-        folds = not self._takes(turns, _PLACEHOLDER_SYSTEM)
+        original, opened, repeated = self.template, _TURNS[1:], _TURNS[:1] + _TURNS
+        if not self._takes(_TURNS, None):
+            return False, False, False  # what it does wrong is told of a dialogue
+        folds = not self._takes(_TURNS, _PLACEHOLDER_SYSTEM)
         opens = not self._takes(opened, None)
         opens = opens or (not folds and not self._takes(opened, _PLACEHOLDER_SYSTEM))
-        if not (folds or opens or opening):
-            return False, False
-        self.template = _lines_in_front(self._as_words(opening), folds, opens) + original
-        if not (self._takes(opened, None) and self._takes(turns, _PLACEHOLDER_SYSTEM)):
+        joins = not self._takes(repeated, None)
+        if not (folds or opens or joins or opening):
+            return False, False, False
+        self.template = _lines_in_front(self._as_words(opening), folds, opens, joins) + original
+        if not (
+            self._takes(opened, None)
+            and self._takes(repeated, None)
+            and self._takes(_TURNS, _PLACEHOLDER_SYSTEM)
+        ):
             self.template = original
-            return False, False
-        return folds, (opens or folds) and not opening
+            return False, False, False
+        return folds, (opens or folds) and not opening, joins
 
     def _takes(self, turns: Sequence[Turn], system: str | None) -> bool:
         """True if the template lays out such a conversation, with all of it where it belongs."""
+        first = agent_turns(turns)[0]
         try:
             self.lay_out([Chat(turns, system)])
-            [before] = self._before_words([Chat(turns[: agent_turns(turns)[0]], system)])
+            [before] = self._before_words([Chat(turns[:first], system)])
         except DialogueError:
             return False
-        return system is None or system in before
+        return before.count(_PLACEHOLDER_HUMAN) == first and (system or "") in before
 
     def _own_system(self) -> str:
         """The system message that the template invents, or nothing."""
@@ -249,16 +268,28 @@ class TemplateFormat:
         if not chats:
             return []
         messages = [self._messages(chat) for chat in chats]
+        said = [sum(len(message["content"]) for message in each) for each in messages]
+        seconds = _SECONDS + _SECONDS_EACH * len(messages)
+        memory = _MEMORY + _MEMORY_EACH * len(messages) + _MEMORY_OF_A_SIGN * sum(said)
         try:
-            with time_limit(_SECONDS + _SECONDS_EACH * len(messages)):
-                return self._tokenizer.apply_chat_template(
+            with time_limit(seconds), memory_limit(memory):
+                texts = self._tokenizer.apply_chat_template(
                     messages, chat_template=self.template, tokenize=False, **options
                 )
+            sizes = zip(map(len, texts), said, strict=True)
+            # More than that would take long to be read as tokens.
+            odd = next((pair for pair in sizes if pair[0] > _ADDED + _TIMES * pair[1]), None)
+            if odd is None:
+                return texts
+            problem = f"it makes {odd[0]:,} characters of the {odd[1]:,} that are said"
+        except MemoryError:
+            problem = f"it takes more than {memory / 1e6:,.0f} MB of memory"
         except Exception as error:  # a template is a program of somebody else's
-            raise DialogueError(
-                f"the chat template cannot lay out a conversation: {shown(error, 300)}. Use "
-                "another template, or a tokenizer without one."
-            ) from None
+            problem = shown(error, 300)
+        raise DialogueError(
+            f"the chat template cannot lay out a conversation: {problem}. Use another template, or "
+            "a tokenizer without one."
+        )
 
     def _messages(self, chat: Chat) -> list[dict[str, str]]:
         messages = [
@@ -282,10 +313,14 @@ class TemplateFormat:
 
 
 _SECONDS, _SECONDS_EACH = 0.5, 0.02  # for one to be laid out; real ones take a thousandth
+# Bytes of memory: real ones take some kilobytes beside what is said.
+_MEMORY, _MEMORY_EACH, _MEMORY_OF_A_SIGN = 2**28, 2**16, 16
+_ADDED, _TIMES = 100_000, 4  # characters that may be added, and as a multiple of what is said
 
 _PLACEHOLDER = "Placeholder-of-the-agents-words"
 _PLACEHOLDER_HUMAN = "Placeholder-of-the-humans-words"
 _PLACEHOLDER_SYSTEM = "Placeholder-of-the-system-message"
+_TURNS = (Turn("human", _PLACEHOLDER_HUMAN), Turn("agent", "a")) * 2
 
 
 def _with_fixed_date(template: str, date: datetime.date) -> str:
@@ -307,7 +342,7 @@ def _with_fixed_date(template: str, date: datetime.date) -> str:
     return fixed
 
 
-def _lines_in_front(opening: str, folds: bool, opens: bool) -> str:
+def _lines_in_front(opening: str, folds: bool, opens: bool, joins: bool) -> str:
     """Lines for the beginning of a template that rearrange the messages for it.
 
     Args:
@@ -315,11 +350,13 @@ def _lines_in_front(opening: str, folds: bool, opens: bool) -> str:
         folds: Puts the system message at the beginning of the human's first turn.
         opens: The template lets no agent speak first. With folded system messages alone, there is
             an opening turn only for them.
+        joins: Turns of the human that follow each other become one, a line each.
     """
     when = "true" if opens or opening else "system_first"
     lines = [
         "{%- set system_first = messages | length > 0 and messages[0]['role'] == 'system' %}",
         "{%- set turns = messages[1:] if system_first else messages %}",
+        *(_JOINED if joins else ()),
         f"{{%- if {when} and (not turns or turns[0]['role'] == 'assistant') %}}",
         f"{{%- set turns = [{{'role': 'user', 'content': {opening!a}}}] + turns %}}{{%- endif %}}",
         "{%- if system_first %}",
@@ -334,6 +371,28 @@ def _lines_in_front(opening: str, folds: bool, opens: bool) -> str:
     return "".join([*lines, "{%- endif %}{%- set messages = turns %}{{ '' }}"])
 
 
+_JOINED = (
+    "{%- set joined = namespace(turns=[]) %}{%- for turn in turns %}",
+    "{%- set last = joined.turns[-1] if joined.turns else turn %}",
+    "{%- if joined.turns and last['role'] == 'user' and turn['role'] == 'user' %}",
+    "{%- set words = last['content'] ~ '\n' ~ turn['content'] %}",
+    "{%- set joined.turns = joined.turns[:-1] + [{'role': 'user', 'content': words}] %}",
+    "{%- else %}{%- set joined.turns = joined.turns + [turn] %}{%- endif %}",
+    "{%- endfor %}{%- set turns = joined.turns %}",
+)
+
+
+def _check_agent_turns(turns: Sequence[Turn]) -> None:
+    """Raises `DialogueError` where the agent speaks twice, for templates that take turns."""
+    for index in agent_turns(turns):
+        if index and turns[index - 1].speaker == "agent":
+            raise DialogueError(
+                f"turns {index - 1} and {index} are both the agent's ({turns[index].text[:40]!r}), "
+                "but the chat template lets the two sides speak in turn. Join them in the data, or "
+                "use a tokenizer without a chat template."
+            )
+
+
 def _with_reply(chat: Chat) -> Chat:
     """The agent's last turn as it will read once the human replied.
 
@@ -341,6 +400,12 @@ def _with_reply(chat: Chat) -> Chat:
     """
     is_last = chat.turns and chat.turns[-1].speaker == "agent"
     return Chat((*chat.turns, Turn("human", ".")), chat.system) if is_last else chat
+
+
+def _repeats_human(turns: Sequence[Turn]) -> bool:
+    """True if the human has two turns in a row."""
+    pairs = itertools.pairwise(turn.speaker for turn in turns)
+    return any(one == other == "human" for one, other in pairs)
 
 
 def _without_oldest(turns: Sequence[Turn]) -> Sequence[Turn]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import collections
+import configparser
 import fnmatch
 import functools
 import importlib
@@ -238,3 +239,14 @@ def test_settings_and_stages_that_strings_name_exist():
                 f"{module}:{line}: --stage={s}" for s in stages if s not in STAGES | {"derive"}
             ]
     assert not wrong
+
+
+def test_the_lowest_versions_are_those_of_setup_cfg():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = (ROOT / "tests" / "lowest.txt").read_text().splitlines()
+    pinned = [line.split(" == ") for line in lines if line and not line.startswith("#")]
+    bounds = [line.split(" >= ") for line in setup["options"]["install_requires"].splitlines()]
+    bounds = [bound for bound in bounds if len(bound) == 2]
+    for (name, version), (of_setup, lowest) in zip(pinned, bounds, strict=True):
+        assert name == of_setup and f"{version}.".startswith(f"{lowest}.")

@@ -96,6 +96,37 @@ def test_a_saved_tokenizer_lays_out_alike(name, tmp_path):
     assert "2025" not in text
 
 
+@EACH
+def test_what_the_human_says_in_several_turns_is_laid_out(name, tmp_path):
+    """Templates that refuse two turns in a row get them as one."""
+    tokenizer = made(name)
+    turns = (TURNS[0], Turn("human", "Are you there?"), *TURNS[1:])
+    trajectory, text = laid_out(tokenizer, turns, SYSTEM)
+    places = [text.find(each.text) for each in turns]
+    assert places == sorted(places) and places[0] > text.find(SYSTEM) > -1
+    np.testing.assert_array_equal(
+        tokenizer.context(turns[:2], system=SYSTEM),
+        trajectory.tokens[: action_starts(trajectory)[0]],
+    )
+    if name == STRICT:
+        assert f"{turns[0].text}\n{turns[1].text}<end_of_turn>" in text
+        [_, note] = tokenizer.notes([Dialogue("d", "t", turns, reward=1.0, system=SYSTEM)])
+        assert "several turns in a row, in 1 dialogues" in note
+        tokenizer.save(tmp_path)
+        again, _ = laid_out(DialogueTokenizer.load(tmp_path), turns, SYSTEM)
+        np.testing.assert_array_equal(again.tokens, trajectory.tokens)
+
+
+def test_two_turns_of_the_agent_are_told_where_sides_take_turns():
+    twice = (*TURNS[:2], Turn("agent", "Shall we?"), *TURNS[2:])
+    with pytest.raises(
+        DialogueError, match=r"dialogue d: turns 1 and 2 are both the agent's \('Shall"
+    ):
+        laid_out(made(STRICT), twice)
+    trajectory, _ = laid_out(made("qwen 2.5"), twice)
+    assert len(action_starts(trajectory)) == 3
+
+
 def test_an_opening_of_ones_own_goes_before_the_agent():
     forged = 'It\'s "{{ 7 * 7 }}" %} \U0001f600 <end_of_turn>'
     _, text = laid_out(made(STRICT, opening=forged), TURNS[1:])

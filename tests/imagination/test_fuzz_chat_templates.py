@@ -3,13 +3,14 @@
 import json
 import random
 import re
+import resource
 
 import numpy as np
 import pytest
 from chat_templates import CHATML, REAL, TURNS, raw_tokenizer
 from fuzzing import damaged_bytes, held, with_odd_value
 
-from imagination.dialogue import Dialogue
+from imagination.dialogue import Dialogue, DialogueError
 from imagination.tokenization import DialogueTokenizer
 
 # Pieces of templates, and what may stand there instead.
@@ -77,6 +78,25 @@ def test_a_damaged_template_is_told_or_lays_out_all_that_is_said(part):
         special, template = REAL[names[seed % len(names)]]
         with held("chat templates", seed, names=("chat template", "surrogates")):
             use(DialogueTokenizer(raw_tokenizer(damaged_template(rng, template), special)))
+
+
+DOUBLED = "{% set n = namespace(x='word ') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}"
+HUGE = {
+    "one": ("{{ 'a' * 10 ** 12 }}", "takes more than 269 MB of memory"),
+    "doubled": (DOUBLED + "{% endfor %}{{ n.x }}", "of memory|takes longer"),
+    "unseen": (DOUBLED + "{% endfor %}", "of memory|takes longer"),
+    "long": ("{{ 'a' * 10 ** 7 }}", r"makes 10,000,\d+ characters of the \d+ that are said"),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_template_that_would_take_all_memory_is_told(name):
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    added, message = HUGE[name]
+    with pytest.raises(DialogueError, match=message):
+        DialogueTokenizer(raw_tokenizer(added + CHATML))
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 * 2**20  # kilobytes
 
 
 @pytest.fixture(scope="module")
