@@ -51,6 +51,12 @@ class References:
             return None
         return normalized_score(reward, dataclasses.asdict(self))
 
+    def normalized_difference(self, difference: float) -> float | None:
+        """A difference of rewards as one of normalized scores; None as of `normalized`."""
+        if not self.optimum > self.behaviour:
+            return None
+        return difference / (self.optimum - self.behaviour)
+
 
 @dataclasses.dataclass(frozen=True)
 class Training:

@@ -168,12 +168,14 @@ def _tests(evaluation: Evaluation | None) -> list[dict]:
             {
                 "pair": f"{title[test.a]} − {title[test.b]}",
                 "test": test,
+                "difference": wording.difference(test, population),
                 "verdict": wording.verdict(test),
             }
             for test in wording.comparisons(population)
         ]
         if rows:
-            shown.append({"population": name, "rows": rows})
+            unit = wording.unit_of(population)
+            shown.append({"population": name, "unit": unit, "rows": rows})
     return shown
 
 

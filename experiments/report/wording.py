@@ -29,6 +29,7 @@ SLIP_NAMES = {
 # What statements are about: the first that took part. Fixed beforehand, not by who won.
 FOCUS = ("ilql_hindsight1", "ilql")
 SIGNIFICANT = 0.05
+MOST_NAMED = 5  # methods in a sentence
 NORMALIZED, REWARD = "normalized score", "mean reward"
 _CLAUSES = {
     "below": "below",
@@ -79,6 +80,12 @@ def score(scores: Scores) -> tuple[float | None, Bounds | None, str]:
     return scores.mean_reward, scores.ci95, REWARD
 
 
+def unit_of(population: Population) -> str:
+    """The unit of the scores that methods are ranked by, and of their differences."""
+    scored = map(score, population.methods.values())
+    return next((unit for value, _, unit in scored if value is not None), REWARD)
+
+
 def best_method(methods: Mapping[str, Scores]) -> str | None:
     """The method of the highest score; None where no method has one."""
     values = {name: score(scores)[0] for name, scores in methods.items()}
@@ -123,6 +130,13 @@ def verdict(test: Comparison) -> str:
     return "above" if test.difference > 0 else "below"
 
 
+def difference(test: Comparison, population: Population) -> float | None:
+    """The difference of a test in the unit of the scores beside it."""
+    if test.difference is None or unit_of(population) == REWARD:
+        return test.difference
+    return population.references.normalized_difference(test.difference)
+
+
 def evidence(test: Comparison) -> str:
     """`p_holm = 0.012`, of the agents as trained."""
     return "not tested" if test.p_holm is None else _p_value("p_holm", test.p_holm)
@@ -139,22 +153,28 @@ def describe_tests(population: Population) -> str:
     for subject in dict.fromkeys(test.a for test in tests):
         own = [test for test in tests if test.a == subject]
         clauses = [
-            _clause(kind, [test for test in own if verdict(test) == kind], title)
+            _clause(kind, [test for test in own if verdict(test) == kind], population)
             for kind in _CLAUSES
         ]
         sentences.append(_sentence(f"{title[subject]} is " + "; ".join(filter(None, clauses))))
-    if sentences and population.references is not None:
-        sentences.append("Differences are in mean reward.")
+    if sentences:
+        sentences.append(
+            f"Differences are in {unit_of(population)}; p_holm speaks of other humans, with the "
+            "agents as trained."
+        )
     return " ".join(sentences)
 
 
-def _clause(kind: str, tests: Sequence[Comparison], title: Mapping[str, str]) -> str:
+def _clause(kind: str, tests: Sequence[Comparison], population: Population) -> str:
     if not tests:
         return ""
-    if kind in ("above", "below"):
-        parts = [f"{title[t.b]} by {number(abs(t.difference))} ({evidence(t)})" for t in tests]
-    else:
-        parts = [f"{title[t.b]} (difference {number(t.difference)}, {evidence(t)})" for t in tests]
+    title, parts = titles(population), []
+    for test in tests:
+        value = difference(test, population)
+        if kind in ("above", "below"):
+            parts.append(f"{title[test.b]} by {number(abs(value))} ({evidence(test)})")
+        else:
+            parts.append(f"{title[test.b]} (difference {number(value)}, {evidence(test)})")
     return f"{_CLAUSES[kind]} " + _enumerate(parts)
 
 
@@ -204,9 +224,10 @@ def headline(population: Population, name: str) -> tuple[str, str]:
     tests = {t.b: t for t in comparisons(population) if t.a == focus}
     verdicts = {key: verdict(tests[key]) if key in tests else "untested" for key in rivals}
     rival = _rival(rivals, verdicts)
-    beats_all = len(rivals) > 1 and all(each == "above" for each in verdicts.values())
+    beaten = [title[key] for key in ordered(rivals) if verdicts[key] == "above"]
+    beats_all = len(beaten) == len(rivals) > 1
     claim = {
-        "above": f"beats {'every other method' if beats_all else title[rival]}",
+        "above": f"beats {_all_of(beaten) if beats_all else title[rival]}",
         "below": f"loses to {title[rival]}",
         "open": f"is not distinguishable from {title[rival]}",
         "untested": f"was not tested against {title[rival]}",
@@ -214,11 +235,18 @@ def headline(population: Population, name: str) -> tuple[str, str]:
     against = f"{_with_interval(rivals[rival])} for {title[rival]}"
     against += ", the next best" if beats_all else ""
     if rival in tests:
-        what = "difference" if unit == REWARD else "difference in mean reward"
-        against += f" ({what} {number(tests[rival].difference)}, {evidence(tests[rival])})"
+        gap = number(difference(tests[rival], population))
+        against += f" (difference {gap}, {evidence(tests[rival])} over other humans)"
+    if beaten and verdicts[rival] != "above":
+        against += f"; it beats {_all_of(beaten)}"
     return verdicts[rival], _sentence(
         f"{subject} {claim} on the {name} population: {unit} {mine} against {against}"
     )
+
+
+def _all_of(beaten: Sequence[str]) -> str:
+    """Names the methods, or counts them where they are many."""
+    return _enumerate(beaten) if len(beaten) <= MOST_NAMED else f"{len(beaten)} other methods"
 
 
 def _with_interval(scores: Scores) -> str:
@@ -264,9 +292,15 @@ def seeds_note(population: Population) -> str:
     if not seeds:
         return ""
     if seeds == {1}:
-        return "1 seed: the interval covers episodes, not training runs"
+        return (
+            "One training of each method: intervals and p_holm say how these agents fare with "
+            "other humans, not how the methods would if trained again"
+        )
     count = str(min(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
-    return f"{count} seeds: the interval covers episodes and training runs"
+    return (
+        f"{count} trainings of each method: intervals cover other humans and other trainings, "
+        "p_holm other humans alone, p_training_holm other trainings"
+    )
 
 
 def prompted_agents(population: Population) -> dict[str, PromptedAgent]:

@@ -18,9 +18,9 @@ def test_a_win_names_the_next_best_and_its_evidence():
     verdict, sentence = wording.headline(population(), "average")
     assert verdict == "above"
     assert sentence == (
-        "ILQL beats every other method on the average population: normalized score 0.81 [0.76, "
-        "0.86] against 0.53 [0.48, 0.58] for filtered BC, the next best (difference in mean reward "
-        "0.79, p_holm = 0.002)."
+        "ILQL beats BC and filtered BC on the average population: normalized score 0.81 [0.76, "
+        "0.86] against 0.53 [0.48, 0.58] for filtered BC, the next best (difference 0.28, "
+        "p_holm = 0.002 over other humans)."
     )
 
 
@@ -29,15 +29,15 @@ def test_a_loss_reads_as_a_loss():
     verdict, sentence = wording.headline(losing, "average")
     assert verdict == "below"
     assert sentence.startswith("ILQL loses to filtered BC on the average population")
-    assert "difference in mean reward -0.61" in sentence
-    assert wording.describe_tests(losing).startswith("ILQL is below filtered BC by 0.61")
+    assert "difference -0.22, p_holm = 0.003 over other humans" in sentence
+    assert wording.describe_tests(losing).startswith("ILQL is below filtered BC by 0.22")
 
 
 def test_a_difference_without_significance_is_no_win():
     tests = [comparison("ilql", "fbc", 0.79, 0.3), comparison("ilql", "bc", 2.47, 0.001)]
     verdict, sentence = wording.headline(population(REWARDS, tests), "average")
-    assert verdict == "open" and "not distinguishable from filtered BC" in sentence
-    assert "beats" not in sentence
+    assert verdict == "open" and "ILQL is not distinguishable from filtered BC" in sentence
+    assert sentence.endswith("over other humans); it beats BC.")
     verdict, sentence = wording.headline(population(REWARDS, []), "average")
     assert verdict == "untested" and "was not tested against filtered BC" in sentence
 
@@ -64,9 +64,27 @@ def test_verdicts_turn_at_the_threshold(difference, p_holm, verdict):
 
 def test_tests_are_told_from_the_focus_methods_side_with_their_scale():
     assert wording.describe_tests(population()) == (
-        "ILQL is above filtered BC by 0.79 (p_holm = 0.002) and BC by 2.47 (p_holm < 0.001). "
-        "BC is below filtered BC by 1.68 (p_holm < 0.001). Differences are in mean reward."
+        "ILQL is above filtered BC by 0.28 (p_holm = 0.002) and BC by 0.88 (p_holm < 0.001). "
+        "BC is below filtered BC by 0.60 (p_holm < 0.001). Differences are in normalized score; "
+        "p_holm speaks of other humans, with the agents as trained."
     )
+
+
+def test_without_an_optimum_differences_are_rewards():
+    methods = {
+        name: dataclasses.replace(scores, normalized=None, normalized_ci95=None)
+        for name, scores in population().methods.items()
+    }
+    content = dataclasses.replace(population(), references=None, methods=methods)
+    assert "difference 0.79, p_holm = 0.002" in wording.headline(content, "average")[1]
+    assert "Differences are in mean reward;" in wording.describe_tests(content)
+
+
+def test_many_beaten_methods_are_counted():
+    names = [f"m{i}" for i in range(7)]
+    tests = [comparison("ilql", name, 1.0, 0.001) for name in names]
+    content = population({"ilql": 4.0, **dict.fromkeys(names, 3.0)}, tests)
+    assert wording.headline(content, "average")[1].startswith("ILQL beats 7 other methods on")
 
 
 def test_the_focus_is_fixed_beforehand_and_not_who_won():
@@ -93,11 +111,12 @@ def test_the_number_of_seeds_says_what_an_interval_covers():
         methods = {f"m{n}": evaluations.scores("bc", 2.0, seeds=n) for n in counts}
         return dataclasses.replace(population(), methods=methods)
 
-    one = "1 seed: the interval covers episodes, not training runs"
-    assert wording.seeds_note(with_seeds(1)) == wording.seeds_note(with_seeds(1, 0)) == one
-    both = "3 seeds: the interval covers episodes and training runs"
-    assert wording.seeds_note(with_seeds(3)) == both
-    assert wording.seeds_note(with_seeds(2, 3)).startswith("2 to 3 seeds")
+    one = wording.seeds_note(with_seeds(1))
+    assert one == wording.seeds_note(with_seeds(1, 0))
+    assert one.startswith("One training of each method: ") and "not how the methods would" in one
+    both = "3 trainings of each method: intervals cover other humans and other trainings"
+    assert wording.seeds_note(with_seeds(3)).startswith(both)
+    assert wording.seeds_note(with_seeds(2, 3)).startswith("2 to 3 trainings")
     assert wording.seeds_note(with_seeds(0)) == ""
 
 

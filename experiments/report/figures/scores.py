@@ -46,12 +46,12 @@ def scores(evaluation: Evaluation, looks: Looks, screen: Screen = style.WIDE) ->
             style.ink_labels(axis.get_yticklabels())
         for axis, population in zip(panels.all, populations.values(), strict=True):
             if axis in panels.lowest:
-                axis.set_xlabel(_axis_title(_unit(population), screen))
+                axis.set_xlabel(_axis_title(wording.unit_of(population), screen))
     return panels.figure
 
 
 def _draw_scores(axis: Axes, population: Population, methods: Sequence[str]) -> None:
-    unit = _unit(population)
+    unit = wording.unit_of(population)
     for row, name in enumerate(methods):
         if name not in population.methods:
             continue
@@ -86,18 +86,13 @@ def _scores_of_seeds(method: Scores, unit: str) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _unit(population: Population) -> str:
-    scored = map(wording.score, population.methods.values())
-    return next((unit for value, _, unit in scored if value is not None), wording.REWARD)
-
-
 def _reference_places(population: Population) -> list[tuple[float, str]]:
     """Places of the references' lines, from the left, and their names."""
     references = population.references
     if references is None:
         return []
     places = {name: getattr(references, name) for name in REFERENCE_NAMES}
-    if _unit(population) == wording.NORMALIZED:
+    if wording.unit_of(population) == wording.NORMALIZED:
         places = {name: references.normalized(reward) for name, reward in places.items()}
     return sorted((x, name) for name, x in places.items())
 
