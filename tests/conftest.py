@@ -11,13 +11,11 @@ import shutil
 import sys
 import tempfile
 
+import compiling
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
-    ).strip()
+os.environ["XLA_FLAGS"] = compiling.flags(os.environ.get("XLA_FLAGS", ""))
 
 _OWN_CACHE = ""
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

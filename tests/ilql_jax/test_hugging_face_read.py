@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import compiling
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -133,7 +134,7 @@ print("same on", len(jax.devices()))
 
 @pytest.mark.parametrize("layers", ["scan", pytest.param("list", marks=pytest.mark.slow)])
 def test_a_mesh_gets_the_same_parameters_each_device_its_part(checkpoint, layers):
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    flags = compiling.flags(devices=4)
     result = subprocess.run(
         [sys.executable, "-c", ON_A_MESH, str(checkpoint[0]), layers],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},

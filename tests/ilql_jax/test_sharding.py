@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compiling
 import jax
 import jax.numpy as jnp
 import pytest
@@ -25,11 +26,10 @@ MODEL = ModelConfig(DecoderConfig(64, 32, 2, 4, 64, 16), 32)
 
 
 def start(*arguments, devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": compiling.flags(devices=devices),
         "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
