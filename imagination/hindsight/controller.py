@@ -47,13 +47,6 @@ class Changes(pydantic.BaseModel):
         numbers = range(1, cls.most + 1)
         return cls(changes=[Change(turn=n, reason=reason, utterance=utterance) for n in numbers])
 
-    def proposals(self) -> list[Proposal]:
-        """The changes with turns as indexes from 0."""
-        return [
-            Proposal(each.turn - 1, each.utterance.strip(), each.reason.strip())
-            for each in self.changes
-        ]
-
 
 def propose_request(task: Task, dialogue: Dialogue, most: int, seed: int) -> Request:
     """Asks for changes of a dialogue, which is shown with its rating, where it has one."""
@@ -75,13 +68,20 @@ def propose_request(task: Task, dialogue: Dialogue, most: int, seed: int) -> Req
     )
 
 
+def usable_proposals(task: Task, dialogue: Dialogue, answer: Changes) -> list[Proposal]:
+    """The changes that can be, with turns as indexes from 0; of several for a turn the first."""
+    usable: dict[int, Proposal] = {}
+    for each in answer.changes:
+        if not _problem(task, dialogue, each):
+            proposal = Proposal(each.turn - 1, each.utterance.strip(), each.reason.strip())
+            usable.setdefault(each.turn, proposal)
+    return list(usable.values())
+
+
 def _check(task: Task, dialogue: Dialogue, answer: Changes) -> None:
-    """Raises `ValueError` with all that is wrong with the changes."""
+    """Raises `ValueError` with all that is wrong where no change is of use: a good one is kept."""
     problems = [p for change in answer.changes if (p := _problem(task, dialogue, change))]
-    numbers = [change.turn for change in answer.changes]
-    if len(set(numbers)) < len(numbers):
-        problems.append("a turn is named twice")
-    if problems:
+    if problems and not usable_proposals(task, dialogue, answer):
         raise ValueError("; ".join(problems))
 
 

@@ -21,7 +21,7 @@ from ilql_jax.settings import Settings, setting
 from imagination.dialogue import Dialogue
 from imagination.engine.rewards import JUDGE, judge_requests
 from imagination.hindsight.controller import PROMPT as PROPOSE
-from imagination.hindsight.controller import propose_request
+from imagination.hindsight.controller import propose_request, usable_proposals
 from imagination.hindsight.forward_model import (
     PEOPLE,
     PROFILE,
@@ -83,8 +83,8 @@ class LLMHindsight:
     Every method asks about all that it is given at once, as Message Batches where the client's
     config says so. What an answer must fulfil (a turn that exists and is the agent's, other words
     than before, nobody speaking for the other side) is checked as it comes, and asked for again
-    with the reason; where no usable answer came, the result is None, `dropped` says why and
-    `failed.jsonl` holds what was asked and answered.
+    with the reason; of several proposals those that can be are kept. Where no usable answer came,
+    the result is None, `dropped` says why and `failed.jsonl` holds what was asked and answered.
 
     Args:
         task: Gives the description, the roles, the axes, the scale and the limit on turns.
@@ -129,7 +129,10 @@ class LLMHindsight:
         proposals: list[list[Proposal] | None] = [[] for _ in dialogues]
         answers = run_async(self.client.ask_all(requests))
         for place, answer in zip(places, answers, strict=True):
-            proposals[place] = None if self._failed(answer) else answer.parsed.proposals()
+            if self._failed(answer):
+                proposals[place] = None
+            else:
+                proposals[place] = usable_proposals(self.task, dialogues[place], answer.parsed)
         return proposals
 
     def play(self, branches: Sequence[Branch]) -> list[Continuation | None]:

@@ -149,7 +149,6 @@ def test_a_dialogue_without_the_agent_takes_no_call(tmp_path):
         ([(3, "Persuader: What matters to you?")], "'Persuader:'"),
         ([(3, "Of course.\n**The persuadee:** Fine, I give.")], "'The persuadee:'"),
         ([(3, "  ")], "turn 3 is empty"),
-        ([(3, "Ask."), (3, "Wait.")], "named twice"),
         ([(1, "Ask."), (3, "Wait."), (5, "Tell.")], "at most 2 are asked for, got 3"),
         ([(99, "Ask."), (2, "Ask.")], "there is no turn 99; .*; turn 2 is the persuadee's"),
     ],
@@ -162,6 +161,18 @@ def test_a_proposal_that_cannot_be_is_asked_for_again_with_the_reason(tmp_path, 
     assert [p.turn for p in proposals] == [0, 2]
     again = server.calls[1].body["messages"][-1]["content"]
     assert re.search(reason, again) and "Answer again" in again
+
+
+def test_proposals_that_can_be_are_kept_beside_others_without_another_call(tmp_path):
+    given = [(99, "Ask."), (3, "What matters to you?"), (3, "Wait."), (2, "No."), (5, "Please.")]
+    answer = [{"turn": turn, "reason": "so", "utterance": words} for turn, words in given]
+    with hindsight(lambda body: json.dumps({"changes": answer}), tmp_path) as (engine, server):
+        (proposals,) = engine.propose([dialogue()], 5)
+    assert [(p.turn, p.utterance) for p in proposals] == [
+        (2, "What matters to you?"),
+        (4, "Please."),
+    ]
+    assert len(server.calls) == 1
 
 
 def test_a_proposal_that_stays_wrong_is_none_and_the_others_go_on(tmp_path):
