@@ -334,8 +334,8 @@ def _methods(config: ConfigDict, library: Mapping[str, TrainedMethod]) -> tuple[
 # --- where an LLM may take part -----------------------------------------------------------------
 
 
-def _llm(config: ConfigDict, where: str) -> LLMConfig:
-    """The LLM of a section: `config.llm`, but for what the section sets.
+def _llm(config: ConfigDict, where: str, **fixed: Any) -> LLMConfig:
+    """The LLM of a section: `config.llm`, but for what the section sets, and for what is fixed.
 
     Raises:
         ConfigError: A value that cannot be; another model without its prices.
@@ -355,7 +355,7 @@ def _llm(config: ConfigDict, where: str) -> LLMConfig:
         changes = {"price_cache_read": 0.0, "price_cache_write": 0.0} | changes
     sections = (where, "llm") if override.model else ("llm", where)
     with errors_of(*sections, config=config):
-        return LLMConfig(**values | changes)
+        return LLMConfig(**values | changes | fixed)
 
 
 def _imagination(config: ConfigDict) -> Imagination:
@@ -386,7 +386,7 @@ def _evaluation(config: ConfigDict) -> Evaluation:
     llm = None
     if settings.prompted or settings.human == "prompted":
         # Every turn waits for the one before: batches would take a day for each.
-        llm = dataclasses.replace(_llm(config, "evaluation"), batch=False)
+        llm = _llm(config, "evaluation", batch=False)
     else:
         _make(LLMOverride, section, "evaluation")
         named = ConfigDict({**config.llm, "model": config.llm.model or "none"})

@@ -32,12 +32,16 @@ from imagination.simulation.loading import WORLDS
 Variants = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
 
 MORE_STAGES = ("derive", "chat", "export")
-# Code that is executed, and addresses that keys and texts go to: a file that lies in a run folder
-# is not enough to name them.
+# Code that is executed, addresses that keys and texts go to, and whose key that is (api): a file
+# that lies in a run folder is not enough to name them.
 _TRUSTED = (
     "task.world",
     "machine.coordinator",
-    *(f"{section}.base_url" for section in ("llm", "imagination", "hindsight", "evaluation")),
+    *(
+        f"{section}.{name}"
+        for section in ("llm", "imagination", "hindsight", "evaluation")
+        for name in ("base_url", "api")
+    ),
 )
 # What absl and ml_collections raise for a value that cannot be; the last three by Python's parser.
 _NOT_PARSED = (
@@ -222,7 +226,8 @@ def _check_trust(
         )
         raise RunError(
             f"{folder.config_file} sets {named}, but code is executed, and an address is sent "
-            "keys and texts, only where this command line or the experiment's file names it. "
+            "keys and texts (whose, api says), only where this command line or the experiment's "
+            "file names it. "
             f"Add {options}"
         )
 

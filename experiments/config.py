@@ -33,6 +33,7 @@ from imagination.corpora import CORPORA, MISSING_OUTCOME
 from imagination.engine.config import EngineConfig
 from imagination.hindsight.llm import LLMHindsightConfig
 from imagination.llm.config import LLMConfig, price
+from imagination.llm.secrets import APIS
 from imagination.persona_sampling import PersonaSampling
 from imagination.task import MOST_TURNS
 
@@ -145,6 +146,7 @@ class LLMOverride(Settings):
 
     model: str = setting("Another model than config.llm.model.", "")
     base_url: str = setting("Another address than config.llm.base_url.", "")
+    api: str = setting("Another wire format than config.llm.api.", "", choices=("", *APIS))
     price_input: float = price("input tokens")
     price_output: float = price("output tokens")
     price_cache_read: float = price("tokens read from the prompt cache")

@@ -132,10 +132,11 @@ def _run(
 
 def _check_keys(llms: Sequence[LLMConfig], console: Console) -> None:
     """Raises `LLMError` for a key that cannot be; warns where one can be read on its way."""
-    if llms:
-        check_keys()
-    for address in dict.fromkeys(address_of(llm.base_url) for llm in llms):
-        if sends_key_in_the_open(address):
+    for api in dict.fromkeys(llm.api for llm in llms):
+        check_keys(api)
+    used = dict.fromkeys((address_of(llm.base_url, llm.api), llm.api) for llm in llms)
+    for address, api in used:
+        if sends_key_in_the_open(address, api):
             console.print(
                 f"Warning: {without_password(address)} is plain http, so everybody on the way can "
                 "read the key that is sent there. Use https, or a server on this machine.",

@@ -15,7 +15,6 @@ import datetime
 import itertools
 import json
 import logging
-import random
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,7 +26,8 @@ from ilql_jax.errors import shown
 from imagination.llm.config import LLMConfig
 from imagination.llm.journal import Journal
 from imagination.llm.requests import LLMError, NotDelivered
-from imagination.llm.transport import Transport
+from imagination.llm.transports.base import is_temporary, retry_delay
+from imagination.llm.transports.messages import MessagesTransport
 
 # Limits of one batch; the API's own are 100,000 requests and 256 MB.
 MOST_REQUESTS = 10_000
@@ -68,9 +68,10 @@ class _Batch:
 class Batches:
     """Sends requests in batches, and takes results of earlier batches where there are some."""
 
-    def __init__(self, config: LLMConfig, folder: Path, transport: Transport):
+    def __init__(self, config: LLMConfig, folder: Path, transport: MessagesTransport):
         self._config = config
         self._transport = transport
+        self._sdk = transport.sdk.with_options(max_retries=config.max_retries)
         self._journal = Journal(folder / "batches.jsonl")
         self._waiting: dict[str, _Waiting] = {}
         self._queue: list[str] = []
@@ -155,9 +156,9 @@ class Batches:
         self._journal.append(
             {"intent": batch.intent, "time": batch.time.isoformat(), "keys": sorted(keys)}
         )
-        # The SDK's own retries would send again what may have arrived. Here, where it is not
-        # certain that nothing was made of it, the service is asked first.
-        sdk = self._transport.sdk.with_options(max_retries=0)
+        # Where it is not certain that nothing was made of it, the service is asked before it is
+        # sent again.
+        sdk = self._transport.sdk
         for attempt in itertools.count():
             try:
                 created = await sdk.messages.batches.create(requests=requests)
@@ -170,7 +171,7 @@ class Batches:
                 break
             except anthropic.APIError as error:
                 last, refused = attempt >= self._config.max_retries, _was_refused(error)
-                if refused and (last or not _may_be_repeated(error)):
+                if refused and (last or not is_temporary(error)):
                     self._journal.append({"intent": batch.intent, "given_up": True})
                     with self._transport.errors():
                         raise
@@ -182,7 +183,7 @@ class Batches:
                     if last:
                         with self._transport.errors():
                             raise
-                await asyncio.sleep(_delay(attempt, error))
+                await asyncio.sleep(retry_delay(attempt, error))
         await self._collect(batch)
 
     # Collecting
@@ -218,7 +219,7 @@ class Batches:
             try:
                 with self._transport.errors():
                     try:
-                        state = await self._transport.sdk.messages.batches.retrieve(batch.id)
+                        state = await self._sdk.messages.batches.retrieve(batch.id)
                     except anthropic.NotFoundError:
                         self._close_batch(batch, f"batch {batch.id} is gone")
                         return False
@@ -235,7 +236,7 @@ class Batches:
         for attempt in itertools.count():
             try:
                 with self._transport.errors():
-                    async for line in await self._transport.sdk.messages.batches.results(batch.id):
+                    async for line in await self._sdk.messages.batches.results(batch.id):
                         seen.add(line.custom_id)
                         self._hand_out(batch, line.custom_id, line.to_dict()["result"])
                 return seen
@@ -246,7 +247,7 @@ class Batches:
                 reason = self._transport.redact(f"{type(error).__name__}: {error}")
                 if attempt >= self._config.max_retries:
                     raise NotDelivered(f"results of batch {batch.id}: {reason}") from None
-                await asyncio.sleep(_delay(attempt, error))
+                await asyncio.sleep(retry_delay(attempt, error))
 
     def _hand_out(self, batch: _Batch, key: str, result: dict[str, Any]) -> None:
         """Gives a result to whoever waits for it, once. Duplicates and strangers are ignored."""
@@ -361,7 +362,7 @@ class Batches:
         possible = ""
         try:
             with self._transport.errors():
-                async for found in self._transport.sdk.messages.batches.list(limit=100):
+                async for found in self._sdk.messages.batches.list(limit=100):
                     if found.created_at < batch.time - _CLOCK_SLACK:
                         break
                     counts = found.request_counts.to_dict().values()
@@ -388,7 +389,7 @@ class Batches:
 
     async def _first_key(self, batch_id: str) -> str:
         """The key of any result of a batch that ended."""
-        results = await self._transport.sdk.messages.batches.results(batch_id)
+        results = await self._sdk.messages.batches.results(batch_id)
         try:
             async for line in results:
                 return line.custom_id
@@ -402,19 +403,6 @@ def _was_refused(error: anthropic.APIError) -> bool:
     return isinstance(error, anthropic.APIStatusError) and (
         error.status_code < 500 or error.status_code == 529
     )
-
-
-def _may_be_repeated(error: anthropic.APIError) -> bool:
-    return getattr(error, "status_code", 500) in (408, 409, 429, 529)
-
-
-def _delay(attempt: int, error: Exception) -> float:
-    """Seconds to wait: what the service says, else back-off with jitter as the SDK has it."""
-    response = getattr(error, "response", None)
-    try:
-        return float(response.headers["retry-after"])
-    except (AttributeError, KeyError, ValueError):
-        return min(0.5 * 2**attempt, 8.0) * random.uniform(0.75, 1.0)
 
 
 def _now() -> datetime.datetime:

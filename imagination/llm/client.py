@@ -1,7 +1,7 @@
 """`Client`: asks an LLM many questions at once, and pays for none of them twice.
 
 The way of a request: replies on disk (`cache.py`) -> a slot among the calls in flight and money
-from the budget (`metering.py`) -> the service (`transport.py`, or `batches.py`) -> disk ->
+from the budget (`metering.py`) -> the service (`transports/`, or `batches.py`) -> disk ->
 parsed, and asked again if it cannot be used (`retry.py`) -> `Answer`, or `Failure` and
 `failed.jsonl`.
 """
@@ -23,7 +23,7 @@ from imagination.llm.retry import Exchange
 
 if TYPE_CHECKING:  # the SDK behind these is loaded with the first call
     from imagination.llm.batches import Batches
-    from imagination.llm.transport import Transport
+    from imagination.llm.transports import Transport
 
 # A long list of cached answers lets others have a turn after this many.
 _HELD_IN_ONE_GO = 200
@@ -163,7 +163,7 @@ class Client:
 
     async def _join(self, request: Request, batch: bool) -> Answer | Failure:
         """Asks, or waits for the same question that is being asked already."""
-        key = request.key(self.config.model)
+        key = self._key(request)
         asking = self._asking.get(key)
         is_first = asking is None
         if asking is None:
@@ -223,38 +223,42 @@ class Client:
 
     async def _call_now(self, exchange: Exchange, key: str) -> Reply:
         self._check_going_on(key)
-        body = exchange.tip.body(self.config.model, self.config.max_tokens)
-        transport = self._service()
-        ticket = await self._budget.reserve(self.config.worst_cost(body))
-        cost = 0.0
-        try:
-            self._check_going_on(key)
-            message, retries = await transport.message(body)
-            reply = self._reply(message, body)
-            cost = reply.usage.cost
-            self._keep(exchange, reply, retries)
-            return reply
-        finally:
-            self._budget.settle(ticket, cost)
+        request, transport = exchange.tip, self._service()
+        limit = self.config.answer_limit(request)
+        async with transport.turn_of(request):
+            worst = self.config.worst_cost(transport.body(request), limit)
+            ticket = await self._budget.reserve(worst)
+            cost = 0.0
+            try:
+                self._check_going_on(key)
+                message, retries = await transport.ask(request)
+                reply = self._reply(message, limit)
+                cost = reply.usage.cost
+                self._keep(exchange, reply, retries)
+                transport.saw(request, message)
+                return reply
+            finally:
+                self._budget.settle(ticket, cost)
 
     async def _call_in_batch(self, exchange: Exchange, key: str) -> Reply:
         self._check_going_on(key)
-        body = exchange.tip.body(self.config.model, self.config.max_tokens)
         transport = self._service()
+        limit, body = self.config.answer_limit(exchange.tip), transport.body(exchange.tip)
         if self._batches is None:
             from imagination.llm.batches import Batches
 
             self._batches = Batches(self.config, self.folder, transport)
-        tip_key = exchange.tip.key(self.config.model)
-        worst = self.config.worst_cost(body, batch=True)
+        tip_key = self._key(exchange.tip)
+        worst = self.config.worst_cost(body, limit, batch=True)
         ticket = await self._budget.reserve(worst, anyway=self._batches.holds(tip_key))
         cost = 0.0
 
         def store(message: dict[str, Any]) -> Reply:
             nonlocal cost
-            reply = self._reply(message, body, batch=True)
+            reply = self._reply(message, limit, batch=True)
             cost = reply.usage.cost
             self._keep(exchange, reply)
+            transport.saw(exchange.tip, message)
             return reply
 
         try:
@@ -266,9 +270,9 @@ class Client:
     def _service(self) -> Transport:
         # Not before the first call: a run whose answers are all on disk needs no key.
         if self._transport is None:
-            from imagination.llm.transport import Transport
+            from imagination.llm.transports import open_transport
 
-            self._transport = Transport(self.config)
+            self._transport = open_transport(self.config)
         return self._transport
 
     def _check_going_on(self, key: str) -> None:
@@ -279,22 +283,24 @@ class Client:
             raise asyncio.CancelledError  # nobody wants to know any more
 
     def _stored(self, request: Request) -> Reply | None:
-        key = request.key(self.config.model)
-        return self._cache.get(key, request.max_tokens or self.config.max_tokens)
+        return self._cache.get(self._key(request), self.config.answer_limit(request))
 
-    def _reply(self, message: dict[str, Any], body: dict[str, Any], batch: bool = False) -> Reply:
-        usage = self.config.usage(message.pop("usage"), batch)
-        return Reply(**message, max_tokens=body["max_tokens"], usage=usage)
+    def _key(self, request: Request) -> str:
+        return request.key(self.config.model, *self.config.determining)
+
+    def _reply(self, message: dict[str, Any], limit: int, batch: bool = False) -> Reply:
+        usage = self.config.usage(message["usage"], batch)
+        return Reply(**{**message, "usage": usage}, max_tokens=limit)
 
     def _keep(self, exchange: Exchange, reply: Reply, retries: int = 0) -> None:
         """Counts a reply that was paid for and writes it to disk."""
         self.meter.called(exchange.tip.step, reply.usage, retries, exchange.asked_again)
-        self._cache.put(exchange.tip.key(self.config.model), exchange.tip, reply)
+        self._cache.put(self._key(exchange.tip), exchange.tip, reply)
 
     def _set_aside(self, exchange: Exchange, failure: Failure) -> None:
         request = failure.request
         self.meter.failed(request.step)
-        key = request.key(self.config.model)
+        key = self._key(request)
         if key not in self._failed_keys:
             self._failed_keys.add(key)
             what = {"key": key, "step": request.step, "reason": failure.reason}

@@ -1,4 +1,4 @@
-"""`LLMConfig`: a model, the limits on asking it, and its prices."""
+"""`LLMConfig`: a model, how it is spoken to, the limits on asking it, and its prices."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ilql_jax.settings import SettingError, Settings, setting
-from imagination.llm.requests import Usage
-from imagination.llm.secrets import problem_of_address
+from imagination.llm.requests import Request, Usage
+from imagination.llm.secrets import APIS, problem_of_address
 
 # The SDK's connection pool holds this many; more calls at once would only wait inside it.
 MOST_IN_FLIGHT = 1000
@@ -32,9 +32,24 @@ class LLMConfig(Settings):
 
     model: str = setting("Name of the model, as the service knows it.")
     base_url: str = setting(
-        "Address of any server that speaks the Messages API; empty = the SDK's default. A password "
-        "in it (https://name:password@host) is written nowhere.",
+        "Address of any server that speaks this api; empty = the company's own. A password in it "
+        "(https://name:password@host) is written nowhere.",
         "",
+    )
+    api: str = setting(
+        "Wire format: the Messages API, or chat completions, which most servers speak (needs the "
+        "package openai, and a base_url with its /v1).",
+        "messages",
+        choices=APIS,
+    )
+    temperature: float = setting(
+        "Sampling temperature; -1 = the service's own.", -1.0, least=-1, most=2
+    )
+    top_p: float = setting(
+        "Probability of the tokens that are sampled from; 0 = the service's own.",
+        0.0,
+        least=0,
+        most=1,
     )
     max_tokens: int = setting("Longest answer, where a request names none.", 4096, least=1)
     max_in_flight: int = setting(
@@ -51,7 +66,13 @@ class LLMConfig(Settings):
         shapes_result=False,
     )
     max_asks: int = setting("Repetitions of a question after an unusable answer.", 3, least=0)
-    timeout: float = setting("Seconds to wait for an answer.", 120.0, above=0, shapes_result=False)
+    timeout: float = setting(
+        "Seconds to wait for an answer. After as many more, so that a slow server can come to an "
+        "end, it is asked once again.",
+        120.0,
+        above=0,
+        shapes_result=False,
+    )
     batch: bool = setting(
         "Ask by Message Batches, at batch price, where nothing waits for a single answer.",
         False,
@@ -93,6 +114,11 @@ class LLMConfig(Settings):
             shown = f"...@{self.base_url.rpartition('@')[2]}"
             shown = shown if "@" in self.base_url else self.base_url
             raise SettingError("base_url", shown, problem)
+        if -1 < self.temperature < 0:
+            raise SettingError("temperature", self.temperature, "must be at least 0, or -1")
+        if self.batch and self.api != "messages":
+            problem = f"must be false where api is {self.api}, which has no Message Batches"
+            raise SettingError("batch", True, problem)
         # Without prices every call would seem free and the limit would never hold.
         if self.max_cost and not (self.price_input > 0 and self.price_output > 0):
             raise SettingError(
@@ -100,6 +126,21 @@ class LLMConfig(Settings):
                 self.max_cost,
                 "must be 0 where price_input and price_output are not both given",
             )
+
+    @property
+    def determining(self) -> tuple[Any, ...]:
+        """Further settings that an answer depends on, beside the model; () = the usual ones."""
+        sampling = self.sampling()
+        return (self.api, sampling) if sampling or self.api != "messages" else ()
+
+    def sampling(self) -> dict[str, float]:
+        """The sampling fields of a call's body: those that are set."""
+        fields = {"temperature": self.temperature} if self.temperature >= 0 else {}
+        return fields | ({"top_p": self.top_p} if self.top_p else {})
+
+    def answer_limit(self, request: Request) -> int:
+        """Tokens of the longest answer to a request."""
+        return request.max_tokens or self.max_tokens
 
     def cost(self, tokens: Mapping[str, int], batch: bool = False) -> float:
         """Dollars for token counts, keyed like the fields of `Usage`."""
@@ -112,14 +153,14 @@ class LLMConfig(Settings):
         dollars = sum(count * price[kind] for kind, count in tokens.items()) / 1e6
         return dollars * (self.batch_price_factor if batch else 1.0)
 
-    def worst_cost(self, body: Mapping[str, Any], batch: bool = False) -> float:
-        """Dollars that a call will hardly pass: input estimated high, output up to max_tokens."""
+    def worst_cost(self, body: Mapping[str, Any], limit: int, batch: bool = False) -> float:
+        """Dollars that a call will hardly pass: input estimated high, output up to the limit."""
         # A token is rarely shorter than three bytes, and the body has its JSON around the words.
         tokens = math.ceil(len(json.dumps(body, ensure_ascii=False).encode(errors="replace")) / 3)
         # The shared prefix may be charged as written to the prompt cache.
         kind = "input" if self.price_input >= self.price_cache_write else "cache_write"
         return self.cost(
-            {f"{kind}_tokens": tokens, "output_tokens": body["max_tokens"]},
+            {f"{kind}_tokens": tokens, "output_tokens": limit},
             batch,
         )
 

@@ -1,8 +1,4 @@
-"""`Request`, `Answer` and `Failure`: questions to an LLM, their outcomes, and the errors.
-
-The SDK takes a second to load, so it is imported where the first call is made, here and in
-`client.py`: a run that needs no call, as all answers are on disk, goes without.
-"""
+"""`Request`, `Answer` and `Failure`: questions to an LLM, their outcomes, and the errors."""
 
 from __future__ import annotations
 
@@ -16,7 +12,6 @@ from typing import Any
 import pydantic
 
 from ilql_jax.errors import UserError
-from imagination.checks import without_surrogates
 
 
 class LLMError(UserError, RuntimeError):
@@ -61,7 +56,7 @@ class Request:
 
     Attributes:
         step: Name of the prompt ("engine/script", ...); the meter counts by it.
-        system: The prefix that all requests of the step share; sent with `cache_control`.
+        system: The prefix that all requests of the step share; cached by servers that can.
         messages: (role, content) in turn, role "user" or "assistant"; the user has the last word.
         schema: Type of the answer; None for plain text.
         max_tokens: Longest answer; 0 = the config's.
@@ -98,8 +93,13 @@ class Request:
         if self.max_tokens < 0:
             raise ValueError(f"{where}: max_tokens must be 0 or more, got {self.max_tokens}.")
 
-    def key(self, model: str) -> str:
-        """SHA-256 (hex, 64 characters) of everything that determines the answer."""
+    def key(self, model: str, *asked: Any) -> str:
+        """SHA-256 (hex, 64 characters) of everything that determines the answer.
+
+        Args:
+            model: Name of the model.
+            *asked: What else of the settings determines it (`LLMConfig.determining`).
+        """
         determining = [
             model,
             self.system,
@@ -108,33 +108,10 @@ class Request:
             self.max_tokens,
             self.prompt_version,
             self.resample,
+            *asked,
         ]
         canonical = json.dumps(determining, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
-
-    def body(self, model: str, max_tokens: int) -> dict[str, Any]:
-        """The body of the call. `max_tokens` is the config's.
-
-        Raises:
-            LLMError: A schema that structured output cannot express.
-        """
-        body: dict[str, Any] = {
-            "model": model,
-            "max_tokens": self.max_tokens or max_tokens,
-            "messages": [
-                {"role": role, "content": without_surrogates(content)}
-                for role, content in self.messages
-            ],
-        }
-        if self.system:
-            cached = {"type": "ephemeral"}
-            system = without_surrogates(self.system)
-            body["system"] = [{"type": "text", "text": system, "cache_control": cached}]
-        if self.schema:
-            body["output_config"] = {
-                "format": {"type": "json_schema", "schema": _sent_schema(self.schema)}
-            }
-        return body
 
     def to_json(self) -> dict[str, Any]:
         """The request as it is kept on disk, for people to read."""
@@ -180,21 +157,3 @@ class Failure:
 def schema_json(schema: type[pydantic.BaseModel]) -> str:
     """The JSON schema in one canonical form."""
     return json.dumps(schema.model_json_schema(), sort_keys=True, separators=(",", ":"))
-
-
-@functools.cache
-def _sent_schema(schema: type[pydantic.BaseModel]) -> dict[str, Any]:
-    """The JSON schema in the dialect of the API, by the SDK's own translation.
-
-    What the dialect lacks (lengths, bounds) becomes part of a description, and is checked when
-    the answer is validated here.
-    """
-    import anthropic
-
-    try:
-        return anthropic.transform_schema(schema)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise LLMError(
-            f"The schema {schema.__name__} cannot be asked of an LLM: {error} Use plain fields, "
-            "lists, Literal types and nested models."
-        ) from None

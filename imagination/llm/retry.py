@@ -15,7 +15,8 @@ import pydantic
 
 from imagination.checks import without_surrogates
 from imagination.llm.cache import Reply
-from imagination.llm.requests import Answer, Failure, Request, Usage, schema_json
+from imagination.llm.requests import Answer, Failure, Request, Usage
+from imagination.llm.structured import json_of, json_wish
 
 # The API takes no empty message, so an empty answer needs a stand-in.
 _NOTHING_SAID = "(no answer)"
@@ -107,11 +108,7 @@ def parse_reply(request: Request, reply: Reply) -> tuple[pydantic.BaseModel | No
 
 
 def _json_of(text: str) -> str:
-    """The JSON of an answer: servers without structured output wrap it in a code block."""
-    opening, _, inside = text.strip().partition("\n")
-    if opening.rstrip() in ("```", "```json") and inside.endswith("```"):
-        text = inside.removesuffix("```")
-    return _ESCAPE.sub(_whole_sign, text)
+    return _ESCAPE.sub(_whole_sign, json_of(text))
 
 
 def _put_again(request: Request, reply: Reply, fault: str) -> Request:
@@ -120,6 +117,6 @@ def _put_again(request: Request, reply: Reply, fault: str) -> Request:
     if "cut off" in fault:
         wish += ", and keep it much shorter"
     if request.schema:
-        wish += f", with nothing but JSON of this schema: {schema_json(request.schema)}"
+        wish += f", with {json_wish(request)}"
     messages = (*request.messages, ("assistant", text), ("user", wish + "."))
     return dataclasses.replace(request, messages=messages)

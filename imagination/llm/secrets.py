@@ -6,6 +6,7 @@ is sent to that host and written nowhere.
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import os
 import re
@@ -15,12 +16,48 @@ from urllib.parse import urlsplit
 
 from imagination.llm.requests import LLMError
 
-KEY_VARIABLE = "ANTHROPIC_API_KEY"
-ADDRESS_VARIABLE = "ANTHROPIC_BASE_URL"
-OFFICIAL_ADDRESS = "https://api.anthropic.com"
-# What the libraries that we call take from the environment and send in a header.
-_SENT = (KEY_VARIABLE, "ANTHROPIC_AUTH_TOKEN")
-_SECRETS = (*_SENT, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """Variables of one wire format, and the company it is of.
+
+    Attributes:
+        key: Variable of the key.
+        sent: Variables that its library sends in a header, the key's among them.
+        address: Variable of the address.
+        official: The company's own address.
+        hosts: The company's hosts, which take no call without a key.
+    """
+
+    key: str
+    sent: tuple[str, ...]
+    address: str
+    official: str
+    hosts: tuple[str, ...]
+
+
+_ENVIRONMENTS = {
+    "messages": Environment(
+        "ANTHROPIC_API_KEY",
+        ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
+        "ANTHROPIC_BASE_URL",
+        "https://api.anthropic.com",
+        ("anthropic.com", "claude.com"),
+    ),
+    "chat_completions": Environment(
+        "OPENAI_API_KEY",
+        ("OPENAI_API_KEY",),
+        "OPENAI_BASE_URL",
+        "https://api.openai.com/v1",
+        ("openai.com",),
+    ),
+}
+APIS = tuple(_ENVIRONMENTS)  # wire formats; the first is the default
+
+_SECRETS = (
+    *(variable for each in _ENVIRONMENTS.values() for variable in each.sent),
+    *("OPENAI_ADMIN_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"),
+)
 
 # Shorter keys, as local servers take them ("ollama"), are ordinary words in an answer.
 _SHORTEST_SECRET = 16
@@ -28,9 +65,14 @@ _SHORTEST_SECRET = 16
 _PASSWORD = re.compile(r"(\w://)[^/?#\s'\"]*@")
 
 
-def check_keys() -> None:
+def environment_of(api: str) -> Environment:
+    """Variables of a wire format."""
+    return _ENVIRONMENTS[api]
+
+
+def check_keys(api: str = APIS[0]) -> None:
     """Raises `LLMError`, which does not show it, for a key that no service can have given out."""
-    for variable in _SENT:
+    for variable in _ENVIRONMENTS[api].sent:
         key = os.environ.get(variable, "").strip()
         for place, character in enumerate(key):
             if not "!" <= character <= "~":
@@ -63,15 +105,17 @@ def without_secrets(text: str, *keys: str) -> str:
     return without_password(text)
 
 
-def address_of(base_url: str) -> str:
+def address_of(base_url: str, api: str = APIS[0]) -> str:
     """Address that calls go to: `base_url`, else the environment's, else the official one."""
-    return base_url or os.environ.get(ADDRESS_VARIABLE, "") or OFFICIAL_ADDRESS
+    environment = _ENVIRONMENTS[api]
+    return base_url or os.environ.get(environment.address, "") or environment.official
 
 
-def sends_key_in_the_open(address: str) -> bool:
+def sends_key_in_the_open(address: str, api: str = APIS[0]) -> bool:
     """True if a key, or a password in the address, goes unencrypted to another machine."""
     parts = urlsplit(address)
-    has_secret = parts.password or any(os.environ.get(variable, "").strip() for variable in _SENT)
+    keys = (os.environ.get(variable, "").strip() for variable in _ENVIRONMENTS[api].sent)
+    has_secret = parts.password or any(keys)
     return parts.scheme.lower() == "http" and bool(has_secret) and not _is_loopback(parts.hostname)
 
 

@@ -15,7 +15,7 @@ from llm_questions import KEY, Line, request, requests
 from imagination.dialogue import Dialogue, Turn, json_line
 from imagination.llm import Answer, Client, Failure, LLMConfig, LLMError
 from imagination.llm.batches import Batches
-from imagination.llm.transport import Transport
+from imagination.llm.transports.messages import MessagesTransport
 
 CONFIG = LLMConfig(
     model="small",
@@ -50,9 +50,9 @@ def message(text: str = json.dumps(ANSWER), **fields):
 
 
 @functools.cache
-def transport_of_all() -> Transport:
+def transport_of_all() -> MessagesTransport:
     """The SDK takes a tenth of a second to make a client."""
-    return Transport(CONFIG)
+    return MessagesTransport(CONFIG)
 
 
 class Service:

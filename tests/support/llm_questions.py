@@ -28,8 +28,8 @@ class Line(pydantic.BaseModel):
 
 def answer(body):
     """The words of the first question, as JSON where the body asks for it."""
-    words = body["messages"][0]["content"]
-    if "output_config" not in body:
+    words = next(each["content"] for each in body["messages"] if each["role"] == "user")
+    if "output_config" not in body and "response_format" not in body:
         return f"You said: {words}"
     return json.dumps({"text": words, "length": len(words)})
 
@@ -38,6 +38,11 @@ def config(server, **settings):
     prices = {"price_input": 3.0, "price_output": 15.0, "price_cache_read": 0.3}
     defaults = {"model": "small", "batch_poll": 0.05, "timeout": 10.0, **prices}
     return LLMConfig(**{**defaults, "base_url": server.url, **settings})
+
+
+def chat_config(server, **settings):
+    chat = {"api": "chat_completions", "base_url": f"{server.url}/v1"}
+    return config(server, **{**chat, **settings})
 
 
 def request(words="hello", schema=Line, **fields):

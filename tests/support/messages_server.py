@@ -1,10 +1,11 @@
-"""`MessagesServer`: a small Messages API on loopback, with faults on demand.
+"""`MessagesServer`: a small service on loopback, with faults on demand.
 
     with MessagesServer(answer, faults={"429": 0.02, "cut": 0.02}, seed=0) as server:
         ...  # base_url = server.url
     server.answered  # Counter: how often each distinct body was answered (and would be paid for)
 
-`answer(body) -> str` writes the words; the server does the rest. It runs in a thread of its own.
+`answer(body) -> str` writes the words; the server does the rest: the Messages API, Message Batches
+and, at `server.url + "/v1"`, chat completions. It runs in a thread of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ BATCH_FAULTS = ("errored", "expired", "canceled", "duplicate", "missing", *ANSWE
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One POST /v1/messages, as it arrived."""
+    """One POST of a question, as it arrived."""
 
     body: dict[str, Any]
     headers: dict[str, str]
@@ -70,7 +71,7 @@ class Batch:
 
 
 class MessagesServer:
-    """Serves POST /v1/messages and Message Batches.
+    """Serves POST /v1/messages, Message Batches and POST /v1/chat/completions.
 
     Args:
         answer: Writes the answer to a body. With structured output it must be the JSON.
@@ -88,9 +89,10 @@ class MessagesServer:
         echo_key: 401 repeats the key that it got, as careless servers do.
 
     Attributes:
-        calls: Every call of POST /v1/messages.
+        calls: Every call with a question.
         answered: How often each body (by `body_hash`) got an answer that would be paid for, batches
-            included; cut connections are not in it.
+            included; cut connections are not in it. One of no use is an entry of its own, as the
+            same body may be sent for another sample.
         peak_in_flight: Most calls that waited for their answer at one time.
         batches: All batches, in the order of their creation.
     """
@@ -201,7 +203,9 @@ class MessagesServer:
     ) -> tuple[int, bytes, dict[str, str], bool]:
         parts = path.strip("/").split("/")
         if method == "POST" and parts == ["v1", "messages"]:
-            return await self._message(headers, body)
+            return await self._message(headers, body, self._answer)
+        if method == "POST" and parts == ["v1", "chat", "completions"]:
+            return await self._message(headers, body, self._completion)
         if parts[:3] == ["v1", "messages", "batches"]:
             if method == "POST":
                 return self._create_batch(body)
@@ -216,7 +220,10 @@ class MessagesServer:
     # Messages
 
     async def _message(
-        self, headers: dict[str, str], body: dict[str, Any]
+        self,
+        headers: dict[str, str],
+        body: dict[str, Any],
+        answer: Callable[[dict[str, Any], str], dict[str, Any]],
     ) -> tuple[int, bytes, dict[str, str], bool]:
         fault = self._fault(self.schedule, self.faults)
         call = Call(body, headers, fault)
@@ -235,14 +242,14 @@ class MessagesServer:
             extra["retry-after-ms"] = str(self.retry_after_ms)
             return status, content, extra, cut
         if fault == "shape":
-            return _json(200, {"choices": [{"text": "hello"}]})
+            return _json(200, {"choices": [], "content": [{"text": "hello"}]})
         if fault == "html":
             page = b"<html><body>Welcome to this router</body></html>"
             return 200, page, {"content-type": "text/html"}, False
-        response = _json(200, self._answer(body, fault))
+        response = _json(200, answer(body, fault))
         if fault == "cut":
             return (*response[:3], True)
-        self.answered[body_hash(body)] += 1
+        self._count(body, fault)
         return response
 
     def _answer(self, body: dict[str, Any], fault: str) -> dict[str, Any]:
@@ -266,10 +273,37 @@ class MessagesServer:
             "usage": self._usage(body, text),
         }
 
+    def _completion(self, body: dict[str, Any], fault: str) -> dict[str, Any]:
+        message = self._answer(body, fault)
+        text = "".join(block["text"] for block in message["content"])
+        reasons = {"end_turn": "stop", "max_tokens": "length", "refusal": "content_filter"}
+        usage = message["usage"]
+        cached = usage["cache_read_input_tokens"]
+        return {
+            "id": f"chatcmpl-{len(self.calls)}",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text or None},
+                    "finish_reason": reasons[message["stop_reason"]],
+                }
+            ],
+            "usage": {
+                "prompt_tokens": usage["input_tokens"] + cached,
+                "completion_tokens": usage["output_tokens"],
+                "prompt_tokens_details": {"cached_tokens": cached},
+            },
+        }
+
     def _usage(self, body: dict[str, Any], text: str) -> dict[str, int]:
         """Four characters a token; a prefix seen before is read from the prompt cache."""
-        prefix = json.dumps(body.get("system", ""))
-        words = sum(len(message["content"]) for message in body["messages"])
+        asked = [message for message in body["messages"] if message["role"] != "system"]
+        system = [message for message in body["messages"] if message not in asked]
+        prefix = json.dumps(body.get("system", system))
+        words = sum(len(message["content"]) for message in asked)
         is_known = prefix in self._prefixes
         self._prefixes.add(prefix)
         return {
@@ -278,6 +312,10 @@ class MessagesServer:
             "cache_read_input_tokens": len(prefix) // 4 if is_known else 0,
             "cache_creation_input_tokens": 0 if is_known else len(prefix) // 4,
         }
+
+    def _count(self, body: dict[str, Any], fault: str) -> None:
+        unusable = f" {len(self.answered)}" if fault in ANSWER_FAULTS else ""
+        self.answered[body_hash(body) + unusable] += 1
 
     def _fault(self, schedule: collections.deque[str], faults: Mapping[str, float]) -> str:
         if schedule:
@@ -307,7 +345,7 @@ class MessagesServer:
             elif entry_fault not in ("expired", "canceled"):
                 message = self._answer(entry["params"], entry_fault)
                 result = {"type": "succeeded", "message": message}
-                self.answered[body_hash(entry["params"])] += 1
+                self._count(entry["params"], entry_fault)
             line = {"custom_id": entry["custom_id"], "result": result}
             results += [line, line] if entry_fault == "duplicate" else [line]
         self._random.shuffle(results)

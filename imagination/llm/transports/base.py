@@ -1,0 +1,357 @@
+"""`Transport`: an SDK, its errors in our words, and the key kept out of all of them.
+
+What fails on the way (408, 409, 429, 5xx, a broken connection) is sent again here, with back-off,
+jitter and retry-after honoured, and not by the SDK: that would send a question again at once on
+which a slow server is still computing. What fails afterwards ends as one of two errors:
+`NotDelivered` sets one request aside, `LLMError` stops the run.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import random
+import types
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from imagination.checks import without_surrogates
+from imagination.llm.config import LLMConfig
+from imagination.llm.requests import LLMError, NotDelivered, Request
+from imagination.llm.secrets import (
+    address_of,
+    check_keys,
+    environment_of,
+    problem_of_address,
+    without_password,
+    without_secrets,
+)
+from imagination.llm.structured import has_form, json_wish
+from imagination.plain_data import parse_json
+
+PLACEHOLDER_KEY = "no-key-is-set"
+
+# So many calls in a row that failed for good, with no answer in between: the service is down.
+_GIVEN_UP_IN_A_ROW = 8
+# A server that was too slow is given the time to come to an end, then asked once more.
+_MOST_TIMEOUTS = 1
+_LONGEST_RETRY_AFTER = 60.0  # seconds; who says more is asked after the usual back-off
+
+logger = logging.getLogger(__name__)
+
+
+class Transport(abc.ABC):
+    """Calls to one service in one wire format.
+
+    Args:
+        config: The model, the address and the limits.
+        library: The SDK's module. Both SDKs have the same classes of errors.
+
+    Attributes:
+        sdk: The SDK's client; set by the subclass.
+        key: The API key that is sent, or a placeholder for servers that need none.
+        address: Where the calls go, for messages: without a password that stands in it.
+
+    Raises:
+        LLMError: No key where one is needed, or one that cannot be; no address.
+    """
+
+    name: ClassVar[str]  # of the wire format, for messages
+    dialects: ClassVar[int]  # forms of a schema, the tightest first
+
+    def __init__(self, config: LLMConfig, library: types.ModuleType):
+        self.config = config
+        self._library = library
+        self._environment = environment_of(config.api)
+        check_keys(config.api)
+        self.full_address = address_of(config.base_url, config.api)
+        self.address = without_password(self.full_address)
+        if problem := problem_of_address(self.full_address):
+            raise LLMError(f"The address of the LLM, {self.address!r}, {problem}.")
+        self.key = self._find_key()
+        self.sdk: Any = None
+        self._was_reached = False
+        self._given_up_in_a_row = 0
+        self._dialect = 0  # `dialects` = none is accepted
+        self._explained = False
+        # The official services hold to schemas, so nobody has to wait for the first answer there.
+        self._is_checked = self.is_official
+        self._first = asyncio.Lock()
+
+    # What a wire format is
+
+    @abc.abstractmethod
+    def _body(self, request: Request, system: str, dialect: int | None) -> dict[str, Any]:
+        """The body of a call; `dialect` None = the schema is not sent."""
+
+    @abc.abstractmethod
+    async def _create(self, body: Mapping[str, Any]) -> Any:
+        """Sends one call by the SDK; returns its raw response."""
+
+    @abc.abstractmethod
+    def _read(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """`text`, `stop_reason`, `model` and `usage`, in the words of the Messages API.
+
+        Raises:
+            KeyError, TypeError, ValueError, IndexError: It is no message of this format.
+        """
+
+    # Calls
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """The body of the call that asks a request, with its schema as this server takes it.
+
+        Raises:
+            LLMError: A schema that structured output cannot express.
+        """
+        system = without_surrogates(request.system)
+        if request.schema and self._explained:
+            system = f"{system}\n\nAnswer with {json_wish(request)}".lstrip()
+        sends_schema = request.schema is not None and self._dialect < self.dialects
+        return self._body(request, system, self._dialect if sends_schema else None)
+
+    def chat(self, request: Request) -> list[dict[str, str]]:
+        """The messages of a request as both wire formats have them."""
+        return [
+            {"role": role, "content": without_surrogates(content)}
+            for role, content in request.messages
+        ]
+
+    @contextlib.asynccontextmanager
+    async def turn_of(self, request: Request) -> AsyncIterator[None]:
+        """Lets the first request with a schema go alone: its answer tells how to put the rest."""
+        if request.schema is not None and not self._is_checked:
+            async with self._first:
+                if not self._is_checked:
+                    yield
+                    return
+        yield
+
+    async def ask(self, request: Request) -> tuple[dict[str, Any], int]:
+        """Asks one request by a call of its own.
+
+        A server that refuses a schema before it has held to any is asked with a simpler one, in
+        the end with none but in words.
+
+        Returns:
+            The message (see `read_message`), and how often it had to be sent again.
+
+        Raises:
+            NotDelivered: It failed on the way, or something else than a message came back.
+            LLMError: The caller's fault, or a service that never answered.
+        """
+        retries = 0
+        while True:
+            try:
+                message, again = await self._send(self.body(request))
+                return message, retries + again
+            except self._library.APIStatusError as error:
+                if not self._takes_simpler_schema(error, request):
+                    raise self._of_status(error) from None
+            retries += 1
+
+    def read_message(self, content: bytes | Mapping[str, Any]) -> dict[str, Any]:
+        """Returns `text`, `stop_reason`, `model` and `usage` of a message.
+
+        The words are those of the Messages API in every format: `max_tokens` and `refusal` among
+        the reasons, `input_tokens`, `output_tokens` and `cache_read_input_tokens` in the usage.
+
+        Raises:
+            NotDelivered: It is no message.
+        """
+        try:
+            is_raw = isinstance(content, bytes)
+            read = self._read(parse_json(content, "", ValueError) if is_raw else dict(content))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            shown = content if isinstance(content, bytes) else json.dumps(content).encode()
+            raise NotDelivered(
+                f"something that is not an answer of {self.name} came back: "
+                + self.redact(repr(shown[:200].decode(errors="replace")))
+            ) from None
+        self._was_reached, self._given_up_in_a_row = True, 0
+        return {
+            "text": self.redact(read["text"]),
+            "stop_reason": str(read["stop_reason"] or ""),
+            "model": str(read["model"] or self.config.model),
+            "usage": read["usage"] if isinstance(read["usage"], dict) else {},
+        }
+
+    def saw(self, request: Request, message: Mapping[str, Any]) -> None:
+        """Takes a message as evidence of what the server does with schemas.
+
+        Where the first answer is not of the schema's form, or a later one no JSON at all, the
+        schema goes into the prompt from then on, in words.
+        """
+        text, reason = message["text"], message["stop_reason"]
+        if request.schema is None or not text.strip() or reason == "refusal":
+            return
+        is_whole = reason != "max_tokens" and not self._is_checked
+        self._is_checked = True
+        if self._explained or has_form(text, request, is_whole):
+            return
+        self._explain(f"answered {request.step!r} in another form than its schema")
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turns what the SDK raises into `NotDelivered` or `LLMError`, without the key."""
+        try:
+            yield
+        except self._library.APIStatusError as error:
+            raise self._of_status(error) from None
+        except self._library.APIConnectionError as error:
+            cause = f" ({error.__cause__})" if str(error.__cause__ or "") else ""
+            raise self._given_up(self.redact(f"{error}{cause}")) from None
+        except self._sdk_error as error:
+            raise LLMError(self.redact(f"The call to {self.address} failed: {error}")) from None
+
+    def redact(self, text: str) -> str:
+        """The text without the key."""
+        return without_secrets(text, self.key)
+
+    async def close(self) -> None:
+        await self.sdk.close()
+
+    @property
+    def is_official(self) -> bool:
+        """True where the calls go to the company that the wire format is of."""
+        host = urlsplit(self.full_address).hostname or ""
+        return any(host == own or host.endswith(f".{own}") for own in self._environment.hosts)
+
+    async def _send(self, body: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        """As `ask`; a refusal of the call is raised as the SDK has it."""
+        retries = odd = timeouts = 0
+        while True:
+            try:
+                with self._other_errors():
+                    raw = await self._create(body)
+            except self._library.APIStatusError as error:
+                last = retries >= self.config.max_retries or not is_temporary(error)
+                if last:
+                    if is_temporary(error):
+                        raise self._of_status(error) from None
+                    raise
+                await asyncio.sleep(retry_delay(retries, error))
+            except self._library.APITimeoutError:
+                timeouts += 1
+                if timeouts > min(_MOST_TIMEOUTS, self.config.max_retries):
+                    raise self._given_up(self._too_slow(timeouts)) from None
+                await asyncio.sleep(self.config.timeout)
+            except self._library.APIConnectionError as error:
+                if retries >= self.config.max_retries:
+                    with self.errors():
+                        raise
+                await asyncio.sleep(retry_delay(retries, error))
+            else:
+                try:
+                    return self.read_message(raw.http_response.content), retries
+                except NotDelivered as error:
+                    odd += 1
+                    if odd > self.config.max_asks:
+                        raise self._given_up(str(error)) from None
+                await asyncio.sleep(0.1 * 2**odd)
+            retries += 1
+
+    @contextlib.contextmanager
+    def _other_errors(self) -> Iterator[None]:
+        """Turns what is neither a status nor a connection into `LLMError`."""
+        try:
+            yield
+        except (self._library.APIStatusError, self._library.APIConnectionError):
+            raise
+        except self._sdk_error as error:
+            raise LLMError(self.redact(f"The call to {self.address} failed: {error}")) from None
+
+    @property
+    def _sdk_error(self) -> type[Exception]:
+        """The base of all that the SDK raises."""
+        return self._library.APIError.__base__
+
+    def _too_slow(self, times: int) -> str:
+        return (
+            f"no answer within {self.config.timeout:g} s"
+            f"{', twice' if times > 1 else ''}; raise timeout, or lower max_in_flight, for a slow "
+            "server"
+        )
+
+    def _takes_simpler_schema(self, error: Any, request: Request) -> bool:
+        """True if the call may be repeated with a simpler schema, or with one in words."""
+        if self._is_checked or request.schema is None or error.status_code not in (400, 422):
+            return False
+        if self._dialect >= self.dialects:
+            return False
+        self._dialect += 1
+        if self._dialect == self.dialects:
+            said = self.redact(str(getattr(error, "api_message", "") or error))[:200]
+            self._explain(f"does not take a schema ({said})")
+        return True
+
+    def _explain(self, what: str) -> None:
+        self._explained = True
+        logger.warning(
+            "%s %s; from now on the schema goes into the prompt, in words", self.address, what
+        )
+
+    def _of_status(self, error: Any) -> Exception:
+        status = error.status_code
+        said = getattr(error, "api_message", None) or str(error)
+        said = self.redact(f"status {status}: {said[:500]}")
+        if is_temporary(error):
+            return self._given_up(said)
+        variable = self._environment.key
+        advice = {
+            400: f"Check the model {self.config.model!r}, max_tokens and the length of the prompt",
+            401: f"Set the environment variable {variable} to a valid key",
+            402: "Check the billing of the account that the key belongs to",
+            403: f"The key in {variable} may not do this; use another, or another model",
+            404: f"Is there a model {self.config.model!r}, and does {self.address} speak "
+            f"{self.name}? Set model, base_url or api",
+            413: "The request is too large; shorten the prompt or ask for less at once",
+        }.get(status, "Check the model, base_url and the request")
+        return LLMError(f"{self.address} did not accept the call ({said}). {advice}.")
+
+    def _given_up(self, reason: str) -> Exception:
+        """`NotDelivered`, or `LLMError` where the next call would fare no better."""
+        self._given_up_in_a_row += 1
+        if not self._was_reached:
+            return LLMError(
+                f"{self.address} gave no answer: {reason}. Is base_url right, and does the server "
+                f"speak {self.name} (api)?"
+            )
+        if self._given_up_in_a_row >= _GIVEN_UP_IN_A_ROW:
+            return LLMError(
+                f"{self.address} has stopped answering: {reason}. Run again later; the run goes "
+                "on where it was."
+            )
+        return NotDelivered(reason)
+
+    def _find_key(self) -> str:
+        key = os.environ.get(self._environment.key, "").strip()
+        if not key and self.is_official:
+            raise LLMError(
+                f"No API key: set the environment variable {self._environment.key}, or give the "
+                "base_url of a server that needs none."
+            )
+        return key or PLACEHOLDER_KEY
+
+
+def is_temporary(error: Any) -> bool:
+    """True where the same call may be accepted later."""
+    return error.status_code in (408, 409, 429) or error.status_code >= 500
+
+
+def retry_delay(attempt: int, error: Exception) -> float:
+    """Seconds to wait: what the service says, else back-off with jitter."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            said = float(headers[name]) * unit
+        except (KeyError, ValueError, TypeError):
+            continue
+        if 0 <= said <= _LONGEST_RETRY_AFTER:
+            return said
+    return min(0.5 * 2**attempt, 8.0) * random.uniform(0.75, 1.0)
