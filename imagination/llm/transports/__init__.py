@@ -11,7 +11,7 @@ from imagination.llm.transports.base import Transport
 
 
 def open_transport(config: LLMConfig) -> Transport:
-    """The transport of `config.api`.
+    """Makes the transport of the wire format that the config names.
 
     Raises:
         LLMError: The SDK is not installed; no key where one is needed, or one that cannot be; no
