@@ -17,6 +17,7 @@ from experiments.build import Experiment, build, errors_of
 from experiments.config import TASK_FIELDS, ConfigError, LLMOverride, WorldHindsightConfig
 from experiments.methods import TrainedMethod, in_order
 from experiments.metrics import check_backends
+from experiments.provenance import accelerators
 from ilql_jax.methods import MethodError
 from ilql_jax.models import ModelConfig
 from ilql_jax.models.hugging_face.read import check_tensors
@@ -27,7 +28,6 @@ from imagination.agents.prompted import check_acts
 from imagination.hindsight.llm import LLMHindsightConfig
 
 MOST_UNLIMITED = 2000  # dialogues that an LLM is asked for without a limit on their cost
-ACCELERATORS = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd")  # in /dev
 MOST_OF_A_DEVICE, MOST_DEVICES = 300 * 10**9, 100_000  # bytes of memory; of a cluster
 FEWEST_TOKENS = 260  # bytes and markers, which every BPE trained here has
 
@@ -148,8 +148,7 @@ def _most_memory(experiment: Experiment) -> int:
     sizes = [mesh.data, mesh.fsdp, mesh.tensor]
     if -1 in sizes or experiment.machine.coordinator:
         return max(here, MOST_OF_A_DEVICE * MOST_DEVICES)
-    has_accelerators = any(list(Path("/dev").glob(kind)) for kind in ACCELERATORS)
-    return max(here, MOST_OF_A_DEVICE * math.prod(sizes)) if has_accelerators else here
+    return max(here, MOST_OF_A_DEVICE * math.prod(sizes)) if accelerators() else here
 
 
 def _check_imagination(experiment: Experiment, config: ConfigDict) -> None:

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import command_line, interrupts
+from experiments import command_line, interrupts, provenance
 from experiments.build import Experiment, build, errors_of
 from experiments.checks import check
 from experiments.command_line import CommandLine, Variants
@@ -290,4 +290,6 @@ def _run_stage(stage: str, experiment: Experiment, folder: RunFolder, console: C
         evaluate.run(experiment, folder, console)
     else:
         report.run(folder, console)
-    console.print(f"[dim]{stage}: {time.monotonic() - start:.0f} s[/dim]")
+    seconds = time.monotonic() - start
+    provenance.record(folder.sessions, provenance.session(stage, sys.argv, seconds))
+    console.print(f"[dim]{stage}: {seconds:.0f} s[/dim]")

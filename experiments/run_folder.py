@@ -117,6 +117,11 @@ class RunFolder:
         return self.path / "conversations.jsonl"
 
     @property
+    def sessions(self) -> Path:
+        """By which command, code and machine each stage was made."""
+        return self.path / "sessions.jsonl"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

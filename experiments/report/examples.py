@@ -55,6 +55,36 @@ def pick_examples(
     ]
 
 
+# Methods that imitate their data, the plainest first: what the focus is shown beside.
+_IMITATING = ("bc", "fbc")
+
+
+def pick_pair(
+    conversations: Sequence[Dialogue], success_reward: float, looks: Mapping[str, Look]
+) -> Example | None:
+    """Picks the episode in which the focus and an agent that imitates differ most, for its top.
+
+    Returns:
+        The example with these two alone, the one that imitates on the left; None where there is no
+        other method, or no episode that both were rated in.
+    """
+    episodes = _by_episode(conversations)
+    methods = ordered({method for group in episodes.values() for method in group})
+    focus = wording.main_method(methods) or next(iter(methods), None)
+    others = [name for name in (*_IMITATING, _rival(focus, conversations)) if name in methods]
+    other = next((name for name in others if name != focus), None)
+    if other is None:
+        return None
+    gap, gap_in_words = _gap(focus, other, looks)
+    gaps = {episode: gap(group) for episode, group in episodes.items()}
+    known = {episode: each for episode, each in gaps.items() if each is not None}
+    if not known:
+        return None
+    widest = max(known, key=lambda episode: (abs(known[episode]), -episode[1]))
+    why = f"the episode with the widest {gap_in_words}"
+    return _example(widest, why, episodes[widest], (other, focus), success_reward, looks)
+
+
 def _rival(focus: str, conversations: Sequence[Dialogue]) -> str | None:
     """The other method of the highest mean reward; None where there is no other."""
     rewards: dict[str, list[float]] = {}

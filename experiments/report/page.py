@@ -15,6 +15,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from experiments import provenance
 from experiments.evaluation.summary import Evaluation, Heldout, HumanPlayer, PredictionPoint
 from experiments.files import write_atomically
 from experiments.looks import ordered
@@ -62,10 +63,11 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
     environment.filters |= {"typeset": _typeset, "words": _words, "capital": _capital}
     looks = run.looks
     colors = style.palette(looks)
-    rule, shown, shown_tables = "", [], []
+    rule, shown, shown_tables, pair = "", [], [], None
     if run.evaluation is not None:
         bar = run.evaluation.success_reward
         rule, shown = examples.pick_examples(run.conversations, bar, looks)
+        pair = examples.pick_pair(run.conversations, bar, looks)
         shown_tables += tables.result_tables(run.evaluation)
     if run.heldout is not None:
         shown_tables += tables.heldout_tables(run.heldout)
@@ -78,6 +80,7 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
         verdict_words=VERDICT_WORDS,
         tables=shown_tables,
         figures=[(each, _svg(each, colors)) for each in drawn],
+        pair=pair,
         rule=rule,
         examples=shown,
         hindsight=hindsight.section(run.hindsight),
@@ -86,6 +89,7 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
         tests=_tests(run.evaluation),
         number=wording.number,
         facts=_facts(run),
+        sessions=provenance.together(run.sessions),
         config=run.config,
     )
 

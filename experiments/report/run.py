@@ -11,6 +11,7 @@ from experiments.evaluation.summary import Evaluation, Heldout
 from experiments.hindsight_records import Hindsight, read_hindsight
 from experiments.looks import Look, look_of
 from experiments.metrics import read_log
+from experiments.provenance import Session, read_sessions
 from experiments.run_folder import RunFolder
 from imagination.dialogue import Dialogue, read_dialogues
 
@@ -29,6 +30,7 @@ class Run:
         metrics: (method, seed) -> records of the training's log.
         config: Text of config.yaml.
         hindsight: Rounds of hindsight.
+        sessions: By which command, code and machine the stages were made.
     """
 
     evaluation: Evaluation | None
@@ -38,6 +40,7 @@ class Run:
     metrics: Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
     config: str
     hindsight: Hindsight | None = None
+    sessions: Sequence[Session] = ()
 
     @property
     def task(self) -> str:
@@ -86,6 +89,7 @@ def read_run(path: Path) -> Run:
         metrics=_metrics(path / "metrics"),
         config=config.read_text(encoding="utf-8") if config.exists() else "",
         hindsight=read_hindsight(path, dialogues),
+        sessions=read_sessions(folder.sessions),
     )
 
 

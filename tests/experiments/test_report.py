@@ -14,9 +14,11 @@ import matplotlib
 import pytest
 from evaluations import comparison, conversation
 
+from experiments import provenance
 from experiments.evaluation.typed_json import ResultsError
 from experiments.looks import look_of
 from experiments.metrics import LoggingConfig, open_logger
+from experiments.provenance import Session
 from experiments.report import examples, page
 from experiments.report.figures import conversations, drawn, scores, style
 from experiments.report.figures.training import learning_curves
@@ -78,6 +80,8 @@ def write_run(folder: Path) -> None:
         with log_file(folder, seed).open("a") as file:
             file.write('{"step": 20, "lo')
     (folder / "config.yaml").write_text(f"name: '{SCRIPT}'\n")
+    made = Session("train", f"python {SCRIPT}", "0123abcd", "jax 1", "2 cores", "2026-11-28", 61.0)
+    provenance.record(folder / "sessions.jsonl", made)
 
 
 def log_file(folder: Path, seed: int) -> Path:
@@ -112,7 +116,7 @@ def page_of(folder: Path, **results) -> str:
 
 
 def test_every_section_and_figure_is_there(run_folder, shown):
-    for section in ("results", "figures", "conversations", "data", "method", "config"):
+    for section in ("results", "figures", "conversations", "data", "method", "made", "config"):
         assert f'<h2 id="{section}">' in shown
     files = {path.stem for path in (run_folder / "figures").glob("*.png")}
     assert files == set(drawn.CAPTIONS) - {"hindsight"}
@@ -154,6 +158,30 @@ def test_every_colour_of_a_figure_follows_light_and_dark(shown):
     for block in re.findall(r":root \{(.*?)\}", shown):
         assert used <= {*re.findall(r"--([\w-]+):", block), "c"}
     assert {"method-0", "method-1", "method-2", "method-3"} <= used
+
+
+def test_the_page_says_what_it_was_made_with(shown):
+    block = shown[shown.index('<h2 id="made">') :]
+    assert html.escape(f"python {SCRIPT}") in block
+    for fact in ("train 61 s", "0123abcd", "jax 1", "2 cores", "2026-11-28"):
+        assert f"<dd>{fact}</dd>" in block
+
+
+def test_two_conversations_side_by_side_stand_at_the_top(shown):
+    pair = shown[shown.index("One human, two agents") : shown.index('<h2 id="results">')]
+    assert re.findall(r"<header><b>(.*?)</b>", pair) == ["BC", "ILQL"]
+    assert "widest difference in rating, ILQL minus BC" in pair
+
+
+def test_a_pair_needs_somebody_to_differ_from():
+    looks = {name: look_of(name) for name in ("ilql", "mc")}
+    talks = [conversation("ilql", episode, 3.0 + episode) for episode in range(3)]
+    assert examples.pick_pair(talks, 4.0, looks) is None
+    others = [conversation("mc", episode, 3.0) for episode in range(2)]
+    pair = examples.pick_pair([*talks, *others], 4.0, looks)
+    assert pair.episode == 1 and [each["method"] for each in pair.columns] == ["mc", "ilql"]
+    unrated = [conversation("mc", 0, None)]
+    assert examples.pick_pair([*talks, *unrated], 4.0, looks) is None
 
 
 def test_a_win_and_a_loss_read_as_such(shown):

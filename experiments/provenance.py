@@ -1,0 +1,187 @@
+"""`Session`: the command, code, versions and machine that made a stage of a run; for the report.
+
+Each stage that did something adds a line to `sessions.jsonl`; nothing there shapes a result. Of
+paths outside of this repository only the last part is kept, and no name of a user or of a host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from imagination.llm.secrets import without_secrets
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+_ACCELERATORS = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd")  # in /dev
+
+_AT_ONCE = 0.5  # seconds of a stage that finds all its files
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """One stage of a run, as it was made.
+
+    Attributes:
+        stage: Its name.
+        command: Command line.
+        commit: Of the code, or its version where there is no repository.
+        versions: Of Python and the libraries.
+        machine: Processor, cores, memory and accelerators.
+        date: Day and minute of its end, UTC.
+        seconds: That it took in this process.
+    """
+
+    stage: str
+    command: str
+    commit: str
+    versions: str
+    machine: str
+    date: str
+    seconds: float
+
+
+def session(stage: str, arguments: Sequence[str], seconds: float) -> Session:
+    """The session of this process.
+
+    Args:
+        stage: That is done.
+        arguments: `sys.argv`.
+        seconds: That it took.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    date = now.strftime("%Y-%m-%d %H:%M UTC")
+    return Session(stage, command(arguments), commit(), versions(), machine(), date, seconds)
+
+
+def record(path: Path, made: Session) -> None:
+    """Adds a line to the sessions of a run, but for a stage that was done before."""
+    if made.seconds < _AT_ONCE:
+        return
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(dataclasses.asdict(made)) + "\n")
+
+
+def read_sessions(path: Path) -> list[Session]:
+    """The sessions of a run, in their order; lines that are damaged are left out."""
+    if not path.exists():
+        return []
+    sessions = []
+    names = {field.name for field in dataclasses.fields(Session)}
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            found = json.loads(line)
+            known = {name: str(found[name]) for name in names}
+            sessions.append(Session(**{**known, "seconds": float(found["seconds"])}))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+    return sessions
+
+
+def together(sessions: Sequence[Session]) -> list[tuple[Session, str, str]]:
+    """Sessions by command, code, versions and machine, in order of the first.
+
+    Returns:
+        Of each group the first session, its dates in words, and its stages with their seconds.
+    """
+    groups: dict[tuple[str, ...], list[Session]] = {}
+    for each in sessions:
+        key = (each.command, each.commit, each.versions, each.machine)
+        groups.setdefault(key, []).append(each)
+    shown = []
+    for group in groups.values():
+        dates = " to ".join(dict.fromkeys((group[0].date, group[-1].date)))
+        seconds: dict[str, float] = {}
+        for each in group:
+            seconds[each.stage] = seconds.get(each.stage, 0.0) + each.seconds
+        stages = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in seconds.items())
+        shown.append((group[0], dates, stages))
+    return shown
+
+
+def command(arguments: Sequence[str]) -> str:
+    """A command line as it can be shown: without folders outside of the repository and secrets."""
+    program, *words = arguments
+    shown = ["python", _shown_path(program), *map(_shown_word, words)]
+    return without_secrets(shlex.join(shown))
+
+
+def _shown_word(word: str) -> str:
+    option, sign, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return option + sign + ",".join(map(_shown_path, value.split(",")))
+
+
+def _shown_path(text: str) -> str:
+    path = Path(text)
+    if not path.is_absolute() and not text.startswith("~"):
+        return text
+    if path.is_relative_to(ROOT):
+        return str(path.relative_to(ROOT))
+    return f"…/{path.name}"
+
+
+def commit() -> str:
+    """Commit of the code, with a note where files were changed since; else its version."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == ROOT:
+            changed = git("status", "--porcelain", "--untracked-files=no")
+            return git("rev-parse", "--short=12", "HEAD") + (", changed since" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return f"version {_version('ilql-jax')}"
+
+
+def versions() -> str:
+    """Versions of Python and the libraries."""
+    libraries = (f"{name} {_version(name)}" for name in PACKAGES)
+    return ", ".join((f"Python {platform.python_version()}", *libraries))
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def machine() -> str:
+    """Processor, cores that this process may use, memory and accelerators."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    parts = [
+        f"{usable} of {os.cpu_count()} cores",
+        _processor(),
+        f"{memory / 1e9:.0f} GB of memory",
+    ]
+    if devices := accelerators():
+        parts.append(f"accelerators: {len(devices)}")
+    return ", ".join([*parts, platform.system()])
+
+
+def accelerators() -> list[Path]:
+    """Device files of accelerators, found without taking hold of one."""
+    return [path for kind in _ACCELERATORS for path in Path("/dev").glob(kind)]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
