@@ -15,7 +15,8 @@ import numpy as np
 from experiments.files import DAMAGE, read_json_object
 from experiments.report.wording import number
 from experiments.run_folder import RunError, RunFolder, is_for_training
-from imagination.dialogue import Dialogue, iterate_dialogues
+from ilql_jax.errors import shown
+from imagination.dialogue import Dialogue, iterate_dialogues, place_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,8 @@ def read_hindsight(path: Path, originals: Sequence[Dialogue]) -> Hindsight | Non
     rounds = []
     while (file := folder.hindsight_round(len(rounds) + 1)).exists():
         count = len(rounds) + 1
-        made = list(iterate_dialogues(file))
+        made = read_round(folder, count)
+        _check_parents(file, made, parents)
         own = [each for each in rejections if each["round"] == count]
         rounds.append(Round(count, parents, made, own))
         parents = {d.id: d for d in made}
@@ -95,6 +97,48 @@ def read_hindsight(path: Path, originals: Sequence[Dialogue]) -> Hindsight | Non
             "it again."
         ) from None
     return Hindsight(rounds, calibration)
+
+
+def read_round(folder: RunFolder, round_number: int) -> list[Dialogue]:
+    """The regenerated dialogues of a round.
+
+    Raises:
+        RunError: The first round has none, or one does not say what it was made from.
+        DialogueError: The file is damaged.
+    """
+    path = folder.hindsight_round(round_number)
+    dialogues = list(iterate_dialogues(path))
+    if not dialogues and round_number == 1:
+        raise RunError(f"{path} holds no dialogues any more. {_MADE_AGAIN}")
+    for index, each in enumerate(dialogues):
+        turn = each.source.get("turn")
+        if not isinstance(each.source.get("parent"), str) or not _is_agent_turn(each, turn):
+            raise RunError(
+                f"{place_of(path, index)}: source is {shown(each.source, 200)}, but must have the "
+                f"id of the dialogue that this was made from (parent) and a turn of the agent "
+                f"(turn). {_MADE_AGAIN}"
+            )
+    return dialogues
+
+
+_MADE_AGAIN = "Delete the file, and --stage=regenerate makes it again."
+
+
+def _check_parents(path: Path, made: Sequence[Dialogue], parents: Mapping[str, Dialogue]) -> None:
+    """Raises `RunError` for a dialogue that was made from none of these."""
+    for index, each in enumerate(made):
+        parent, turn = parents.get(each.source["parent"]), each.source["turn"]
+        if parent is None or not _is_agent_turn(parent, turn):
+            raise RunError(
+                f"{place_of(path, index)}: made from turn {turn} of {each.source['parent']!r}, "
+                f"which is no turn of the agent in a dialogue that was looked back on. "
+                f"{_MADE_AGAIN}"
+            )
+
+
+def _is_agent_turn(dialogue: Dialogue, turn: Any) -> bool:
+    is_place = type(turn) is int and 0 <= turn < len(dialogue.turns)
+    return is_place and dialogue.turns[turn].speaker == "agent"
 
 
 def read_calibration(folder: RunFolder) -> dict[str, Any]:

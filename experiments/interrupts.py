@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+CTRL_C, TERMINATED = (128 + number for number in _SIGNALS)  # exit statuses
 _TOLD = "Stopped. The same command goes on from here."
 
 
@@ -21,11 +22,11 @@ class Stop:
     """Cause of the end of this process, if it was stopped.
 
     Attributes:
-        status: Exit status: 130 for Ctrl-C, 143 for SIGTERM.
+        status: Exit status: `CTRL_C` or `TERMINATED`.
         told: The line was printed.
     """
 
-    status = 130
+    status = CTRL_C
     told = False
 
 
@@ -58,11 +59,11 @@ def noticed() -> Iterator[type[Stop]]:
         return
 
     def terminate(*_) -> None:
-        Stop.status = 143
+        Stop.status = TERMINATED
         signal.raise_signal(signal.SIGINT)
 
     before = [signal.getsignal(number) for number in _SIGNALS]
-    Stop.status, Stop.told = 130, False
+    Stop.status, Stop.told = CTRL_C, False
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, terminate)
     try:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from experiments.build import Experiment, Network
 from experiments.config import BatchConfig
-from experiments.hindsight_records import read_hindsight
+from experiments.hindsight_records import read_hindsight, read_round
 from experiments.networks import load_tokenizer
 from experiments.own_dialogues import PARTS
 from experiments.run_folder import RunError, RunFolder, is_for_training
@@ -26,7 +26,7 @@ from ilql_jax.batching import PackingConfig, packing_for
 from ilql_jax.models.hugging_face.read import find, read_config
 from ilql_jax.preferences import packing_for_pairs
 from imagination.chat_formats import LossOn
-from imagination.dialogue import Dialogue, iterate_dialogues, place_of, read_dialogues
+from imagination.dialogue import Dialogue, place_of, read_dialogues
 from imagination.tokenization import DialogueTokenizer
 
 CUT_OFF = 0.01  # share of utterances longer than an agent may speak that is worth telling
@@ -177,8 +177,8 @@ def regenerated(
     loss_on: LossOn = "agent",
 ) -> list[Trajectory]:
     """The dialogues of the first rounds of hindsight."""
-    files = (folder.hindsight_round(number) for number in range(1, rounds + 1))
-    dialogues = [d for file in files for d in iterate_dialogues(file) if is_for_training(d)]
+    made = (read_round(folder, number) for number in range(1, rounds + 1))
+    dialogues = [d for dialogues in made for d in dialogues if is_for_training(d)]
     return tokenizer.trajectories(dialogues, scale, loss_on)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import types
 import typing
 from collections.abc import Mapping
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.files import write_atomically
-from ilql_jax.errors import UserError
+from ilql_jax.errors import UserError, shown
+from imagination.checks import is_finite
 
 T = TypeVar("T")
 
@@ -57,6 +57,8 @@ def read(path: Path, cls: type[T], stage: str) -> T:
         ) from None
     except UnicodeDecodeError as error:
         raise ResultsError(f"{path}: not text ({error.reason}). {way_out}") from None
+    except (ValueError, RecursionError) as error:  # thousands of digits; lists in lists
+        raise ResultsError(f"{path}: cannot be read ({shown(error)}). {way_out}") from None
     try:
         _check_schema(content, cls)
         return _parsed(content, cls, ())
@@ -95,8 +97,8 @@ def _parsed(value: Any, hint: Any, place: tuple[str, ...]) -> Any:
         return _parsed_record(value, hint, place)
     if hint is float:
         number = _expect(value, (int, float), "a number", place)
-        if not math.isfinite(number):
-            raise _Problem(place, f"expected a finite number, not {number}")
+        if not is_finite(number):
+            raise _Problem(place, f"expected a finite number, not {shown(number)}")
         return float(number)
     if hint is Any:
         return value

@@ -7,6 +7,7 @@ import secrets
 from rich.console import Console
 from rich.markup import escape
 
+from experiments import interrupts
 from experiments.build import Experiment
 from experiments.networks import check_checkpoints, chosen_decoding, is_trained, load_agent
 from experiments.run_folder import RunError, RunFolder, Unit
@@ -43,6 +44,8 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
         try:
             text = console.input("[bold cyan]you:[/] ").strip()
         except (EOFError, KeyboardInterrupt):
+            if interrupts.Stop.status != interrupts.CTRL_C:
+                raise
             console.print()
             return
         if text in ("/quit", "/exit"):

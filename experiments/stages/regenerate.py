@@ -27,7 +27,7 @@ from experiments.files import DAMAGE, read_or_none, write_atomically
 from experiments.run_folder import RunError, RunFolder, is_for_training
 from experiments.tasks import load_task
 from experiments.terminal import progress_bars
-from imagination.dialogue import Dialogue, iterate_dialogues, read_dialogues
+from imagination.dialogue import Dialogue, read_dialogues
 from imagination.hindsight import Hindsight, calibrate, regenerate
 from imagination.simulation import load_world
 from imagination.task import Task
@@ -77,7 +77,7 @@ def _do_rounds(
             if not folder.hindsight_round(number).exists():
                 _do_round(experiment, folder, number, parents, task, hindsight, console)
             _journal(folder, number).unlink(missing_ok=True)
-            parents = list(iterate_dialogues(folder.hindsight_round(number)))
+            parents = hindsight_records.read_round(folder, number)
 
 
 def _to_look_back_on(folder: RunFolder) -> list[Dialogue]:

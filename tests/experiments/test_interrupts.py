@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 from in_process import SMALLEST
 
-from experiments import interrupts
+from experiments import interrupts, launch
+from experiments.parallel import run_units
 
 ROOT = Path(__file__).parents[2]
 TOLD = "Stopped. The same command goes on from here."
@@ -69,6 +71,24 @@ def test_ctrl_c_while_workers_train(tmp_path):
     assert found == 130
     assert lines[-1] == TOLD and lines.count(TOLD) == 1
     assert not [x for x in lines if "Traceback" in x or "leaked" in x or "Error" in x], lines
+
+
+def signals_its_parent(number: int, report) -> None:
+    """Work of a minute that has the process stopped which waits for it; with 0 it does not."""
+    if number:
+        os.kill(os.getppid(), number)
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_workers_work(number, status, capfd):
+    """Sent by one of them as it begins, while the other may still start."""
+    with pytest.raises(SystemExit) as ended, launch.told_errors() as console:
+        run_units(signals_its_parent, [(number,), (0,)], ["a", "b"], 2, console)
+    assert ended.value.code == status
+    assert not multiprocessing.active_children()
+    output = "".join(capfd.readouterr())
+    assert output.count(TOLD) == 1 and "Traceback" not in output and "Error" not in output
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 
 import evaluations
 import pytest
+from fuzzing import damaged_bytes, held, with_odd_value
 
 from experiments.evaluation.summary import (
     AgentPlayer,
@@ -87,6 +89,7 @@ ILQL = "population.average.methods.ilql"
         (f"{ILQL}.ci95", [1.0], f"field {ILQL}.ci95: expected 2 values, not 1"),
         (f"{ILQL}.trainings.0.seconds", None, f"{ILQL}.trainings.0.seconds: expected a number"),
         ("population.average.tests.1.p", float("nan"), "tests.1.p: expected a finite number"),
+        ("success_reward", 10**400, "success_reward: expected a finite number, not 1000"),
         ("population", [], "field population: expected an object"),
         ("schema", 99, "field schema: written with version 99 of the format, not 1"),
         ("schema", KeyError, "field schema: written with no version of the format, not 1"),
@@ -114,6 +117,22 @@ def test_a_foreign_file_is_refused(tmp_path, text, problem):
     path.write_text(text)
     with pytest.raises(ResultsError, match=problem):
         Evaluation.read(path)
+
+
+@pytest.mark.parametrize("kind", [Heldout, Evaluation])
+def test_damaged_results_are_told_with_the_file_or_read(tmp_path, kind):
+    path = tmp_path / "results.json"
+    written = evaluations.heldout() if kind is Heldout else full_evaluation()
+    written.write(path)
+    content = path.read_bytes()
+    for seed in range(60):
+        rng = random.Random(seed)
+        if rng.random() < 0.7:
+            path.write_bytes(with_odd_value(rng, json.loads(content)).encode(errors="replace"))
+        else:
+            path.write_bytes(damaged_bytes(rng, content))
+        with held("run folders", f"{kind.__name__} {seed}", names=str(path)):
+            kind.read(path)
 
 
 def test_a_number_that_is_none_cannot_be_written(tmp_path):

@@ -3,9 +3,9 @@
 import dataclasses
 import random
 import sys
-from pathlib import Path
 
 import pytest
+from coffee import COFFEE, coffee_file
 from fuzzing import held
 
 from imagination.simulation import BehaviourAgent, SimulatedHuman, load_world, sample_conversations
@@ -14,15 +14,10 @@ from imagination.simulation.validation import MOST_SOLVED_TURNS, validate
 from imagination.simulation.world import Behaviour, World, WorldError
 from imagination.speakers import converse
 
-PAGE = Path(__file__).parents[2] / "docs" / "own_task.md"
-COFFEE = "# coffee.py" + PAGE.read_text("utf-8").split("# coffee.py")[1].split("```")[0]
-
 
 @pytest.fixture(scope="module")
 def coffee(tmp_path_factory) -> World:
-    path = tmp_path_factory.mktemp("worlds") / "coffee.py"
-    path.write_text(COFFEE, encoding="utf-8")
-    return load_world(path)
+    return load_world(coffee_file(tmp_path_factory.mktemp("worlds")))
 
 
 def fails(*_):

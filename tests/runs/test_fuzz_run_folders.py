@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from coffee import coffee_file
 from fuzzing import COUNTS
 from in_process import SMALLEST, run
+from messages_server import MessagesServer
+from rich.console import Console
+from world_llm import WorldLLM
 
+from experiments.report import page
 from experiments.run_folder import RunFolder, Unit
-from experiments.stages import evaluate
+from experiments.stages import evaluate, regenerate
 from ilql_jax.checkpoint import read_metadata
+from imagination.agents.policy import PolicyAgent
 
 UNIT = Unit("bc", 0)
 REFERENCES = {"behaviour": 0.25, "best_behaviour": 0.5, "optimum": 0.75, "uniform": 0.125}
@@ -198,6 +206,154 @@ def test_a_folder_that_could_not_be_read_back_is_refused_before_any_work(tmp_pat
 
 def test_metadata_names_the_training(finished):
     assert read_metadata(finished / "checkpoints/bc-seed0")["unit"] == "bc-seed0"
+
+
+# --- hindsight ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def looked_back(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
+    """A run up to hindsight on a world of its own, and how it is called again."""
+    folder = tmp_path_factory.mktemp("hindsight")
+    again = (f"--config.task.world={coffee_file(folder)}", "--stage=regenerate")
+    arguments = (*SMALLEST, "--config.methods=ilql_hindsight1")
+    ended = run(folder / "run", *arguments, "--config.hindsight.calibration_dialogues=5", *again)
+    assert ended.status == 0, ended
+    return folder / "run", again
+
+
+@pytest.mark.parametrize("name", ["calibration.json", "rejected.jsonl", "round1.jsonl"])
+def test_damaged_files_of_hindsight_are_made_again_or_named(looked_back, tmp_path, name):
+    folder, again = looked_back
+    content = (folder / "hindsight" / name).read_bytes() or b'{"round": 1, "problem": "empty"}\n'
+    copy = shutil.copytree(folder, tmp_path / "run")
+    for seed in range(10):
+        spoiled = damaged(random.Random(f"{name}/{seed}"), content)
+        (copy / "hindsight" / name).write_bytes(spoiled)
+        (copy / "hindsight/card.md").unlink(missing_ok=True)  # else nothing is read
+        ended = run(copy, *again)
+        assert not ended.traceback, (seed, spoiled[:60], ended.traceback)
+        COUNTS["run folders", "told" if ended.status else "accepted"] += 1
+        assert name in ended.output or ended.status == 0, (seed, ended)
+        if ended.status == 0 and name != "rejected.jsonl":  # which may be empty
+            kept = (copy / "hindsight" / name).read_bytes()
+            assert kept == content or kept == spoiled != b"", (seed, spoiled[:60], ended)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda record: record["source"].pop("parent"), "line 2: source is"),
+        (lambda record: record["source"].update(turn=0), "line 2: source is"),
+        (lambda record: record["source"].update(parent="x"), "line 2: made from turn 1 of 'x'"),
+    ],
+)
+def test_a_regenerated_dialogue_of_no_known_origin_is_told(looked_back, tmp_path, change, told):
+    folder, again = looked_back
+    copy = shutil.copytree(folder, tmp_path / "run")
+    lines = (copy / "hindsight/round1.jsonl").read_text().splitlines()
+    record = json.loads(lines[1])
+    change(record)
+    lines[1] = json.dumps(record)
+    (copy / "hindsight/round1.jsonl").write_text("\n".join(lines))
+    (copy / "hindsight/card.md").unlink()
+    ended = run(copy, *again)
+    assert (ended.status, ended.traceback) == (1, ""), ended
+    assert told in ended.output and "--stage=regenerate makes it again" in ended.output
+
+
+# --- signals ------------------------------------------------------------------------------------
+
+STOPPED = "Stopped. The same command goes on from here."
+
+
+def stop_at(monkeypatch, place, name: str, number: int, call: int = 1) -> None:
+    """Lets a function raise a signal, once, when it is called for the nth time."""
+    original, calls = getattr(place, name), itertools.count(1)
+
+    def stopping(*arguments, **options):
+        if next(calls) == call:
+            signal.raise_signal(number)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(place, name, stopping)
+
+
+SIGNALS = pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
+)
+
+
+def told_once(ended, status: int) -> None:
+    assert (ended.status, ended.traceback) == (status, ""), ended
+    assert ended.output.count(STOPPED) == 1 and "Error" not in ended.output
+
+
+@SIGNALS
+def test_a_signal_in_hindsight(looked_back, tmp_path, monkeypatch, number, status):
+    folder, again = looked_back
+    copy = shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(copy / "hindsight")
+    monkeypatch.setattr(regenerate, "CHUNK", 10)
+    stop_at(monkeypatch, regenerate, "regenerate", number, call=3)
+    told_once(run(copy, *again), status)
+    assert len((copy / "hindsight/round1.chunks.jsonl").read_text().splitlines()) == 2
+    assert run(copy, *again).status == 0
+    for path in (folder / "hindsight").iterdir():
+        assert (copy / "hindsight" / path.name).read_bytes() == path.read_bytes()
+
+
+@SIGNALS
+def test_a_signal_in_the_report(copy, monkeypatch, number, status):
+    stop_at(monkeypatch, page, "render", number)
+    told_once(run(copy, "--stage=report"), status)
+    assert not (copy / "report.html").exists()
+    assert run(copy, "--stage=report").status == 0
+    assert (copy / "report.html").exists()
+
+
+@SIGNALS
+def test_a_signal_in_chat(copy, monkeypatch, number, status):
+    """At the prompt Ctrl-C is how a chat ends; before and while an agent answers it is not."""
+    chat = ("--stage=chat", "--config.chat.method=bc")
+    with monkeypatch.context() as patch:
+        stop_at(patch, Console, "input", number)
+        ended = run(copy, *chat)
+        assert (ended.status, ended.traceback) == (0 if number == signal.SIGINT else 143, "")
+        assert ended.output.count(STOPPED) == (number == signal.SIGTERM)
+    stop_at(monkeypatch, PolicyAgent, "respond", number)
+    monkeypatch.setattr(Console, "input", lambda *_: "What do you know?")
+    told_once(run(copy, *chat), status)
+
+
+@SIGNALS
+def test_a_signal_while_an_llm_imagines(tmp_path, monkeypatch, number, status):
+    """Sent by the server, which runs beside it, when it is asked for the sixth time."""
+    world, calls = coffee_file(tmp_path), itertools.count(1)
+    llm = WorldLLM(str(world))
+
+    def answer(body):
+        if next(calls) == 6:
+            os.kill(os.getpid(), number)
+        return llm(body)
+
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-none")
+    with MessagesServer(answer) as server:
+        arguments = (
+            *SMALLEST,
+            f"--config.task.world={world}",
+            "--config.imagination.engine=anthropic",
+            "--config.imagination.dialogues=4",
+            "--config.imagination.personas=uniform",
+            "--config.task.description=A waiter finds out what a guest would like to drink.",
+            "--config.llm.model=m",
+            f"--config.llm.base_url={server.url}",
+            "--stage=imagine",
+        )
+        told_once(run(tmp_path / "run", *arguments), status)
+        assert not (tmp_path / "run/dialogues.jsonl").exists()
+        assert run(tmp_path / "run", *arguments).status == 0
+    assert len((tmp_path / "run/dialogues.jsonl").read_text().splitlines()) == 4
 
 
 # --- disks --------------------------------------------------------------------------------------
