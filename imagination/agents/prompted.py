@@ -22,7 +22,14 @@ from imagination.agents.speaker import (
     without_own_name,
 )
 from imagination.dialogue import Turn
-from imagination.llm.schemas import EndableLine, rating_schema
+from imagination.llm.schemas import (
+    Bounded,
+    EndableLine,
+    Name,
+    Paragraph,
+    Sentence,
+    rating_schema,
+)
 from imagination.llm.session import LLM, NoAnswer, Session, gather_all
 from imagination.prompts import load_prompt
 from imagination.speakers import Conversation, Utterance
@@ -74,7 +81,7 @@ class PlainAgent(PromptedAgent):
 class ReasonedLine(pydantic.BaseModel):
     """Thoughts first, then the line that follows from them."""
 
-    reasoning: str
+    reasoning: Paragraph
     line: EndableLine
 
 
@@ -99,7 +106,7 @@ class ReasoningAgent(PromptedAgent):
 class Ambiguity(pydantic.BaseModel):
     """Missing facts, and whether they have to be asked for before going ahead."""
 
-    missing: str
+    missing: Sentence
     ambiguous: bool
 
 
@@ -129,21 +136,26 @@ class ClamAgent(PromptedAgent):
 class DialogueAct(pydantic.BaseModel):
     """Something the agent can do with a line."""
 
-    name: str
-    description: str
+    name: Name
+    description: Sentence
 
 
 FEWEST_ACTS, MOST_ACTS = 6, 10
 
 
-class DialogueActs(pydantic.BaseModel):
+class DialogueActs(Bounded):
     """The acts of a task."""
 
     acts: list[DialogueAct]
 
+    @classmethod
+    def bounds(cls) -> dict[str, dict[str, int]]:
+        return {"acts": {"minItems": FEWEST_ACTS, "maxItems": MOST_ACTS}}
+
     @pydantic.field_validator("acts")
     @classmethod
     def _enough_and_different(cls, acts: list[DialogueAct]) -> list[DialogueAct]:
+        acts = acts[:MOST_ACTS]
         names = {act.name.strip().lower() for act in acts}
         if not FEWEST_ACTS <= len(names) == len(acts) <= MOST_ACTS:
             raise ValueError(

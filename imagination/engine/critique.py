@@ -12,7 +12,13 @@ from imagination.dialogue import ROLE_OF_SPEAKER, Turn
 from imagination.engine.write import DialogueSpec, outcome_in_words
 from imagination.llm.play import play_script, script_schema
 from imagination.llm.requests import Request
-from imagination.llm.schemas import specialize
+from imagination.llm.schemas import (
+    Bounded,
+    Sentence,
+    first_of_each,
+    numbers_known,
+    specialize,
+)
 from imagination.llm.session import Session
 from imagination.prompts import load_prompt
 from imagination.task import Task
@@ -37,22 +43,24 @@ BUILT_IN = {
 
 class Verdict(pydantic.BaseModel):
     number: int
-    reason: str
+    reason: Sentence
     fulfilled: bool
 
 
-class Verdicts(pydantic.BaseModel):
+class Verdicts(Bounded):
     """One verdict for each criterion."""
 
     count: ClassVar[int] = 1
 
     verdicts: list[Verdict]
 
+    @classmethod
+    def items(cls) -> dict[str, list[dict[str, Any]]]:
+        return {"verdicts": numbers_known(cls.count)}
+
     @pydantic.model_validator(mode="after")
     def _one_of_each(self) -> Verdicts:
-        numbers = sorted(verdict.number for verdict in self.verdicts)
-        if numbers != list(range(1, self.count + 1)):
-            raise ValueError(f"verdicts on criteria 1 to {self.count} are asked for, got {numbers}")
+        self.verdicts = first_of_each(self.verdicts, self.count, "verdicts on criteria")
         return self
 
     @classmethod

@@ -14,7 +14,14 @@ from typing import Any, ClassVar
 import pydantic
 
 from imagination.llm.requests import Request
-from imagination.llm.schemas import specialize
+from imagination.llm.schemas import (
+    Bounded,
+    Paragraph,
+    Sentence,
+    first_of_each,
+    numbers_known,
+    specialize,
+)
 from imagination.llm.session import LLM, NoAnswer, Session, most_at_once, run_concurrently
 from imagination.persona_sampling import persona_key
 from imagination.prompts import load_prompt
@@ -22,6 +29,7 @@ from imagination.task import Task
 
 STEP = "engine/personas"
 Persona = Mapping[str, str]
+MOST_SITUATIONS = 5  # of one profile, as the schema says; 3 are asked for
 _MOST_LISTED = 1_000_000  # combinations that are listed and shuffled
 
 
@@ -29,24 +37,28 @@ class Profile(pydantic.BaseModel):
     """Behaviour of the human of one persona."""
 
     number: int
-    profile: str
-    reveals: str
-    situations: list[str]
+    profile: Paragraph
+    reveals: Sentence
+    situations: list[Sentence] = pydantic.Field(
+        json_schema_extra={"minItems": 1, "maxItems": MOST_SITUATIONS}
+    )
     difficult: bool
 
 
-class Profiles(pydantic.BaseModel):
+class Profiles(Bounded):
     """The answer to one call: as many profiles as combinations were given."""
 
     count: ClassVar[int] = 1
 
     profiles: list[Profile]
 
+    @classmethod
+    def items(cls) -> dict[str, list[dict[str, Any]]]:
+        return {"profiles": numbers_known(cls.count)}
+
     @pydantic.model_validator(mode="after")
     def _one_of_each(self) -> Profiles:
-        numbers = sorted(profile.number for profile in self.profiles)
-        if numbers != list(range(1, self.count + 1)):
-            raise ValueError(f"profiles numbered 1 to {self.count} are asked for, got {numbers}")
+        self.profiles = first_of_each(self.profiles, self.count, "profiles numbered")
         for each in self.profiles:
             if not each.profile.strip() or not each.situations or not all(each.situations):
                 raise ValueError(f"profile {each.number} is without a profile or situations")

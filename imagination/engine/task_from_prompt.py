@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pydantic
 
 from imagination.engine.config import EngineError
-from imagination.llm.requests import Request
+from imagination.llm.requests import Declined, Request
+from imagination.llm.schemas import Bounded, Name, Paragraph, Sentence
 from imagination.llm.session import LLM, NoAnswer, Session
 from imagination.prompts import load_prompt
 from imagination.task import Task, check_description, check_name, check_reward_range
@@ -17,43 +19,59 @@ from imagination.task import Task, check_description, check_name, check_reward_r
 DERIVED = ("agent_role", "human_role", "persona_axes", "criteria", "success", "max_turns")
 SUCCESS_FROM = 0.8  # of the way from the worst to the best rating
 MAX_TURNS = (3, 20)
+# As models say that there is nothing to say.
+_NO_REASON = ("", "empty", "none", "n/a", "na", "null", "nothing", "no", "not applicable", "usable")
+AXES, AXIS_VALUES, CRITERIA = (2, 4), (2, 5), (1, 6)  # fewest and most
+
+
+def _items(bounds: tuple[int, int]) -> dict[str, int]:
+    """Keywords of a list in a JSON schema."""
+    return {"minItems": bounds[0], "maxItems": bounds[1]}
 
 
 class Axis(pydantic.BaseModel):
-    name: str
-    values: list[str]
+    name: Name
+    values: list[Name] = pydantic.Field(json_schema_extra=_items(AXIS_VALUES))
 
 
 FIELD_TYPES = {
-    "agent_role": str,
-    "human_role": str,
+    "agent_role": Name,
+    "human_role": Name,
     "persona_axes": list[Axis],
-    "criteria": list[str],
-    "success": str,
+    "criteria": list[Sentence],
+    "success": Paragraph,
     "max_turns": int,
 }
 
 
-class DerivedFields(pydantic.BaseModel):
+class DerivedFields(Bounded):
     """Base of the answer's schema, which has the fields that are missing (see `_schema`)."""
 
     reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
-    unusable_because: str
+    unusable_because: Sentence
+
+    @classmethod
+    def bounds(cls) -> dict[str, dict[str, int]]:
+        return {
+            "persona_axes": _items(AXES),
+            "criteria": _items(CRITERIA),
+            "max_turns": {"minimum": MAX_TURNS[0], "maximum": MAX_TURNS[1]},
+        }
 
     @pydantic.model_validator(mode="after")
     def _complete(self) -> DerivedFields:
-        if self.unusable_because.strip():
+        if self.verdict:
             return self
         axes = getattr(self, "persona_axes", None)
         if axes is not None:
-            _within("persona_axes", len(axes), 2, 4, "axes")
+            _within("persona_axes", len(axes), *AXES, "axes")
             for axis in axes:
-                _within(f"axis {axis.name!r}", len(axis.values), 2, 5, "values")
+                _within(f"axis {axis.name!r}", len(axis.values), *AXIS_VALUES, "values")
             if len({axis.name.strip().lower() for axis in axes}) < len(axes):
                 raise ValueError("two axes have the same name")
         if (criteria := getattr(self, "criteria", None)) is not None:
-            _within("criteria", len(criteria), 1, 6, "sentences")
+            _within("criteria", len(criteria), *CRITERIA, "sentences")
         if (turns := getattr(self, "max_turns", None)) is not None:
             _within("max_turns", turns, *MAX_TURNS, "turns")
         if not getattr(self, "success", "nothing asked").strip():
@@ -62,6 +80,13 @@ class DerivedFields(pydantic.BaseModel):
         known = {"description": "Somebody talks to somebody.", "reward_range": self.reward_range}
         task_from("derived", {**known, **self.fields()})
         return self
+
+    @property
+    def verdict(self) -> str:
+        """Reason why the description is not enough; "" where there is none, however it is put."""
+        reason = self.unusable_because.strip()
+        bare = " ".join(re.findall(r"[a-z/]+", reason.casefold()))
+        return "" if bare in _NO_REASON else reason
 
     def fields(self) -> dict[str, Any]:
         """The derived values, as fields of `Task`."""
@@ -108,7 +133,15 @@ def derive_request(name: str, given: Mapping[str, Any]) -> Request:
     missing = missing_fields(given)
     known = {field: _words(given[field]) for field in DERIVED if field not in missing}
     values = {"description": given["description"], "given": known, "missing": missing}
-    return load_prompt("engine/task").request(_schema_for(given), values, label=name)
+
+    def check(answer: DerivedFields) -> None:
+        if answer.verdict:
+            raise Declined(
+                f"the description is not enough: {answer.verdict} It was "
+                f"{given['description'][:80]!r}; say who talks with whom, and what for."
+            )
+
+    return load_prompt("engine/task").request(_schema_for(given), values, label=name, check=check)
 
 
 async def derive_task(llm: LLM, name: str, given: Mapping[str, Any]) -> Task:
@@ -138,11 +171,6 @@ async def derive_task(llm: LLM, name: str, given: Mapping[str, Any]) -> Task:
             f"Task {name!r} could not be derived: {error.reason} Give more of it in the config "
             f"(missing: {', '.join(missing)}), or write {name}'s task.yaml by hand."
         ) from None
-    if answer.unusable_because.strip():
-        raise EngineError(
-            f"The description of task {name!r} is not enough: {answer.unusable_because.strip()} "
-            f"It was {given['description'][:80]!r}; say who talks with whom, and what for."
-        )
     return task_from(name, {**_present(given), **answer.fields()})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pydantic
 
@@ -12,7 +12,7 @@ from imagination.dialogue import Dialogue
 from imagination.hindsight.regeneration import Proposal
 from imagination.llm.play import all_names
 from imagination.llm.requests import Request
-from imagination.llm.schemas import specialize
+from imagination.llm.schemas import Bounded, Sentence, Utterance, specialize
 from imagination.prompts import load_prompt
 from imagination.task import Task
 from imagination.transcript import leading_name, transcript
@@ -22,21 +22,24 @@ PROMPT = "hindsight/propose"
 
 class Change(pydantic.BaseModel):
     turn: int  # from 1, as in the transcript
-    reason: str
-    utterance: str
+    reason: Sentence
+    utterance: Utterance
 
 
-class Changes(pydantic.BaseModel):
+class Changes(Bounded):
     """The answer to one call."""
 
     most: ClassVar[int] = 1
 
     changes: list[Change]
 
+    @classmethod
+    def bounds(cls) -> dict[str, dict[str, Any]]:
+        return {"changes": {"maxItems": cls.most}}
+
     @pydantic.model_validator(mode="after")
-    def _not_too_many(self) -> Changes:
-        if len(self.changes) > self.most:
-            raise ValueError(f"at most {self.most} are asked for, got {len(self.changes)}")
+    def _the_first(self) -> Changes:
+        self.changes = self.changes[: self.most]
         return self
 
     @classmethod

@@ -18,7 +18,7 @@ from imagination.dialogue import Dialogue, Turn
 from imagination.hindsight.regeneration import Branch
 from imagination.llm.play import Script, check_one_side, play_rollout, play_script, script_schema
 from imagination.llm.requests import Request
-from imagination.llm.schemas import EndableLine, Line, specialize
+from imagination.llm.schemas import Bounded, EndableLine, Line, Paragraph, specialize
 from imagination.llm.session import Session
 from imagination.prompts import load_prompt
 from imagination.task import Task
@@ -36,14 +36,19 @@ class Trait(pydantic.BaseModel):
     value: str
 
 
-class PeopleAnswer(pydantic.BaseModel):
+class PeopleAnswer(Bounded):
     """The two people of a dialogue, as its words show them."""
 
     axes: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()  # (axis, values)
 
     traits: list[Trait]
-    profile: str
-    manner: str
+    profile: Paragraph
+    manner: Paragraph
+
+    @classmethod
+    def items(cls) -> dict[str, list[dict[str, Any]]]:
+        known = [{"axis": {"const": axis}, "value": {"enum": [*v]}} for axis, v in cls.axes]
+        return {"traits": known} if known else {}
 
     @pydantic.model_validator(mode="after")
     def _complete(self) -> PeopleAnswer:

@@ -9,6 +9,7 @@ parsed, and asked again if it cannot be used (`retry.py`) -> `Answer`, or `Failu
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,7 +57,9 @@ class Client:
         megabytes = config.cache_max_megabytes
         self._cache = Cache(self.folder, megabytes, enabled=config.cache)
         self._failed = Journal(self.folder / "failed.jsonl")
-        self._failed_keys = {str(record.get("key")) for _, record in self._failed.read()}
+        # What earlier runs set aside is asked anew, and set aside once more at most by this one.
+        self._runs_before = collections.Counter(str(r.get("key")) for _, r in self._failed.read())
+        self._set_aside_now: set[str] = set()
         self._budget = Budget(config.max_cost, self._cache.earlier_cost)
         self._asking: dict[str, _Asking] = {}
         self._stopped: LLMError | None = None
@@ -149,7 +152,7 @@ class Client:
 
     def _held(self, request: Request) -> Answer | Failure | None:
         """The outcome as far as it follows from replies on disk alone."""
-        exchange, replies = Exchange(request, self.config.max_asks), []
+        exchange, replies = self._exchange(request), []
         while (reply := self._stored(exchange.tip)) is not None:
             replies.append(reply)
             outcome = exchange.take(reply, from_cache=True)
@@ -189,7 +192,7 @@ class Client:
             task.exception()  # looked at, so that asyncio does not report it as lost
 
     async def _pursue(self, request: Request, key: str, batch: bool) -> Answer | Failure:
-        exchange = Exchange(request, self.config.max_asks)
+        exchange = self._exchange(request)
         try:
             while True:
                 reply = self._stored(exchange.tip)
@@ -282,6 +285,10 @@ class Client:
         if asking is None or not asking.waiting:
             raise asyncio.CancelledError  # nobody wants to know any more
 
+    def _exchange(self, request: Request) -> Exchange:
+        config, runs_before = self.config, self._runs_before[self._key(request)]
+        return Exchange(request, config.max_asks, runs_before, has_samples=config.temperature != 0)
+
     def _stored(self, request: Request) -> Reply | None:
         return self._cache.get(self._key(request), self.config.answer_limit(request))
 
@@ -301,7 +308,7 @@ class Client:
         request = failure.request
         self.meter.failed(request.step)
         key = self._key(request)
-        if key not in self._failed_keys:
-            self._failed_keys.add(key)
+        if key not in self._set_aside_now:
+            self._set_aside_now.add(key)
             what = {"key": key, "step": request.step, "reason": failure.reason}
             self._failed.append({**what, "model": self.config.model, **exchange.to_json()})

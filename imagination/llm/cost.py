@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from imagination.llm.config import LLMConfig
-from imagination.llm.requests import Answer, Request, Usage, schema_json
+from imagination.llm.requests import Answer, Request, Usage
+from imagination.llm.structured import schema_in_words
 
 SAMPLE = 16  # dialogues that stand for all
 CHARACTERS_PER_TOKEN = 4  # of English, roughly
@@ -27,7 +28,7 @@ class Call:
     @property
     def input_tokens(self) -> int:
         words = len(self.request.system) + sum(len(text) for _, text in self.request.messages)
-        return _tokens(words + len(schema_json(self.request.schema)))
+        return _tokens(words + len(schema_in_words(self.request.schema)))
 
     @property
     def output_tokens(self) -> int:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import pydantic
 
 from imagination.dialogue import Turn
 from imagination.llm.requests import Request
-from imagination.llm.schemas import TYPICAL_UTTERANCE, EndableLine, Line, specialize
+from imagination.llm.schemas import (
+    TYPICAL_UTTERANCE,
+    Bounded,
+    EndableLine,
+    Line,
+    Utterance,
+    specialize,
+)
 from imagination.llm.session import NoAnswer, Session
 from imagination.task import Task
 from imagination.transcript import USUAL_NAMES, leading_name, role_of, strip_name
@@ -82,16 +90,20 @@ async def play_rollout(session: Session, players: Players, prefix: Sequence[Turn
 
 class ScriptTurn(pydantic.BaseModel):
     speaker: Literal["human", "agent"]
-    text: str
+    text: Utterance
 
 
-class Script(pydantic.BaseModel):
-    """A dialogue, or the rest of one, in one go."""
+class Script(Bounded):
+    """A dialogue, or the rest of one, in one go; what goes beyond `most` is left out."""
 
     least: ClassVar[int] = 1  # agent turns
     most: ClassVar[int] = 0
 
     turns: list[ScriptTurn]
+
+    @classmethod
+    def bounds(cls) -> dict[str, dict[str, Any]]:
+        return {"turns": {"minItems": max(1, 2 * cls.least), "maxItems": 2 * cls.most + 1}}
 
     @pydantic.model_validator(mode="after")
     def _playable(self) -> Script:
@@ -99,11 +111,13 @@ class Script(pydantic.BaseModel):
             raise ValueError("the dialogue must begin with a turn of the human")
         if any(not turn.text.strip() for turn in self.turns):
             raise ValueError("a turn without text")
-        agent_turns = sum(
-            turn.speaker == "agent" and before.speaker == "human"
-            for before, turn in zip(self.turns, self.turns[1:], strict=False)
-        )
-        if not self.least <= agent_turns <= self.most:
+        agent_turns = 0
+        for place, (before, turn) in enumerate(itertools.pairwise(self.turns), start=1):
+            agent_turns += turn.speaker == "agent" and before.speaker == "human"
+            if agent_turns > self.most:
+                self.turns, agent_turns = self.turns[:place], self.most
+                break
+        if agent_turns < self.least:
             raise ValueError(
                 f"{self.least} to {self.most} turns of the agent are asked for, not {agent_turns}"
             )

@@ -22,6 +22,13 @@ class CostLimitError(LLMError):
     """The next call could have passed `max_cost`."""
 
 
+class Declined(ValueError):
+    """Raised by a request's check for an answer that says no, and not how something is done.
+
+    The request is set aside at once, as no other answer is wanted, and asked anew by the next run.
+    """
+
+
 class NotDelivered(Exception):
     """A call that failed on the way, after all retries. Says why."""
 
@@ -62,10 +69,11 @@ class Request:
         max_tokens: Longest answer; 0 = the config's.
         prompt_version: Version of the prompt.
         resample: Another number asks for another answer to the same question.
+        attempt: Number of times that it was asked in vain before; the client counts them.
         label: Subject of the request, for people. Not part of the key.
         check: Further condition on the parsed answer; raises `ValueError` with the
-            reason, which goes back to the model. Not part of the key: the same words, the same
-            check.
+            reason, which goes back to the model, or `Declined`. Not part of the key: the same
+            words, the same check.
 
     Raises:
         ValueError: Messages that no model could answer.
@@ -78,6 +86,7 @@ class Request:
     max_tokens: int = 0
     prompt_version: str = ""
     resample: int = 0
+    attempt: int = 0
     label: str = ""
     check: Callable[[Any], Any] | None = dataclasses.field(default=None, compare=False)
 
@@ -108,6 +117,7 @@ class Request:
             self.max_tokens,
             self.prompt_version,
             self.resample,
+            *((self.attempt,) if self.attempt else ()),
             *asked,
         ]
         canonical = json.dumps(determining, ensure_ascii=True, separators=(",", ":"))
@@ -122,6 +132,7 @@ class Request:
             "max_tokens": self.max_tokens,
             "prompt_version": self.prompt_version,
             "resample": self.resample,
+            "attempt": self.attempt,
             "label": self.label,
         }
 

@@ -1,8 +1,9 @@
 """`Exchange`: a request, the unusable replies to it, and the request that asks again.
 
-A request that asks again is made of the one before, its reply and the fault of this. The same
-replies always lead to the same exchange, so a cache of replies is all that a resumed run needs to
-go on in the middle of one.
+First another sample is asked for, as most faults are slips, if that is not the last ask. After
+that the question is put with the reply and its fault; a reply that was shown once and comes again
+is not shown again, as that would make it likelier still. The same replies always lead to the same exchange, so a cache of
+replies is all that a resumed run needs to go on in the middle of one.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import pydantic
 
 from imagination.checks import without_surrogates
 from imagination.llm.cache import Reply
-from imagination.llm.requests import Answer, Failure, Request, Usage
+from imagination.llm.requests import Answer, Declined, Failure, Request, Usage
 from imagination.llm.structured import json_of, json_wish
 
 # The API takes no empty message, so an empty answer needs a stand-in.
 _NOTHING_SAID = "(no answer)"
 _MOST_ERRORS = 5
+_TOO_LONG = "it was cut off before its end because it was too long"
+# Attempts of one run are counted from here on, times the runs that asked in vain before.
+_ATTEMPTS_OF_A_RUN = 1000
 
 # Escapes of JSON: a pair of halves, a half alone, any other (a backslash with what it escapes).
 _PAIR, _HALF = r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..", r"\\u[dD][89a-fA-F].."
@@ -35,15 +39,25 @@ def _whole_sign(escape: re.Match[str]) -> str:
 class Exchange:
     """One request on its way to an answer.
 
+    Args:
+        request: The request.
+        max_asks: Repetitions after unusable replies.
+        runs_before: Earlier runs that set the request aside; this one asks anew.
+        has_samples: False where the same question always has the same answer.
+
     Attributes:
         tip: The request to send next.
     """
 
-    def __init__(self, request: Request, max_asks: int):
-        self.tip = request
+    def __init__(
+        self, request: Request, max_asks: int, runs_before: int = 0, has_samples: bool = True
+    ):
+        self.tip = dataclasses.replace(request, attempt=runs_before * _ATTEMPTS_OF_A_RUN)
         self._request = request
         self._max_asks = max_asks
-        self._faults: list[tuple[Request, Reply, str]] = []
+        self._has_samples = has_samples
+        self._faults: list[tuple[Reply, str]] = []
+        self._shown: set[str] = set()
         self._usage = Usage()
 
     @property
@@ -54,15 +68,39 @@ class Exchange:
     def take(self, reply: Reply, from_cache: bool) -> Answer | Failure | None:
         """Takes the reply to the tip. None: it is unusable, and there is a new tip to send."""
         self._usage += reply.usage
-        parsed, fault = parse_reply(self._request, reply)
+        try:
+            parsed, fault = parse_reply(self._request, reply)
+        except Declined as error:
+            self._faults.append((reply, str(error)))
+            return Failure(self._request, str(error))
         if not fault:
             return Answer(reply.text, parsed, reply.model, self._usage, from_cache)
-        self._faults.append((self.tip, reply, fault))
+        self._faults.append((reply, fault))
         if len(self._faults) > self._max_asks:
             times = len(self._faults)
             return Failure(self._request, f"no usable answer in {times} asks; the last: {fault}")
-        self.tip = _put_again(self.tip, reply, fault)
+        self.tip = self._put_again(reply, fault)
         return None
+
+    def _put_again(self, reply: Reply, fault: str) -> Request:
+        is_first = len(self._faults) == 1 and self._max_asks > 1
+        question = dataclasses.replace(self._request, attempt=self.tip.attempt + 1)
+        if is_first and self._has_samples and fault != _TOO_LONG:
+            return question
+        text = without_surrogates(reply.text).rstrip() or _NOTHING_SAID
+        wish = f"cannot be used: {fault}. Answer again, in full"
+        if fault == _TOO_LONG:
+            wish += ", and keep it much shorter"
+        if self._request.schema:
+            wish += f", with {json_wish(self._request)}"
+        messages = self._request.messages
+        if text in self._shown:
+            *before, (_, asked) = messages
+            messages = (*before, ("user", f"{asked}\n\n(An answer given before {wish}.)"))
+        else:
+            self._shown.add(text)
+            messages = (*messages, ("assistant", text), ("user", f"This answer {wish}."))
+        return dataclasses.replace(question, messages=messages)
 
     def to_json(self) -> dict[str, Any]:
         """The exchange as a record of a failure."""
@@ -76,15 +114,19 @@ class Exchange:
                     "model": reply.model,
                     "wrong": fault,
                 }
-                for _, reply, fault in self._faults
+                for reply, fault in self._faults
             ],
         }
 
 
 def parse_reply(request: Request, reply: Reply) -> tuple[pydantic.BaseModel | None, str]:
-    """Returns the reply as the request's schema, and its fault ("" = none)."""
+    """Returns the reply as the request's schema, and its fault ("" = none).
+
+    Raises:
+        Declined: By the request's check.
+    """
     if reply.stop_reason in ("max_tokens", "model_context_window_exceeded"):
-        return None, "it was cut off before its end because it was too long"
+        return None, _TOO_LONG
     if reply.stop_reason == "refusal":
         return None, "it was a refusal"
     if not reply.text.strip():
@@ -102,6 +144,8 @@ def parse_reply(request: Request, reply: Reply) -> tuple[pydantic.BaseModel | No
     try:
         if request.check:
             request.check(parsed)
+    except Declined:
+        raise
     except ValueError as error:
         return None, f"it is not what was asked for ({error})"
     return parsed, ""
@@ -109,14 +153,3 @@ def parse_reply(request: Request, reply: Reply) -> tuple[pydantic.BaseModel | No
 
 def _json_of(text: str) -> str:
     return _ESCAPE.sub(_whole_sign, json_of(text))
-
-
-def _put_again(request: Request, reply: Reply, fault: str) -> Request:
-    text = without_surrogates(reply.text).rstrip() or _NOTHING_SAID
-    wish = f"This answer cannot be used: {fault}. Answer again, in full"
-    if "cut off" in fault:
-        wish += ", and keep it much shorter"
-    if request.schema:
-        wish += f", with {json_wish(request)}"
-    messages = (*request.messages, ("assistant", text), ("user", wish + "."))
-    return dataclasses.replace(request, messages=messages)

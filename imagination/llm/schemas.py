@@ -8,13 +8,59 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 
 TYPICAL_UTTERANCE = "This is what somebody might say here in one or two sentences of ordinary size."
 
+# Texts end somewhere: a weak model that a grammar holds would else write to its limit of tokens.
+Name = Annotated[str, pydantic.Field(max_length=60)]
+Sentence = Annotated[str, pydantic.Field(max_length=400)]
+Utterance = Annotated[str, pydantic.Field(max_length=1000)]
+Paragraph = Annotated[str, pydantic.Field(max_length=1500)]
+
+RATING_STEPS = 20  # from the lowest rating to the highest
+
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
+
+
+class Bounded(pydantic.BaseModel):
+    """An answer whose JSON schema says the limits of one request too.
+
+    They come from class variables (see `specialize`); the validators check them again, and use
+    what can be used: of more items than asked for, the first.
+    """
+
+    @classmethod
+    def bounds(cls) -> Mapping[str, Mapping[str, Any]]:
+        """Field -> further keywords of JSON Schema."""
+        return {}
+
+    @classmethod
+    def items(cls) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """Field -> for each item of its list, the schemas of fields that are known beforehand."""
+        return {}
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        schema = super().model_json_schema(*args, **kwargs)
+        properties = schema["properties"]
+        for field, keywords in cls.bounds().items():
+            if field in properties:
+                properties[field] |= keywords
+        for field, known in cls.items().items():
+            name = properties[field]["items"]["$ref"].rpartition("/")[2]
+            item = schema["$defs"][name]
+            properties[field] |= {
+                "minItems": len(known),
+                "maxItems": len(known),
+                "prefixItems": [
+                    {**item, "properties": {**item["properties"], **each}} for each in known
+                ],
+            }
+        return schema
 
 
 @functools.cache
@@ -26,10 +72,27 @@ def specialize(schema: type[Schema], **limits: Any) -> type[Schema]:
     return type(schema.__name__, (schema,), {**limits, "__module__": schema.__module__})
 
 
+def numbers_known(count: int) -> list[dict[str, Any]]:
+    """Items numbered from 1, for `Bounded.items`."""
+    return [{"number": {"const": number}} for number in range(1, count + 1)]
+
+
+def first_of_each(items: Sequence[Any], count: int, what: str) -> list[Any]:
+    """The first item of each number from 1 to `count`, in their order.
+
+    Raises:
+        ValueError: A number without an item.
+    """
+    by_number = {item.number: item for item in reversed(items)}
+    if missing := [number for number in range(1, count + 1) if number not in by_number]:
+        raise ValueError(f"{what} 1 to {count} are asked for, and {missing} are not there")
+    return [by_number[number] for number in range(1, count + 1)]
+
+
 class Line(pydantic.BaseModel):
     """The next words of one speaker."""
 
-    text: str
+    text: Utterance
 
     @pydantic.model_validator(mode="after")
     def _not_empty(self) -> Line:
@@ -45,7 +108,7 @@ class Line(pydantic.BaseModel):
 class EndableLine(pydantic.BaseModel):
     """The next words of one speaker, and whether the conversation is over with them."""
 
-    text: str
+    text: Utterance
     ends: bool
 
     @pydantic.model_validator(mode="after")
@@ -60,14 +123,21 @@ class EndableLine(pydantic.BaseModel):
         return cls(text=TYPICAL_UTTERANCE, ends=False)
 
 
-class Rating(pydantic.BaseModel):
+class Rating(Bounded):
     """A rating on the task's scale, the reason first: it is better thought of that way."""
 
     low: ClassVar[float] = 0.0
     high: ClassVar[float] = 1.0
 
-    reason: str
+    reason: Sentence
     rating: float
+
+    @classmethod
+    def bounds(cls) -> dict[str, dict[str, Any]]:
+        # Steps and not a minimum and a maximum, which grammars seldom have for fractions.
+        size = (cls.high - cls.low) / RATING_STEPS
+        steps = [float(f"{cls.low + i * size:.6g}") for i in range(RATING_STEPS + 1)]
+        return {"rating": {"enum": [int(step) if step.is_integer() else step for step in steps]}}
 
     @pydantic.model_validator(mode="after")
     def _on_the_scale(self) -> Rating:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from imagination.llm.requests import Request, schema_json
+import functools
+import json
+from typing import Any
+
+import pydantic
+
+from imagination.llm.requests import Request
 from imagination.plain_data import parse_json
 
 _FENCES = ("```", "```json")
@@ -10,7 +16,29 @@ _FENCES = ("```", "```json")
 
 def json_wish(request: Request) -> str:
     """The wish for JSON of the request's schema."""
-    return f"nothing but JSON of this schema: {schema_json(request.schema)}"
+    return f"nothing but JSON of this schema: {schema_in_words(request.schema)}"
+
+
+@functools.cache
+def schema_in_words(schema: type[pydantic.BaseModel]) -> str:
+    """The JSON schema as it stands in a prompt: without what only a grammar needs."""
+    short = without_keywords(schema.model_json_schema(), ("prefixItems", "title"))
+    return json.dumps(short, sort_keys=True, separators=(",", ":"))
+
+
+def without_keywords(schema: Any, keywords: tuple[str, ...]) -> Any:
+    """A JSON schema without some keywords, at any depth."""
+    if isinstance(schema, list):
+        return [without_keywords(each, keywords) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {}
+    for keyword, value in schema.items():
+        if keyword in ("properties", "$defs"):  # their keys are names
+            kept[keyword] = {name: without_keywords(v, keywords) for name, v in value.items()}
+        elif keyword not in keywords:
+            kept[keyword] = without_keywords(value, keywords)
+    return kept
 
 
 def json_of(text: str) -> str:

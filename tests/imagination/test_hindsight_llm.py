@@ -149,7 +149,6 @@ def test_a_dialogue_without_the_agent_takes_no_call(tmp_path):
         ([(3, "Persuader: What matters to you?")], "'Persuader:'"),
         ([(3, "Of course.\n**The persuadee:** Fine, I give.")], "'The persuadee:'"),
         ([(3, "  ")], "turn 3 is empty"),
-        ([(1, "Ask."), (3, "Wait."), (5, "Tell.")], "at most 2 are asked for, got 3"),
         ([(99, "Ask."), (2, "Ask.")], "there is no turn 99; .*; turn 2 is the persuadee's"),
     ],
 )
@@ -159,7 +158,7 @@ def test_a_proposal_that_cannot_be_is_asked_for_again_with_the_reason(tmp_path, 
     with hindsight(answer, tmp_path) as (engine, server):
         (proposals,) = engine.propose([dialogue()], 2)
     assert [p.turn for p in proposals] == [0, 2]
-    again = server.calls[1].body["messages"][-1]["content"]
+    again = server.calls[-1].body["messages"][-1]["content"]
     assert re.search(reason, again) and "Answer again" in again
 
 
@@ -308,7 +307,7 @@ def test_a_persona_that_the_task_does_not_know_is_asked_for_again(tmp_path, trai
     answer = first_then(lambda body: reading if fields_of(body) == set(reading) else None)
     with hindsight(answer, tmp_path) as (engine, server):
         (rest,) = engine.play(branches_of(dialogue(), 2))
-    _, again = asked(server, *reading)
+    *_, again = asked(server, *reading)
     assert reason in again["messages"][-1]["content"]
     assert rest.persona["patience"] in ("long", "short")
 
@@ -386,7 +385,7 @@ def test_a_rating_off_the_scale_is_asked_for_again(tmp_path):
     answer = first_then(lambda body: {"reason": "so", "rating": 5})
     with hindsight(answer, tmp_path, judge_votes=1) as (engine, server):
         assert engine.rate([dialogue()]) == [pytest.approx(0.4)]
-    assert "from 0 to 2" in server.calls[1].body["messages"][-1]["content"]
+    assert "from 0 to 2" in server.calls[-1].body["messages"][-1]["content"]
 
 
 # Through the client

@@ -20,6 +20,7 @@ from imagination.llm import (
     Request,
     Usage,
 )
+from imagination.llm.requests import Declined
 
 
 @pytest.fixture(autouse=True)
@@ -199,7 +200,7 @@ def test_a_service_that_stops_answering_stops_the_run(tmp_path):
 )
 def test_an_unusable_answer_is_asked_again_with_the_reason(tmp_path, fault, reason):
     with MessagesServer(answer, schedule=[fault]) as server:
-        found, meter = ask_all(config(server), tmp_path, requests(1))
+        found, meter = ask_all(config(server, max_asks=1), tmp_path, requests(1))
     again = server.calls[1].body["messages"]
     assert [message["role"] for message in again] == ["user", "assistant", "user"]
     assert reason in again[2]["content"] and again[1]["content"].strip()
@@ -208,6 +209,53 @@ def test_an_unusable_answer_is_asked_again_with_the_reason(tmp_path, fault, reas
     assert (count["calls"], count["re_asks"], count["failures"]) == (2, 1, 0)
     # Both were paid for, and both are counted.
     assert found[0].usage.cost == pytest.approx(meter.usage.cost)
+
+
+def said(call):
+    return [message["content"] for message in call.body["messages"]]
+
+
+def test_first_another_sample_is_asked_for_then_with_the_reason(tmp_path):
+    replies = iter(['{"text": "one"}', '{"text": "two"}', '{"text": "two"}', '{"text": "three"}'])
+    settings = {"max_asks": 4, "max_in_flight": 1}
+    with MessagesServer(lambda body: next(replies, None) or answer(body)) as server:
+        assert ask(config(server, **settings), tmp_path, request()).parsed.text == "hello"
+        first, sample, shown, not_shown, other = map(said, server.calls)
+        assert first == sample == ["hello"]
+        assert shown[:2] == ["hello", '{"text": "two"}'] and "length: Field required" in shown[2]
+        # It came again, so it is not shown again; what came then is.
+        (asked,) = not_shown
+        assert asked.startswith("hello") and "Field required" in asked and "two" not in asked
+        assert other[1] == '{"text": "three"}' and len(other) == 3
+        # A resumed run walks the same way, without a call.
+        assert ask(config(server, **settings), tmp_path, request()).from_cache
+    assert len(server.calls) == 5
+
+
+def test_without_samples_the_reason_is_told_at_once(tmp_path):
+    with MessagesServer(answer, schedule=["wrong_schema"]) as server:
+        ask(config(server, temperature=0.0), tmp_path, request())
+    assert "did not fit" in said(server.calls[1])[-1]
+
+
+def test_an_answer_that_declines_is_set_aside_at_once_and_asked_anew_by_the_next_run(tmp_path):
+    def check(line):
+        if line.text == "hello":
+            raise Declined("nobody to talk with")
+
+    words = iter(["hello", "hello", "welcome"])
+
+    def judge(body):
+        return json.dumps({"text": next(words), "length": 5})
+
+    with MessagesServer(judge) as server:
+        for number in (1, 2):
+            found = ask(config(server), tmp_path, request(check=check))
+            assert isinstance(found, Failure) and found.reason == "nobody to talk with"
+            assert len(server.calls) == number == len(lines(tmp_path / "failed.jsonl"))
+        for _ in range(2):
+            found = ask(config(server), tmp_path, request(check=check))
+            assert found.parsed.text == "welcome" and len(server.calls) == 3
 
 
 def test_an_answer_that_fails_the_requests_own_check_is_asked_again(tmp_path):
@@ -223,11 +271,11 @@ def test_an_answer_that_fails_the_requests_own_check_is_asked_again(tmp_path):
     assert asked.key("small") == request("hello").key("small")
     with MessagesServer(obeys) as server:
         assert ask(config(server), tmp_path, asked).parsed.text == "ho"
-        again = server.calls[1].body["messages"][2]["content"]
+        again = server.calls[2].body["messages"][2]["content"]
         assert "5 letters are too many" in again
         # Judged again when it is read from disk: the same way leads to the same answer.
         assert ask(config(server), tmp_path, asked).parsed.text == "ho"
-        assert len(server.calls) == 2
+        assert len(server.calls) == 3
 
 
 def test_what_never_becomes_usable_is_set_aside_with_everything(tmp_path):
@@ -236,15 +284,11 @@ def test_what_never_becomes_usable_is_set_aside_with_everything(tmp_path):
         found, meter = ask_all(config(server, **settings), tmp_path, requests(1))
         assert isinstance(found[0], Failure) and "cut off" in found[0].reason
         assert found[0].request == requests(1)[0]
-        ask_all(config(server, **settings), tmp_path, requests(2))  # the run goes on
-        # A resumed run repeats no call, and does not write the failure down twice.
-        again, resumed = ask_all(config(server, **settings), tmp_path, requests(2))
-        assert again[0] == found[0] and len(server.calls) == 4
-        # With more asks allowed it goes on where the chain ended.
-        more, _ = ask_all(config(server, max_asks=3), tmp_path, requests(2))
-        assert isinstance(more[0], Answer) and len(server.calls) == 5
-    assert meter.summary()[0]["failures"] == resumed.summary()[0]["failures"] == 1
-    assert resumed.usage.cost == 0 and resumed.summary()[0]["cached_cost"] > 0
+        # The next run asks anew, and the one after it takes what that brought.
+        for _ in range(2):
+            more, _ = ask_all(config(server, **settings), tmp_path, requests(2))
+            assert isinstance(more[0], Answer) and len(server.calls) == 5
+    assert meter.summary()[0]["failures"] == 1
     (failed,) = lines(tmp_path / "failed.jsonl")
     assert failed["step"] == "imagine" and failed["request"]["label"] == "question 0"
     assert [each["stop_reason"] for each in failed["replies"]] == [

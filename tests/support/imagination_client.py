@@ -44,6 +44,11 @@ class FakeClient:
         if isinstance(found, str):
             return Failure(request, found)
         parsed = found or request.schema.placeholder()
+        try:
+            if request.check:
+                request.check(parsed)
+        except ValueError as error:
+            return Failure(request, str(error))
         return Answer(parsed.model_dump_json(), parsed, "fake-1", Usage(), False)
 
     def steps(self):

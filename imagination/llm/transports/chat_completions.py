@@ -10,6 +10,7 @@ import pydantic
 
 from imagination.llm.config import LLMConfig
 from imagination.llm.requests import LLMError, Request
+from imagination.llm.structured import without_keywords
 from imagination.llm.transports.base import Transport
 
 # What strict structured output of the official service does not take; it is checked here.
@@ -94,30 +95,25 @@ def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
 @functools.cache
 def _full_schema(schema: type[pydantic.BaseModel]) -> dict[str, Any]:
     """All that the schema says; for servers that compile it into a grammar."""
-    return _closed(schema.model_json_schema(), _TITLES)
+    return _closed(without_keywords(schema.model_json_schema(), _TITLES))
 
 
 @functools.cache
 def _strict_schema(schema: type[pydantic.BaseModel]) -> dict[str, Any]:
     """The part of the schema that strict structured output takes."""
-    return _closed(schema.model_json_schema(), _NOT_STRICT)
+    return _closed(without_keywords(schema.model_json_schema(), _NOT_STRICT))
 
 
 _SCHEMAS = (_full_schema, _strict_schema)
 
 
-def _closed(schema: Any, without: tuple[str, ...]) -> Any:
-    """A schema whose objects have all their properties and no others, less some keywords."""
+def _closed(schema: Any) -> Any:
+    """A schema whose objects have all their properties and no others."""
     if isinstance(schema, list):
-        return [_closed(each, without) for each in schema]
+        return [_closed(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    closed = {}
-    for keyword, value in schema.items():
-        if keyword in ("properties", "$defs"):  # their keys are names
-            closed[keyword] = {name: _closed(each, without) for name, each in value.items()}
-        elif keyword not in without:
-            closed[keyword] = _closed(value, without)
+    closed = {keyword: _closed(value) for keyword, value in schema.items()}
     if "prefixItems" in closed:
         closed.pop("items", None)  # servers that find both look at this one alone
     if closed.get("type") == "object":

@@ -11,6 +11,7 @@ import pydantic
 
 from imagination.llm.config import LLMConfig
 from imagination.llm.requests import LLMError, Request
+from imagination.llm.structured import without_keywords
 from imagination.llm.transports.base import Transport
 
 
@@ -67,7 +68,9 @@ def _api_schema(schema: type[pydantic.BaseModel]) -> dict[str, Any]:
     the answer is validated here.
     """
     try:
-        return anthropic.transform_schema(schema)
+        return anthropic.transform_schema(
+            without_keywords(schema.model_json_schema(), ("prefixItems",))
+        )
     except (ValueError, TypeError, AssertionError) as error:
         raise LLMError(
             f"The schema {schema.__name__} cannot be asked of an LLM: {error} Use plain fields, "
