@@ -61,16 +61,20 @@ class DerivedFields(Bounded):
 
     @pydantic.model_validator(mode="after")
     def _complete(self) -> DerivedFields:
+        """Leaves out what goes beyond the most that is asked for; else all must be usable."""
         if self.verdict:
             return self
         axes = getattr(self, "persona_axes", None)
         if axes is not None:
+            del axes[AXES[1] :]
             _within("persona_axes", len(axes), *AXES, "axes")
             for axis in axes:
+                del axis.values[AXIS_VALUES[1] :]
                 _within(f"axis {axis.name!r}", len(axis.values), *AXIS_VALUES, "values")
             if len({axis.name.strip().lower() for axis in axes}) < len(axes):
                 raise ValueError("two axes have the same name")
         if (criteria := getattr(self, "criteria", None)) is not None:
+            del criteria[CRITERIA[1] :]
             _within("criteria", len(criteria), *CRITERIA, "sentences")
         if (turns := getattr(self, "max_turns", None)) is not None:
             _within("max_turns", turns, *MAX_TURNS, "turns")

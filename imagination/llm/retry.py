@@ -2,8 +2,8 @@
 
 First another sample is asked for, as most faults are slips, if that is not the last ask. After
 that the question is put with the reply and its fault; a reply that was shown once and comes again
-is not shown again, as that would make it likelier still. The same replies always lead to the same exchange, so a cache of
-replies is all that a resumed run needs to go on in the middle of one.
+is not shown again, as that would make it likelier still. The same replies always lead to the same
+exchange, so a cache of replies is all that a resumed run needs to go on in the middle of one.
 """
 
 from __future__ import annotations

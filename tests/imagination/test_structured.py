@@ -1,0 +1,155 @@
+"""Schemas: what is sent to which server, what becomes of servers that ignore or refuse them."""
+
+import json
+import logging
+
+import pytest
+from llm_questions import answer, ask_all, chat_config, config, requests
+from messages_server import MessagesServer
+
+from imagination.engine.critique import Verdicts
+from imagination.engine.personas import Profiles
+from imagination.engine.task_from_prompt import derive_request
+from imagination.hindsight.forward_model import PeopleAnswer
+from imagination.llm import Answer, LLMConfig, LLMError
+from imagination.llm.play import script_schema
+from imagination.llm.requests import Request
+from imagination.llm.schemas import Line, rating_schema, specialize
+from imagination.llm.transports import open_transport
+
+APIS = [config, chat_config]
+
+
+@pytest.fixture(autouse=True)
+def keys_in_environment(monkeypatch):
+    for company in ("ANTHROPIC", "OPENAI"):
+        monkeypatch.setenv(f"{company}_API_KEY", "sk-none")
+        monkeypatch.delenv(f"{company}_BASE_URL", raising=False)
+
+
+def system_of(body):
+    return json.dumps([body.get("system"), [m for m in body["messages"] if m["role"] == "system"]])
+
+
+def ignoring(body):
+    """Answers in prose unless the schema stands in the prompt."""
+    return answer(body) if "JSON of this schema" in system_of(body) else "Hello to you, too!"
+
+
+@pytest.mark.parametrize("settings", APIS)
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_server_that_ignores_schemas_gets_them_in_words(tmp_path, settings, cut, caplog):
+    schedule = ["max_tokens"] if cut else []
+    with MessagesServer(ignoring, schedule=schedule) as server:
+        found, meter = ask_all(settings(server), tmp_path, requests(10))
+        assert [each.parsed.text for each in found] == [each.label for each in requests(10)]
+        # The first question went alone: no other was put in vain.
+        assert len(server.calls) == 11 and meter.summary()[0]["re_asks"] == 1
+        assert "maxLength" in system_of(server.calls[1].body)
+        ask_all(settings(server), tmp_path, requests(10))
+    assert len(server.calls) == 11
+    (said,) = [record.getMessage() for record in caplog.records if "schema" in record.msg]
+    assert said.startswith(server.url) and "from now on the schema goes into the prompt" in said
+
+
+@pytest.mark.parametrize(("settings", "forms"), [(config, 1), (chat_config, 2)])
+def test_a_server_that_refuses_schemas_gets_them_in_words(tmp_path, settings, forms, caplog):
+    def plain(body):
+        words = body["messages"][-1]["content"]
+        return json.dumps({"text": words, "length": len(words)})
+
+    with MessagesServer(plain, schedule=["400"] * forms) as server:
+        found, _ = ask_all(settings(server), tmp_path, requests(5))
+    assert all(isinstance(each, Answer) for each in found) and len(server.calls) == forms + 5
+    last = server.calls[-1].body
+    assert not {"output_config", "response_format"} & last.keys() and "schema" in system_of(last)
+    assert "does not take a schema" in caplog.text
+
+
+def test_a_call_that_is_refused_for_another_reason_ends_in_its_message(tmp_path):
+    with (
+        MessagesServer(answer, faults={"400": 1.0}) as server,
+        pytest.raises(LLMError, match=r"did not accept the call .*model 'small'"),
+    ):
+        ask_all(chat_config(server), tmp_path, requests(3))
+
+
+def test_servers_that_hold_to_schemas_are_told_nothing_in_words(tmp_path, caplog):
+    with MessagesServer(answer) as server:
+        ask_all(chat_config(server), tmp_path, requests(3))
+    assert all("schema" not in system_of(call.body) for call in server.calls)
+    caplog.set_level(logging.WARNING)
+    assert not caplog.records
+
+
+def schema_of(schema, **settings):
+    """The schema as it is sent."""
+    settings = {"api": "chat_completions", "base_url": "http://host/v1", **settings}
+    transport = open_transport(LLMConfig("m", **settings))
+    body = transport.body(Request("a", "", (("user", "hi"),), schema=schema))
+    if "response_format" in body:
+        return body["response_format"]["json_schema"]["schema"]
+    return body["output_config"]["format"]["schema"]
+
+
+def test_items_are_counted_and_numbered():
+    sent = schema_of(specialize(Verdicts, count=3))["properties"]["verdicts"]
+    assert sent["minItems"] == sent["maxItems"] == 3 and "items" not in sent
+    items = sent["prefixItems"]
+    assert [item["properties"]["number"]["const"] for item in items] == [1, 2, 3]
+    assert all(
+        item["required"] == ["number", "reason", "fulfilled"] for item in sent["prefixItems"]
+    )
+    axes = (("patience", ("long", "short")),)
+    (trait,) = schema_of(specialize(PeopleAnswer, axes=axes))["properties"]["traits"]["prefixItems"]
+    assert trait["properties"]["axis"] == {"const": "patience"}
+    assert trait["properties"]["value"] == {"enum": ["long", "short"]}
+    turns = schema_of(script_schema(4, least=2))["properties"]["turns"]
+    assert (turns["minItems"], turns["maxItems"]) == (4, 9)
+    derived = schema_of(derive_request("t", {"description": "A tutor teaches."}).schema)
+    assert derived["properties"]["max_turns"] == {"maximum": 20, "minimum": 3, "type": "integer"}
+    assert derived["$defs"]["Axis"]["properties"]["values"]["maxItems"] == 5
+
+
+@pytest.mark.parametrize("scale", [(0.0, 1.0), (1.0, 5.0), (0.0, 2.0), (-3.0, 3.0)])
+def test_ratings_are_steps_of_their_scale(scale):
+    schema = rating_schema(scale)
+    for settings in ({}, {"api": "messages"}):
+        steps = schema_of(schema, **settings)["properties"]["rating"]["enum"]
+        assert (steps[0], steps[-1], len(steps)) == (*scale, 21) and sorted(steps) == steps
+    assert schema(reason="so", rating=sum(scale) / 2 + 0.01).rating  # other servers' fractions
+
+
+def test_texts_end_somewhere_and_the_official_services_get_what_they_take():
+    assert schema_of(Line)["properties"]["text"]["maxLength"] == 1000
+    official = {"base_url": "https://api.openai.com/v1"}
+    for schema in (Line, specialize(Verdicts, count=2), specialize(Profiles, count=2)):
+        sent = json.dumps(schema_of(schema, **official))
+        assert "maxLength" not in sent and "prefixItems" not in sent and "title" not in sent
+        assert "prefixItems" not in json.dumps(schema_of(schema, api="messages"))
+    with pytest.raises(ValueError, match="at most 1000"):
+        Line(text="x" * 1001)
+
+
+def test_of_more_than_asked_for_the_first_is_used():
+    turn = {"human": "Hm?", "agent": "Yes."}
+    turns = [{"speaker": who, "text": turn[who]} for who in ("human", "agent") * 5]
+    used = script_schema(2)(turns=turns).turns
+    assert [each.speaker for each in used] == ["human", "agent", "human", "agent", "human"]
+    verdicts = [
+        {"number": number, "reason": reason, "fulfilled": True}
+        for number, reason in ((2, "a"), (1, "b"), (2, "c"), (7, "d"))
+    ]
+    used = specialize(Verdicts, count=2)(verdicts=verdicts).verdicts
+    assert [(each.number, each.reason) for each in used] == [(1, "b"), (2, "a")]
+    with pytest.raises(ValueError, match=r"\[3\] are not there"):
+        specialize(Verdicts, count=3)(verdicts=verdicts)
+
+
+@pytest.mark.parametrize("nothing", ["", "empty", "(empty)", "None.", "N/A", "not applicable"])
+def test_words_for_nothing_are_no_verdict(nothing):
+    asked = derive_request("t", {"description": "A tutor teaches."})
+    derived = asked.schema.placeholder().model_copy(update={"unusable_because": nothing})
+    asked.check(asked.schema.model_validate(derived.model_dump()))
+    with pytest.raises(ValueError, match="not enough: Nobody talks"):
+        asked.check(derived.model_copy(update={"unusable_because": "Nobody talks."}))
