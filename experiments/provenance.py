@@ -125,7 +125,7 @@ def _shown_path(text: str) -> str:
         return text
     if path.is_relative_to(ROOT):
         return str(path.relative_to(ROOT))
-    return f"…/{path.name}"
+    return f".../{path.name}"
 
 
 def commit() -> str:

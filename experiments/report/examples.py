@@ -81,7 +81,7 @@ def pick_pair(
     if not known:
         return None
     widest = max(known, key=lambda episode: (abs(known[episode]), -episode[1]))
-    why = f"the episode with the widest {gap_in_words}"
+    why = f"of all episodes the one with the widest {gap_in_words}"
     return _example(widest, why, episodes[widest], (other, focus), success_reward, looks)
 
 
