@@ -283,6 +283,15 @@ class EvaluationConfig(Settings):
         least=0,
         most=MOST_EPISODES,
     )
+    diagnosed_episodes: int = setting(
+        "Test conversations of each population in which what is lost is split into candidates and "
+        "choice, by the exact values of a world; 0 = none. Seconds in teaching; where there are "
+        "many personas, much longer.",
+        0,
+        least=0,
+        most=MOST_EPISODES,
+        shapes_result=False,
+    )
     human: str = setting(
         "Who agents talk with: humans of the world, or prompted ones, played by an LLM.",
         "world",

@@ -33,6 +33,8 @@ from imagination.checks import is_finite
 from imagination.dialogue import DialogueError, iterate_dialogues, usual_system
 from imagination.tokenization import DialogueTokenizer
 
+MOST_KEPT = 32  # different candidates of an utterance that are kept with it
+
 
 def units(experiment: Experiment) -> list[Unit]:
     """All trainings that the settings ask for."""
@@ -182,7 +184,7 @@ def load_agent(
         scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
     # Evaluation and chat speak to the agent as the data did.
     system = usual_system(itertools.islice(iterate_dialogues(folder.dialogues), 100))
-    return PolicyAgent(policy, tokenizer, scale, keep_candidates=4, system=system)
+    return PolicyAgent(policy, tokenizer, scale, keep_candidates=MOST_KEPT, system=system)
 
 
 def chosen_decoding(method: TrainedMethod, folder: RunFolder, unit: Unit) -> DecodingConfig:

@@ -109,6 +109,11 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def diagnosis(self) -> Path:
+        """Where the score is lost."""
+        return self.path / "diagnosis.json"
+
+    @property
     def heldout(self) -> Path:
         return self.path / "heldout.json"
 

@@ -18,6 +18,7 @@ def get_config():
     # Difficult students are 12 % of those who come: too few to learn from.
     config.imagination.personas = "balanced"
     config.imagination.difficult_share = 0.4
+    config.evaluation.diagnosed_episodes = 50
     return config
 
 

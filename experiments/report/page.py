@@ -69,6 +69,8 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
         rule, shown = examples.pick_examples(run.conversations, bar, looks)
         pair = examples.pick_pair(run.conversations, bar, looks)
         shown_tables += tables.result_tables(run.evaluation)
+        if run.diagnosis is not None:
+            shown_tables += tables.diagnosis_tables(run.diagnosis, run.evaluation)
     if run.heldout is not None:
         shown_tables += tables.heldout_tables(run.heldout)
     return environment.get_template("report.html.j2").render(

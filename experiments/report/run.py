@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments.evaluation.diagnosis import Diagnosis
 from experiments.evaluation.summary import Evaluation, Heldout
 from experiments.hindsight_records import Hindsight, read_hindsight
 from experiments.looks import Look, look_of
@@ -31,6 +32,7 @@ class Run:
         config: Text of config.yaml.
         hindsight: Rounds of hindsight.
         sessions: By which command, code and machine the stages were made.
+        diagnosis: Where the score is lost.
     """
 
     evaluation: Evaluation | None
@@ -41,6 +43,7 @@ class Run:
     config: str
     hindsight: Hindsight | None = None
     sessions: Sequence[Session] = ()
+    diagnosis: Diagnosis | None = None
 
     @property
     def task(self) -> str:
@@ -90,6 +93,7 @@ def read_run(path: Path) -> Run:
         config=config.read_text(encoding="utf-8") if config.exists() else "",
         hindsight=read_hindsight(path, dialogues),
         sessions=read_sessions(folder.sessions),
+        diagnosis=Diagnosis.read(folder.diagnosis) if folder.diagnosis.exists() else None,
     )
 
 

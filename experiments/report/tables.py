@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.evaluation.diagnosis import Diagnosis, Loss
 from experiments.evaluation.summary import (
+    Bounds,
     Evaluation,
     Heldout,
     HumanPlayer,
@@ -171,6 +173,59 @@ def _reference_cells(key: str, references: References) -> dict[str, Cell]:
     }
 
 
+# --- where the score is lost --------------------------------------------------------------------
+
+
+def diagnosis_tables(diagnosis: Diagnosis, evaluation: Evaluation) -> list[ResultTable]:
+    """What each method loses from the optimum, a table for each population."""
+    made = [
+        _diagnosis_table(name, losses, evaluation.population[name], evaluation.task)
+        for name, losses in diagnosis.population.items()
+        if name in evaluation.population
+    ]
+    return [table for table in made if table.rows]
+
+
+def _diagnosis_table(
+    name: str, losses: Mapping[str, Loss], population: Population, task: str
+) -> ResultTable:
+    references, methods = population.references, population.methods
+    unit = wording.unit_of(population)
+
+    def scaled(loss: float) -> float | None:
+        return references.normalized_difference(loss) if unit == wording.NORMALIZED else loss
+
+    def cell(loss: float, bounds: Bounds) -> Cell:
+        return Cell(number(scaled(loss)), interval(tuple(map(scaled, bounds))))
+
+    rows = []
+    for key in ordered(key for key in losses if key in methods):
+        loss = losses[key]
+        total = loss.candidates + loss.choice
+        cells = (
+            Cell(methods[key].look.title),
+            Cell(number(scaled(total))),
+            cell(loss.candidates, loss.candidates_ci95),
+            cell(loss.choice, loss.choice_ci95),
+            Cell(number(scaled(total / loss.turns), 3)),
+            Cell(str(loss.episodes)),
+        )
+        rows.append(Row(key, "method", cells))
+    return ResultTable(
+        f"{name}_lost",
+        f"{task}, {name} population: what is lost from the optimum",
+        ("method", "lost", "by candidates", "by choice", "a turn", "conversations"),
+        tuple(rows),
+        (
+            f"By the exact values of the world, in {unit}: by candidates, where nothing that was "
+            "considered is as good as the best act; by choice, where something better was "
+            "considered than was said. An agent that considers one utterance has no choice. What "
+            "is lost and the score add up to 1 but for luck: these are expectations, and fewer "
+            "conversations.",
+        ),
+    )
+
+
 # --- held-out dialogues -------------------------------------------------------------------------
 
 
@@ -234,6 +289,12 @@ def success_note(heldout: Heldout) -> str:
 def print_results(console: Console, evaluation: Evaluation) -> None:
     """Prints one table for each population, with its tests in words below."""
     for table in result_tables(evaluation):
+        _print(console, table)
+
+
+def print_diagnosis(console: Console, diagnosis: Diagnosis, evaluation: Evaluation) -> None:
+    """Prints what each method loses."""
+    for table in diagnosis_tables(diagnosis, evaluation):
         _print(console, table)
 
 

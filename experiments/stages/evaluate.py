@@ -23,6 +23,7 @@ from experiments.build import Experiment
 from experiments.config import EvaluationConfig
 from experiments.evaluation import heldout, prompted
 from experiments.evaluation.comparison import compare_units, read_references
+from experiments.evaluation.diagnosis import Diagnosis, diagnose
 from experiments.evaluation.environment import Environment, load_environment
 from experiments.evaluation.logged import log_evaluation, log_heldout
 from experiments.evaluation.prompted import Progress
@@ -36,6 +37,7 @@ from imagination.dialogue import Dialogue, json_line, read_dialogues
 from imagination.llm import Client
 from imagination.simulation import (
     POPULATIONS,
+    World,
     load_world,
     reference_values,
 )
@@ -67,10 +69,11 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
         _evaluate_with_llm(experiment, folder, with_llm, console)
     conversations = "".join(folder.unit_conversations(u).read_text("utf-8") for u in wanted)
     write_atomically(folder.conversations, conversations)
+    environment = load_environment(experiment, folder)
     evaluation = compare_units(
         folder,
         wanted,
-        load_environment(experiment, folder).task,
+        environment.task,
         seed=experiment.seed,
         has_prices=prompted.has_prices(experiment.evaluation),
         methods=experiment.method_by_name,
@@ -78,7 +81,20 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     before = _content(folder.evaluation)
     evaluation.write(folder.evaluation)
     if _content(folder.evaluation) != before:
+        folder.diagnosis.unlink(missing_ok=True)
         log_evaluation(experiment, folder, evaluation)
+    if environment.world is not None and experiment.evaluation.config.human == "world":
+        _diagnose(experiment, folder, environment.world, console)
+
+
+def _diagnose(experiment: Experiment, folder: RunFolder, world: World, console: Console) -> None:
+    """Splits what is lost, where that is asked for and not done yet."""
+    episodes = experiment.evaluation.config.diagnosed_episodes
+    read = functools.partial(Diagnosis.read, folder.diagnosis)
+    done = read_or_none(folder.diagnosis, read, console)
+    if episodes and (done is None or done.episodes != episodes):
+        console.print(f"Looking for what is lost, in {episodes} conversations each.")
+        diagnose(world, read_dialogues(folder.conversations), episodes).write(folder.diagnosis)
 
 
 def _is_evaluated(folder: RunFolder, unit: Unit, console: Console) -> bool:

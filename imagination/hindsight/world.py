@@ -15,10 +15,11 @@ from typing import Literal
 
 from imagination.dialogue import Dialogue, Turn
 from imagination.hindsight.regeneration import Branch, Continuation, HindsightError, Proposal
+from imagination.simulation.course import Course, follow
 from imagination.simulation.dice import AGENT, CONTROLLER, PERSONA, SEED, Dice
 from imagination.simulation.planning import Belief, Planner
 from imagination.simulation.speakers import BehaviourAgent, SimulatedHuman
-from imagination.simulation.world import Act, State, World
+from imagination.simulation.world import Act, World
 from imagination.speakers import Conversation, converse
 
 # A decision is a mistake where another act was worth more by this fraction of the rating scale.
@@ -96,7 +97,7 @@ class WorldHindsight:
         Raises:
             HindsightError: The human doesn't open, or the sides don't alternate.
         """
-        course = self._follow(turns)
+        course = follow(self._planner, turns)
         if course is None:
             raise HindsightError(
                 f"not a dialogue of world {self.world.name!r}, in which the human opens and the "
@@ -105,7 +106,7 @@ class WorldHindsight:
         return self._personas(course)
 
     def _propose(self, dialogue: Dialogue, max_changes: int) -> list[Proposal] | None:
-        course = self._follow(dialogue.turns)
+        course = follow(self._planner, dialogue.turns)
         if course is None:
             return None
         self._planner.forget(more_than=_MOST_NODES)
@@ -122,7 +123,7 @@ class WorldHindsight:
                 changes[change.turn] = change
         return [self._worded(dialogue, course.slots, change) for change in changes.values()]
 
-    def _mistakes(self, course: _Course) -> Iterator[_Change]:
+    def _mistakes(self, course: Course) -> Iterator[_Change]:
         """Decisions for which there is a better act, the largest shortfall first."""
         planner, hindsight = self._planner, _thinned(course.belief)
         shortfalls = []
@@ -143,7 +144,7 @@ class WorldHindsight:
             if promised - taken > self._tolerance:
                 yield _Change(decision.turn, act, promised, taken)
 
-    def _misjudged(self, course: _Course, changed: Collection[int], dice: Dice) -> _Change | None:
+    def _misjudged(self, course: Course, changed: Collection[int], dice: Dice) -> _Change | None:
         """Any other act at any turn, mistaken for the best one, and the best one for it."""
         left = [decision for decision in course.decisions if decision.turn not in changed]
         if not left:
@@ -170,7 +171,7 @@ class WorldHindsight:
 
     def play(self, branches: Sequence[Branch]) -> list[Continuation | None]:
         """The rest of each conversation; None where the parent is of another form."""
-        courses = [self._follow(branch.parent.turns) for branch in branches]
+        courses = [follow(self._planner, branch.parent.turns) for branch in branches]
         conversations = {
             index: self._resumed(branch, course)
             for index, (branch, course) in enumerate(zip(branches, courses, strict=True))
@@ -183,7 +184,7 @@ class WorldHindsight:
             for index, branch in enumerate(branches)
         ]
 
-    def _resumed(self, branch: Branch, course: _Course) -> Conversation:
+    def _resumed(self, branch: Branch, course: Course) -> Conversation:
         stream = (self.seed, _number_of(branch.parent), branch.proposal.turn)
         persona = Dice(PERSONA, *stream).choose(self._personas(course))
         return Conversation(
@@ -204,9 +205,9 @@ class WorldHindsight:
 
     def rate(self, dialogues: Sequence[Dialogue]) -> list[float | None]:
         """The expected rating given the words; None for a dialogue of another form."""
-        return [self._rate(self._follow(dialogue.turns)) for dialogue in dialogues]
+        return [self._rate(follow(self._planner, dialogue.turns)) for dialogue in dialogues]
 
-    def _rate(self, course: _Course | None) -> float | None:
+    def _rate(self, course: Course | None) -> float | None:
         if course is None:
             return None
         if course.unanswered:  # an agent that ended it is heard to the end
@@ -217,58 +218,10 @@ class WorldHindsight:
 
     # From words to what happened
 
-    def _personas(self, course: _Course) -> dict[tuple[str, ...], float]:
+    def _personas(self, course: Course) -> dict[tuple[str, ...], float]:
         indices, probabilities = course.belief
         personas = (self._planner.personas[index] for index in indices)
         return dict(zip(personas, probabilities, strict=True))
-
-    def _follow(self, turns: Sequence[Turn]) -> _Course | None:
-        """Course of a dialogue, from its words alone; None where the form is not the world's."""
-        world, planner = self.world, self._planner
-        expected = ("human", "agent")
-        if not turns or any(turn.speaker != expected[i % 2] for i, turn in enumerate(turns)):
-            return None
-        reply = world.hear_loosely(turns[0].text)
-        slots = world.find_slots(turns[0].text)
-        state, belief, act = world.begin(reply), planner.opened(reply), None
-        decisions: list[_Decision] = []
-        unanswered = False
-        for index, turn in enumerate(turns[1:], start=1):
-            if world.is_over(state):
-                break  # what people say after the end, the world knows nothing about
-            unanswered = turn.speaker == "agent"
-            if unanswered:
-                act = world.understand_about(slots, turn.text)
-                left = max(1, world.task.max_turns - len(decisions))
-                decisions.append(_Decision(index, left, state, belief, act))
-            else:
-                reply = world.hear_loosely(turn.text)
-                belief = planner.updated(belief, state, act, reply)
-                state = world.advance(state, act, reply)
-        return _Course(slots, tuple(decisions), state, belief, act, unanswered)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Decision:
-    """A turn of the agent's: the state and belief before it, and its act."""
-
-    turn: int
-    turns_left: int
-    state: State
-    belief: Belief
-    act: Act | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Course:
-    """Course of a dialogue; state, belief and last act are those at its end."""
-
-    slots: Mapping[str, str]
-    decisions: tuple[_Decision, ...]
-    state: State
-    belief: Belief
-    act: Act | None
-    unanswered: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ SMALLEST = (
     "--config.model.max_positions=320",
     "--config.evaluation.average_episodes=2",
     "--config.evaluation.difficult_episodes=2",
+    "--config.evaluation.diagnosed_episodes=0",
     "--config.decoding.batch_size=4",
     "--config.decoding.max_utterance=4",
     '--config.decoding.bc=("greedy",)',
