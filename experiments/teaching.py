@@ -14,7 +14,7 @@ from experiments.config import base_config
 def get_config():
     config = base_config()
     config.task.world = "teaching"
-    config.methods = ("bc", "fbc", "mc", "ilql")
+    config.methods = (*config.methods, "mc")
     # Difficult students are 12 % of those who come: too few to learn from.
     config.imagination.personas = "balanced"
     config.imagination.difficult_share = 0.4

@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.looks import Look, ordered
 from experiments.report import wording
+from ilql_jax.methods import METHODS
 from imagination.dialogue import Dialogue
 
 MOST_BEHAVIOURS = 8
@@ -55,10 +56,6 @@ def pick_examples(
     ]
 
 
-# Methods that imitate their data, the plainest first: what the focus is shown beside.
-_IMITATING = ("bc", "fbc")
-
-
 def pick_pair(
     conversations: Sequence[Dialogue], success_reward: float, looks: Mapping[str, Look]
 ) -> Example | None:
@@ -71,7 +68,8 @@ def pick_pair(
     episodes = _by_episode(conversations)
     methods = ordered({method for group in episodes.values() for method in group})
     focus = wording.main_method(methods) or next(iter(methods), None)
-    others = [name for name in (*_IMITATING, _rival(focus, conversations)) if name in methods]
+    imitating = [name for name, method in METHODS.items() if not method.learns_values]
+    others = [name for name in (*imitating, _rival(focus, conversations)) if name in methods]
     other = next((name for name in others if name != focus), None)
     if other is None:
         return None

@@ -177,7 +177,7 @@ def _reference_cells(key: str, references: References) -> dict[str, Cell]:
 
 
 def diagnosis_tables(diagnosis: Diagnosis, evaluation: Evaluation) -> list[ResultTable]:
-    """What each method loses from the optimum, a table for each population."""
+    """Loss of each method from the optimum, a table for each population."""
     made = [
         _diagnosis_table(name, losses, evaluation.population[name], evaluation.task)
         for name, losses in diagnosis.population.items()
@@ -293,7 +293,7 @@ def print_results(console: Console, evaluation: Evaluation) -> None:
 
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis, evaluation: Evaluation) -> None:
-    """Prints what each method loses."""
+    """Prints the losses of each method."""
     for table in diagnosis_tables(diagnosis, evaluation):
         _print(console, table)
 
