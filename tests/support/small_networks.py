@@ -5,15 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ilql_jax import Trajectory
-from ilql_jax.models import init_params
+from ilql_jax.models import abstract_params
 
 
 def random_params(config, scale, seed=0):
     """Random everywhere: fresh value heads are zero, fresh norms one."""
-    leaves, structure = jax.tree.flatten(init_params(config, seed))
     rng = np.random.default_rng(seed)
-    noise = [jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype) for leaf in leaves]
-    return jax.tree.unflatten(structure, [a + b for a, b in zip(leaves, noise, strict=True)])
+
+    def draw(path, leaf):
+        is_norm = path[-1].key == "scale"
+        return jnp.asarray(is_norm + rng.normal(0, scale, leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(config))
 
 
 def random_dialogues(vocab_size, count=12):
