@@ -88,6 +88,8 @@ def parse(
         raise ConfigError(_explain(error, config, arguments)) from None
     if rest[1:]:
         raise ConfigError(f"unexpected argument {shown(rest[1], 300, repr)}; see --help.")
+    if not values.workdir.strip():
+        raise ConfigError(f"--workdir is empty. Give a folder, or leave it out for runs/{name}.")
     overrides = dict(config_flags.get_override_values(values["config"]))
     _apply(flag.value, variants, overrides)
     return CommandLine(values.stage, values.workdir, values.dry_run, flag.value, overrides)
@@ -272,6 +274,9 @@ def _explain(error: Exception, config: ConfigDict, arguments: Sequence[str]) -> 
         longest = max(settings_given, key=lambda key: len(settings_given[key]))
         value = shown(settings_given[longest], 300, repr)
         return f"config.{longest}={value} is too long or too nested to be read."
+    if isinstance(error, flags.UnrecognizedFlagError):
+        flag = shown(error.flagname, 300)
+        return f"there is no flag --{flag}; settings begin with --config. {_meant(flag, keys)}"
     return str(error)
 
 

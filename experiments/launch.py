@@ -38,6 +38,7 @@ from experiments.run_folder import STAGES, RunError, RunFolder
 from experiments.stamps import begin_stage, check_stage
 from experiments.terminal import make_console, quiet_libraries
 from ilql_jax import sharding
+from ilql_jax.errors import shown
 from ilql_jax.models.network_config import SHAPE_OF_FRESH
 from imagination.checks import without_surrogates
 from imagination.llm.config import LLMConfig
@@ -117,6 +118,7 @@ def _run(
 
         export.run(experiment, folder, console)
         return
+    _check_path_is_used(experiment, line)
     _check_shape_is_used(experiment, line)
     _check_hindsight_is_used(experiment, line)
     if experiment.machine.coordinator:
@@ -179,6 +181,15 @@ def _check_hindsight_is_used(experiment: Experiment, line: CommandLine) -> None:
             f"{given[0]} is about hindsight, but no method of config.methods "
             f"({', '.join(experiment.run.methods)}) learns from it; add one such as "
             "ilql_hindsight1."
+        )
+
+
+def _check_path_is_used(experiment: Experiment, line: CommandLine) -> None:
+    if line.overrides.get("data.path") and experiment.data.source == "world":
+        raise ConfigError(
+            f"config.data.path is {shown(experiment.data.path, 300, repr)}, but the dialogues come "
+            "from elsewhere: config.data.source is 'world'. Set it to what this is (jsonl, or a "
+            "corpus)."
         )
 
 

@@ -25,7 +25,7 @@ from ilql_jax.methods import METHODS, Method, MethodError, TrainOverrides, load_
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.train_step import TrainConfig
 
-_ENTRY = re.compile(r"(?P<base>.+?)(_hindsight(?P<rounds>[1-9]\d*))?")
+_ENTRY = re.compile(r"(?P<base>.+?)(_hindsight(?P<rounds>[1-9][0-9]?))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +137,8 @@ def find_method(entry: str, library: Mapping[str, TrainedMethod]) -> TrainedMeth
     if base not in library:
         raise MethodError(
             f"there is no method {shown(entry)!r}; there are {', '.join(library)}, those that "
-            "learn from dialogues also with rounds of hindsight as in ilql_hindsight1, and those "
-            "of a .py file that defines METHOD."
+            "learn from dialogues also with rounds of hindsight (up to 99) as in ilql_hindsight1, "
+            "and those of a .py file that defines METHOD."
         )
     found = library[base]
     if found.learns_from_pairs:

@@ -39,7 +39,7 @@ def check_dialogues(
 
     Raises:
         RunError: A dialogue is too long, of another task, has the id of another or no part; or none
-            is learned from.
+            is learned from, or all have the reward 0.
         TrajectoryError: It breaks another rule.
     """
     _check_records(experiment, folder, dialogues)
@@ -50,9 +50,20 @@ def check_dialogues(
         for note in tokenizer.notes(dialogues):
             console.print(note, markup=False, highlight=False)
     trajectories = tokenizer.trajectories(dialogues, loss_on=experiment.data.loss_on)
+    _check_rewards(experiment, trajectories)
     check_lengths(experiment.network, trajectories, experiment.speaking.max_utterance, console)
     packing(experiment.batches, experiment.network.max_positions, trajectories)
     return tokenizer
+
+
+def _check_rewards(experiment: Experiment, trajectories: list[Trajectory]) -> None:
+    """Raises `RunError` if values would have nothing to learn."""
+    names = [each.name for each in experiment.methods if each.learns_values]
+    if names and not any(each.rewards.any() for each in trajectories):
+        raise RunError(
+            f"all {len(trajectories):,} dialogues have the reward 0, so {', '.join(names)} would "
+            "learn no values. Rate the dialogues, or leave these out of config.methods."
+        )
 
 
 def _check_records(experiment: Experiment, folder: RunFolder, dialogues: list[Dialogue]) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ilql_jax.losses import CUT, END, NEXT_UTTERANCE, SAME_UTTERANCE, Transitions
 from ilql_jax.settings import Settings, setting
-from ilql_jax.trajectory import Trajectory, TrajectoryError
+from ilql_jax.trajectory import Trajectory, TrajectoryError, validate_all
 
 
 class Batch(NamedTuple):
@@ -97,8 +97,8 @@ def check_trajectories(trajectories: Sequence[Trajectory], row_length: int) -> N
     """Raises `TrajectoryError` on the first that breaks the contract or doesn't fit in a row."""
     if not trajectories:
         raise TrajectoryError("no trajectories to train on.")
+    validate_all(trajectories)
     for trajectory in trajectories:
-        trajectory.validate()
         if len(trajectory.tokens) > row_length:
             raise TrajectoryError(
                 f"{trajectory.name}: {len(trajectory.tokens)} tokens do not fit in the context of "

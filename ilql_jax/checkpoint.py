@@ -62,6 +62,7 @@ class Checkpoints:
 
     Raises:
         CheckpointError: The folder's name is one that files cannot be read back from.
+        DiskError: A file stands in the way, the disk is read-only, ...
     """
 
     def __init__(
@@ -81,12 +82,11 @@ class Checkpoints:
             sharding.wait_for_all(f"damaged checkpoints of {self.folder}")
         self.metadata = dict(metadata)
         self.runtime = frozenset(runtime)
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=False
-            ),
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise disk_error(error, self.folder) or error from None
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""

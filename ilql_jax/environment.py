@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from ilql_jax.errors import UserError
+from ilql_jax.errors import UserError, shown
 from ilql_jax.progress import progress_bar
 from ilql_jax.trajectory import Trajectory
 from ilql_jax.windows import context_start
@@ -214,12 +215,22 @@ class _Episode:
         action = self._tokens(action, "action")
         if not len(action):
             self._fail("the player's action has no tokens")
-        answer = Step(*self.environment.step(action))
+        answer = self.environment.step(action)
+        if not isinstance(answer, tuple | list) or not 2 <= len(answer) <= len(Step._fields):
+            self._fail(
+                f"step returned {shown(answer, 80, repr)}, but must return "
+                f"({', '.join(Step._fields)})"
+            )
+        answer = Step(*answer)
         observation = self._tokens(answer.observation, "observation")
-        if not np.isfinite(answer.reward):
-            self._fail(f"reward is {answer.reward}, but must be finite")
+        try:
+            reward = float(answer.reward)
+        except (TypeError, ValueError, OverflowError):
+            reward = math.nan
+        if not math.isfinite(reward):
+            self._fail(f"reward is {shown(answer.reward)}, but must be a finite number")
         self.pieces += [action, observation]
-        self.rewards.append(float(answer.reward))
+        self.rewards.append(reward)
         self.turn_starts.append(sum(map(len, self.pieces)) - len(observation))
         self.terminated = bool(answer.terminated)
         out_of_time = bool(answer.truncated) or len(self.rewards) >= max_turns

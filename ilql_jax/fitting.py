@@ -38,10 +38,11 @@ from ilql_jax.policy import DecodingConfig, Policy
 from ilql_jax.policy_folder import PolicyDescription, save_policy
 from ilql_jax.train import check_tokens, train
 from ilql_jax.train_step import TrainConfig
-from ilql_jax.trajectory import Trajectory, TrajectoryError
+from ilql_jax.trajectory import Trajectory, TrajectoryError, validate_all
 from ilql_jax.windows import cut_into_windows
 
 STEPS = 3000
+LARGEST_REWARD = 1e30  # sums and squares of which float32 can still hold, once they are scaled
 Validate = Callable[[Policy], Evaluation | float]
 
 
@@ -136,17 +137,21 @@ def fit(
 
     Raises:
         TrajectoryError: No data, data that breaks the contract, has tokens outside of the
-            vocabulary, never ends an action with the stop token, or has a turn that does not fit
-            in a window; before anything is compiled, as the others.
+            vocabulary, never ends an action with the stop token, has a turn that does not fit in
+            a window, or rewards that are all 0 for a method that learns values; before anything is
+            compiled, as the others.
         FitError: Arguments that do not belong together.
         UserError: What `train.train` and `Policy` refuse.
     """
     method = _method(method)
     model, start_from = _network(network, method, vocab_size, max_positions, seed)
-    trajectories = _checked(trajectories, vocab_size, stop_token)
+    trajectories = _checked(list(trajectories), vocab_size, stop_token)
     longest = max(int(np.diff(_edges(each)).max()) + 1 for each in trajectories)
     max_utterance = longest if max_utterance is None else max_utterance
     decoding = _decoding(decoding, method)
+    _check_rewards(trajectories, method)
+    if seed < 0:
+        raise FitError(f"seed is {seed}, but must be at least 0.")
     if model.value_heads == "probabilities":  # the method brings returns to [0, 1] itself
         reward_scale, baseline = _left_to_method(method, reward_scale, baseline)
     scale = _scale(reward_scale, trajectories)
@@ -332,8 +337,8 @@ def _checked(
         raise TrajectoryError(
             "no trajectories to learn from. Collect some (`rollout`) or read some."
         )
+    validate_all(trajectories)
     for each in trajectories:
-        each.validate()
         if each.episode is not None:
             raise TrajectoryError(f"{each.name} is a window; give whole episodes, fit cuts them.")
     check_tokens(trajectories, vocab_size)
@@ -354,6 +359,22 @@ def _checked(
                 "token."
             )
     return list(trajectories)
+
+
+def _check_rewards(trajectories: Sequence[Trajectory], method: Method) -> None:
+    """Raises `TrajectoryError` for rewards that nothing can be learned from."""
+    most = max(trajectories, key=lambda each: float(np.abs(each.rewards).max()))
+    largest = float(np.abs(most.rewards).max())
+    if largest > LARGEST_REWARD:
+        raise TrajectoryError(
+            f"{most.name}: a reward is {largest:g} in size, but may be at most {LARGEST_REWARD:g}. "
+            "Give the rewards in another unit."
+        )
+    if largest == 0 and method.learns_values:
+        raise TrajectoryError(
+            f"all rewards of {len(trajectories):,} episodes are 0, so {method.name} has no values "
+            "to learn. Give rewards, or use method 'bc'."
+        )
 
 
 def _check_room(model: ModelConfig, max_utterance: int, trajectories: Sequence[Trajectory]) -> None:

@@ -271,7 +271,8 @@ def lambda_returns(
 
     arrays = (rewards, discounts, lax.stop_gradient(next_values), traces)
     time_first = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), arrays)
-    _, returns = lax.scan(backwards, jnp.zeros_like(time_first[0][0]), time_first, reverse=True)
+    nothing = jnp.zeros(time_first[0].shape[1:], time_first[0].dtype)
+    _, returns = lax.scan(backwards, nothing, time_first, reverse=True)
     return lax.stop_gradient(jnp.moveaxis(returns, 0, -1))
 
 
@@ -414,11 +415,17 @@ def transitions_from_mask(
         Transitions [B, A], padded with weight 0.
 
     Raises:
-        ValueError: Shapes differ. TypeError: is_action is not bool.
+        ValueError: Shapes differ, or tokens are no integers [B, T]. TypeError: is_action is not
+            bool.
     """
     _same_shape(tokens=tokens, is_action=is_action, rewards=rewards)
     if is_action.dtype != bool:
         raise TypeError(f"is_action must be bool, got {is_action.dtype}.")
+    if jnp.ndim(tokens) != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(
+            f"tokens must be integers [B, T], one episode a row, got {tokens.dtype} "
+            f"{list(tokens.shape)}."
+        )
     batch, time = tokens.shape
     lengths = jnp.full(batch, time) if lengths is None else lengths
     terminal = jnp.ones(batch, bool) if terminal is None else terminal

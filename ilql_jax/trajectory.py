@@ -7,6 +7,7 @@ is known below this line. `batching.py` turns trajectories into packed batches o
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -78,6 +79,9 @@ class Trajectory:
 
     def validate(self) -> Trajectory:
         """Returns itself, or raises `TrajectoryError` if the contract is broken."""
+        for name in ("tokens", "is_action", "rewards"):
+            if not hasattr(value := getattr(self, name), "dtype"):
+                self._fail(f"{name} is of type {type(value).__name__}, but must be a NumPy array")
         shape = self.tokens.shape
         if len(shape) != 1 or self.is_action.shape != shape or self.rewards.shape != shape:
             self._fail(
@@ -169,3 +173,14 @@ class Trajectory:
 
     def _fail(self, problem: str) -> None:
         raise TrajectoryError(f"{self.name}: {problem}.")
+
+
+def validate_all(trajectories: Sequence[Trajectory]) -> None:
+    """Raises `TrajectoryError` for the first that is none, or breaks the contract."""
+    for index, each in enumerate(trajectories):
+        if not isinstance(each, Trajectory):
+            raise TrajectoryError(
+                f"trajectories[{index}] is of type {type(each).__name__}, but must be a "
+                "`Trajectory`."
+            )
+        each.validate()

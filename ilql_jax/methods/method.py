@@ -203,7 +203,7 @@ def read_method(path: str | Path, taken: Collection[str]) -> Method:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise MethodError(f"{path}: {type(error).__name__}: {error}") from error
     method = getattr(module, "METHOD", None)

@@ -158,6 +158,14 @@ def test_parts_and_ids_are_checked_before_training(records, message, tmp_path):
         checked(tmp_path, *records)
 
 
+def test_rewards_that_are_all_zero_are_told_where_values_would_learn_from_them(tmp_path):
+    said = [{"role": "user", "content": "Hm?"}, {"role": "assistant", "content": "Hm."}]
+    mine = [in_part(n, part, reward=0, messages=said) for n, part in ((1, "train"), (2, "test"))]
+    with pytest.raises(RunError, match="all 2 dialogues have the reward 0, so ilql would learn no"):
+        checked(tmp_path, *mine, methods=("bc", "ilql"))
+    assert checked(tmp_path, *mine, methods=("bc",))
+
+
 def test_dialogues_of_another_task_are_told_with_the_line(tmp_path):
     world = {"data.source": "world", "task.world": "teaching"}
     mine = [in_part(1, None, task="teaching"), in_part(2, None)]

@@ -172,6 +172,16 @@ class Broken(Countdown):
         ({"first": (0.5,)}, PLAYER, r"turn 0: observation is \(0.5,\), but must be a vector"),
         ({"answer": ([], -1.0, False)}, PLAYER, "turn 1: step showed no tokens, but the episode"),
         ({"answer": ([1], float("nan"), False)}, PLAYER, "turn 0: reward is nan"),
+        (
+            {"answer": ([1], None, False)},
+            PLAYER,
+            "turn 0: reward is None, but must be a finite num",
+        ),
+        (
+            {"answer": None},
+            PLAYER,
+            r"turn 0: step returned None, but must return \(observation, re",
+        ),
         ({}, ScriptedPlayer(lambda context, rng: []), "turn 0: the player's action has no tokens"),
         ({"first": [1] * 9}, ScriptedPlayer(None, max_context=8), "9 tokens is longer than the 8"),
     ],

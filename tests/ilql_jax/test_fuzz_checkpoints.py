@@ -24,6 +24,7 @@ from ilql_jax.checkpoint import (
     read_metadata,
     set_aside_damaged,
 )
+from ilql_jax.disk import DiskError
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params
 from ilql_jax.policy_folder import PolicyDescription, load_policy, save_policy
 
@@ -162,6 +163,12 @@ def test_folders_that_could_not_be_read_back_are_refused_at_once(tmp_path: Path,
     with pytest.raises(CheckpointError, match="cannot be read back"):
         Checkpoints(tmp_path / name / "bc", {})
     assert not (tmp_path / name).exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiskError, match="a file stands where a folder is needed"):
+        Checkpoints(tmp_path / "file" / "bc", {})
 
 
 # --- policies in folders -----------------------------------------------------------------------

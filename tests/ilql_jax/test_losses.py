@@ -474,6 +474,17 @@ def episode(seed, time, terminal=True):
     return Trajectory(rng.integers(9, size=time).astype(np.int32), is_action, rewards, terminal)
 
 
+def test_dense_arrays_of_another_kind_are_told():
+    mask = np.array([[False, True, True]])
+    with pytest.raises(
+        ValueError, match=r"tokens must be integers \[B, T\], .*, got float32 \[1, 3\]"
+    ):
+        losses.transitions_from_mask(jnp.ones((1, 3)), mask, jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match=r"tokens must be integers \[B, T\], .* \[3\]"):
+        losses.transitions_from_mask(jnp.ones(3, int), mask[0], jnp.ones(3))
+    assert losses.monte_carlo_returns(jnp.ones((2, 0)), jnp.ones((2, 0))).shape == (2, 0)
+
+
 def test_transitions_from_mask_by_hand():
     # human 7, agent 1 2, human 8, agent 3
     result = losses.transitions_from_mask(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ilql_jax import Trajectory, TrajectoryError
+from ilql_jax.trajectory import validate_all
 
 IS_ACTION = np.array([False, True, True, False, True, True])
 TALK = Trajectory(
@@ -52,6 +53,15 @@ def test_a_token_can_be_cloned_but_not_credited_and_the_other_way_round():
 def test_what_cannot_be_learned_from_is_named_with_field_and_value(fields, message):
     with pytest.raises(TrajectoryError, match=f"dialogue 7: {message}"):
         dataclasses.replace(TALK, **fields).validate()
+
+
+def test_what_is_no_array_or_no_trajectory_is_told():
+    with pytest.raises(
+        TrajectoryError, match="dialogue 7: tokens is of type list, but must be a Nu"
+    ):
+        dataclasses.replace(TALK, tokens=[1] * 6).validate()
+    with pytest.raises(TrajectoryError, match=r"trajectories\[1\] is of type dict, but must be"):
+        validate_all([TALK, {"tokens": [1]}])
 
 
 def window(**fields):

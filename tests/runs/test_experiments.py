@@ -252,6 +252,7 @@ def test_a_failing_worker_says_why(finished: Path, tmp_path: Path):
         (["--config.task.world=atlantis"], "config.task.world: unknown world 'atlantis'"),
         (["--config.task.world=nowhere/world.py"], "nowhere/world.py"),
         (["--config.tokenizer.pretrained=/no/such/folder"], "no tokenizer"),
+        (["--config.data.path=mine.jsonl"], "config.data.path is 'mine.jsonl', but the dialogues"),
         (["--stage=dance"], "dance"),
         (["--stage=chat"], "no trained"),
         (["surprise"], "unexpected argument 'surprise'"),
