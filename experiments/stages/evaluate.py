@@ -92,6 +92,8 @@ def _diagnose(experiment: Experiment, folder: RunFolder, world: World, console: 
     episodes = experiment.evaluation.config.diagnosed_episodes
     read = functools.partial(Diagnosis.read, folder.diagnosis)
     done = read_or_none(folder.diagnosis, read, console)
+    if done is None:
+        folder.diagnosis.unlink(missing_ok=True)
     if episodes and (done is None or done.episodes != episodes):
         console.print(f"Looking for what is lost, in {episodes} conversations each.")
         diagnose(world, read_dialogues(folder.conversations), episodes).write(folder.diagnosis)
