@@ -25,7 +25,8 @@ class CostLimitError(LLMError):
 class Declined(ValueError):
     """Raised by a request's check for an answer that says no, and not how something is done.
 
-    The request is set aside at once, as no other answer is wanted, and asked anew by the next run.
+    Other samples are asked for, without the reason: no other answer is wanted. Where all decline,
+    the request is set aside, and asked anew by the next run.
     """
 
 

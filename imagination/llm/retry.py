@@ -71,8 +71,12 @@ class Exchange:
         try:
             parsed, fault = parse_reply(self._request, reply)
         except Declined as error:
+            # It is not argued with: other samples say whether it is meant.
             self._faults.append((reply, str(error)))
-            return Failure(self._request, str(error))
+            if len(self._faults) > self._max_asks:
+                return Failure(self._request, str(error))
+            self.tip = self._question()
+            return None
         if not fault:
             return Answer(reply.text, parsed, reply.model, self._usage, from_cache)
         self._faults.append((reply, fault))
@@ -82,9 +86,13 @@ class Exchange:
         self.tip = self._put_again(reply, fault)
         return None
 
+    def _question(self) -> Request:
+        """The request itself, once more."""
+        return dataclasses.replace(self._request, attempt=self.tip.attempt + 1)
+
     def _put_again(self, reply: Reply, fault: str) -> Request:
         is_first = len(self._faults) == 1 and self._max_asks > 1
-        question = dataclasses.replace(self._request, attempt=self.tip.attempt + 1)
+        question = self._question()
         if is_first and self._has_samples and fault != _TOO_LONG:
             return question
         text = without_surrogates(reply.text).rstrip() or _NOTHING_SAID

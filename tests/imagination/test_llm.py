@@ -238,24 +238,26 @@ def test_without_samples_the_reason_is_told_at_once(tmp_path):
     assert "did not fit" in said(server.calls[1])[-1]
 
 
-def test_an_answer_that_declines_is_set_aside_at_once_and_asked_anew_by_the_next_run(tmp_path):
+def test_an_answer_that_declines_is_not_argued_with_and_asked_anew_by_the_next_run(tmp_path):
     def check(line):
         if line.text == "hello":
             raise Declined("nobody to talk with")
 
-    words = iter(["hello", "hello", "welcome"])
+    words = iter(["hello"] * 5 + ["welcome"])
 
     def judge(body):
         return json.dumps({"text": next(words), "length": 5})
 
     with MessagesServer(judge) as server:
-        for number in (1, 2):
-            found = ask(config(server), tmp_path, request(check=check))
+        for run in (1, 2):
+            found = ask(config(server, max_asks=1), tmp_path, request(check=check))
             assert isinstance(found, Failure) and found.reason == "nobody to talk with"
-            assert len(server.calls) == number == len(lines(tmp_path / "failed.jsonl"))
+            assert len(server.calls) == 2 * run
+            assert len(lines(tmp_path / "failed.jsonl")) == run
         for _ in range(2):
-            found = ask(config(server), tmp_path, request(check=check))
-            assert found.parsed.text == "welcome" and len(server.calls) == 3
+            found = ask(config(server, max_asks=1), tmp_path, request(check=check))
+            assert found.parsed.text == "welcome" and len(server.calls) == 6
+    assert {tuple(said(call)) for call in server.calls} == {("hello",)}
 
 
 def test_an_answer_that_fails_the_requests_own_check_is_asked_again(tmp_path):
