@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from imagination.dialogue import Dialogue, Turn
 from imagination.task import Task
 
+FAILURE = "failure"  # annotation of a turn for which there was no answer: the reason
+
 
 @dataclasses.dataclass
 class Conversation:
@@ -28,7 +30,8 @@ class Conversation:
         human_memory: The human's private state, kept here so that speakers hold none.
         agent_memory: The agent's private state, likewise.
         finished: True once either side has ended it.
-        reward: The human's rating, set when the conversation ends.
+        reward: The human's rating, set when the conversation ends; the worst there is where the
+            agent had no answer, which is no conversation to be pleased with.
         system: System message for the agent, if any.
     """
 
@@ -100,8 +103,7 @@ def converse(
             on_finished(sum(c.finished for c in open_ones))
     if on_finished:
         on_finished(sum(not c.finished for c in conversations))
-    for conversation, reward in zip(conversations, human.rate(conversations), strict=True):
-        conversation.finished, conversation.reward = True, reward
+    _rate(human, conversations, task)
     return [
         Dialogue(
             id=c.id,
@@ -114,6 +116,19 @@ def converse(
         )
         for c in conversations
     ]
+
+
+def _rate(human: Human, conversations: Sequence[Conversation], task: Task) -> None:
+    answered = [c for c in conversations if not _has_failed(c)]
+    for conversation in conversations:
+        conversation.finished, conversation.reward = True, task.reward_range[0]
+    for conversation, reward in zip(answered, human.rate(answered), strict=True):
+        conversation.reward = reward
+
+
+def _has_failed(conversation: Conversation) -> bool:
+    """True where the agent was left without an answer."""
+    return any(t.speaker == "agent" and FAILURE in t.annotations for t in conversation.turns)
 
 
 def _awaits_human(conversation: Conversation) -> bool:

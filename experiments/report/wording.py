@@ -377,7 +377,7 @@ def missing_note(population: Population) -> str:
         if scores.prompted_agent is not None and scores.prompted_agent.broken_off:
             sentences.append(
                 f"{title[name]}: in {scores.prompted_agent.broken_off} of {scores.episodes} "
-                "conversations the model gave no answer and the agent broke off"
+                "conversations the model gave no answer; they count as the worst rating"
             )
     sentences += [
         f"{_enumerate(names)} had the first {episodes} of {most} episodes; tests pair these"

@@ -8,7 +8,7 @@ from typing import Any
 from imagination.dialogue import Dialogue
 from imagination.llm.schemas import EndableLine, Line
 from imagination.llm.session import LLM, NoAnswer, Session, gather_all, run_async
-from imagination.speakers import Conversation, Utterance
+from imagination.speakers import FAILURE, Conversation, Utterance
 from imagination.task import Task
 from imagination.transcript import strip_name
 
@@ -74,7 +74,7 @@ def gave_up(
     session: Session, reason: Exception, line: EndableLine | None = None, **notes: Any
 ) -> Utterance:
     """The last turn of a speaker whose model failed, with the reason."""
-    annotations = {**notes, **spent(session), "failure": str(reason)}
+    annotations = {**notes, **spent(session), FAILURE: str(reason)}
     return Utterance(line.text if line else NO_ANSWER, ends=True, annotations=annotations)
 
 
@@ -90,5 +90,5 @@ def spending(dialogue: Dialogue) -> dict[str, float]:
         notes = [turn.annotations for turn in dialogue.turns if turn.speaker == speaker]
         totals[f"{speaker}_calls"] = sum(note.get("calls", 0) for note in notes)
         totals[f"{speaker}_cost"] = sum(note.get("cost", 0.0) for note in notes)
-        totals[f"{speaker}_failures"] = sum("failure" in note for note in notes)
+        totals[f"{speaker}_failures"] = sum(FAILURE in note for note in notes)
     return totals
