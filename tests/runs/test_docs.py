@@ -43,6 +43,8 @@ ELSEWHERE = {
     "bash": "the tests themselves, in a fresh environment",
     "ruff": "checks style",
     "cd": "needs another machine",
+    "experiments/local_llm.sh": "runs in tests/runs/test_local_llm.py",
+    "FETCH_ONLY=1": "fetches 160 MB",
 }
 # Part of a command -> why it is not run; its flags are parsed and its settings checked.
 PARSED = {
