@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -200,11 +201,16 @@ class RunFolder:
         write_atomically(self.config_file, yaml.safe_dump(settings, sort_keys=False))
 
     def check_path(self) -> None:
-        """Raises `RunError` for a folder that a run could not be read back from."""
+        """Raises `RunError` for a folder that a run could not be read back from, or that leads out.
+
+        It may come from somebody else: what is written there must not land elsewhere, and no
+        reading may wait for ever.
+        """
         try:
             check_folder(self.path)
         except CheckpointError as error:
             raise RunError(f"--workdir: {error}") from None
+        _check_entries(self.path)
 
     def check_experiment(self, name: str) -> None:
         """Raises `RunError` if another experiment was run in this folder."""
@@ -265,3 +271,31 @@ def as_tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: as_tuples(each) for key, each in value.items()}
     return tuple(as_tuples(each) for each in value) if isinstance(value, list) else value
+
+
+_OF_WANDB = "wandb"  # which links its own files
+_NOWHERE = ("/dev/null", "/dev/full")  # keep nothing, and give nothing
+
+
+def _check_entries(folder: Path) -> None:
+    """Raises `RunError` for links that lead out of a folder, and for what is no file."""
+    inside = os.path.realpath(folder)
+    for place, folders, files in os.walk(folder):
+        if Path(place) == folder and _OF_WANDB in folders:
+            folders.remove(_OF_WANDB)
+        for path in (os.path.join(place, name) for name in (*folders, *files)):
+            try:
+                mode = os.lstat(path).st_mode
+            except FileNotFoundError:  # of a process that works there
+                continue
+            target = os.path.realpath(path)
+            if stat.S_ISLNK(mode) and target not in _NOWHERE:
+                if os.path.commonpath([inside, target]) != inside:
+                    raise RunError(
+                        f"{path} is a link to {target}: what is written there would land outside "
+                        "of the run's folder, which may come from somebody else. Put a file or "
+                        "folder of its own in its place; to keep a run on another disk, give a "
+                        "folder there (--workdir=...), or a link to one."
+                    )
+            elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+                raise RunError(f"{path} is neither a file nor a folder. Move it away.")

@@ -106,6 +106,7 @@ class DialogueTokenizer:
         from transformers import AutoTokenizer
 
         try:
+            _check_files(Path(name_or_folder))
             try:
                 # Code that a folder brings along is never executed.
                 read = AutoTokenizer.from_pretrained(
@@ -263,6 +264,13 @@ class DialogueTokenizer:
                 except DialogueError as error:
                     raise DialogueError(f"dialogue {dialogue.id}: {error}") from None
             raise
+
+
+def _check_files(folder: Path) -> None:
+    """Raises `DialogueError` for what is no file in a folder: reading a device would never end."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DialogueError(f"{path} is neither a file nor a folder. Move it away.")
 
 
 def _texts(dialogues: Iterable[Dialogue]) -> Iterator[str]:

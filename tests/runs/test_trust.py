@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import time
 from pathlib import Path
 
+import in_process
 import pytest
 import yaml
 from rich.console import Console
@@ -17,9 +19,13 @@ from experiments.command_line import parse, with_saved
 from experiments.config import base_config
 from experiments.run_folder import RunError, RunFolder
 from experiments.stamps import stamp_of
+from ilql_jax.models.hugging_face.families import PretrainedError
+from ilql_jax.models.hugging_face.read import read_config
+from imagination.dialogue import DialogueError
 from imagination.llm import LLMConfig, LLMError
 from imagination.llm.secrets import without_secrets
 from imagination.task import Task, TaskError
+from imagination.tokenization import DialogueTokenizer
 
 KEY = "sk-" + "k" * 40
 SECRET = "https://me:hidden-password@host/v1"
@@ -182,3 +188,49 @@ def test_yaml_that_stands_for_too_much_is_told_within_a_second(tmp_path: Path, n
 def test_yaml_with_a_few_aliases_is_read(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("\ufeffa: &a [1, 2]\nb: *a\n")
     assert RunFolder(tmp_path).saved_config().b == (1, 2)
+
+
+# --- files that are none ------------------------------------------------------------------------
+
+
+def entries(folder: Path, outside: Path) -> dict[str, Path]:
+    """What may stand in a run's folder that leads elsewhere, or waits for ever."""
+    made = {
+        "a file outside": folder / "config.yaml.partial",
+        "a folder outside": folder / "checkpoints" / "bc-seed0",
+        "nothing outside": folder / "report.html",
+        "a device": folder / "dialogues.jsonl",
+    }
+    (folder / "checkpoints").mkdir(parents=True)
+    made["a file outside"].symlink_to(outside / "notes.txt")
+    made["a folder outside"].symlink_to(outside)
+    made["nothing outside"].symlink_to("../../nobody")
+    made["a device"].symlink_to("/dev/zero")
+    os.mkfifo(folder / "evaluation.json")
+    return made | {"a pipe": folder / "evaluation.json"}
+
+
+def test_links_that_lead_out_of_a_run_folder_and_pipes_are_refused(tmp_path):
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "notes.txt").write_text("mine")
+    left = entries(folder, outside)
+    while left:
+        ended = in_process.run(folder, *in_process.SMALLEST, "--stage=imagine")
+        assert (ended.status, ended.traceback) == (1, ""), ended
+        [found] = [name for name, path in left.items() if f"{path} is" in ended.output]
+        left.pop(found).unlink()
+    assert (outside / "notes.txt").read_text() == "mine" and len(list(outside.iterdir())) == 1
+    # Links inside, and a link to the whole folder, are the user's own affair.
+    (folder / "figures").symlink_to("checkpoints")
+    (tmp_path / "link").symlink_to(folder)
+    RunFolder(tmp_path / "link").check_path()
+
+
+def test_devices_in_the_place_of_a_models_files_are_told(tmp_path):
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(PretrainedError, match=r"config\.json is no file"):
+        read_config(tmp_path)
+    with pytest.raises(DialogueError, match="is neither a file nor a folder"):
+        DialogueTokenizer.load(tmp_path)

@@ -471,6 +471,8 @@ def _config_fields(folder: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if path.exists() and not path.is_file():  # a device would never end
+        raise PretrainedError(f"{path} is no file. Put the one of the checkpoint there.")
     try:
         fields = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
