@@ -88,6 +88,11 @@ async def play_rollout(session: Session, players: Players, prefix: Sequence[Turn
         turns.append(_turn("agent", answer.text, players.task, request.step))
 
 
+# Agent turns up to which a script's schema has each order of speakers that there can be.
+MOST_SPELLED_OUT = 10
+_SPEAKERS = ("human", "agent")
+
+
 class ScriptTurn(pydantic.BaseModel):
     speaker: Literal["human", "agent"]
     text: Utterance
@@ -103,7 +108,20 @@ class Script(Bounded):
 
     @classmethod
     def bounds(cls) -> dict[str, dict[str, Any]]:
-        return {"turns": {"minItems": max(1, 2 * cls.least), "maxItems": 2 * cls.most + 1}}
+        bounds: dict[str, Any] = {"minItems": max(1, 2 * cls.least), "maxItems": 2 * cls.most + 1}
+        if cls.most <= MOST_SPELLED_OUT:
+            lengths = range(bounds["minItems"], bounds["maxItems"] + 1)
+            bounds["oneOf"] = [_in_turn(length) for length in lengths]
+        return {"turns": bounds}
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        schema = super().model_json_schema(*args, **kwargs)
+        turn = schema["$defs"]["ScriptTurn"]
+        for speaker in _SPEAKERS:
+            properties = {**turn["properties"], "speaker": {"const": speaker}}
+            schema["$defs"][speaker] = {**turn, "properties": properties}
+        return schema
 
     @pydantic.model_validator(mode="after")
     def _playable(self) -> Script:
@@ -137,6 +155,12 @@ class Script(Bounded):
     def placeholder(cls) -> Script:
         speakers = ["human", "agent"] * max(cls.least, cls.most - 2) + ["human"]
         return cls(turns=[ScriptTurn(speaker=s, text=TYPICAL_UTTERANCE) for s in speakers])
+
+
+def _in_turn(length: int) -> dict[str, Any]:
+    """JSON schema of so many turns, of the human and the agent in turn."""
+    order = [{"$ref": f"#/$defs/{_SPEAKERS[place % 2]}"} for place in range(length)]
+    return {"type": "array", "prefixItems": order, "minItems": length, "maxItems": length}
 
 
 def script_schema(most: int, least: int = 1) -> type[Script]:

@@ -11,6 +11,8 @@ import pydantic
 from imagination.llm.requests import Request
 from imagination.plain_data import parse_json
 
+# Keywords that only servers understand which compile a schema into a grammar.
+GRAMMAR_ONLY = ("prefixItems", "oneOf")
 _FENCES = ("```", "```json")
 
 
@@ -22,7 +24,7 @@ def json_wish(request: Request) -> str:
 @functools.cache
 def schema_in_words(schema: type[pydantic.BaseModel]) -> str:
     """The JSON schema as it stands in a prompt: without what only a grammar needs."""
-    short = without_keywords(schema.model_json_schema(), ("prefixItems", "title"))
+    short = without_keywords(schema.model_json_schema(), (*GRAMMAR_ONLY, "title"))
     return json.dumps(short, sort_keys=True, separators=(",", ":"))
 
 

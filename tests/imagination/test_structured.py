@@ -104,8 +104,14 @@ def test_items_are_counted_and_numbered():
     (trait,) = schema_of(specialize(PeopleAnswer, axes=axes))["properties"]["traits"]["prefixItems"]
     assert trait["properties"]["axis"] == {"const": "patience"}
     assert trait["properties"]["value"] == {"enum": ["long", "short"]}
-    turns = schema_of(script_schema(4, least=2))["properties"]["turns"]
-    assert (turns["minItems"], turns["maxItems"]) == (4, 9)
+    script = script_schema(4, least=2)
+    turns = schema_of(script)["properties"]["turns"]["oneOf"]
+    assert [len(each["prefixItems"]) for each in turns] == [4, 5, 6, 7, 8, 9]
+    human, agent = ({"$ref": f"#/$defs/{speaker}"} for speaker in ("human", "agent"))
+    assert turns[1]["prefixItems"] == [human, agent, human, agent, human]
+    plain = schema_of(script, base_url="https://api.openai.com/v1")["properties"]["turns"]
+    assert (plain["minItems"], plain["maxItems"]) == (4, 9) and "oneOf" not in plain
+    assert "oneOf" not in json.dumps(schema_of(script, api="messages"))
     derived = schema_of(derive_request("t", {"description": "A tutor teaches."}).schema)
     assert derived["properties"]["max_turns"] == {"maximum": 20, "minimum": 3, "type": "integer"}
     assert derived["$defs"]["Axis"]["properties"]["values"]["maxItems"] == 5

@@ -10,11 +10,11 @@ import pydantic
 
 from imagination.llm.config import LLMConfig
 from imagination.llm.requests import LLMError, Request
-from imagination.llm.structured import without_keywords
+from imagination.llm.structured import GRAMMAR_ONLY, without_keywords
 from imagination.llm.transports.base import Transport
 
 # What strict structured output of the official service does not take; it is checked here.
-_NOT_STRICT = ("minLength", "maxLength", "prefixItems", "default", "title")
+_NOT_STRICT = (*GRAMMAR_ONLY, "minLength", "maxLength", "default", "title")
 _TITLES = ("title",)
 _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal", "stop": "end_turn"}
 
@@ -114,8 +114,11 @@ def _closed(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     closed = {keyword: _closed(value) for keyword, value in schema.items()}
+    # Servers that find several of these look at one alone.
+    if "oneOf" in closed:
+        return {"oneOf": closed["oneOf"]}
     if "prefixItems" in closed:
-        closed.pop("items", None)  # servers that find both look at this one alone
+        closed.pop("items", None)
     if closed.get("type") == "object":
         closed |= {"required": list(closed.get("properties", ())), "additionalProperties": False}
     return closed

@@ -11,7 +11,7 @@ import pydantic
 
 from imagination.llm.config import LLMConfig
 from imagination.llm.requests import LLMError, Request
-from imagination.llm.structured import without_keywords
+from imagination.llm.structured import GRAMMAR_ONLY, without_keywords
 from imagination.llm.transports.base import Transport
 
 
@@ -69,7 +69,7 @@ def _api_schema(schema: type[pydantic.BaseModel]) -> dict[str, Any]:
     """
     try:
         return anthropic.transform_schema(
-            without_keywords(schema.model_json_schema(), ("prefixItems",))
+            without_keywords(schema.model_json_schema(), GRAMMAR_ONLY)
         )
     except (ValueError, TypeError, AssertionError) as error:
         raise LLMError(
