@@ -194,6 +194,11 @@ def test_best_act_is_worth_as_much_as_the_state(name: str):
     assert worth[planner.best_act(*place)] == pytest.approx(max(worth.values()), abs=1e-9)
 
 
+# Solved once more with that act: minutes for the larger worlds.
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("travel", "counseling")]
+
+
+@pytest.mark.parametrize("world", ["teaching", "persuasion", *LARGE], indirect=True)
 def test_gibberish_is_never_better_than_an_act(world: World):
     planner = Planner(world, "average", acts=(*world.acts, None))
     assert planner.value() == pytest.approx(optimal_value(world), abs=1e-9)
