@@ -21,6 +21,7 @@ import scipy
 
 from imagination.checks import is_finite
 from imagination.dialogue import Dialogue
+from imagination.flaws import FLAWS, flaws
 from imagination.persona_sampling import importance_weights
 from imagination.task import Task
 
@@ -239,6 +240,7 @@ def dataset_card(
         *_outcomes(dialogues, task),
         *_lengths(dialogues),
         *_diversity(dialogues, sample),
+        *_flaws(dialogues, task),
         *_critique(dialogues),
         *_agreement(dialogues),
         *_provenance(dialogues),
@@ -416,6 +418,20 @@ def _diversity(dialogues: Sequence[Dialogue], sample: Sequence[Dialogue]) -> lis
 def self_bleu_of(dialogues: Sequence[Dialogue]) -> float:
     """`self_bleu` of dialogues."""
     return self_bleu([words_of(d) for d in dialogues])
+
+
+def _flaws(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
+    """Flaws of the dialogues that an LLM wrote."""
+    written = [d for d in dialogues if d.source.get("kind") in ("imagined", "critiqued")]
+    if not written:
+        return []
+    each = [flaws(dialogue, task) for dialogue in written]
+    counts = Counter(flaw for found in each for flaw in found)
+    clean = sum(not found for found in each)
+    rows = [(flaw, f"{counts[flaw]:,}", f"{counts[flaw] / len(written):.1%}") for flaw in FLAWS]
+    rows.append(("none of these", f"{clean:,}", f"{clean / len(written):.1%}"))
+    table = _table(("flaw, by the words alone", "dialogues", "share"), rows)
+    return ["## Flaws", "", *table, ""]
 
 
 def _critique(dialogues: Sequence[Dialogue]) -> list[str]:

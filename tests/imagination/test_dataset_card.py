@@ -101,7 +101,7 @@ def test_the_card_says_all_of_it():
     assert "distinct-2" in card and "self-BLEU-4" in card and "Most alike" in card
     assert "| outcome, judge | 18 |" in card and "engine/script/1" in card and "fake-1" in card
     sections = [line for line in card.splitlines() if line.startswith("#")]
-    assert len(set(sections)) == len(sections) == 11 and sections[0] == "# advice: 18 dialogues"
+    assert len(set(sections)) == len(sections) == 12 and sections[0] == "# advice: 18 dialogues"
     assert card.count("| axis | value |") == 1 and "| drifts |" in card
     assert "1 of 19 could not be finished." in card and "| all | 18 | 1,200 | 0.2500 |" in card
 
