@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -92,7 +93,8 @@ def parse(
         raise ConfigError(f"--workdir is empty. Give a folder, or leave it out for runs/{name}.")
     overrides = dict(config_flags.get_override_values(values["config"]))
     _apply(flag.value, variants, overrides)
-    return CommandLine(values.stage, values.workdir, values.dry_run, flag.value, overrides)
+    workdir = os.path.expanduser(values.workdir)  # shells leave --workdir=~/x as it is
+    return CommandLine(values.stage, workdir, values.dry_run, flag.value, overrides)
 
 
 def _apply(config: ConfigDict, variants: Variants, overrides: Mapping[str, Any]) -> None:

@@ -273,7 +273,9 @@ def as_tuples(value: Any) -> Any:
     return tuple(as_tuples(each) for each in value) if isinstance(value, list) else value
 
 
-_OF_WANDB = "wandb"  # which links its own files
+# Folders that a run writes into; others in its folder are somebody's own.
+_FOLDERS = ("checkpoints", "evaluation", "export", "figures", "hindsight", "llm", "metrics")
+_FOLDERS += ("stages", "tokenizer", "tokenizer.partial")
 _NOWHERE = ("/dev/null", "/dev/full")  # keep nothing, and give nothing
 
 
@@ -281,9 +283,10 @@ def _check_entries(folder: Path) -> None:
     """Raises `RunError` for links that lead out of a folder, and for what is no file."""
     inside = os.path.realpath(folder)
     for place, folders, files in os.walk(folder):
-        if Path(place) == folder and _OF_WANDB in folders:
-            folders.remove(_OF_WANDB)
-        for path in (os.path.join(place, name) for name in (*folders, *files)):
+        paths = [os.path.join(place, name) for name in (*folders, *files)]
+        if Path(place) == folder:
+            folders[:] = [name for name in folders if name in _FOLDERS]
+        for path in paths:
             try:
                 mode = os.lstat(path).st_mode
             except FileNotFoundError:  # of a process that works there

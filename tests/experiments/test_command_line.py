@@ -166,6 +166,12 @@ def test_a_slip_of_the_hand_is_told_with_what_was_meant(argument, message):
         checked(parsed(argument).config)
 
 
+def test_a_folder_in_the_home_is_found_where_the_shell_leaves_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parsed("--workdir=~/runs/a").workdir == "/home/me/runs/a"
+    assert parsed("--workdir=runs/~").workdir == "runs/~"
+
+
 # --- help ---------------------------------------------------------------------------------------
 
 
