@@ -90,9 +90,9 @@ CAPTIONS = {
     ),
     "learning_curves": (
         "Learning curves",
-        "Thick lines are means over seeds, thin ones single seeds; the scale leaves out the "
-        "wildest 2 % of steps. Methods minimise different sums, so compare a line in “loss” with "
-        "itself, not with another method's.",
+        "Thick lines are means over seeds, thin ones single seeds. The scale is logarithmic where "
+        "a loss falls to a tenth, else it leaves out the wildest 2 % of steps. Methods minimise "
+        "different sums, so compare a line in “loss” with itself, not with another method's.",
     ),
 }
 _REFERENCES = (

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from experiments.looks import Look, ordered
 from experiments.report.figures import style
@@ -62,9 +62,8 @@ def _draw_curves(axis: Axes, metrics: Metrics, name: str, looks: Looks) -> dict[
             continue
         handles[method] = _draw_lines(axis, lines, looks[method])
         drawn += [values for _, values in lines]
-    _limit_to_most(axis, np.concatenate(drawn))
+    _scale(axis, np.concatenate(drawn))
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axis.yaxis.set_major_locator(MaxNLocator(5))
     return handles
 
 
@@ -95,8 +94,19 @@ def _mean_line(lines: Sequence[Line]) -> Line:
     return steps[present], np.nanmean(values[:, present], axis=0)
 
 
-def _limit_to_most(axis: Axes, values: Float[np.ndarray, " n"]) -> None:
-    """Leaves out the wildest 2 %: one wild step at the beginning must not flatten the rest."""
+def _scale(axis: Axes, values: Float[np.ndarray, " n"]) -> None:
+    """Shows what comes after the beginning, which is far above all the rest.
+
+    On a logarithmic scale where losses fall to a tenth; on a linear one the wildest 2 % are left
+    out.
+    """
+    if 0 < 10 * values.min() < values.max():
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter("{x:g}")
+        return
+    axis.yaxis.set_major_locator(MaxNLocator(5))
     low, high = np.percentile(values, [0.5, 98.5])
     if high > low:
         margin = 0.08 * (high - low)
