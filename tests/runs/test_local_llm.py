@@ -35,7 +35,7 @@ def address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = os.environ | {"PORT": str(port), "THREADS": "2"}
+    settings = os.environ | {"PORT": str(port)}
     script = [ROOT / "experiments" / "local_llm.sh", FOLDER]
     with subprocess.Popen(script, env=settings, stdout=subprocess.DEVNULL) as server:
         try:
@@ -58,7 +58,7 @@ def wait_for(url: str, seconds: float = 60) -> None:
 
 
 def test_a_real_model_is_held_to_the_limits_of_every_schema(address, tmp_path, caplog):
-    schemas = [rating_schema((0.0, 2.0)), specialize(Verdicts, count=3), script_schema(2)]
+    schemas = [rating_schema((0.0, 2.0)), specialize(Verdicts, count=2), script_schema(1)]
     system = "You talk with a traveller about a trip. Answer in short sentences."
     asked = [
         Request("local", system, (("user", "Hello, where shall I go?"),), schema=schema)
