@@ -15,6 +15,7 @@ from pathlib import Path
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CTRL_C, TERMINATED = (128 + number for number in _SIGNALS)  # exit statuses
+_A_MOMENT = 0.05  # seconds, after which a garbage collection is over or has the next chance
 _TOLD = "Stopped. The same command goes on from here."
 
 
@@ -63,12 +64,25 @@ def noticed() -> Iterator[type[Stop]]:
         signal.raise_signal(signal.SIGINT)
 
     before = [signal.getsignal(number) for number in _SIGNALS]
+    hook = sys.unraisablehook
+
+    def once_more(lost) -> None:
+        # Python drops what is raised in a finalizer or while the garbage collector runs.
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            hook(lost)
+            return
+        again = threading.Timer(_A_MOMENT, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+
     Stop.status, Stop.told = CTRL_C, False
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, terminate)
+    sys.unraisablehook = once_more
     try:
         yield Stop
     finally:
+        sys.unraisablehook = hook
         for number, handler in zip(_SIGNALS, before, strict=True):
             signal.signal(number, handler)
 

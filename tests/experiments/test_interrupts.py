@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -98,6 +99,25 @@ def test_a_signal_is_noticed_and_handlers_are_put_back(number, status):
         signal.raise_signal(number)
     assert stop.status == status
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_garbage_is_collected_is_not_lost(number, status):
+    came = []
+
+    def collected(phase: str, _) -> None:
+        if not came:
+            came.append(phase)
+            signal.raise_signal(number)
+
+    with pytest.raises(KeyboardInterrupt), interrupts.noticed() as stop:
+        gc.callbacks.append(collected)
+        try:
+            gc.collect()
+        finally:
+            gc.callbacks.remove(collected)
+        time.sleep(60)
+    assert came == ["start"] and stop.status == status
 
 
 def test_importing_from_experiments_changes_no_handler():
