@@ -566,7 +566,8 @@ def test_muon_moves_the_trunks_matrices_along_orthogonal_directions_and_nothing_
             spread /= 0.02 * max(1, shape[1] / shape[0]) ** 0.5
             assert spread[len(spread) // 2] > 0.3 and spread[0] < 1.5, path
         else:
-            np.testing.assert_array_equal(by_muon, by_adamw, err_msg=str(path))
+            # Two programs, which may round apart: where gradients cancel, AdamW enlarges noise.
+            np.testing.assert_allclose(by_muon, by_adamw, rtol=1e-3, atol=5e-4, err_msg=str(path))
 
 
 @pytest.mark.slow
