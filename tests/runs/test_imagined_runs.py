@@ -14,18 +14,19 @@ from pathlib import Path
 import pytest
 import warm_start
 import yaml
-from launching import DESCRIPTION, ROOT
+from launching import ROOT
 from launching import TINY_IMAGINED as TINY
 from messages_server import MessagesServer
 from world_llm import WorldLLM
 
 KEY = "sk-this-must-never-be-written-down"
 DIALOGUES = 150
+DESCRIPTION = "A tutor finds out what a student knows already and explains from there."
 
 
 def command(folder: Path, url: str, *arguments: str) -> list[str]:
     return [
-        *(sys.executable, str(ROOT / "experiments" / "travel.py"), f"--workdir={folder}"),
+        *(sys.executable, str(ROOT / "experiments" / "teaching.py"), f"--workdir={folder}"),
         "--config.imagination.engine=anthropic",
         "--config.llm.model=world",
         f"--config.llm.base_url={url}",
@@ -52,7 +53,7 @@ def launch(folder: Path, url: str, *arguments: str) -> subprocess.CompletedProce
 
 @pytest.fixture(scope="module")
 def llm() -> WorldLLM:
-    return WorldLLM("travel")
+    return WorldLLM("teaching")
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +82,15 @@ def test_a_paragraph_becomes_a_task_a_dataset_and_an_agent_that_was_judged(finis
     folder, _, output = finished
     task = yaml.safe_load((folder / "task.yaml").read_text())
     assert task["description"] == DESCRIPTION
-    assert task["agent_role"] == "travel agent" and len(task["persona_axes"]) == 4
+    assert task["agent_role"] == "tutor" and len(task["persona_axes"]) == 4
     dialogues = records(folder)
-    assert [d["id"] for d in dialogues] == [f"travel-{i}" for i in range(DIALOGUES)]
+    assert [d["id"] for d in dialogues] == [f"teaching-{i}" for i in range(DIALOGUES)]
     assert all(len(d["messages"]) > 2 and 0 <= d["reward"] <= 1 for d in dialogues)
     assert len({d["reward"] for d in dialogues}) > 3
     assert json.loads((folder / "evaluation.json").read_text())["population"]["average"]
     assert (folder / "report.html").exists()
     assert "dialogues" in output and "$" in output
-    assert "Judged by the humans of the embedded world 'travel'" in output
+    assert "Judged by the humans of the embedded world 'teaching'" in output
 
 
 def test_the_card_tells_what_is_in_the_dataset_and_what_it_took(finished):
@@ -157,7 +158,7 @@ def test_an_llm_plays_the_humans_of_the_task_that_was_imagined(finished, llm, tm
         assert all(each["normalized"] is None for each in found["methods"].values())
     conversations = map(json.loads, (folder / "conversations.jsonl").read_text().splitlines())
     difficult = [c for c in conversations if c["source"]["population"] == "difficult"]
-    assert {c["persona"]["temperament"] for c in difficult} <= {"vague", "dislikes_first_offer"}
+    assert {c["persona"]["claims"] for c in difficult} == {"overstates"}
 
 
 def test_a_dry_run_calls_nobody(tmp_path, llm):

@@ -8,6 +8,7 @@ can be learned from, and the agent that comes of it be judged, like one from a r
 from __future__ import annotations
 
 import json
+import operator
 import re
 import zlib
 from typing import Any
@@ -64,7 +65,7 @@ class WorldLLM:
                     "profile": "You answer what you are asked.",
                     "reveals": "You show it bit by bit.",
                     "situations": [f"Occasion {i}." for i in range(5)],
-                    "difficult": "temperament = clear" not in traits,
+                    "difficult": self.world.is_difficult(self.world.persona(self._persona(traits))),
                 }
                 for number, traits in found
             ]
@@ -120,11 +121,14 @@ class WorldLLM:
         return [Turn(roles[role.lower()], words) for role, words in said]
 
     def _persona(self, text: str) -> dict[str, str]:
+        """The persona of the world that has most of the traits: not all combinations exist."""
         axes = self.world.task.persona_axes
-        return {
-            axis: re.search(rf"{axis}(?: =|:) ({'|'.join(values)})", text)[1]
+        named = [
+            re.search(rf"{axis}(?: =|:) ({'|'.join(values)})", text)[1]
             for axis, values in axes.items()
-        }
+        ]
+        nearest = max(self.world.prior, key=lambda who: sum(map(operator.eq, who, named)))
+        return dict(zip(axes, nearest, strict=True))
 
 
 AGAIN = "\n\n(An answer given before cannot be used"  # begins what is added to a question
