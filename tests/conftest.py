@@ -25,6 +25,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
+_LONG = ("test_sharding.py", "test_simulation.py")  # two minutes and more, besides whole runs
+
+
 def pytest_unconfigure():
     """Removes the folder, in the process that made it (workers inherit the variable)."""
     if _OWN_CACHE:
@@ -32,8 +35,8 @@ def pytest_unconfigure():
 
 
 def pytest_collection_modifyitems(items):
-    """Whole runs first: what takes long must not be left for a single process at the end."""
-    items.sort(key=lambda item: "runs" not in item.path.parts)
+    """Long files first: they must not be left for a single process at the end."""
+    items.sort(key=lambda item: ("runs" not in item.path.parts, item.path.name not in _LONG))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -63,16 +63,17 @@ def own_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(own_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole tiny run beside BC, by workers that have to load the file themselves."""
+    """A whole tiny run beside BC, trained by workers that have to load the file themselves."""
     folder = tmp_path_factory.mktemp("runs") / "own"
-    result = launch(
+    settings = (
         f"--workdir={folder}",
         *(a for a in TINY if not a.startswith(("--config.methods", "--config.workers"))),
         f"--config.methods=bc,{own_file}",
         "--config.method.weighted.temperature=0.5",
-        "--config.workers=2",
     )
-    assert result.returncode == 0, result.stdout + result.stderr
+    for others in (("--config.workers=2", "--stage=train"), ("--config.workers=1",)):
+        result = launch(*settings, *others)
+        assert result.returncode == 0, result.stdout + result.stderr
     (folder / "output.txt").write_text(result.stdout)
     return folder
 
