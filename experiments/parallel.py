@@ -63,8 +63,9 @@ def workers_for(requested: int, units: int) -> int:
     if jax.default_backend() != "cpu":
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # A few more processes than cores share them evenly; in turns the last would run alone.
-    return units if units <= 2 * cores else cores
+    # Where the last would run alone, a few more processes than cores share them evenly instead;
+    # else they would only take more memory.
+    return units if units % cores and units <= 2 * cores else min(units, cores)
 
 
 def run_units(
