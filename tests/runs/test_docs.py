@@ -51,7 +51,6 @@ PARSED = {
     "--help": "prints only",
     "config.seeds=3": "one training, three times",
     "config.imagination.personas": "drawn in tests/imagination/test_persona_sampling.py",
-    "runs/balanced": "the default run, with one method",
     "config.methods=bc,fbc,mc,ilql": "methods as in the runs of the tests of each",
     "config.model.pretrained": "needs a model",
     "config.model.value_": "runs in tests/runs/test_experiments.py",
