@@ -111,7 +111,7 @@ class RunFolder:
 
     @property
     def diagnosis(self) -> Path:
-        """Where the score is lost."""
+        """Losses of the methods against the optimum."""
         return self.path / "diagnosis.json"
 
     @property

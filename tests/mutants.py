@@ -67,7 +67,7 @@ KILLED, SURVIVED, EQUIVALENT_ = "killed", "survived", "equivalent"
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """What the tests do without a fault.
+    """Outcome of the tests without a fault.
 
     Attributes:
         seconds: Test -> duration.

@@ -136,12 +136,15 @@ def test_the_readme_is_a_page():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 140
 
 
-QUESTIONS = re.compile(r"(What|Whether|How|Who|Whose|Likewise|Of)\b")
+QUESTIONS = re.compile(r"(What|Whether|Where|How|Who|Whose|Likewise|Of)\b")
 
 
 def test_docstrings_begin_with_a_verb_or_a_noun():
     vague = []
-    for module, tree in sources().items():
+    of_tests = {
+        str(p.relative_to(ROOT)): ast.parse(p.read_text()) for p in (ROOT / "tests").rglob("*.py")
+    }
+    for module, tree in (sources() | of_tests).items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node) or ""

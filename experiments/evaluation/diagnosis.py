@@ -1,4 +1,4 @@
-"""Where the score is lost: what an agent did not think of, and what it chose wrongly.
+"""Losses against the optimum: by what an agent did not think of, and by what it chose wrongly.
 
 A world knows the exact value of every act. At a turn of the agent's, with V* the value of the best
 act, C that of the best one among the agent's candidates and Q that of what it said,

@@ -126,7 +126,8 @@ def abstract_params(config: ModelConfig) -> Params:
 
 def with_params(config: ModelConfig, params: Params) -> ActorCritic:
     """Builds the network of this shape around these parameters."""
-    graph, state = _layout(config)
+    graph, shapes = _layout(config)
+    state = jax.tree.map(lambda leaf: leaf, shapes)  # a copy, which is written into
     nnx.replace_by_pure_dict(state, params)
     model = nnx.merge(graph, state)
     if config.value_heads == "tied":
@@ -136,13 +137,7 @@ def with_params(config: ModelConfig, params: Params) -> ActorCritic:
     return model
 
 
-def _layout(config: ModelConfig):
-    """Returns the structure of a network and its shapes, which may be written into."""
-    graph, shapes = _traced(config)
-    return graph, jax.tree.map(lambda leaf: leaf, shapes)
-
-
 @functools.cache
-def _traced(config: ModelConfig):
-    """Traces a network once per configuration: it takes a tenth of a second to seconds."""
+def _layout(config: ModelConfig):
+    """Traces structure and shapes of a network once: it takes a tenth of a second to seconds."""
     return nnx.split(nnx.eval_shape(lambda: ActorCritic(config, nnx.Rngs(0))))

@@ -1,4 +1,4 @@
-"""What is lost: by candidates and by choice, against the exact values of a world."""
+"""Losses by candidates and by choice, against the exact values of a world."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""How many processes share the units of a stage."""
+"""Number of processes that share the units of a stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run was made with: nothing of folders, users and keys, and nothing lost with a line."""
+"""Origin of a run: nothing of folders, users and keys, and nothing lost with a line."""
 
 from __future__ import annotations
 

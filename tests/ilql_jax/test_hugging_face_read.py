@@ -146,7 +146,7 @@ def test_a_mesh_gets_the_same_parameters_each_device_its_part(checkpoint, layers
 
 
 def test_a_device_reads_no_more_of_a_file_than_its_part(checkpoint, monkeypatch):
-    """What is sliced out of the files, over all tensors, is the model once and never whole."""
+    """Slices of the files, over all tensors, are the model once and never whole."""
     from ilql_jax.models.hugging_face import read
 
     folder, params = checkpoint

@@ -39,7 +39,7 @@ EXPECTILE = {"ilql": 0.8, "mc": 0.5}
 
 
 def dialogues():
-    """Of one to three utterances of one to four tokens, every token with a reward of its own."""
+    """Dialogues of one to three utterances of one to four tokens, each with a reward."""
     rng = np.random.default_rng(0)
     made = []
     for number in range(8):

@@ -1,4 +1,4 @@
-"""What is frozen (beside adapters, or a trunk) stays as it was, is kept by nobody and known again.
+"""Frozen parameters (beside adapters, or a trunk) stay as they were; nobody keeps them.
 
 Adapters on meshes are in test_sharding.py.
 """
@@ -89,7 +89,7 @@ def noisy(params, seed=0):
 
 
 def outputs(config, params):
-    """Of packed rows, and of the same words read into a cache; and the values of the rows."""
+    """Logits of packed rows, and of the same words read into a cache, and the values."""
     words = np.arange(17) * 3 % VOCAB
     model = with_params(config, params)
     hidden, of_values = model.hidden_states(*pack([words, words[:9]], 28))

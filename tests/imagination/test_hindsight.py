@@ -45,7 +45,7 @@ TASK = Task(
 
 
 def dialogue(*texts: str, name: str = "d", first: str = "human", **fields) -> Dialogue:
-    """What is said in turn, the human first."""
+    """Turns with these words, the human first."""
     sides = ("human", "agent") if first == "human" else ("agent", "human")
     turns = tuple(Turn(sides[i % 2], text) for i, text in enumerate(texts))
     return Dialogue(name, "coffee", turns, **{"reward": 0.0, **fields})

@@ -39,7 +39,7 @@ def drawn(seed: int, *key) -> float:
 
 @functools.cache
 def probabilities(seed: int, *key) -> dict[str, float]:
-    """Of the replies; some are impossible, which a table may say with a zero or by leaving out."""
+    """Probabilities of the replies; some are impossible, with a zero or left out."""
     weights = table(seed, *key).random(3) * (table(seed, "zero", *key).random(3) < 0.8)
     weights += 1e-3 * (weights.sum() == 0)
     shares = dict(zip(REPLIES, (weights / weights.sum()).tolist(), strict=True))
@@ -51,7 +51,7 @@ def acts_of(state: tuple) -> tuple:
 
 
 def without_words(state: tuple) -> tuple:
-    """What was merely heard blanked out; that the human has left stays."""
+    """Blanks out what was merely heard; that the human has left stays."""
     return (None, *((act, reply if reply == "bye" else None) for act, reply in state[1:]))
 
 
@@ -148,7 +148,7 @@ def optimum(world: World, population: str = "average") -> float:
 
 
 def value_under(world: World, choose, masses: dict) -> float:
-    """Of a policy that sees turns left, state and what it believes (a joint), if it looks."""
+    """Value of a policy that sees turns left, state and what it believes (a joint), if it looks."""
 
     def go_on(turns: int, state: tuple, masses: dict) -> float:
         if turns == 0 or world.is_over(state):

@@ -298,7 +298,7 @@ def test_paths_and_names_exist(page: Path):
 
 
 def resolve(name: str) -> object:
-    """What a dotted name stands for; raises where there is nothing of that name."""
+    """The object of a dotted name; raises where there is nothing of that name."""
     first, *rest = name.split(".")
     value, path = importlib.import_module(first), first
     for part in rest:

@@ -184,7 +184,7 @@ def test_the_task_alone_is_derived_for_an_llm_that_imagines(tmp_path: Path):
 
 
 def trajectory(name: str, *utterances: int) -> Trajectory:
-    """Of one human token before each of the agent's utterances."""
+    """A dialogue of one human token before each of the agent's utterances."""
     mask = np.concatenate([[False] + [True] * length for length in utterances])
     return Trajectory(
         np.zeros(len(mask), np.int32), mask, np.zeros(len(mask), np.float32), True, name

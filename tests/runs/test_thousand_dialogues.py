@@ -71,7 +71,7 @@ def key_in_environment():
 
 @pytest.fixture(scope="module")
 def smooth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Imagined, int]:
-    """What comes of it where nothing fails, and how many calls that takes."""
+    """Result where nothing fails, and the number of calls that takes."""
     with MessagesServer(Critic("travel")) as server:
         imagined = imagine(server.url, tmp_path_factory.mktemp("smooth"))
     kinds = collections.Counter(d.source["kind"] for d in imagined.dialogues)

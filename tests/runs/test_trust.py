@@ -194,7 +194,7 @@ def test_yaml_with_a_few_aliases_is_read(tmp_path: Path):
 
 
 def entries(folder: Path, outside: Path) -> dict[str, Path]:
-    """What may stand in a run's folder that leads elsewhere, or waits for ever."""
+    """Entries of a run's folder that lead elsewhere, or wait for ever."""
     made = {
         "a file outside": folder / "config.yaml.partial",
         "a folder outside": folder / "checkpoints" / "bc-seed0",

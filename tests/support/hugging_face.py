@@ -78,7 +78,7 @@ def random_model(name: str):
 
 
 def torch_logits(model, tokens: np.ndarray) -> np.ndarray:
-    """Of one dialogue alone."""
+    """Logits of one dialogue alone."""
     import torch
 
     with torch.no_grad():

@@ -143,7 +143,7 @@ class MessagesServer:
         self._thread.join(10)
 
     def fault_count(self, *faults: str) -> int:
-        """How many calls met one of these faults."""
+        """Number of calls that met one of these faults."""
         return sum(call.fault in faults for call in self.calls)
 
     # HTTP

@@ -93,14 +93,14 @@ class Mutant:
 
     @property
     def after(self) -> str:
-        """What the changed lines became."""
+        """The changed lines as they became."""
         (start, end), _ = self._lines()
         new = self.original[start : self.start] + self.new.encode() + self.original[self.end : end]
         return _joined(new)
 
     @property
     def parses(self) -> bool:
-        """Whether it is a program at all."""
+        """True if it is a program at all."""
         try:
             ast.parse(self.source)
         except SyntaxError:

@@ -162,7 +162,7 @@ def meshes(folder):
 
 
 def used(params, mesh):
-    """What a policy writes and how dialogues are scored, with the parameters laid out on a mesh."""
+    """Words of a policy and scores of dialogues, with the parameters laid out on a mesh."""
     if mesh is not None:
         params = jax.device_put(params, sharding.shardings(params, mesh))
     decoding = DecodingConfig(temperature=0.7, steering_strength=2.0, candidates=2)
@@ -180,7 +180,7 @@ def used(params, mesh):
 
 
 def looked_up(mesh):
-    """How wrong a lookup's gradient is on a mesh, and whether the table is whole anywhere."""
+    """Error of a lookup's gradient on a mesh, and the table's presence as a whole."""
     rng = np.random.default_rng(0)
     table, index = rng.standard_normal((48, 16), np.float32), rng.integers(0, 48, (8, 5))
     weight = rng.standard_normal((8, 5, 16), np.float32)

@@ -20,7 +20,7 @@ def random_params(config, scale, seed=0):
 
 
 def random_dialogues(vocab_size, count=12):
-    """Of 10 to 19 tokens; the agent says two of five, each with a reward."""
+    """Dialogues of 10 to 19 tokens; the agent says two of five, each with a reward."""
     rng = np.random.default_rng(0)
     found = []
     for length in rng.integers(10, 20, count):

@@ -152,7 +152,7 @@ def _text(messages: list[dict[str, str]]) -> str:
 
 
 def _turns(messages: list[dict[str, str]], own: str) -> list[Turn]:
-    """What was said; one's own turns are JSON, the other's plain text (after a stage direction)."""
+    """Turns so far; one's own are JSON, the other's plain text (after a stage direction)."""
     other = {"human": "agent", "agent": "human"}[own]
     turns = []
     for message in messages:

@@ -204,10 +204,9 @@ class Transport(abc.ABC):
         except self._library.APIStatusError as error:
             raise self._of_status(error) from None
         except self._library.APIConnectionError as error:
-            cause = f" ({error.__cause__})" if str(error.__cause__ or "") else ""
-            raise self._given_up(self.redact(f"{error}{cause}")) from None
+            raise self._of_connection(error) from None
         except self._sdk_error as error:
-            raise LLMError(self.redact(f"The call to {self.address} failed: {error}")) from None
+            raise self._of_sdk(error) from None
 
     def redact(self, text: str) -> str:
         """The text without the key."""
@@ -227,14 +226,12 @@ class Transport(abc.ABC):
         retries = odd = timeouts = 0
         while True:
             try:
-                with self._other_errors():
-                    raw = await self._create(body)
+                raw = await self._create(body)
             except self._library.APIStatusError as error:
-                last = retries >= self.config.max_retries or not is_temporary(error)
-                if last:
-                    if is_temporary(error):
-                        raise self._of_status(error) from None
+                if not is_temporary(error):
                     raise
+                if retries >= self.config.max_retries:
+                    raise self._of_status(error) from None
                 await asyncio.sleep(retry_delay(retries, error))
             except self._library.APITimeoutError:
                 timeouts += 1
@@ -243,9 +240,10 @@ class Transport(abc.ABC):
                 await asyncio.sleep(self.config.timeout)
             except self._library.APIConnectionError as error:
                 if retries >= self.config.max_retries:
-                    with self.errors():
-                        raise
+                    raise self._of_connection(error) from None
                 await asyncio.sleep(retry_delay(retries, error))
+            except self._sdk_error as error:
+                raise self._of_sdk(error) from None
             else:
                 try:
                     return self.read_message(raw.http_response.content), retries
@@ -255,16 +253,6 @@ class Transport(abc.ABC):
                         raise self._given_up(str(error)) from None
                 await asyncio.sleep(0.1 * 2**odd)
             retries += 1
-
-    @contextlib.contextmanager
-    def _other_errors(self) -> Iterator[None]:
-        """Turns what is neither a status nor a connection into `LLMError`."""
-        try:
-            yield
-        except (self._library.APIStatusError, self._library.APIConnectionError):
-            raise
-        except self._sdk_error as error:
-            raise LLMError(self.redact(f"The call to {self.address} failed: {error}")) from None
 
     @property
     def _sdk_error(self) -> type[Exception]:
@@ -313,6 +301,13 @@ class Transport(abc.ABC):
             413: "The request is too large; shorten the prompt or ask for less at once",
         }.get(status, "Check the model, base_url and the request")
         return LLMError(f"{self.address} did not accept the call ({said}). {advice}.")
+
+    def _of_connection(self, error: Any) -> Exception:
+        cause = f" ({error.__cause__})" if str(error.__cause__ or "") else ""
+        return self._given_up(self.redact(f"{error}{cause}"))
+
+    def _of_sdk(self, error: Exception) -> LLMError:
+        return LLMError(self.redact(f"The call to {self.address} failed: {error}"))
 
     def _given_up(self, reason: str) -> Exception:
         """`NotDelivered`, or `LLMError` where the next call would fare no better."""
