@@ -405,12 +405,12 @@ def test_message_batches_hold_what_all_dialogues_ask_at_a_time(tmp_path):
 def test_a_second_run_asks_nothing_and_comes_to_the_same(tmp_path, monkeypatch):
     dialogues = [dialogue(f"d{i}") for i in range(5)]
     faults = {"faults": {"wrong_schema": 0.05, "refusal": 0.05, "529": 0.05}, "seed": 1}
-    with hindsight(HindsightLLM(), tmp_path, server=faults, llm={"max_retries": 4}) as found:
-        engine, server = found
+    patient = {"max_retries": 4, "max_asks": 4}
+    with hindsight(HindsightLLM(), tmp_path, server=faults, llm=patient) as (engine, server):
         first = whole_round(engine, dialogues)
         assert server.fault_count("wrong_schema", "refusal", "529")
     monkeypatch.delenv("ANTHROPIC_API_KEY")
-    with hindsight(HindsightLLM(), tmp_path) as (engine, server):
+    with hindsight(HindsightLLM(), tmp_path, llm=patient) as (engine, server):
         assert whole_round(engine, dialogues) == first
         assert not server.calls
     files = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]

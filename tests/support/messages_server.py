@@ -81,7 +81,7 @@ class MessagesServer:
         create_schedule: Faults of the first creations of batches. "cut" makes the batch and closes
             the connection before its id is sent.
         results_schedule: Faults of the first readings of results ("cut").
-        seed: Of the faults by probability.
+        seed: Of the faults by probability; equal calls meet equal faults, in whatever order.
         latency: Seconds that an answer takes.
         slow_seconds: Seconds that a "slow" answer takes.
         retry_after_ms: What 429 says.
@@ -126,7 +126,8 @@ class MessagesServer:
         self.answered: collections.Counter[str] = collections.Counter()
         self.batches: list[Batch] = []
         self.in_flight = self.peak_in_flight = 0
-        self._random = random.Random(seed)
+        self._seed, self._random = seed, random.Random(seed)
+        self._asked: collections.Counter[str] = collections.Counter()
         self._prefixes: set[str] = set()
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
@@ -225,7 +226,7 @@ class MessagesServer:
         body: dict[str, Any],
         answer: Callable[[dict[str, Any], str], dict[str, Any]],
     ) -> tuple[int, bytes, dict[str, str], bool]:
-        fault = self._fault(self.schedule, self.faults)
+        fault = self._fault(self.schedule, self.faults, body)
         call = Call(body, headers, fault)
         self.calls.append(call)
         self.in_flight += 1
@@ -317,10 +318,21 @@ class MessagesServer:
         unusable = f" {len(self.answered)}" if fault in ANSWER_FAULTS else ""
         self.answered[body_hash(body) + unusable] += 1
 
-    def _fault(self, schedule: collections.deque[str], faults: Mapping[str, float]) -> str:
+    def _fault(
+        self,
+        schedule: collections.deque[str],
+        faults: Mapping[str, float],
+        body: dict[str, Any],
+    ) -> str:
+        """The next fault of the schedule, or one drawn for this body and the time it comes.
+
+        Not for its place among all calls: these arrive in an order of their own each time.
+        """
         if schedule:
             return schedule.popleft()
-        draw = self._random.random()
+        asked = body_hash(body)
+        self._asked[asked] += 1
+        draw = random.Random(f"{self._seed} {asked} {self._asked[asked]}").random()
         for fault, probability in faults.items():
             draw -= probability
             if draw < 0:
@@ -335,7 +347,7 @@ class MessagesServer:
             return _error(fault, f"fault {fault}")
         results = []
         for entry in body["requests"]:
-            entry_fault = self._fault(self.batch_schedule, self.batch_faults)
+            entry_fault = self._fault(self.batch_schedule, self.batch_faults, entry["params"])
             if entry_fault == "missing":
                 continue
             result: dict[str, Any] = {"type": entry_fault}
