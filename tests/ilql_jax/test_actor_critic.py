@@ -142,7 +142,7 @@ def test_no_gradient_crosses_between_policy_and_values(config, method):
         assert not any(np.any(x) for name in leaves_alone for x in jax.tree.leaves(gradient[name]))
 
 
-@pytest.fixture(scope="module", params=["adamw", "muon"])
+@pytest.fixture(scope="module", params=[pytest.param("adamw", marks=pytest.mark.slow), "muon"])
 def trained(request):
     """Before and after six steps: bc, and ilql with plain cloning and values that pull hard."""
     config = dataclasses.replace(TRAIN, optimizer=request.param, weight_decay=0.0)
@@ -261,7 +261,15 @@ SCANNED_LAYERS = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("config", [MODEL, TIED, SCANNED_LAYERS], ids=["list", "tied", "scanned"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(MODEL, marks=pytest.mark.slow),
+        pytest.param(TIED, marks=pytest.mark.slow),
+        SCANNED_LAYERS,
+    ],
+    ids=["list", "tied", "scanned"],
+)
 def test_what_is_written_is_valued_as_when_it_is_read_back(config):
     params = random_params(config)
     agent = make_policy(config, params, "sampled, best of 3")

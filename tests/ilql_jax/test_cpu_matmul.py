@@ -62,7 +62,7 @@ def written(config, params, steered):
     ("decoder", "scan_layers", "value_trunk"),
     [
         pytest.param(GPT2, False, "shared", marks=pytest.mark.slow),
-        (GPT2, True, "separate"),
+        pytest.param(GPT2, True, "separate", marks=pytest.mark.slow),
         (LLAMA, True, "shared"),
     ],
     ids=["gpt2", "gpt2, stacked and separate", "llama, stacked"],

@@ -198,7 +198,9 @@ def assert_same(found, expected, tolerance):
     )
 
 
-@pytest.mark.parametrize("base", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "base", [LLAMA, pytest.param(GPT2, marks=pytest.mark.slow)], ids=["llama", "gpt2"]
+)
 def test_scanned_and_rematerialized_layers_change_neither_loss_nor_gradient(base):
     params = init_params(ModelConfig(base, 8), 0)
     loss, gradient = loss_and_gradient(base, params)
@@ -239,7 +241,9 @@ def test_fresh_scanned_layers_differ_from_each_other_and_have_the_spread_asked_f
     np.testing.assert_allclose(kernel.std(axis=(1, 2)), 0.1, rtol=0.1)
 
 
-@pytest.mark.parametrize("base", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "base", [pytest.param(LLAMA, marks=pytest.mark.slow), GPT2], ids=["llama", "gpt2"]
+)
 def test_bfloat16_is_close_with_masters_and_gradients_in_float32(base):
     params = init_params(ModelConfig(base, 8), 0)
     config = dataclasses.replace(base, compute_dtype="bfloat16")

@@ -221,7 +221,13 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+LONG_KINDS = ("adapters, all at once", "adapters, a trunk for values")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(k, marks=[pytest.mark.slow] * (k in LONG_KINDS)) for k in KINDS],
+)
 def trained(request, bases, tmp_path_factory):
     """Shape, settings, pretrained folder, run's folder, and what came of it."""
     model, config, name = KINDS[request.param]

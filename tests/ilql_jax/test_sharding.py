@@ -13,7 +13,7 @@ import compiling
 import jax
 import jax.numpy as jnp
 import pytest
-from sharded_training import GOES_ON, SHORT, TRAININGS
+from sharded_training import GOES_ON, MORE_TRAININGS, SHORT, TRAININGS
 
 from ilql_jax import METHODS, ModelConfig, chunked_cross_entropy, sharding
 from ilql_jax.models import DecoderConfig, abstract_params
@@ -52,11 +52,25 @@ def on_meshes(tmp_path_factory):
     return finish(start("meshes", tmp_path_factory.mktemp("meshes"), devices=8))
 
 
+@pytest.fixture(scope="module")
+def on_more_meshes(tmp_path_factory):
+    return finish(start("more_meshes", tmp_path_factory.mktemp("meshes"), devices=8))
+
+
 @pytest.mark.parametrize("shape", TRAININGS)
 def test_a_mesh_gives_the_losses_of_one_device(on_meshes, shape):
-    method = TRAININGS[shape]
-    alone, there = on_meshes[f"{method} alone"], on_meshes[f"{method} on {shape}"]
-    assert on_meshes["devices"] == 8
+    assert_same_losses(on_meshes, TRAININGS[shape], shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", MORE_TRAININGS)
+def test_further_methods_have_the_losses_of_one_device(on_more_meshes, shape):
+    assert_same_losses(on_more_meshes, MORE_TRAININGS[shape], shape)
+
+
+def assert_same_losses(found, method, shape):
+    alone, there = found[f"{method} alone"], found[f"{method} on {shape}"]
+    assert found["devices"] == 8
     assert len(alone) == SHORT.steps and len(set(alone.values())) >= SHORT.steps - 1
     assert len(there) == (3 if method == "ilql" else SHORT.steps)
     assert there == pytest.approx({step: alone[step] for step in there}, abs=1e-5)
@@ -114,10 +128,10 @@ def two_hosts(folder, die_at=0):
 
 
 @pytest.mark.slow
-def test_two_hosts_of_which_one_is_killed_come_back_to_the_same_result(on_meshes, tmp_path):
+def test_two_hosts_of_which_one_is_killed_come_back_to_the_same_result(on_more_meshes, tmp_path):
     whole = [finish(process) for process in two_hosts(tmp_path / "whole")]
     assert whole[0] == whole[1]
-    assert whole[0]["losses"] == pytest.approx(on_meshes["mc alone"], abs=1e-5)
+    assert whole[0]["losses"] == pytest.approx(on_more_meshes["mc alone"], abs=1e-5)
 
     first, second = two_hosts(tmp_path / "parts", die_at=3)
     try:

@@ -165,8 +165,10 @@ def test_the_slots_for_agent_tokens_are_nearly_filled():
 @pytest.mark.parametrize(
     ("method", "model"),
     [
-        (BC, MODEL),
-        (ILQL.configured(credit="token", awac_temperature=0.5), LAST),
+        pytest.param(BC, MODEL, marks=pytest.mark.slow),
+        pytest.param(
+            ILQL.configured(credit="token", awac_temperature=0.5), LAST, marks=pytest.mark.slow
+        ),
         (ILQL, MODEL),
     ],
     ids=["bc", "ilql by token", "ilql by utterance"],
@@ -281,7 +283,7 @@ def uninterrupted(whole_folder):
     return jax.device_get(params), metrics
 
 
-@pytest.mark.parametrize("stops", [(2,), (5, 9)])
+@pytest.mark.parametrize("stops", [pytest.param((2,), marks=pytest.mark.slow), (5, 9)])
 def test_an_interrupted_run_ends_with_the_same_bits(uninterrupted, tmp_path, stops):
     params, metrics = uninterrupted
     starts, again = [], {}

@@ -65,6 +65,7 @@ PARSED = {
     "runs/with": "runs in tests/runs/test_own_task.py",
     "--stage=evaluate": "a stage of the run that is there already",
     "config.train.steps=2000": "the default run, shorter",
+    "own_data.py": "runs in tests/runs/test_own_data.py",
     "hindsight_errors.py": "runs in tests/runs/test_hindsight_runs.py",
     "benchmarks/": "takes minutes; runs in tests/experiments/test_benchmarks.py",
     "ilql_jax.plan": "runs in tests/ilql_jax/test_plan.py",
@@ -72,13 +73,11 @@ PARSED = {
     "imagination.simulation": "runs in tests/imagination/test_worlds.py",
 }
 LLM = ("--config.imagination.dialogues=24",)
-OWN_DATA = ("--config.model.max_positions=128", "--config.tokenizer.vocab_size=400")
 # Part of a command -> words that are added to it when it runs.
 ADDED = {
     "coffee.py": ("--config.methods=bc",),
     "coffee_bar.py": ("--stage=imagine",),
     "trips.py": LLM,
-    "own_data.py": OWN_DATA,
     "sarsa.py": ("--config.methods=sarsa.py", "--stage=train"),
     "config.imagination.engine=anthropic": LLM,
 }

@@ -79,6 +79,7 @@ def smooth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Imagined, int]:
     return imagined, len(server.calls)
 
 
+@pytest.mark.slow
 def test_faults_lose_nothing_repeat_nothing_and_cost_no_call_more(smooth, tmp_path):
     imagined, needed = smooth
     with MessagesServer(Critic("travel"), faults=ONE_IN_TEN, retry_after_ms=5) as server:

@@ -1,6 +1,7 @@
 """Small trainings on several devices or hosts, as processes of their own (see test_sharding.py).
 
-python tests/support/sharded_training.py meshes FOLDER            eight devices, all meshes
+python tests/support/sharded_training.py meshes FOLDER            eight devices, BC and ILQL
+python tests/support/sharded_training.py more_meshes FOLDER       and the other trainings
 python tests/support/sharded_training.py host FOLDER PORT ID DIE  one of two; DIE: at this step
 """
 
@@ -48,13 +49,12 @@ SHORT = TrainConfig(
 )
 # Mesh -> training. The run of ilql is stopped after its third step and goes on on another mesh.
 # "lora" is mc with adapters.
-TRAININGS = {
-    (8, 1, 1): "bc",
+TRAININGS = {(8, 1, 1): "bc", (2, 2, 2): "ilql"}
+MORE_TRAININGS = {
     (1, 8, 1): "mc",
     (4, 1, 2): "dpo",
     (2, 4, 1): "lora",
     (2, 1, 4): "ilql, a trunk for values",
-    (2, 2, 2): "ilql",
 }
 GOES_ON = (1, 2, 4)
 LOOKED_UP_ON = ((1, 8, 1), (2, 4, 1), (2, 2, 2))
@@ -135,12 +135,11 @@ def run(folder, method, mesh, stop_at=None):
 
 
 def meshes(folder):
-    """Losses on one device and on each mesh, and of the run that changes its mesh."""
+    """Losses on one device and on a mesh, of the run that changes its mesh, and what lies where."""
     found = {"devices": jax.device_count()}
     for shape, method in TRAININGS.items():
-        found[f"{method} alone"], alone = run(folder / method, method, None)
-        mesh, stop = sharding.make_mesh(MeshConfig(*shape)), 3 if method == "ilql" else None
-        found[f"{method} on {shape}"], _ = run(folder / str(shape), method, mesh, stop)
+        losses, alone = trained_twice(folder, shape, method)
+        found |= losses
     other = sharding.make_mesh(MeshConfig(*GOES_ON))
     found["goes on"], params = run(folder / str(shape), method, other)
     found["parts"] = {
@@ -159,6 +158,22 @@ def meshes(folder):
     found["looked_up"] = [looked_up(sharding.make_mesh(MeshConfig(*s))) for s in LOOKED_UP_ON]
     found["difference"] = float(max(jax.tree.leaves(difference)))
     return found
+
+
+def more_meshes(folder):
+    """Losses on one device and on a mesh, of the trainings that take longer."""
+    found = {"devices": jax.device_count()}
+    for shape, method in MORE_TRAININGS.items():
+        found |= trained_twice(folder, shape, method)[0]
+    return found
+
+
+def trained_twice(folder, shape, method):
+    """Losses on one device and on a mesh, and the parameters of the one device."""
+    alone, params = run(folder / method, method, None)
+    mesh, stop = sharding.make_mesh(MeshConfig(*shape)), 3 if method == "ilql" else None
+    on_mesh, _ = run(folder / str(shape), method, mesh, stop)
+    return {f"{method} alone": alone, f"{method} on {shape}": on_mesh}, params
 
 
 def used(params, mesh):
@@ -217,8 +232,8 @@ def host(folder, port, number, die_at):
 
 if __name__ == "__main__":
     what, where, *rest = sys.argv[1:]
-    if what == "meshes":
-        result = meshes(Path(where))
+    if what != "host":
+        result = {"meshes": meshes, "more_meshes": more_meshes}[what](Path(where))
     else:
         port, number, die_at = map(int, rest)
         result = host(Path(where), port, number, die_at or None)
