@@ -22,6 +22,7 @@ from ilql_jax.methods import MethodError
 from ilql_jax.models import ModelConfig
 from ilql_jax.models.hugging_face.read import check_tensors
 from ilql_jax.partition import check_start
+from ilql_jax.rehearsal import rehearse
 from ilql_jax.settings import REQUIRED, SettingError
 from ilql_jax.train_step import check_accumulation, check_step
 from imagination.agents.prompted import check_acts
@@ -106,6 +107,10 @@ def _check_networks(experiment: Experiment, config: ConfigDict) -> None:
             check_accumulation(rows, each.train.gradient_accumulation)
             check_step(each.method.network_for(shape), each.method, each.train)
         _check_memory(experiment, each, each.method.network_for(shape))
+        # Hosts of a cluster have to meet before JAX does anything, so there training tells it.
+        if each.file and not experiment.machine.coordinator:
+            with errors_of("methods"):
+                rehearse(each.method, each.method.network_for(shape), each.train)
 
 
 def _check_memory(experiment: Experiment, method: TrainedMethod, shape: ModelConfig) -> None:

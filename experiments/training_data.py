@@ -42,6 +42,7 @@ def check_dialogues(
             is learned from, or all have the reward 0.
         TrajectoryError: It breaks another rule.
     """
+    check_words(experiment.network, dialogues)
     _check_records(experiment, folder, dialogues)
     if folder.tokenizer.exists():
         tokenizer = load_tokenizer(folder)
@@ -99,6 +100,22 @@ def _check_records(experiment: Experiment, folder: RunFolder, dialogues: list[Di
             )
 
 
+def check_words(network: Network, dialogues: list[Dialogue]) -> None:
+    """Raises `RunError` for a dialogue that cannot fit whatever its tokens are.
+
+    Before a tokenizer is trained on it, which takes minutes for a text of megabytes. A token stays
+    within a word, and hardly any has 256 characters.
+    """
+    for dialogue in dialogues:
+        texts = [turn.text for turn in dialogue.turns]
+        least = max(sum(len(x.split()) for x in texts), sum(map(len, texts)) // 256)
+        if least > network.max_positions:
+            raise RunError(
+                f"{dialogue.id}: {least:,} tokens or more do not fit in the context of "
+                f"{network.max_positions}. {_way_out(network, least)}"
+            )
+
+
 def check_lengths(
     network: Network, trajectories: list[Trajectory], max_utterance: int, console: Console
 ) -> None:
@@ -111,13 +128,9 @@ def check_lengths(
     needed, context = len(longest.tokens), network.max_positions
     if needed > context:
         count = sum(len(trajectory.tokens) > context for trajectory in trajectories)
-        limit = _most_positions(network)
-        way_out = f"Set config.model.max_positions to {needed} or more; or shorten or drop them."
-        if limit is not None and limit < needed:
-            way_out = f"Shorten or drop them: {network.pretrained} reads at most {limit}."
         raise RunError(
             f"{longest.name}: {needed} tokens do not fit in the context of {context}; {count:,} of "
-            f"{len(trajectories):,} dialogues are too long. {way_out}"
+            f"{len(trajectories):,} dialogues are too long. {_way_out(network, needed)}"
         )
     utterances = np.concatenate([_utterance_lengths(trajectory) for trajectory in trajectories])
     cut_off = np.mean(utterances > max_utterance)
@@ -127,6 +140,14 @@ def check_lengths(
             f"config.decoding.max_utterance, {max_utterance} tokens, at which agents will be cut "
             f"off in conversation; the longest takes {utterances.max()}."
         )
+
+
+def _way_out(network: Network, needed: int) -> str:
+    """End of a message about dialogues that are too long."""
+    limit = _most_positions(network)
+    if limit is not None and limit < needed:
+        return f"Shorten or drop them: {network.pretrained} reads at most {limit}."
+    return f"Set config.model.max_positions to {needed} or more; or shorten or drop them."
 
 
 def _most_positions(network: Network) -> int | None:

@@ -20,6 +20,7 @@ from experiments.config import DataConfig
 from experiments.files import write_atomically
 from experiments.run_folder import RunFolder
 from experiments.terminal import progress_bars
+from experiments.training_data import check_words
 from imagination import corpora
 from imagination.dataset_card import dataset_card
 from imagination.dialogue import Dialogue, json_line, read_dialogues, write_dialogues
@@ -65,6 +66,7 @@ def _read(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     else:
         dialogues, facts = _read_corpus(experiment.data, experiment.seed)
         task = tasks.corpus_task(experiment.data)
+    check_words(experiment.network, dialogues)
     console.print("\n".join(facts), markup=False, highlight=False)
     write_atomically(folder.task, task.to_yaml())
     write_atomically(folder.dataset_card, dataset_card(dialogues, task, origin=facts))

@@ -17,6 +17,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ilql_jax.methods import bc, dpo, fbc, ilql, mc, qsft, rwft
+from ilql_jax.methods.guard import guarded
 from ilql_jax.methods.method import (
     Method,
     MethodConfig,
@@ -32,8 +33,12 @@ METHODS: dict[str, Method] = {
 
 
 def load_method(path: str | Path, taken: Collection[str] = ()) -> Method:
-    """Reads a method of one's own (see `read_method`); names in `METHODS` are taken too."""
-    return read_method(path, (*METHODS, *taken))
+    """Reads a method of one's own (see `read_method`); names in `METHODS` are taken too.
+
+    What its functions raise later is told as a `MethodError` with file and line.
+    """
+    path = Path(path).expanduser().resolve()
+    return guarded(read_method(path, (*METHODS, *taken)), path)
 
 
 __all__ = [

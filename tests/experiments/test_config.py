@@ -11,7 +11,8 @@ import pytest
 
 from experiments.build import build
 from experiments.checks import checked
-from experiments.config import ConfigError, base_config, described, keys_of, section
+from experiments.config import ConfigError, add_method, base_config, described, keys_of, section
+from experiments.methods import load_own
 from ilql_jax.methods import METHODS
 from ilql_jax.settings import Settings, setting
 
@@ -176,3 +177,24 @@ def test_a_section_names_another_model_only_where_another_is_wanted():
 def test_a_wrong_llm_is_told_in_the_section_that_is_wrong(changes, message):
     with pytest.raises(ConfigError, match=message):
         checked(config(**changes))
+
+
+OWN_METHOD = """
+from ilql_jax.methods import Method, MethodConfig
+
+
+def loss(model, target, batch, config, *, progress, normalizers):
+    return model.policy(batch), {}
+
+
+METHOD = Method(name="own", title="own", config=MethodConfig(), loss=loss)
+"""
+
+
+def test_a_slip_in_a_method_of_ones_own_is_told_by_the_checks(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN_METHOD)
+    settings = config(methods=("bc", str(path)))
+    add_method(settings, load_own(str(path)))
+    with pytest.raises(ConfigError, match=r"config\.methods: .*own\.py, line 6: loss: Attribute"):
+        checked(settings)

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from experiments import own_dialogues
+from experiments.build import Network
 from experiments.config import DataConfig, TaskConfig
+from experiments.run_folder import RunError
+from experiments.training_data import check_words
 from ilql_jax.errors import UserError
 
 
@@ -139,3 +142,17 @@ def test_the_task_follows_from_the_dialogues_unless_it_is_set(tmp_path: Path):
     assert (task.name, task.reward_range, task.success_reward) == ("mine", (0.0, 2.0), 1.0)
     given = TaskConfig(agent_role="clerk", description="A clerk answers what customers ask.")
     assert own_dialogues.task_of(dialogues, given, "mine").agent_role == "clerk"
+
+
+@pytest.mark.parametrize(
+    ("text", "least"), [("on and " * 700, "1,404"), ("o" * 300_000, "1,171")], ids=["words", "word"]
+)
+def test_what_cannot_fit_is_told_before_a_tokenizer_is_trained(tmp_path: Path, text, least):
+    long = record(7)
+    long["messages"][0]["content"] = text
+    dialogues, _ = read(write(tmp_path / "d.jsonl", *(record(i) for i in range(7)), long))
+    network = Network({"pretrained": "", "max_positions": 1024})
+    told = rf"d7: {least} tokens or more do not fit in the context of 1024\. Set config\.model\.max"
+    with pytest.raises(RunError, match=told):
+        check_words(network, dialogues)
+    check_words(network, dialogues[:-1])

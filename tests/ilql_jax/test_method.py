@@ -19,6 +19,7 @@ from ilql_jax import (
     restore_params,
 )
 from ilql_jax.methods import MethodError
+from ilql_jax.rehearsal import rehearse
 from ilql_jax.train import train
 
 # Imitates the dialogues that end well, near a slowly moving average of itself.
@@ -101,6 +102,43 @@ def file(tmp_path):
     path = tmp_path / "winners.py"
     path.write_text(OWN)
     return path
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        (
+            "return cloning + config.pull * pull",
+            "return cloning + pul",
+            r"loss: NameError: .*'pul'",
+        ),
+        ("return cloning + config.pull * pull", "return distance", r"loss gives a loss of shape"),
+        (', {"policy_loss": cloning, "pull": pull}', "", "loss gives .* must give a pair"),
+        ('"pull": pull}', '"pull": hidden}', "loss gives a metric 'pull' of shape"),
+        (
+            "    distance =",
+            "    distance = 1 if (slow > 0).any() else",
+            "loss: TracerBoolConversionError",
+        ),
+        ("t.total_reward >=", "t.total >=", "select: AttributeError: .*'total'"),
+        ("return [t for", "return tuple(t for", "select gives .* must give a list"),
+    ],
+)
+def test_a_slip_in_a_method_is_told_with_its_line_before_any_work(tmp_path, right, wrong, told):
+    assert OWN.count(right) == 1
+    source = OWN.replace(right, wrong)
+    if wrong.startswith("return tuple("):
+        source = source.replace("config.threshold]", "config.threshold)")
+    (tmp_path / "own.py").write_text(source)
+    method = load_method(tmp_path / "own.py")
+    with pytest.raises(MethodError, match=rf"own\.py, line \d+: {told}"):
+        rehearse(method, method.network_for(SHAPE), TrainConfig(10, 1e-3))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_is_right_passes_its_rehearsal(name):
+    method = METHODS[name]
+    rehearse(method, method.network_for(SHAPE), TrainConfig(10, 1e-3, gradient_accumulation=4))
 
 
 @pytest.mark.slow
