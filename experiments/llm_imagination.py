@@ -16,8 +16,7 @@ from experiments.run_folder import RunFolder
 from experiments.stamps import begin_stage
 from experiments.tasks import given_task
 from experiments.terminal import progress_bars
-from imagination.dataset_card import dataset_card
-from imagination.dialogue import Dialogue
+from imagination.dataset_card import dataset_card, warnings_of
 from imagination.engine import (
     EngineConfig,
     Imagined,
@@ -29,14 +28,12 @@ from imagination.llm import Client
 from imagination.task import Task
 
 
-def run(experiment: Experiment, folder: RunFolder, console: Console) -> tuple[list[Dialogue], str]:
+def run(experiment: Experiment, folder: RunFolder, console: Console) -> tuple[Imagined, str]:
     """Imagines the dialogues; returns them with their card."""
     return asyncio.run(_run(experiment, folder, console))
 
 
-async def _run(
-    experiment: Experiment, folder: RunFolder, console: Console
-) -> tuple[list[Dialogue], str]:
+async def _run(experiment: Experiment, folder: RunFolder, console: Console) -> tuple[Imagined, str]:
     client = _open_client(experiment, folder)
     try:
         task = await _task(experiment, folder, client)
@@ -46,11 +43,14 @@ async def _run(
     finally:
         await client.close()
     console.print(imagined.line(), client.meter.line())
-    return imagined.dialogues, dataset_card(
+    for warning in warnings_of([*imagined.dialogues, *imagined.rejected]):
+        console.print(warning.replace("*", ""), style="yellow", markup=False, highlight=False)
+    return imagined, dataset_card(
         imagined.dialogues,
         task,
         meter=client.meter.summary(),
         dropped=imagined.dropped,
+        rejected=imagined.rejected,
         seed=experiment.seed,
     )
 

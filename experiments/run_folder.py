@@ -62,6 +62,11 @@ class RunFolder:
         return self.path / "dialogues.jsonl"
 
     @property
+    def rejected_dialogues(self) -> Path:
+        """Imagined dialogues that are not learned from, with the reasons."""
+        return self.path / "rejected.jsonl"
+
+    @property
     def task(self) -> Path:
         return self.path / "task.yaml"
 
@@ -225,7 +230,7 @@ class RunFolder:
         """Files and folders that a stage leaves."""
         partial = self.dialogues.with_name(self.dialogues.name + ".partial")
         return {
-            "imagine": [self.dialogues, partial],
+            "imagine": [self.dialogues, partial, self.rejected_dialogues],
             "regenerate": [self.hindsight],
             "train": [self.tokenizer, self.path / "checkpoints", self.path / "metrics"],
             "evaluate": [self.path / "evaluation", self.evaluation, self.heldout],

@@ -32,6 +32,8 @@ SAMPLE = 200  # dialogues that are compared with each other
 CELL_WIDTH = 90  # characters of a text in a table
 UNKNOWN = "unknown"
 DIFFICULT = "difficult"  # key of these personas' share
+LEAST_AGREEMENT = 0.3  # Pearson correlation of two reward sources below which one is warned
+FEWEST_COMPARED = 5  # dialogues
 
 Row = Sequence[Any]
 
@@ -215,6 +217,7 @@ def dataset_card(
     origin: Sequence[str] = (),
     meter: Sequence[Mapping[str, Any]] = (),
     dropped: Sequence[DroppedDialogue] = (),
+    rejected: Sequence[Dialogue] = (),
     seed: int = 0,
 ) -> str:
     """Describes a dataset in Markdown.
@@ -225,6 +228,7 @@ def dataset_card(
         origin: Facts about where the dialogues come from, one sentence or two each.
         meter: `client.meter.summary()`: a flat record for each step.
         dropped: Dialogues that could not be finished.
+        rejected: Dialogues that are kept apart; `source["rejected"]` says why.
         seed: Seed of the sample that is compared pair by pair.
     """
     sample = list(dialogues)
@@ -234,6 +238,7 @@ def dataset_card(
     sections = [
         f"# {task.name}: {len(dialogues):,} dialogues",
         "",
+        *(line for warning in warnings_of([*dialogues, *rejected]) for line in (warning, "")),
         *_origin(origin),
         *_personas(dialogues, task),
         *_behaviours(dialogues),
@@ -244,10 +249,25 @@ def dataset_card(
         *_critique(dialogues),
         *_agreement(dialogues),
         *_provenance(dialogues),
+        *_rejected(dialogues, rejected),
         *_dropped(dialogues, dropped),
         *_cost(meter),
     ]
     return "\n".join(sections).rstrip() + "\n"
+
+
+def warnings_of(dialogues: Sequence[Dialogue]) -> list[str]:
+    """Sentences about what makes the rewards of these dialogues doubtful; often none."""
+    return [
+        f"**Warning: {each.first} and {each.second} disagree** about what the dialogues came to: "
+        f"their ratings correlate at {each.pearson:.2f} (Pearson, {each.dialogues:,} dialogues), "
+        f"and {LEAST_AGREEMENT:g} is the least to go by. Read some dialogues before learning "
+        "from these rewards."
+        for each in agreements(dialogues)
+        if each.dialogues >= FEWEST_COMPARED
+        and each.pearson is not None
+        and each.pearson < LEAST_AGREEMENT
+    ]
 
 
 def _origin(facts: Sequence[str]) -> list[str]:
@@ -491,6 +511,19 @@ def _provenance(dialogues: Sequence[Dialogue]) -> list[str]:
         return []
     header = ("", "step", "name", "dialogues")
     return ["## Models and prompt versions", "", *_table(header, rows), ""]
+
+
+def _rejected(dialogues: Sequence[Dialogue], rejected: Sequence[Dialogue]) -> list[str]:
+    if not rejected:
+        return []
+    reasons = Counter(reason for d in rejected for reason in d.source.get("rejected", ()))
+    rows = [(_cut(reason), f"{count:,}") for reason, count in reasons.most_common()]
+    text = (
+        f"{len(rejected):,} of {len(dialogues) + len(rejected):,} dialogues are in rejected.jsonl "
+        "and are not learned from. The rest of this card is about the others."
+    )
+    table = _table(("fails a criterion, or has a flaw", "dialogues"), rows)
+    return ["## Kept apart", "", text, "", *table, ""]
 
 
 def _dropped(dialogues: Sequence[Dialogue], dropped: Sequence[DroppedDialogue]) -> list[str]:

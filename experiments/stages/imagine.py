@@ -48,10 +48,14 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
         else:
             from experiments import llm_imagination  # loads the LLM client
 
-            dialogues, card = llm_imagination.run(experiment, folder, console)
+            imagined, card = llm_imagination.run(experiment, folder, console)
             # The card first: calls and cost cannot be told from the dialogues later.
             write_atomically(folder.dataset_card, card)
-            write_dialogues(folder.dialogues, dialogues)
+            if imagined.rejected:
+                write_dialogues(folder.rejected_dialogues, imagined.rejected)
+            else:
+                folder.rejected_dialogues.unlink(missing_ok=True)
+            write_dialogues(folder.dialogues, imagined.dialogues)
     if not folder.dataset_card.exists():
         dialogues = read_dialogues(folder.dialogues)
         card = dataset_card(dialogues, tasks.load_task(experiment, folder), seed=experiment.seed)

@@ -11,6 +11,8 @@ from imagination.persona_sampling import PersonaSampling
 from imagination.task import MOST_TURNS, Task
 
 REWARDS = ("outcome", "judge", "human")
+ON_FLAWS = ("count", "drop", "rewrite")
+ON_FAILED_CRITIQUE = ("apart", "keep")
 
 
 class EngineError(UserError, RuntimeError):
@@ -58,6 +60,20 @@ class EngineConfig(Settings):
     critique_rounds: int = setting(
         "A dialogue is rewritten at most this often; 0 = no critique.", 1, least=0, most=100
     )
+    failed_critique: str = setting(
+        "Dialogues that fail a criterion after the last rewriting are kept apart in rejected.jsonl "
+        "and not learned from (apart), or learned from like the others (keep).",
+        "apart",
+        choices=ON_FAILED_CRITIQUE,
+    )
+    flaws: str = setting(
+        "Dialogues with flaws that the words alone show (said twice, spoken for the other side, "
+        "the prompt recited, traits named outright, another language, no end) are counted in the "
+        "dataset card (count), kept apart too (drop), or rewritten like those that the critique "
+        "fails, and kept apart if they still have one (rewrite).",
+        "count",
+        choices=ON_FLAWS,
+    )
     judge_votes: int = setting("Ratings of which the judge's is the mean.", 3, least=1, most=1000)
     max_turns: int = setting(
         "Agent turns of a dialogue at most; 0 = the task's.", 0, least=0, most=MOST_TURNS
@@ -84,6 +100,10 @@ class EngineConfig(Settings):
                 "must be judge or human with way='rollout', where no outcome is fixed beforehand "
                 "(way='script' fixes one)",
             )
+
+        if self.flaws == "rewrite" and not self.critique_rounds:
+            problem = "must be count or drop where critique_rounds is 0, as nothing is rewritten"
+            raise SettingError("flaws", self.flaws, problem)
 
     @property
     def reward_sources(self) -> tuple[str, ...]:

@@ -86,6 +86,9 @@ async def _dialogue_calls(task: Task, config: EngineConfig, failing: bool) -> li
         config,
         dialogues=min(SAMPLE, config.dialogues),
         sampling=PersonaSampling(),  # who is difficult is not known yet, and changes no count
+        # Stand-ins are full of flaws, and none of them is to be learned from.
+        flaws="count",
+        failed_critique="keep",
     )
     await imagine_dialogues(llm, task, few)
     return [call for call in llm.calls if call.request.step != PERSONAS]

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import pydantic
 
-from imagination.dialogue import ROLE_OF_SPEAKER, Turn
+from imagination.dialogue import ROLE_OF_SPEAKER, Dialogue, Turn
 from imagination.engine.write import DialogueSpec, outcome_in_words
+from imagination.flaws import WISHES, flaws
 from imagination.llm.play import play_script, script_schema
 from imagination.llm.requests import Request
 from imagination.llm.schemas import (
@@ -87,7 +88,7 @@ class Critique:
         turns: The dialogue as it stands.
         original: The turns before the first rewriting; None where nothing was rewritten.
         verdicts: For each check, a record of every criterion, verdict and reason.
-        changed: For each rewriting, the names of the criteria that called for it.
+        changed: For each rewriting, the names of the criteria and flaws that called for it.
         reward: Rating that the ending had to fit; None where nothing was checked.
     """
 
@@ -97,13 +98,19 @@ class Critique:
     changed: tuple[tuple[str, ...], ...] = ()
     reward: float | None = None
 
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Names of the criteria that the dialogue as it stands does not fulfil."""
+        verdicts = self.verdicts[-1] if self.verdicts else ()
+        return tuple(v["criterion"] for v in verdicts if not v["fulfilled"])
+
     def to_json(self) -> dict[str, Any]:
         """As it is kept in a dialogue's source."""
         original = [
             {"role": ROLE_OF_SPEAKER[turn.speaker], "content": turn.text}
             for turn in self.original or ()
         ]
-        passed = all(v["fulfilled"] for v in self.verdicts[-1]) if self.verdicts else None
+        passed = not self.failed if self.verdicts else None
         return {
             "rounds": len(self.changed),
             "passed": passed,
@@ -141,7 +148,7 @@ def refine_request(
     spec: DialogueSpec, turns: Sequence[Turn], reward: float, failed: Sequence[dict[str, Any]]
 ) -> Request:
     """Asks for the dialogue rewritten where it failed."""
-    task, wording = spec.task, criteria_of(spec.task)
+    task, wording = spec.task, criteria_of(spec.task) | WISHES
     values = {
         **spec.human_values,
         "behaviour": spec.instruction,
@@ -155,7 +162,12 @@ def refine_request(
 
 
 async def critique_and_refine(
-    session: Session, spec: DialogueSpec, turns: tuple[Turn, ...], reward: float, rounds: int
+    session: Session,
+    spec: DialogueSpec,
+    turns: tuple[Turn, ...],
+    reward: float,
+    rounds: int,
+    mends_flaws: bool = False,
 ) -> Critique:
     """Checks a dialogue and rewrites it, at most `rounds` times, until no criterion fails.
 
@@ -165,6 +177,7 @@ async def critique_and_refine(
         turns: The dialogue.
         reward: Rating that its ending has to fit.
         rounds: Rewritings at most.
+        mends_flaws: Flaws of the words call for a rewriting, too.
 
     Raises:
         NoAnswer: A verdict or a rewriting could not be had.
@@ -173,6 +186,7 @@ async def critique_and_refine(
     verdicts = [await _verdicts(session, spec, turns, reward)]
     while len(changed) < rounds:
         failed = [verdict for verdict in verdicts[-1] if not verdict["fulfilled"]]
+        failed += _flaw_verdicts(spec, turns) if mends_flaws else []
         if not failed:
             break
         request = refine_request(spec, turns, reward, failed)
@@ -180,6 +194,20 @@ async def critique_and_refine(
         changed.append(tuple(verdict["criterion"] for verdict in failed))
         verdicts.append(await _verdicts(session, spec, turns, reward))
     return Critique(turns, original if changed else None, tuple(verdicts), tuple(changed), reward)
+
+
+def flaws_of(spec: DialogueSpec, turns: tuple[Turn, ...]) -> dict[str, str]:
+    """Flaws of the words of a dialogue -> what shows them (see `imagination/flaws.py`)."""
+    dialogue = Dialogue(spec.id, spec.task.name, turns, persona=spec.persona)
+    return flaws(dialogue, spec.task)
+
+
+def _flaw_verdicts(spec: DialogueSpec, turns: tuple[Turn, ...]) -> list[dict[str, Any]]:
+    """The flaws as verdicts, for whoever rewrites."""
+    return [
+        {"criterion": flaw, "fulfilled": False, "reason": f"{flaw}: {words!r}"}
+        for flaw, words in flaws_of(spec, turns).items()
+    ]
 
 
 async def _verdicts(

@@ -13,7 +13,7 @@ from ilql_jax.settings import SettingError
 from imagination.dialogue import Dialogue, Turn
 from imagination.engine import rewards
 from imagination.engine.config import EngineConfig, EngineError
-from imagination.engine.critique import REFINE, Critique, critique_and_refine
+from imagination.engine.critique import REFINE, Critique, critique_and_refine, flaws_of
 from imagination.engine.personas import (
     Persona,
     Profile,
@@ -40,17 +40,28 @@ from imagination.llm.session import (
 from imagination.persona_sampling import PRIOR_PROBABILITY, persona_key
 from imagination.task import Task
 
+REJECTED = "rejected"  # field of a dialogue's source: reasons not to learn from it
+
 
 @dataclasses.dataclass(frozen=True)
 class Imagined:
-    """The dialogues in the order of their numbers, and those that could not be finished."""
+    """The dialogues in the order of their numbers, and those that are not to be learned from.
+
+    Attributes:
+        dialogues: Those to learn from.
+        dropped: Those that could not be finished.
+        rejected: Those that fail the critique or have a flaw; `source["rejected"]` says which.
+    """
 
     dialogues: list[Dialogue]
     dropped: list[DroppedDialogue]
+    rejected: list[Dialogue] = dataclasses.field(default_factory=list)
 
     def line(self) -> str:
-        """Number of dialogues and of dropped ones by step, in one line for people."""
+        """Number of dialogues, of rejected and of dropped ones by step, in one line for people."""
         text = f"{len(self.dialogues):,} dialogues"
+        if self.rejected:
+            text += f", {len(self.rejected):,} kept apart (see dataset_card.md)"
         if self.dropped:
             steps = Counter(dropped.step for dropped in self.dropped)
             where = ", ".join(f"{count:,} at {step}" for step, count in steps.most_common())
@@ -149,10 +160,11 @@ async def imagine_dialogues(
         on_dialogue: Called with each dialogue as it is finished, in no particular order.
 
     Returns:
-        The dialogues that could be finished, and a record of those that could not.
+        The dialogues that could be finished, those among them that are not to be learned from,
+        and a record of those that could not.
 
     Raises:
-        EngineError: Not one dialogue could be finished, or the task has no persona axes.
+        EngineError: Not one dialogue is left to learn from, or the task has no persona axes.
         LLMError: From the client, where going on makes no sense.
     """
     assignments = assign(task, config)
@@ -180,16 +192,33 @@ async def imagine_dialogues(
 
     jobs = [functools.partial(_imagine_or_drop, session.fork(), spec, config) for spec in specs]
     results = await run_concurrently(jobs, most_at_once(llm, config.conversations), done)
-    dialogues = [result for result in results if isinstance(result, Dialogue)]
+    finished = [result for result in results if isinstance(result, Dialogue)]
+    dialogues = [dialogue for dialogue in finished if not dialogue.source[REJECTED]]
+    rejected = [dialogue for dialogue in finished if dialogue.source[REJECTED]]
     dropped += [result for result in results if isinstance(result, DroppedDialogue)]
     if not dialogues:
-        reasons = Counter(f"{each.step}: {each.reason}" for each in dropped).most_common(3)
-        listed = "; ".join(f"{reason} ({count:,} times)" for reason, count in reasons)
-        raise EngineError(
-            f"None of {len(assignments):,} dialogues could be finished. Most frequent: {listed}. "
+        raise EngineError(_nothing_left(len(assignments), dropped, rejected))
+    return Imagined(dialogues, dropped, rejected)
+
+
+def _nothing_left(
+    number: int, dropped: Sequence[DroppedDialogue], rejected: Sequence[Dialogue]
+) -> str:
+    """Says why no dialogue is left, and the way out."""
+    reasons = Counter(f"{each.step}: {each.reason}" for each in dropped)
+    reasons.update(reason for dialogue in rejected for reason in dialogue.source[REJECTED])
+    listed = "; ".join(f"{why} ({count:,} times)" for why, count in reasons.most_common(3))
+    if not rejected:
+        return (
+            f"None of {number:,} dialogues could be finished. Most frequent: {listed}. "
             "failed.jsonl holds what was asked and answered."
         )
-    return Imagined(dialogues, dropped)
+    return (
+        f"None of {number:,} dialogues is fit to learn from ({len(rejected):,} finished). Most "
+        f"frequent: {listed}. To learn from them all the same, give "
+        "--config.imagination.failed_critique=keep and --config.imagination.flaws=count; the "
+        "answers are kept."
+    )
 
 
 async def _imagine_or_drop(
@@ -211,7 +240,12 @@ async def _imagine_one(session: Session, spec: DialogueSpec, config: EngineConfi
             ratings = await _rate(session, spec, played.turns, config)
             target = getattr(ratings, config.rewards)
         critique = await critique_and_refine(
-            session, spec, played.turns, target, config.critique_rounds
+            session,
+            spec,
+            played.turns,
+            target,
+            config.critique_rounds,
+            mends_flaws=config.flaws == "rewrite",
         )
     if ratings is None or critique.original is not None:
         ratings = await _rate(session, spec, critique.turns, config)
@@ -264,7 +298,14 @@ def _source(
         "prompts": {**unused, **session.prompts, BEHAVIOURS: behaviours_version()},
         "critique": critique.to_json(),
         "rewards": ratings.to_json(),
+        REJECTED: _reasons_against(spec, config, critique),
     }
+
+
+def _reasons_against(spec: DialogueSpec, config: EngineConfig, critique: Critique) -> list[str]:
+    """Criteria that fail and flaws for which a dialogue is not to be learned from."""
+    failed = list(critique.failed) if config.failed_critique == "apart" else []
+    return failed + (list(flaws_of(spec, critique.turns)) if config.flaws != "count" else [])
 
 
 def _spec(

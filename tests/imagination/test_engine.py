@@ -184,7 +184,8 @@ def test_rounds_of_critique_are_bounded():
         return request.schema.placeholder().failing() if request.step == "engine/critique" else None
 
     client = FakeClient(never_good)
-    (dialogue,) = imagine(client, dialogues=1, way="script", critique_rounds=3).dialogues
+    settings = {"way": "script", "critique_rounds": 3, "failed_critique": "keep"}
+    (dialogue,) = imagine(client, dialogues=1, **settings).dialogues
     assert (client.steps()["engine/critique"], client.steps()["engine/refine"]) == (4, 3)
     assert dialogue.source["critique"]["passed"] is False
 
@@ -365,7 +366,7 @@ def test_the_forecast_at_most_is_every_dialogue_rewritten():
         return request.schema.placeholder().failing() if request.step == "engine/critique" else None
 
     client = FakeClient(never_good)
-    imagine(client, dialogues=40, critique_rounds=2)
+    imagine(client, dialogues=40, critique_rounds=2, failed_critique="keep")
     planned = forecast_imagination(TASK, EngineConfig(dialogues=40, critique_rounds=2), LLM)
     assert {s.step: s.calls_at_most for s in planned.steps} == client.steps()
     assert planned.cost_at_most > planned.cost > 0

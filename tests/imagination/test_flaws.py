@@ -1,11 +1,23 @@
-"""Flaws of imagined dialogues, and their counts in the dataset card."""
+"""Flaws of imagined dialogues: found, counted in the dataset card, rewritten or kept apart."""
 
 import pytest
-from imagination_client import TASK, FakeClient, imagine
+from imagination_client import TASK, FakeClient, failing_first_time, imagine, words
 
-from imagination.dataset_card import dataset_card
+from ilql_jax.settings import SettingError
+from imagination.dataset_card import dataset_card, warnings_of
 from imagination.dialogue import Dialogue, Turn
-from imagination.flaws import NAMES_PERSONA, NO_END, REPEATS, SPEAKS_FOR_OTHER, flaws
+from imagination.engine import EngineConfig, EngineError
+from imagination.flaws import (
+    NAMES_PERSONA,
+    NO_END,
+    OTHER_LANGUAGE,
+    RECITES,
+    REPEATS,
+    SPEAKS_FOR_OTHER,
+    WISHES,
+    flaws,
+)
+from imagination.languages import languages_of, speaks_another
 
 PERSONA = {"use": "mountain trails", "purse": "tight budget", "manner": "evasive"}
 HELLO = ("I want to buy a bicycle.", "What do you want it for?")
@@ -22,6 +34,20 @@ HELLO = ("I want to buy a bicycle.", "What do you want it for?")
         ((HELLO[0], "User: for the mountains.", "Right."), (SPEAKS_FOR_OTHER,)),
         (("I ride mountain trails on a tight budget.", "Take this.", "Fine."), (NAMES_PERSONA,)),
         (HELLO, (NO_END,)),
+        ((*HELLO, "For the trails. Is it dear?"), (NO_END,)),
+        (("A concrete bicycle is named.", "This one.", "Good."), (RECITES,)),
+        (
+            (HELLO[0], "You give your full answer or best guess straight away.", "Well."),
+            (RECITES,),
+        ),
+        (
+            (
+                "Ich suche ein Fahrrad, das nicht zu teuer ist.",
+                "Das ist ein gutes Rad, und es ist auch für die Berge.",
+                "Das nehme ich, aber ich weiß noch nicht, wie ich es nach Hause bringe.",
+            ),
+            (OTHER_LANGUAGE,),
+        ),
     ],
 )
 def test_flaws_are_found_by_the_words(texts, found):
@@ -29,7 +55,24 @@ def test_flaws_are_found_by_the_words(texts, found):
         Turn(speaker, text.replace("\\n", "\n"))
         for speaker, text in zip(("human", "agent") * 3, texts, strict=False)
     ]
-    assert flaws(Dialogue("d", "t", tuple(turns), persona=PERSONA), TASK) == found
+    assert tuple(flaws(Dialogue("d", "t", tuple(turns), persona=PERSONA), TASK)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("I would like to know what you have for the mountains.", ("english",)),
+        ("Ich weiß noch nicht, was das für ein Rad ist.", ("german",)),
+        ("Je ne sais pas, mais c'est pour les vacances avec vous.", ("french",)),
+        ("No sé qué es, pero me gusta mucho el color y la forma.", ("spanish",)),
+        ("山に登るための自転車が欲しいです。", ("japanese",)),
+        ("Bicycle, please.", ()),
+    ],
+)
+def test_languages_are_told_by_common_words(text, found):
+    assert languages_of(text) == found
+    assert speaks_another(text, "German") == (bool(found) and found != ("german",))
+    assert not speaks_another(text, "Klingon")  # nothing is known of it
 
 
 def test_the_card_counts_flaws_of_what_an_llm_wrote():
@@ -38,3 +81,93 @@ def test_the_card_counts_flaws_of_what_an_llm_wrote():
     assert "## Flaws" in card and f"| {REPEATS} | 4 | 100.0% |" in card
     of_world = [Dialogue("d", "t", imagined[0].turns, 1.0, source={"kind": "simulated"})]
     assert "## Flaws" not in dataset_card(of_world, TASK)
+
+
+def never_good(request):
+    return request.schema.placeholder().failing() if request.step == "engine/critique" else None
+
+
+def saying(*texts):
+    """Answers scripts with these lines, and whoever rewrites with others that have no flaw."""
+
+    def answer(request):
+        if request.step == "engine/script":
+            sides = ("human", "agent") * len(texts)
+            turns = [{"speaker": s, "text": t} for s, t in zip(sides, texts, strict=False)]
+            return request.schema(turns=turns)
+        return failing_first_time()(request)
+
+    return answer
+
+
+SCRIPT = {"way": "script", "rewards": "outcome"}
+FLAWED = (*HELLO, "Hm.", "What do you want it for?", "Bye.")
+
+
+def test_flaws_are_rewritten_with_what_was_found_as_the_reason():
+    client = FakeClient(saying(*FLAWED))
+    imagined = imagine(client, dialogues=2, **SCRIPT, flaws="rewrite")
+    (refine, _) = [words(r) for r in client.requests if r.step == "engine/refine"]
+    assert WISHES[REPEATS] in refine and "'What do you want it for?'" in refine
+    for dialogue in imagined.dialogues:
+        assert dialogue.source["critique"]["changed"] == [[REPEATS]]
+        assert dialogue.turns[1].text == "A rewritten answer." and not dialogue.source["rejected"]
+    assert not imagined.rejected
+
+
+def test_flaws_that_stay_are_rewritten_no_more_than_so_often_and_kept_apart():
+    def stubborn(request):
+        if request.step == "engine/refine":
+            turns = zip(("human", "agent") * 3, FLAWED, strict=False)
+            return request.schema(turns=[{"speaker": s, "text": t} for s, t in turns])
+        fine = request.label == "advice-0"
+        texts = (*HELLO, "Trails.") if fine else FLAWED
+        return saying(*texts)(request)
+
+    client = FakeClient(stubborn)
+    settings = {**SCRIPT, "flaws": "rewrite", "critique_rounds": 2}
+    imagined = imagine(client, dialogues=2, **settings)
+    assert client.steps()["engine/refine"] == 2
+    assert [d.id for d in imagined.dialogues] == ["advice-0"]
+    assert [(d.id, d.source["rejected"]) for d in imagined.rejected] == [("advice-1", [REPEATS])]
+    card = dataset_card(imagined.dialogues, TASK, rejected=imagined.rejected)
+    assert card.startswith("# advice: 1 dialogues") and "1 of 2 dialogues are in rejected" in card
+    assert f"| {REPEATS} | 1 |" in card.split("## Kept apart")[1]
+
+
+def test_flaws_are_dropped_where_that_is_set():
+    with pytest.raises(EngineError, match=rf"None of 2 .*{REPEATS} \(2 times\).*flaws=count"):
+        imagine(FakeClient(saying(*FLAWED)), dialogues=2, **SCRIPT, flaws="drop")
+    with pytest.raises(SettingError, match="where critique_rounds is 0"):
+        EngineConfig(dialogues=1, critique_rounds=0, flaws="rewrite")
+
+
+def test_what_fails_its_critique_is_kept_apart_unless_told():
+    def strict(request):
+        if request.step == "engine/critique" and request.label != "advice-0":
+            return request.schema.placeholder().failing()
+        return None
+
+    imagined = imagine(FakeClient(strict), dialogues=3)
+    assert [d.id for d in imagined.dialogues] == ["advice-0"]
+    assert [d.id for d in imagined.rejected] == ["advice-1", "advice-2"]
+    assert TASK.criteria[0] in imagined.rejected[0].source["rejected"]
+    assert "2 kept apart" in imagined.line()
+    kept = imagine(FakeClient(strict), dialogues=3, failed_critique="keep")
+    assert len(kept.dialogues) == 3 and not kept.rejected
+    with pytest.raises(EngineError, match="failed_critique=keep"):
+        imagine(FakeClient(never_good), dialogues=2)
+
+
+@pytest.mark.parametrize(
+    ("judge", "warned"), [((1, 0.8, 0.5, 0.2, 0), True), ((0, 0.2, 0.5, 1, 1), False)]
+)
+def test_reward_sources_that_disagree_are_a_warning_at_the_top_of_the_card(judge, warned):
+    turns = (Turn("human", "Hello there."), Turn("agent", "Hello."), Turn("human", "Bye."))
+    dialogues = [
+        Dialogue(f"d{i}", "t", turns, h, source={"rewards": {"judge": j, "human": h}})
+        for i, (j, h) in enumerate(zip(judge, (0, 0.2, 0.5, 0.8, 1), strict=True))
+    ]
+    card = dataset_card(dialogues, TASK)
+    assert ("Warning: judge and human disagree" in card.split("##")[0]) == warned
+    assert bool(warnings_of(dialogues)) == warned

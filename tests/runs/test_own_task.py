@@ -250,9 +250,8 @@ def test_runs_that_share_a_cache_pay_once_for_what_they_have_in_common(tmp_path:
         for rounds in (0, 1):
             config = own(**shared, **{"imagination.critique_rounds": rounds})
             folder = RunFolder(tmp_path / f"critique{rounds}")
-            made.append(
-                llm_imagination.run(checked(config, judged=False), folder, make_console())[0]
-            )
+            imagined, _ = llm_imagination.run(checked(config, judged=False), folder, make_console())
+            made.append(imagined.dialogues)
             calls.append(len(server.calls))
             assert not folder.llm.exists()
     # 1 for the task, some for the personas, and 24 scripts; then 24 verdicts and nothing else.

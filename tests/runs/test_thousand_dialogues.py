@@ -50,7 +50,8 @@ def imagine(url: str, folder: Path) -> Imagined:
         llm = LLMConfig("world", base_url=url, max_in_flight=IN_FLIGHT, max_asks=9)
         client = Client(llm, folder)
         try:
-            engine = EngineConfig(DIALOGUES, way="script", rewards="outcome")
+            settings = {"way": "script", "rewards": "outcome", "failed_critique": "keep"}
+            engine = EngineConfig(DIALOGUES, **settings)
             return await imagine_dialogues(client, travel.TASK, engine)
         finally:
             await client.close()
