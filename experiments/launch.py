@@ -32,7 +32,7 @@ from experiments.build import Experiment, build, errors_of
 from experiments.checks import check
 from experiments.command_line import CommandLine, Variants
 from experiments.config import ConfigError
-from experiments.networks import is_trained, units
+from experiments.networks import has_all
 from experiments.parallel import message_of
 from experiments.run_folder import STAGES, RunError, RunFolder
 from experiments.stamps import begin_stage, check_stage
@@ -100,7 +100,7 @@ def _run(
     config = command_line.with_saved(line.config, folder, line.overrides)
     is_judged = not line.dry_run and line.stage in STAGES[STAGES.index("evaluate") :]
     experiment = build(config)
-    check(experiment, config, judged=is_judged, trained=not _has_all(experiment, folder))
+    check(experiment, config, judged=is_judged, trained=not has_all(experiment, folder))
     if experiment.task.world and line.stage in STAGES and not folder.evaluation.exists():
         with errors_of("task.world"):  # before anything is paid for, or trained
             load_world(experiment.task.world)
@@ -146,13 +146,6 @@ def _check_keys(llms: Sequence[LLMConfig], console: Console) -> None:
                 markup=False,
                 highlight=False,
             )
-
-
-def _has_all(experiment: Experiment, folder: RunFolder) -> bool:
-    """True if all networks that start from a pretrained one are trained."""
-    if not experiment.network.pretrained or not folder.config_file.exists():
-        return False
-    return all(is_trained(folder, unit) for unit in units(experiment))
 
 
 def _print_forecasts(experiment: Experiment, folder: RunFolder, console: Console) -> None:

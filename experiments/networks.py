@@ -47,6 +47,13 @@ def is_trained(folder: RunFolder, unit: Unit) -> bool:
     return train_seconds(folder, unit) is not None
 
 
+def has_all(experiment: Experiment, folder: RunFolder) -> bool:
+    """True if all networks that start from a pretrained one are trained."""
+    if not experiment.network.pretrained or not folder.config_file.exists():
+        return False
+    return all(is_trained(folder, unit) for unit in units(experiment))
+
+
 def train_seconds(folder: RunFolder, unit: Unit) -> float | None:
     """Time the training took, over all the sessions that it needed; None = it is not done."""
     try:
@@ -165,8 +172,12 @@ def load_agent(
     unit: Unit,
     decoding: DecodingConfig,
     batch_size: int | None = None,
+    cache_megabytes: float = 256.0,
 ) -> PolicyAgent:
-    """Loads the network of a unit as an agent that speaks in `batch_size` conversations."""
+    """Loads the network of a unit as an agent that speaks in `batch_size` conversations.
+
+    What it has read of them is kept in `cache_megabytes` (see `Policy`).
+    """
     tokenizer = load_tokenizer(folder)
     shape, params = trained_network(experiment, folder, unit)
     policy = Policy(
@@ -177,6 +188,7 @@ def load_agent(
         allowed=tokenizer.writable(shape.decoder.vocab_size),
         max_utterance=experiment.speaking.max_utterance,
         batch_size=batch_size or experiment.speaking.batch_size,
+        cache_megabytes=cache_megabytes,
         steer=experiment.method(unit.method).method.steer,
     )
     scale = None

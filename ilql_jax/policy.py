@@ -198,7 +198,7 @@ class Policy:
         self.reward_scale, self.baseline = reward_scale, baseline
         self._steer = steer if decoding.steering_strength else None
         self._config, self._params = decoding_layout(model_config, params)
-        self._allowed = jnp.asarray(allowed, bool)
+        self.allowed = jnp.asarray(allowed, bool)
         # The cloned policy is decoded without the values' trunk, if they have one of their own.
         self._trunks = model_config.num_trunks if decoding.reads_values else 1
         # What is read last may be padded to the next width.
@@ -300,7 +300,7 @@ class Policy:
                 self._params,
                 slots,
                 self.batch_size - len(taken) + enough,
-                self._allowed,
+                self.allowed,
                 jnp.float32(self.decoding.temperature),
                 jnp.float32(self.decoding.steering_strength),
                 stop_token=self.stop_token,
@@ -311,6 +311,22 @@ class Policy:
             for slot in [slot for slot in taken if done[slot]]:
                 responses[taken.pop(slot)] = self._response(samples, slot)
         return responses
+
+    def known_length(self, context: Int[np.ndarray, " time"]) -> int:
+        """Returns how many of a conversation's first tokens are not read again.
+
+        Args:
+            context: Its tokens, int32.
+        """
+        return self._prefixes.known_length(np.ascontiguousarray(context, np.int32))
+
+    def forget(self) -> None:
+        """Forgets all conversations that were read; needed where `respond` raised in their midst.
+
+        After an error inside of a computation the cache may be half written.
+        """
+        self._prefixes = PrefixIndex(self._prefixes.entries)
+        self._cache = None
 
     def _checked_contexts(
         self, contexts: Sequence[Int[np.ndarray, " time"]], seeds: Sequence[int]

@@ -43,10 +43,13 @@ class PolicyAgent:
             self.policy.max_context,
             [self.system if c.system is None else c.system for c in conversations],
         )
-        responses = self.policy.respond(contexts, [_turn_seed(c) for c in conversations])
-        return [self._utterance(response) for response in responses]
+        responses = self.policy.respond(
+            contexts, [turn_seed(c.seed, len(c.turns)) for c in conversations]
+        )
+        return [self.utterance(response) for response in responses]
 
-    def _utterance(self, response: Response) -> Utterance:
+    def utterance(self, response: Response) -> Utterance:
+        """The policy's response in words, annotated with its values."""
         text = self.tokenizer.decode(response.tokens)
         if self.reward_scale is None or response.q is None:
             return Utterance(text)
@@ -63,6 +66,11 @@ class PolicyAgent:
         return Utterance(text, annotations=annotations)
 
 
-def _turn_seed(conversation: Conversation) -> int:
-    """A seed that differs from conversation to conversation and from turn to turn."""
-    return zlib.crc32(f"{conversation.seed}/{len(conversation.turns)}".encode())
+def turn_seed(seed: int, turns: int) -> int:
+    """A seed that differs from conversation to conversation and from turn to turn.
+
+    Args:
+        seed: Of the conversation.
+        turns: Number of its turns so far.
+    """
+    return zlib.crc32(f"{seed}/{turns}".encode())

@@ -32,7 +32,11 @@ class PromptedSpeaker:
         self.task = task
 
     def respond(self, conversations: Sequence[Conversation]) -> list[Utterance]:
-        return run_async(self._respond_to_all(conversations))
+        return run_async(self.answers(conversations))
+
+    async def answers(self, conversations: Sequence[Conversation]) -> list[Utterance]:
+        """`respond`, on the loop of the caller, which is then the client's."""
+        return await self._respond_to_all(conversations)
 
     async def _respond_to_all(self, conversations: Sequence[Conversation]) -> list[Utterance]:
         return await gather_all([self._respond(c) for c in conversations])
