@@ -16,6 +16,7 @@ python experiments/counseling.py --config.data.source=esconv --config.data.path=
 
 from experiments import launch
 from experiments.config import base_config
+from experiments.notices import NOTICES
 
 WITHOUT_HINDSIGHT = ("bc", "fbc", "ilql")
 WITH_HINDSIGHT = (*WITHOUT_HINDSIGHT, "ilql_hindsight1", "ilql_hindsight2", "dpo")
@@ -29,11 +30,7 @@ def get_config():
     config.train.steps = 3000
     config.methods = WITH_HINDSIGHT
     config.chat.method = "ilql_hindsight1"
-    config.chat.notice = (
-        "This agent is for research. It is no counsellor, no therapist and no medical device, and "
-        "must not be used in place of one. If you are in distress, talk to somebody you trust or "
-        "to a professional; in an emergency, call your local emergency number."
-    )
+    config.chat.notice = NOTICES["counseling"]
     return config
 
 

@@ -17,6 +17,7 @@ python experiments/persuasion.py --config.data.source=persuasionforgood --config
 
 from experiments import launch
 from experiments.config import base_config
+from experiments.notices import NOTICES
 
 WITHOUT_HINDSIGHT = ("bc", "fbc", "ilql")
 WITH_HINDSIGHT = (*WITHOUT_HINDSIGHT, "ilql_hindsight1", "ilql_hindsight2", "dpo")
@@ -30,10 +31,7 @@ def get_config():
     config.train.steps = 3000
     config.methods = WITH_HINDSIGHT
     config.chat.method = "ilql_hindsight1"
-    config.chat.notice = (
-        "This agent tries to talk you into giving money. It is for research on people who know "
-        "that and have agreed to it, and for nothing else; nobody collects what you promise."
-    )
+    config.chat.notice = NOTICES["persuasion"]
     return config
 
 
