@@ -18,6 +18,11 @@ def role_of(speaker: str, task: Task) -> str:
     return {"human": task.human_role, "agent": task.agent_role}[speaker]
 
 
+def turns_left(turns: Sequence[Turn], task: Task) -> int:
+    """Counts the turns that the agent may still take."""
+    return max(0, task.max_turns - sum(turn.speaker == "agent" for turn in turns))
+
+
 def transcript(
     turns: Sequence[Turn],
     task: Task,

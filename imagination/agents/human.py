@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from imagination.agents.slips import slips
-from imagination.agents.speaker import PromptedSpeaker, says_something, spent, without_own_name
+from imagination.agents.speaker import PromptedSpeaker, spent, without_own_name
 from imagination.dialogue import Dialogue
-from imagination.llm.schemas import EndableLine, rating_schema
+from imagination.llm.schemas import EndableLine, rating_schema, says_something
 from imagination.llm.session import LLM, NoAnswer, Session, gather_all, run_async
 from imagination.prompts import load_prompt
 from imagination.speakers import Conversation, Utterance
 from imagination.task import Task
-from imagination.transcript import transcript
+from imagination.transcript import transcript, turns_left
 
 TURN, RATING = "human/turn", "human/rating"
 
@@ -81,6 +81,7 @@ class PromptedHuman(PromptedSpeaker):
             "persona": conversation.persona,
             "guidance": self.guidance,
             "transcript": transcript(conversation.turns, self.task, "paragraphs"),
+            "turns_left": turns_left(conversation.turns, self.task),
         }
 
     def _note(self, conversation: Conversation, session: Session, notes: dict[str, Any]) -> None:

@@ -17,7 +17,6 @@ from imagination.agents.gdp_zero import OpenLoopSearch, SearchConfig
 from imagination.agents.speaker import (
     PromptedSpeaker,
     gave_up,
-    says_something,
     spent,
     without_own_name,
 )
@@ -29,12 +28,13 @@ from imagination.llm.schemas import (
     Paragraph,
     Sentence,
     rating_schema,
+    says_something,
 )
 from imagination.llm.session import LLM, NoAnswer, Session, gather_all
 from imagination.prompts import load_prompt
 from imagination.speakers import Conversation, Utterance
 from imagination.task import Task
-from imagination.transcript import transcript
+from imagination.transcript import transcript, turns_left
 
 
 class PromptedAgent(PromptedSpeaker):
@@ -58,11 +58,10 @@ class PromptedAgent(PromptedSpeaker):
 
     def values(self, turns: Sequence[Turn]) -> dict[str, Any]:
         """Values that every prompt of an agent may use."""
-        used = sum(turn.speaker == "agent" for turn in turns)
         return {
             "task": self.task,
             "transcript": transcript(turns, self.task, "paragraphs"),
-            "turns_left": self.task.max_turns - used,
+            "turns_left": turns_left(turns, self.task),
         }
 
 

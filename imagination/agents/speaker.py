@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from imagination.dialogue import Dialogue
-from imagination.llm.schemas import EndableLine, Line
+from imagination.llm.schemas import EndableLine
 from imagination.llm.session import LLM, NoAnswer, Session, gather_all, run_async
 from imagination.speakers import FAILURE, Conversation, Utterance
 from imagination.task import Task
@@ -56,12 +56,6 @@ class PromptedSpeaker:
         """A session of one turn: its answers depend on the conversation and the turn alone."""
         seed = f"{conversation.seed}/{len(conversation.turns)}"
         return Session(self.client, conversation.id, seed, immediate=True)
-
-
-def says_something(answer: Line | EndableLine) -> None:
-    """Raises `ValueError` for a line without words; for `Request.check`."""
-    if not answer.text.strip():
-        raise ValueError("text is empty; say something")
 
 
 def without_own_name(text: str, role: str) -> str:

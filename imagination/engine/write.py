@@ -6,14 +6,14 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from imagination.dialogue import Turn
 from imagination.engine.personas import Persona, Profile
 from imagination.llm.play import Played, play_rollout, play_script, script_schema
 from imagination.llm.requests import Request
-from imagination.llm.schemas import EndableLine, Line
+from imagination.llm.schemas import EndableLine, says_something
 from imagination.llm.session import Session
 from imagination.prompts import load_prompt, read_versioned
 from imagination.task import Task
@@ -79,11 +79,11 @@ class DialogueSpec:
             "max_turns": self.max_turns,
         }
 
-    def human_request(self, turns: Sequence[Turn]) -> Request:
+    def human_request(self, turns: Sequence[Turn], is_last: bool) -> Request:
         """Asks the human, who knows the persona, for the next line."""
         return load_prompt("engine/human").request(
             EndableLine,
-            self.human_values,
+            {**self.human_values, "turns_left": 0 if is_last else self._turns_left(turns)},
             _as_messages(turns, "human"),
             resample=self.index,
             label=self.id,
@@ -92,12 +92,20 @@ class DialogueSpec:
     def agent_request(self, turns: Sequence[Turn]) -> Request:
         """Asks the agent, who knows the conversation alone, for the next line."""
         return load_prompt("engine/agent").request(
-            Line,
-            {"task": self.task, "behaviour": self.instruction},
+            EndableLine,
+            {
+                "task": self.task,
+                "behaviour": self.instruction,
+                "turns_left": self._turns_left(turns),
+            },
             _as_messages(turns, "agent"),
             resample=self.index,
             label=self.id,
+            check=says_something,
         )
+
+    def _turns_left(self, turns: Sequence[Turn]) -> int:
+        return self.max_turns - sum(turn.speaker == "agent" for turn in turns)
 
     def script_request(self) -> Request:
         """Asks for the whole dialogue."""
@@ -137,8 +145,6 @@ def _as_messages(turns: Sequence[Turn], own: str) -> list[tuple[str, str]]:
         if turn.speaker != own:
             messages.append(("user", turn.text))
             continue
-        answer: Mapping[str, Any] = {"text": turn.text}
-        if own == "human":
-            answer = {**answer, "ends": False}
+        answer = {"text": turn.text, "ends": False}
         messages.append(("assistant", json.dumps(answer, ensure_ascii=False)))
     return messages

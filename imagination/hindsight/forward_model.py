@@ -18,7 +18,13 @@ from imagination.dialogue import Dialogue, Turn
 from imagination.hindsight.regeneration import Branch
 from imagination.llm.play import Script, check_one_side, play_rollout, play_script, script_schema
 from imagination.llm.requests import Request
-from imagination.llm.schemas import Bounded, EndableLine, Line, Paragraph, specialize
+from imagination.llm.schemas import (
+    Bounded,
+    EndableLine,
+    Paragraph,
+    says_something,
+    specialize,
+)
 from imagination.llm.session import Session
 from imagination.prompts import load_prompt
 from imagination.task import Task
@@ -156,17 +162,20 @@ class Replay:
         """Agent turns of the whole dialogue at most: the task's, or as many as the original had."""
         return max(self.task.max_turns, len(self.branch.parent.agent_turns))
 
-    def human_request(self, turns: Sequence[Turn]) -> Request:
+    def human_request(self, turns: Sequence[Turn], is_last: bool) -> Request:
         """Asks the human, who knows the persona, for the next line."""
-        values = {**self._human_values, "limit": self.max_turns}
+        left = 0 if is_last else self._turns_left(turns)
+        values = {**self._human_values, "limit": self.max_turns, "turns_left": left}
         return self._request(
             "hindsight/human", EndableLine, turns, values, self._check_line("human")
         )
 
     def agent_request(self, turns: Sequence[Turn]) -> Request:
         """Asks the agent, who does not, for the next line."""
-        values = {"manner": self.people.behaviour}
-        return self._request("hindsight/agent", Line, turns, values, self._check_line("agent"))
+        values = {"manner": self.people.behaviour, "turns_left": self._turns_left(turns)}
+        return self._request(
+            "hindsight/agent", EndableLine, turns, values, self._check_line("agent")
+        )
 
     def rest_request(self) -> Request:
         """Asks for all that follows in one call."""
@@ -176,7 +185,7 @@ class Replay:
                 check_one_side(turn.text, turn.speaker, self.task)
 
         prefix = self.branch.prefix
-        left = max(0, self.max_turns - sum(turn.speaker == "agent" for turn in prefix))
+        left = self._turns_left(prefix)
         values = {**self._human_values, "manner": self.people.behaviour, "turns_left": left}
         return self._request("hindsight/rest", script_schema(left, least=0), prefix, values, check)
 
@@ -184,8 +193,16 @@ class Replay:
     def _human_values(self) -> dict[str, Any]:
         return {"persona": self.people.persona, "profile": self.people.profile}
 
-    def _check_line(self, speaker: str) -> Callable[[Line | EndableLine], None]:
-        return lambda answer: check_one_side(answer.text, speaker, self.task)
+    def _turns_left(self, turns: Sequence[Turn]) -> int:
+        return max(0, self.max_turns - sum(turn.speaker == "agent" for turn in turns))
+
+    def _check_line(self, speaker: str) -> Callable[[EndableLine], None]:
+        def check(answer: EndableLine) -> None:
+            check_one_side(answer.text, speaker, self.task)
+            if speaker == "agent":
+                says_something(answer)
+
+        return check
 
     def _request(
         self,

@@ -15,7 +15,6 @@ from imagination.llm.schemas import (
     TYPICAL_UTTERANCE,
     Bounded,
     EndableLine,
-    Line,
     Utterance,
     specialize,
 )
@@ -37,12 +36,12 @@ class Players(Protocol):
     task: Task
     max_turns: int
 
-    def human_request(self, turns: Sequence[Turn]) -> Request:
-        """Asks for the human's next line, an `EndableLine`."""
+    def human_request(self, turns: Sequence[Turn], is_last: bool) -> Request:
+        """Asks for the human's next line, an `EndableLine`; nothing follows on the last one."""
         ...
 
     def agent_request(self, turns: Sequence[Turn]) -> Request:
-        """Asks for the agent's next line, a `Line`."""
+        """Asks for the agent's next line, an `EndableLine` with words."""
         ...
 
 
@@ -50,7 +49,7 @@ class Players(Protocol):
 class Played:
     """A finished dialogue: all turns, the prefix included, and who ended it.
 
-    `ended_by` is "human", "limit" (of agent turns) or "script".
+    `ended_by` is "human", "agent", "limit" (of agent turns) or "script".
     """
 
     turns: tuple[Turn, ...]
@@ -58,7 +57,7 @@ class Played:
 
 
 async def play_rollout(session: Session, players: Players, prefix: Sequence[Turn] = ()) -> Played:
-    """Plays a dialogue turn by turn; the human goes first.
+    """Plays a dialogue turn by turn; the human goes first and has the last word.
 
     A human who wants to leave before the agent said anything stays: that would be no conversation.
 
@@ -71,21 +70,26 @@ async def play_rollout(session: Session, players: Players, prefix: Sequence[Turn
         NoAnswer: A line that could not be had, or a human who leaves without any word.
     """
     turns = list(prefix)
+    agent_ends = False
     while True:
-        request = players.human_request(turns)
+        agent_turns = sum(turn.speaker == "agent" for turn in turns)
+        is_last = agent_ends or agent_turns >= players.max_turns
+        request = players.human_request(turns, is_last)
         line: EndableLine = await session.ask(request)
         if line.text.strip():
             turns.append(_turn("human", line.text, players.task, request.step))
-        agent_turns = sum(turn.speaker == "agent" for turn in turns)
+        if agent_ends:
+            return Played(tuple(turns), "agent")
         if line.ends and agent_turns:
             return Played(tuple(turns), "human")
         if not turns:
             raise NoAnswer(request.step, "the human ended the conversation without a word")
-        if agent_turns >= players.max_turns:
+        if is_last:
             return Played(tuple(turns), "limit")
         request = players.agent_request(turns)
-        answer: Line = await session.ask(request)
+        answer: EndableLine = await session.ask(request)
         turns.append(_turn("agent", answer.text, players.task, request.step))
+        agent_ends = answer.ends
 
 
 # Agent turns up to which a script's schema has each order of speakers that there can be.

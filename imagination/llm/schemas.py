@@ -89,22 +89,6 @@ def first_of_each(items: Sequence[Any], count: int, what: str) -> list[Any]:
     return [by_number[number] for number in range(1, count + 1)]
 
 
-class Line(pydantic.BaseModel):
-    """The next words of one speaker."""
-
-    text: Utterance
-
-    @pydantic.model_validator(mode="after")
-    def _not_empty(self) -> Line:
-        if not self.text.strip():
-            raise ValueError("text is empty; say something")
-        return self
-
-    @classmethod
-    def placeholder(cls) -> Line:
-        return cls(text=TYPICAL_UTTERANCE)
-
-
 class EndableLine(pydantic.BaseModel):
     """The next words of one speaker, and whether the conversation is over with them."""
 
@@ -121,6 +105,12 @@ class EndableLine(pydantic.BaseModel):
     def placeholder(cls) -> EndableLine:
         # Forecasts count conversations to their limit.
         return cls(text=TYPICAL_UTTERANCE, ends=False)
+
+
+def says_something(line: EndableLine) -> None:
+    """Raises `ValueError` for a line without words; for `Request.check`."""
+    if not line.text.strip():
+        raise ValueError("text is empty; say something")
 
 
 class Rating(Bounded):

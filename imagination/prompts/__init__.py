@@ -9,6 +9,8 @@ jinja2 template for each part of a request:
     The model's part; the same for all requests of a kind, so that the server can cache it.
     [user]
     The question; absent where the conversation itself follows as messages.
+    [last]
+    Added to the last message, whatever that is: what is true at this turn alone. Often absent.
 
 The version is the prompt's name and a number. It stands in results and in the key of every stored
 answer: count it up whenever the text changes (`tests/imagination/test_prompts.py` checks this).
@@ -45,12 +47,14 @@ class Prompt:
         version: The name and a number, as in the file's first line.
         system: Template of the system prompt.
         user: Template of the first message; None where the file has none.
+        last: Template of what is added to the last message; None where the file has none.
     """
 
     name: str
     version: str
     system: jinja2.Template
     user: jinja2.Template | None
+    last: jinja2.Template | None = None
 
     def request(
         self,
@@ -75,10 +79,14 @@ class Prompt:
             jinja2.UndefinedError: A variable has no value.
         """
         opening = (("user", self.user.render(values).strip()),) if self.user else ()
+        messages = (*opening, *history)
+        if self.last and (note := self.last.render(values).strip()):
+            *before, (role, text) = messages
+            messages = (*before, (role, f"{text}\n\n{note}"))
         return Request(
             step=self.name,
             system=self.system.render(values).strip(),
-            messages=(*opening, *history),
+            messages=messages,
             schema=schema,
             prompt_version=self.version,
             resample=resample,
@@ -96,12 +104,12 @@ def load_prompt(name: str) -> Prompt:
     """
     path = FOLDER / f"{name}.md"
     version, body = read_versioned(name)
-    parts = re.split(r"^\[(system|user)\]\n", body, flags=re.MULTILINE)
+    parts = re.split(r"^\[(system|user|last)\]\n", body, flags=re.MULTILINE)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     if "system" not in sections:
         raise PromptError(f"{path} has no line [system]; the prompt goes below it.")
     compiled = {section: _TEMPLATES.from_string(text) for section, text in sections.items()}
-    return Prompt(name, version, compiled["system"], compiled.get("user"))
+    return Prompt(name, version, compiled["system"], compiled.get("user"), compiled.get("last"))
 
 
 def prompt_names() -> list[str]:

@@ -31,7 +31,7 @@ from imagination.engine.task_from_prompt import DerivedFields
 from imagination.engine.write import load_behaviours
 from imagination.llm import Client, LLMConfig, LLMError
 from imagination.llm.play import Script
-from imagination.llm.schemas import EndableLine, Line
+from imagination.llm.schemas import EndableLine
 
 LLM = LLMConfig(model="m", price_input=1.0, price_output=5.0, price_date="2026-01-01")
 
@@ -60,10 +60,10 @@ def test_a_rollout_lets_each_side_see_what_was_said():
     said = itertools.count()
 
     def answer(request):
-        if request.schema is EndableLine:
+        if request.step == "engine/human":
             return EndableLine(text=f"Customer: human {next(said)}", ends=False)
-        if request.schema is Line:
-            return Line(text=f"agent {next(said)}")
+        if request.step == "engine/agent":
+            return EndableLine(text=f"agent {next(said)}", ends=False)
         return None
 
     client = FakeClient(answer)
@@ -73,13 +73,14 @@ def test_a_rollout_lets_each_side_see_what_was_said():
     assert dialogue.source["ended_by"] == "limit" and len(dialogue.agent_turns) == TASK.max_turns
     last = [r for r in client.requests if r.step == "engine/agent"][-1]
     assert [role for role, _ in last.messages] == ["user", "assistant"] * 3 + ["user"]
-    assert last.messages[1][1] == '{"text": "agent 1"}' and last.messages[-1][1] == "human 6"
+    assert last.messages[1][1] == '{"text": "agent 1", "ends": false}'
+    assert last.messages[2][1] == "human 2" and last.messages[-1][1].startswith("human 6\n\n(")
 
 
 @pytest.mark.parametrize(("last_words", "turns"), [("Thanks, bye.", 3), ("", 2)])
 def test_the_human_decides_when_a_rollout_ends(last_words, turns):
     def answer(request):
-        if request.schema is EndableLine:
+        if request.step == "engine/human":
             # Wanting to leave before the agent said anything counts for nothing.
             first = len(request.messages) == 1
             return EndableLine(text="Hello." if first else last_words, ends=True)
@@ -87,6 +88,42 @@ def test_the_human_decides_when_a_rollout_ends(last_words, turns):
 
     (dialogue,) = imagine(FakeClient(answer), dialogues=1).dialogues
     assert len(dialogue.turns) == turns and dialogue.source["ended_by"] == "human"
+
+
+def test_each_side_knows_how_many_turns_are_left():
+    client = FakeClient()
+    imagine(client, dialogues=1, critique_rounds=0)
+    last = {
+        step: [r.messages[-1][1] for r in client.requests if r.step == step] for step in WRITING
+    }
+    left = [re.search(r"may speak (\d) more times", text)[1] for text in last["engine/agent"]]
+    assert left == ["4", "3", "2", "1"] and "It is your last turn" in last["engine/agent"][-1]
+    humans = last["engine/human"]
+    assert len(humans) == 5 and "The seller may speak 4 more times" in humans[0]
+    assert "These are your last words" in humans[-1] and not any(
+        "last words, the" in text for text in humans[:-1]
+    )
+
+
+def test_the_agent_may_end_and_the_human_has_the_last_word():
+    def answer(request):
+        if request.step == "engine/agent":
+            return EndableLine(text="Goodbye.", ends=True)
+        return None
+
+    client = FakeClient(answer)
+    (dialogue,) = imagine(client, dialogues=1, critique_rounds=0).dialogues
+    assert [turn.speaker for turn in dialogue.turns] == ["human", "agent", "human"]
+    assert dialogue.source["ended_by"] == "agent"
+    assert (
+        "These are your last words"
+        in [r.messages[-1][1] for r in client.requests if r.step == "engine/human"][-1]
+    )
+    silent = FakeClient(
+        lambda r: EndableLine(text=" ", ends=True) if r.step == "engine/agent" else None
+    )
+    with pytest.raises(EngineError, match="engine/agent: text is empty"):
+        imagine(silent, dialogues=1)
 
 
 def test_the_agents_behave_in_several_ways():

@@ -18,6 +18,7 @@ from imagination.hindsight.cost import forecast_hindsight
 from imagination.hindsight.llm import PROFILE, LLMHindsight, LLMHindsightConfig
 from imagination.llm import Client, CostLimitError, LLMConfig, LLMError
 from imagination.llm.session import run_async
+from imagination.prompts import load_prompt
 from imagination.simulation import load_world
 from imagination.task import Task
 
@@ -117,8 +118,8 @@ def test_a_round_from_proposals_to_ratings(tmp_path, way):
     assert ratings == [pytest.approx(1.8)] * 8
     assert len(asked(server, "reason", "rating")) == 8 * 3
     used = {"rollout": ("human", "agent"), "script": ("rest",)}[way]
-    versions = [f"hindsight/{name}/1" for name in ("propose", "people", *used)]
-    versions = ", ".join([*versions, "judge/rating/1"])
+    names = [f"hindsight/{name}" for name in ("propose", "people", *used)]
+    versions = ", ".join(load_prompt(name).version for name in (*names, "judge/rating"))
     assert engine.model_and_version == {"model": "small", "prompt": versions}
 
 
@@ -223,7 +224,9 @@ def test_nobody_knows_how_the_original_went_on_and_the_agent_not_who_the_human_i
         (rest,) = engine.play(branches_of(dialogue(), 2))
     (reading,) = asked(server, "traits", "profile", "manner")
     assert "d0-5" in str(reading)
-    human, agent = asked(server, "text", "ends"), asked(server, "text")
+    lines = asked(server, "text", "ends")
+    human = [body for body in lines if system_of(body).startswith("You play a person")]
+    agent = [body for body in lines if body not in human]
     assert len(human) == 4 and len(agent) == 3  # two of five turns are the prefix's
     for body in (*human, *agent):
         assert "d0-1" in str(body) and BETTER in str(body)

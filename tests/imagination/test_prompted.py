@@ -26,6 +26,7 @@ from imagination.agents.prompted import DialogueActs
 from imagination.agents.speaker import without_own_name
 from imagination.dialogue import Dialogue, Turn
 from imagination.llm import Answer, Client, Failure, LLMConfig, LLMError, Usage
+from imagination.prompts import load_prompt
 from imagination.simulation import SimulatedHuman, load_world, sample_conversations
 from imagination.speakers import Conversation, converse
 from imagination.task import Task
@@ -532,15 +533,16 @@ def test_results_name_model_and_prompt_versions():
     human = PromptedHuman(client, TASK, guidance="Students are shy.")
     assert human.model_and_version == {
         "model": "fake-1",
-        "prompt": "human/turn/1",
-        "rating_prompt": "human/rating/1",
+        "prompt": load_prompt("human/turn").version,
+        "rating_prompt": load_prompt("human/rating").version,
         "guidance": "Students are shy.",
     }
     human.respond([conversation()])
     assert "Students are shy." in client.words("human/turn")
-    assert client.requests[0].prompt_version == "human/turn/1"
+    assert client.requests[0].prompt_version == load_prompt("human/turn").version
     clam = prompted_agent("clam", client, TASK).model_and_version
-    assert clam["prompt"] == "agents/clam_check/1, agents/clam_ask/1, agents/clam_answer/1"
+    names = ("agents/clam_check", "agents/clam_ask", "agents/clam_answer")
+    assert clam["prompt"] == ", ".join(load_prompt(name).version for name in names)
 
 
 def test_empty_line_and_rating_off_the_scale_are_not_answers():

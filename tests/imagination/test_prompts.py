@@ -66,30 +66,30 @@ def test_every_prompt_is_installed():
 
 KNOWN = """
 agents/clam_answer/1 08b8a8be3456
-agents/clam_ask/1 bd7e0633ac5f
-agents/clam_check/1 c6c8c1fb2601
+agents/clam_ask/2 74ecd1f3dec3
+agents/clam_check/2 cb68df0445f1
 agents/gdp_zero_acts/1 c8be61f08cb7
-agents/gdp_zero_human/1 db83f9d6247e
-agents/gdp_zero_prior/1 8a7953651543
-agents/gdp_zero_say/1 fb16204107c4
+agents/gdp_zero_human/2 a731b1dd3a28
+agents/gdp_zero_prior/2 6d1546f5797d
+agents/gdp_zero_say/2 ce5fdc978ca0
 agents/gdp_zero_value/1 7da74dde8a56
 agents/plain/1 f220df8fd8db
 agents/reasoning/1 4f3eed43832b
-engine/agent/1 d6ddaf1e8c99
+engine/agent/2 e113a2c2bb83
 engine/behaviours/1 aadb73f8e129
 engine/critique/1 edf7471ba935
-engine/human/1 238a799b24ad
+engine/human/2 80706ab5337b
 engine/personas/1 e0bea30ec69a
 engine/rating/1 f6e45487da62
 engine/refine/1 f54ecfdef38b
 engine/script/1 583e0817a388
 engine/task/1 14c14822df22
-hindsight/agent/1 9283524b8743
-hindsight/human/1 19504bf7933d
+hindsight/agent/2 06b89ba97c0f
+hindsight/human/2 84f49db01fc5
 hindsight/people/1 10ff7bd75755
 hindsight/propose/1 d8c588eab981
 hindsight/rest/1 2e7a04c5851d
 human/rating/1 0f60d838cdbf
-human/turn/1 847a7524cbb9
+human/turn/2 1a22a3d6c738
 judge/rating/1 cab19c154000
 """

@@ -14,7 +14,7 @@ from imagination.hindsight.forward_model import PeopleAnswer
 from imagination.llm import Answer, LLMConfig, LLMError
 from imagination.llm.play import script_schema
 from imagination.llm.requests import Request
-from imagination.llm.schemas import Line, rating_schema, specialize
+from imagination.llm.schemas import EndableLine, rating_schema, specialize
 from imagination.llm.transports import open_transport
 
 APIS = [config, chat_config]
@@ -127,14 +127,14 @@ def test_ratings_are_steps_of_their_scale(scale):
 
 
 def test_texts_end_somewhere_and_the_official_services_get_what_they_take():
-    assert schema_of(Line)["properties"]["text"]["maxLength"] == 1000
+    assert schema_of(EndableLine)["properties"]["text"]["maxLength"] == 1000
     official = {"base_url": "https://api.openai.com/v1"}
-    for schema in (Line, specialize(Verdicts, count=2), specialize(Profiles, count=2)):
+    for schema in (EndableLine, specialize(Verdicts, count=2), specialize(Profiles, count=2)):
         sent = json.dumps(schema_of(schema, **official))
         assert "maxLength" not in sent and "prefixItems" not in sent and "title" not in sent
         assert "prefixItems" not in json.dumps(schema_of(schema, api="messages"))
     with pytest.raises(ValueError, match="at most 1000"):
-        Line(text="x" * 1001)
+        EndableLine(text="x" * 1001, ends=False)
 
 
 def test_of_more_than_asked_for_the_first_is_used():

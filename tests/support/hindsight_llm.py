@@ -41,12 +41,13 @@ class HindsightLLM:
             low, high = re.search(r"scale from ([-\d.]+) to ([-\d.]+):", system).groups()
             rating = float(low) + self.rate(asked) * (float(high) - float(low))
             answer = {"reason": "It came to that.", "rating": rating}
+        elif fields == {"text", "ends"} and system.startswith("You are the"):
+            answer = {"text": f"Let me tell you more ({mark}).", "ends": False}
         elif fields == {"text", "ends"}:
             ends = not self.goes_on and int(mark, 16) % 3 == 0
             answer = {"text": f"I see what you mean ({mark}).", "ends": ends}
         else:
-            assert fields == {"text"}, fields
-            answer = {"text": f"Let me tell you more ({mark})."}
+            raise AssertionError(f"no answer to a schema with the fields {sorted(fields)}")
         return json.dumps(answer)
 
     def _changes(self, system: str, asked: str, mark: str) -> list[dict[str, Any]]:

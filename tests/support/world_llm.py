@@ -134,6 +134,9 @@ class WorldLLM:
 AGAIN = "\n\n(An answer given before cannot be used"  # begins what is added to a question
 
 
+NOTE = "\n\n("  # begins what is true at one turn alone
+
+
 def _system(body: dict[str, Any]) -> str:
     system = body["system"]
     return system if isinstance(system, str) else "".join(block["text"] for block in system)
@@ -159,5 +162,5 @@ def _turns(messages: list[dict[str, str]], own: str) -> list[Turn]:
         if message["role"] == "assistant":
             turns.append(Turn(own, json.loads(message["content"])["text"]))
         elif not message["content"].startswith("("):
-            turns.append(Turn(other, message["content"]))
+            turns.append(Turn(other, message["content"].partition(NOTE)[0]))
     return turns
