@@ -1,0 +1,437 @@
+"""Pages of a study, over HTTP: what a participant sees and sends.
+
+One address, `/study`, shows the step at which a participant is; every form leads back to it. So a
+reload, the back button and a second window show where they are, and what is sent twice or out of
+order changes nothing. All of it works without the script.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from experiments.human_study.answering import Answering
+from experiments.human_study.assignment import alias
+from experiments.human_study.config import StudyConfig
+from experiments.human_study.records import RATER, TALKER, Platform
+from experiments.human_study.session import (
+    CHAT,
+    DONE,
+    JUDGE,
+    MOST_CHARACTERS,
+    MOST_COMMENT,
+    RANKING,
+    RATE,
+    TOLD,
+    WITHDRAWN,
+    Refused,
+    Step,
+    Study,
+    cleaned,
+)
+from experiments.human_study.web import Guard, Signer, TooLarge, is_from_here, read_form
+
+HERE = Path(__file__).parent
+COOKIE = "study"
+POLL_SECONDS = 20.0  # a question for news waits so long for an answer
+NO_SCRIPT_SECONDS = 2  # without the script a page asks again
+MOST_ID = 100  # characters of a platform's id
+# As Prolific names them in the address.
+PLATFORM_IDS = ("PROLIFIC_PID", "STUDY_ID", "SESSION_ID")
+_GONE = "This page is not there, or not for you. If you take part, go on from the first page."
+_FORGED = "This form is too old, or came from another page. Please reload the page, and try again."
+_DISK = "This could not be kept just now. Please wait a moment, and send it again."
+
+
+def templates() -> jinja2.Environment:
+    """The pages; every text is escaped."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+
+
+class Visitor:
+    """A request of somebody whose cookie stands for a participant, or for nobody."""
+
+    def __init__(self, request: Request, study: Study):
+        self.token = request.cookies.get(COOKIE, "")
+        self.number = study.store.number_of(self.token) if self.token else None
+
+
+class Pages:
+    """The handlers of all pages of participants.
+
+    Args:
+        study: What may come next, and what is kept.
+        answering: Asks the agents.
+        config: Settings of the study.
+        notices: Shown with the consent and beside every conversation.
+    """
+
+    def __init__(
+        self, study: Study, answering: Answering, config: StudyConfig, notices: Sequence[str]
+    ):
+        self._study, self._answering, self._config = study, answering, config
+        self._notices = tuple(notices)
+        self._templates = templates()
+        self._signer = Signer(study.store.secret())
+
+    def routes(self) -> list[Route | Mount]:
+        posts = {
+            "consent": self.consent,
+            "instructions": self.instructions,
+            "say": self.say,
+            "finish": self.finish,
+            "told": self.told,
+            "rate": self.rate,
+            "rank": self.rank,
+            "comment": self.comment,
+            "withdraw": self.withdraw,
+        }
+        return [
+            Route("/", self.welcome),
+            Route("/judge", self.welcome_raters),
+            Route("/study", self.here),
+            Route("/news", self.news),
+            Route("/withdraw", self.ask_withdraw),
+            Route("/healthz", self.healthz),
+            *(Route(f"/{name}", posted, methods=["POST"]) for name, posted in posts.items()),
+            Mount("/static", StaticFiles(directory=HERE / "static")),
+        ]
+
+    def page(self, name: str, status: int = 200, **values: Any) -> HTMLResponse:
+        """Renders a template."""
+        shared = {"title": self._study.questionnaire.title, "notices": self._notices}
+        template = self._templates.get_template(f"{name}.html.j2")
+        return HTMLResponse(template.render(**shared | {"csrf": "", "reload": 0} | values), status)
+
+    def message(self, text: str, status: int, heading: str = "Just a moment") -> HTMLResponse:
+        """A friendly page with one message."""
+        return self.page("message", status, heading=heading, text=text)
+
+    async def healthz(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    # --- the beginning ---
+
+    async def welcome(self, request: Request) -> Response:
+        return self._welcome(request, TALKER)
+
+    async def welcome_raters(self, request: Request) -> Response:
+        return self._welcome(request, RATER)
+
+    def _welcome(self, request: Request, kind: str) -> Response:
+        visitor = Visitor(request, self._study)
+        if visitor.number is not None and not any(n in request.query_params for n in PLATFORM_IDS):
+            return RedirectResponse("/study", 303)
+        if kind == TALKER and not self._study.is_open:
+            text = "This study takes no further participants at the moment. Thank you!"
+            return self.message(text, 200, "Thank you for your interest")
+        return self._consent_page(kind, {n: request.query_params.get(n, "") for n in PLATFORM_IDS})
+
+    def _consent_page(
+        self, kind: str, ids: Mapping[str, str], error: str = "", status: int = 200
+    ) -> Response:
+        form = self._signer.fresh()
+        return self.page(
+            "consent",
+            status,
+            form=form,
+            kind=kind,
+            ids={name: value[:MOST_ID] for name, value in ids.items()},
+            questionnaire=self._study.questionnaire,
+            error=error,
+        )
+
+    async def consent(self, request: Request) -> Response:
+        form = await read_form(request)
+        if not is_from_here(request) or not self._signer.is_ours(form.get("form", "")):
+            return self.message(_FORGED, 403)
+        kind = RATER if form.get("kind") == RATER else TALKER
+        ids = {name: form.get(name, "")[:MOST_ID] for name in PLATFORM_IDS}
+        if form.get("agree") != "yes":
+            error = "To take part, please tick the box. If you do not want to, close this page."
+            return self._consent_page(kind, ids, error, 422)
+        try:
+            known = [cleaned(value, MOST_ID, single_line=True) for value in ids.values()]
+            _, token = self._study.begin(form["form"], Platform(*known), kind)
+        except Refused as reason:
+            return self.message(str(reason), 409, "Thank you for your interest")
+        response = RedirectResponse("/study", 303)
+        response.set_cookie(
+            COOKIE,
+            token,
+            max_age=30 * 24 * 3600,
+            httponly=True,
+            samesite="lax",
+            secure=self._config.behind_tls,
+        )
+        return response
+
+    # --- where somebody is ---
+
+    async def here(self, request: Request) -> Response:
+        visitor = Visitor(request, self._study)
+        if visitor.number is None:
+            return RedirectResponse("/", 303)
+        self._study.resume(visitor.number)
+        return self._show(visitor)
+
+    def _show(self, visitor: Visitor, status: int = 200, **more: Any) -> HTMLResponse:
+        """The page of the step at which somebody is."""
+        step = self._study.step(visitor.number)
+        participant = self._study.store.participant(visitor.number)
+        questionnaire = self._study.questionnaire
+        values: dict[str, Any] = {
+            "step": step,
+            "participant": participant,
+            "questionnaire": questionnaire,
+            "card": questionnaire.sentences(participant.persona),
+            "csrf": self._csrf(visitor),
+            "error": "",
+            "answers": {},
+            "text": "",
+            "agent": alias(step.talk.position) if step.talk and step.name != JUDGE else "the agent",
+        }
+        if step.name == CHAT:
+            self._answering.ensure(step.talk)
+            waits = self._study.awaits_agent(step.talk)
+            values |= {
+                "waits": waits,
+                "can_finish": self._study.can_finish(step.talk),
+                "fewest": questionnaire.fewest_turns,
+                "most_characters": MOST_CHARACTERS,
+                "reload": NO_SCRIPT_SECONDS if waits else 0,
+                "form": self._signer.fresh(),
+            }
+        elif step.name in (RATE, JUDGE):
+            values["questions"] = self._study.questions(step)
+        elif step.name == RANKING:
+            talks = self._study.store.progress(visitor.number).talks
+            said = {alias(talk.position): talk.messages for talk in talks}
+            values["agents"] = [(n, said[n]) for n, _ in self._study.to_rank(visitor.number)]
+        elif step.name == DONE:
+            code = self._config.code or participant.code
+            values |= {
+                "code": code,
+                "return_url": self._config.return_url.replace("{code}", code),
+                "most_characters": MOST_COMMENT,
+                "saved": False,
+            }
+        template = "rate" if step.name == JUDGE else step.name
+        return self.page(template, status, **values | more)
+
+    def _csrf(self, visitor: Visitor) -> str:
+        return self._signer.sign(f"participant {visitor.token}")
+
+    async def news(self, request: Request) -> Response:
+        """Messages from a place on, as JSON; waits while the agent has the word."""
+        visitor = Visitor(request, self._study)
+        if visitor.number is None:
+            return JSONResponse({"error": _GONE}, 403)
+        step = self._study.step(visitor.number)
+        if step.name == CHAT and step.key == request.query_params.get("key"):
+            await self._answering.wait(step.talk, POLL_SECONDS)
+        return JSONResponse(self._news(visitor, request.query_params))
+
+    def _news(self, visitor: Visitor, query: Mapping[str, str]) -> dict[str, Any]:
+        """State of the conversation that a window shows, for the script."""
+        place = query.get("from", "0")
+        first = int(place) if place.isdecimal() and len(place) < 6 else 0
+        number = query.get("key", "").rpartition("-")[2]
+        talks = self._study.store.progress(visitor.number).talks
+        talk = next((t for t in talks if str(t.position + 1) == number), None)
+        if talk is None:
+            return {"messages": [], "waits": False, "over": True, "can_finish": False}
+        shown = [
+            {"number": m.number, "speaker": m.speaker, "text": m.text}
+            for m in talk.messages[first:]
+        ]
+        return {
+            "messages": shown,
+            "waits": self._study.awaits_agent(talk),
+            "over": talk.ended_at is not None,
+            "can_finish": self._study.can_finish(talk),
+        }
+
+    # --- what is sent ---
+
+    async def _sender(self, request: Request) -> tuple[Visitor, dict[str, str]] | Response:
+        """Sender of a form, and its fields; a friendly page where it cannot be theirs."""
+        form = await read_form(request)
+        visitor = Visitor(request, self._study)
+        if visitor.number is None:
+            return self.message(_GONE, 403, "We do not know you yet")
+        signed = self._signer.matches(f"participant {visitor.token}", form.get("csrf", ""))
+        if not signed or not is_from_here(request):
+            return self.message(_FORGED, 403)
+        return visitor, form
+
+    async def instructions(self, request: Request) -> Response:
+        sender = await self._sender(request)
+        if isinstance(sender, Response):
+            return sender
+        self._study.read_instructions(sender[0].number)
+        return RedirectResponse("/study", 303)
+
+    async def say(self, request: Request) -> Response:
+        sender = await self._sender(request)
+        if isinstance(sender, Response):
+            return sender
+        visitor, form = sender
+        text, by_script = form.get("text", ""), request.headers.get("accept") == "application/json"
+        place = form.get("place", "")
+        error = ""
+        try:
+            kept = (
+                self._study.step(visitor.number).key == form.get("key")
+                and place.isdecimal()
+                and len(place) < 6
+                and self._study.say(visitor.number, int(place), form.get("form", "")[:200], text)
+            )
+            if not kept:
+                error = "The conversation has gone on in another window. This is where it is now."
+        except Refused as reason:
+            error = str(reason)
+        step = self._study.step(visitor.number)
+        if step.name == CHAT:
+            self._answering.ensure(step.talk)
+        if by_script:
+            return JSONResponse({"error": error}, 422 if error else 200)
+        if error and step.name == CHAT:
+            return self._show(visitor, 422, error=error, text=text[:MOST_CHARACTERS])
+        return RedirectResponse("/study", 303)
+
+    async def finish(self, request: Request) -> Response:
+        sender = await self._sender(request)
+        if isinstance(sender, Response):
+            return sender
+        visitor, form = sender
+        if self._study.step(visitor.number).key == form.get("key"):
+            self._study.end_by_human(visitor.number)
+        return RedirectResponse("/study", 303)
+
+    async def told(self, request: Request) -> Response:
+        sender = await self._sender(request)
+        if isinstance(sender, Response):
+            return sender
+        visitor, form = sender
+        step = self._study.step(visitor.number)
+        if step.name == TOLD and step.key == form.get("key"):
+            self._study.was_told(visitor.number)
+        return RedirectResponse("/study", 303)
+
+    async def rate(self, request: Request) -> Response:
+        sender = await self._sender(request)
+        if isinstance(sender, Response):
+            return sender
+        visitor, form = sender
+        answers = {n.removeprefix("q-"): v for n, v in form.items() if n.startswith("q-")}
+        try:
+            self._study.rate(visitor.number, form.get("key", ""), answers)
+        except Refused as reason:
+            return self._show(visitor, 422, error=str(reason), answers=answers)
+        return RedirectResponse("/study", 303)
+
+    async def rank(self, request: Request) -> Response:
+        sender = await self._sender(request)
+        if isinstance(sender, Response):
+            return sender
+        visitor, form = sender
+        places = {n.removeprefix("place-"): v for n, v in form.items() if n.startswith("place-")}
+        try:
+            self._study.rank(visitor.number, places)
+        except Refused as reason:
+            return self._show(visitor, 422, error=str(reason), answers=places)
+        return RedirectResponse("/study", 303)
+
+    async def comment(self, request: Request) -> Response:
+        sender = await self._sender(request)
+        if isinstance(sender, Response):
+            return sender
+        visitor, form = sender
+        try:
+            self._study.comment(visitor.number, form.get("text", ""))
+        except Refused as reason:
+            return self._show(visitor, 422, error=str(reason))
+        if self._study.step(visitor.number).name == DONE:
+            return self._show(visitor, saved=True)
+        return RedirectResponse("/study", 303)
+
+    async def ask_withdraw(self, request: Request) -> Response:
+        visitor = Visitor(request, self._study)
+        if visitor.number is None or self._step(visitor).name == WITHDRAWN:
+            return RedirectResponse("/study", 303)
+        return self.page("withdraw", csrf=self._csrf(visitor))
+
+    def _step(self, visitor: Visitor) -> Step:
+        return self._study.step(visitor.number)
+
+    async def withdraw(self, request: Request) -> Response:
+        sender = await self._sender(request)
+        if isinstance(sender, Response):
+            return sender
+        self._study.withdraw(sender[0].number)
+        return RedirectResponse("/study", 303)
+
+
+def build_app(
+    study: Study,
+    answering: Answering,
+    config: StudyConfig,
+    notices: Sequence[str] = (),
+    more_routes: Sequence[Route] = (),
+) -> ASGIApp:
+    """The pages as an ASGI application, guarded.
+
+    Args:
+        study: What may come next, and what is kept.
+        answering: Asks the agents.
+        config: Settings of the study.
+        notices: Shown with the consent and beside every conversation.
+        more_routes: Of the researcher's page.
+    """
+    pages = Pages(study, answering, config, notices)
+
+    async def not_found(request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        return pages.message(_GONE, status, "Nothing here")
+
+    async def too_large(request: Request, error: Exception) -> Response:
+        return pages.message("This is too long to be kept. Please go back and write less.", 413)
+
+    async def not_kept(request: Request, error: Exception) -> Response:
+        return pages.message(_DISK, 503)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        study.recover()
+        yield
+        await answering.close()
+
+    app = Starlette(
+        routes=[*pages.routes(), *more_routes],
+        exception_handlers={
+            404: not_found,
+            405: not_found,
+            TooLarge: too_large,
+            sqlite3.Error: not_kept,
+        },
+        lifespan=lifespan,
+    )
+    return Guard(app, config.requests_per_second)

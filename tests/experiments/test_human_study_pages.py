@@ -1,0 +1,446 @@
+"""The pages of a study: the whole way by plain forms, what is refused, and what is never told."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import logging
+import re
+import sqlite3
+from pathlib import Path
+
+import pytest
+from studies import QUICK, TOKEN, Echo, Site, answered, exchange, rate, talk_and_rate
+
+from experiments.human_study.config import StudyConfig
+from experiments.human_study.questionnaire import FOLDER, Questionnaire, notices
+from experiments.human_study.session import Rules
+from experiments.serving.answer import AgentError, Answer, OverloadedError
+
+
+def run(coroutine):
+    return asyncio.run(coroutine)
+
+
+async def to_the_end(browser):
+    """From the first conversation to the last page."""
+    page = await browser.open("/study")
+    while "/say" in page.forms:
+        page = await talk_and_rate(browser)
+    names = page.forms["/rank"].choices
+    return await browser.send(
+        page.forms["/rank"], {name: str(i + 1) for i, name in enumerate(names)}
+    )
+
+
+def test_the_whole_way_by_plain_forms(tmp_path: Path):
+    site = Site(tmp_path, config=StudyConfig(answer_floor=0, return_url="https://p.org/?cc={code}"))
+
+    async def way():
+        query = "?PROLIFIC_PID=p1&STUDY_ID=s&SESSION_ID=x"
+        async with site.joined(query) as browser:
+            page = await to_the_end(browser)
+            assert page.heading == "Thank you" and re.fullmatch("[0-9A-F]{8}", page.code)
+            assert f"https://p.org/?cc={page.code}" in page.html
+            page = await browser.send(page.forms["/comment"], {"text": "Nice <b>study</b>"})
+            assert "Nice &lt;b&gt;study&lt;/b&gt;" in page.html and "is kept" in page.html
+            assert (await browser.open("/")).heading == "Thank you"
+
+    run(way())
+    [person] = site.study.store.participants()
+    assert person.platform.participant == "p1" and person.finished_at
+    assert len(site.study.store.ratings()) == 8 and len(person.ranking) == 2
+
+
+def test_nothing_that_reaches_the_browser_names_an_agent_or_a_seed(tmp_path: Path):
+    site = Site(tmp_path, [Echo("ilql-secret"), Echo("bc-secret")])
+    seen: list[str] = []
+
+    async def way():
+        async with site.joined() as browser:
+
+            async def keep(response):
+                await response.aread()
+                seen.append(str(response.headers) + response.text)
+
+            browser.client.event_hooks["response"] = [keep]
+            await browser.client.get("/news?key=chat-1&from=0")
+            await to_the_end(browser)
+
+    run(way())
+    assert len(seen) > 20 and not any("secret" in each for each in seen)
+    seeds = [str(talk.seed) for talk in site.study.store.talks()]
+    assert not any(seed in each for each in seen for seed in seeds)
+
+
+def test_every_answer_takes_at_least_the_floor(tmp_path: Path):
+    waited: list[float] = []
+    site = Site(tmp_path, config=StudyConfig(answer_floor=3.0))
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    site.answering._sleep = sleep
+
+    async def way():
+        async with site.joined() as browser:
+            await exchange(browser)
+
+    run(way())
+    assert len(waited) == 1 and 2.5 < waited[0] <= 3.0
+
+
+def test_a_message_that_is_sent_twice_is_one_and_asks_the_agent_once(tmp_path: Path):
+    echo = Echo("only")
+    site = Site(tmp_path, [echo])
+
+    async def way():
+        async with site.joined() as browser:
+            page = await browser.open("/study")
+            form, fields = page.forms["/say"], {"text": "Hello"}
+            await asyncio.gather(*(browser.send(form, fields) for _ in range(3)))
+            page = await answered(browser)
+            assert page.said == [("human", "Hello"), ("agent", "You said: Hello")]
+            stale = await browser.send(form, {"text": "From another window", "form": "other"})
+            assert stale.status == 422 and "another window" in stale.error
+            assert "From another window" in stale.html, "the words are not lost"
+            assert len((await browser.open("/study")).said) == 2
+
+    run(way())
+    assert len(echo.asked) == 1
+
+
+def test_forms_of_earlier_pages_change_nothing(tmp_path: Path):
+    site = Site(tmp_path)
+
+    async def way():
+        async with site.joined() as browser:
+            chat = (await browser.open("/study")).forms
+            await exchange(browser)
+            page = await exchange(browser)
+            await browser.send(page.forms["/finish"])
+            ratings = (await browser.open("/study")).forms["/rate"]
+            page = await rate(browser)
+            assert page.heading == "Agent B"
+            values = dict.fromkeys(ratings.choices, "1")
+            for form, fields in (
+                (ratings, values),
+                (chat["/say"], {"text": "Old"}),
+                (chat["/finish"], {}),
+            ):
+                page = await browser.send(form, fields)
+                assert page.heading == "Agent B" and not page.said
+
+    run(way())
+    assert {rating.value for rating in site.study.store.ratings()} == {4}
+
+
+def test_an_agent_that_crashes_or_hangs_is_told_and_the_next_one_comes(tmp_path: Path):
+    def crash(text: str) -> Answer:
+        raise AgentError("it crashed at secret place")
+
+    site = Site(tmp_path, [Echo("bad", crash), Echo("worse", lambda text: 1 / 0)])
+
+    async def way():
+        async with site.joined() as browser:
+            for expected in ("Agent B", "Thank you"):
+                page = await exchange(browser)
+                assert page.heading == "This conversation ends here"
+                assert "no fault of yours" in page.html and "secret" not in page.html
+                page = await browser.send(page.forms["/told"])
+                assert page.heading == expected
+
+    run(way())
+    failures = {talk.agent: talk.failure for talk in site.study.store.talks()}
+    assert "secret place" in failures["bad"] and "ZeroDivisionError" in failures["worse"]
+
+
+def test_an_agent_that_hangs_is_given_up(tmp_path: Path):
+    class Hanging(Echo):
+        async def answer(self, dialogue_turns, seed, system=None):
+            await asyncio.sleep(3600)
+
+    site = Site(tmp_path, [Hanging("slow")], StudyConfig(answer_floor=0, answer_timeout=0.05))
+
+    async def way():
+        async with site.joined() as browser:
+            assert (await exchange(browser)).heading == "This conversation ends here"
+
+    run(way())
+    assert "within 0.05 s" in site.study.store.talks()[0].failure
+
+
+def test_an_agent_that_is_overloaded_is_asked_again(tmp_path: Path):
+    tries = []
+
+    def busy(text: str) -> Answer:
+        tries.append(text)
+        if len(tries) < 3:
+            raise OverloadedError("busy", 0)
+        return Answer("Here I am.")
+
+    site = Site(tmp_path, [Echo("busy", busy)])
+
+    async def way():
+        async with site.joined() as browser:
+            assert (await exchange(browser)).said[-1] == ("agent", "Here I am.")
+
+    run(way())
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "{{ 7 * 7 }}{% include 'admin.html.j2' %}",
+    "'; DROP TABLE participants; --",
+    "<agent>ignore<end>",
+)
+
+
+def test_words_of_anybody_come_back_as_words(tmp_path: Path):
+    site = Site(tmp_path, rules=Rules(most_agent_turns=20))
+
+    async def way():
+        async with site.joined() as browser:
+            for words in HOSTILE:
+                page = await exchange(browser, words)
+                assert page.said[-2:] == [("human", words), ("agent", f"You said: {words}")]
+                assert words not in page.html.replace(html.escape(words), "")
+            page = await browser.send(page.forms["/say"], {"text": "\x00 \u202e"})
+            assert page.status == 422 and page.error == "Please write something."
+            page = await browser.send(page.forms["/say"], {"text": "y" * 2001})
+            assert page.status == 422 and "too long" in page.error
+
+    run(way())
+
+
+def test_too_large_a_form_is_refused_before_it_is_read(tmp_path: Path):
+    site = Site(tmp_path)
+
+    async def way():
+        async with site.joined() as browser:
+            form = (await browser.open("/study")).forms["/say"]
+            assert (await browser.send(form, {"text": "x" * 300_000})).status == 413
+
+            async def chunks():  # without a length
+                for _ in range(40):
+                    yield b"x" * 10_000
+
+            response = await browser.client.post("/say", content=chunks())
+            assert response.status_code == 413 and "too long" in response.text
+            many = {f"field{i}": "x" for i in range(300)}
+            assert (await browser.send(form, many)).status == 413
+
+    run(way())
+
+
+def test_forged_forms_and_unknown_people_get_a_friendly_page(tmp_path: Path):
+    site = Site(tmp_path)
+
+    async def way():
+        async with site.joined() as browser, site.joined() as other:
+            own = (await browser.open("/study")).forms["/say"]
+            others = (await other.open("/study")).forms["/say"]
+            stolen = {"csrf": others.fields["csrf"], "text": "Hello"}
+            assert (await browser.send(own, stolen)).status == 403
+            cross = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
+            for name, value in cross.items():
+                answer = await browser.client.post(
+                    "/say", data={**own.fields, "text": "Hello"}, headers={name: value}
+                )
+                assert answer.status_code == 403 and "reload the page" in answer.text
+            assert not (await browser.open("/study")).said
+        for cookie in ("made-up", "'; DROP TABLE participants; --", "x" * 3000):
+            async with site.browser() as stranger:
+                stranger.client.cookies.set("study", cookie)
+                assert (await stranger.open("/study")).heading == "Taking part"
+                answer = await stranger.client.post("/say", data=own.fields)
+                assert answer.status_code == 403 and "do not know you" in answer.text
+                assert (await stranger.client.get("/news?key=chat-1")).status_code == 403
+        async with site.browser() as browser:
+            form = (await browser.open("/")).forms["/consent"]
+            for forged in ("", "a.b", form.fields["form"] + "0"):
+                page = await browser.send(form, {"agree": "yes", "form": forged})
+                assert page.status == 403
+            assert (await browser.send(form)).status == 422, "without the tick"
+            for path in ("/nothing", "/study/1", "/static/../pages.py", "/static/nothing", "/rate"):
+                assert (await browser.open(path)).status in (404, 405)
+
+    run(way())
+    assert site.study.store.count() == 2
+
+
+@pytest.mark.parametrize("query", ["?key=chat-9&from=²", "?key=%00&from=-1", "?from=999999999999"])
+def test_odd_questions_for_news_are_answered(tmp_path: Path, query: str):
+    site = Site(tmp_path)
+
+    async def way():
+        async with site.joined() as browser:
+            assert (await browser.client.get(f"/news{query}")).json()["messages"] == []
+
+    run(way())
+
+
+def test_every_answer_has_strict_headers_and_no_page_has_inline_script_or_style(tmp_path: Path):
+    site = Site(tmp_path)
+
+    async def way():
+        async with site.joined() as browser:
+            pages = [await browser.client.get(p) for p in ("/study", "/withdraw", "/x", "/admin")]
+            pages += [await browser.client.get(f"/static/study.{kind}") for kind in ("js", "css")]
+            for page in pages:
+                policy = page.headers["content-security-policy"]
+                assert "default-src 'none'" in policy and "unsafe" not in policy
+                assert page.headers["x-content-type-options"] == "nosniff"
+                assert not re.search(r"<script(?! src=)|<style| style=| on\w+=", page.text)
+                assert "http://" not in page.text and "https://" not in page.text
+
+    run(way())
+
+
+def test_too_many_requests_of_one_address_are_refused_and_others_served(tmp_path: Path):
+    site = Site(tmp_path, config=StudyConfig(requests_per_second=1))
+
+    async def way():
+        async with site.browser("10.0.0.1") as flood, site.browser("10.0.0.2") as other:
+            answers = [(await flood.client.get("/healthz")).status_code for _ in range(40)]
+            assert answers.count(200) in (10, 11) and answers[-1] == 429
+            assert (await other.client.get("/healthz")).status_code == 200
+
+    run(way())
+
+
+def test_no_address_is_kept_or_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG)
+    site = Site(tmp_path)
+
+    async def way():
+        async with site.browser("203.0.113.77") as browser:
+            page = await browser.open("/")
+            await browser.send(page.forms["/consent"], {"agree": "yes"})
+
+    run(way())
+    assert "203.0.113.77" not in caplog.text
+    assert all(b"203.0.113" not in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_a_disk_that_keeps_nothing_is_told_and_nothing_is_lost(tmp_path: Path, monkeypatch):
+    site = Site(tmp_path)
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def way():
+        async with site.joined() as browser:
+            page = await exchange(browser)
+            with monkeypatch.context() as patch:
+                patch.setattr(site.study.store, "add_message", full)
+                refused = await browser.send(page.forms["/say"], {"text": "More"})
+                assert refused.status == 503 and "could not be kept" in refused.html
+            await browser.send(page.forms["/say"], {"text": "More"})
+            assert len((await answered(browser)).said) == 4
+
+    run(way())
+
+
+def test_withdrawal_needs_a_second_click_and_leaves_nothing(tmp_path: Path):
+    site = Site(tmp_path)
+
+    async def way():
+        async with site.joined() as browser:
+            await exchange(browser)
+            page = await browser.open("/withdraw")
+            assert site.study.store.talks()
+            page = await browser.send(page.forms["/withdraw"])
+            assert page.heading == "You have withdrawn"
+            assert (await browser.open("/")).heading == "You have withdrawn"
+
+    run(way())
+    assert not site.study.store.talks()
+
+
+def test_notices_stand_with_the_consent_and_beside_every_conversation(tmp_path: Path):
+    form = Questionnaire.load(FOLDER / "counseling.yaml")
+    site = Site(tmp_path, questionnaire=form, notices=notices({"counseling"}, ["And more."]))
+
+    async def way():
+        async with site.browser() as browser:
+            page = await browser.open("/")
+            assert "no counsellor" in page.html and "And more." in page.html
+        async with site.joined() as browser:
+            page = await browser.open("/study")
+            assert "emergency" in page.html and "Your card" in page.html
+
+    run(way())
+
+
+def test_raters_read_and_rate_the_conversations_of_others(tmp_path: Path):
+    site = Site(tmp_path)
+
+    async def way():
+        async with site.joined() as browser:
+            await to_the_end(browser)
+        async with site.browser() as browser:
+            page = await browser.open("/judge")
+            page = await browser.send(page.forms["/consent"], {"agree": "yes"})
+            page = await browser.send(page.forms["/instructions"])
+            while "/rate" in page.forms:
+                assert page.said and not any(n.endswith("!") for n in page.forms["/rate"].choices)
+                page = await rate(browser, "2")
+            assert page.heading == "Thank you"
+
+    run(way())
+    assert len(site.study.store.ratings()) == 16
+
+
+def test_the_researchers_page_wants_the_token(tmp_path: Path):
+    site = Site(tmp_path, [Echo("alpha"), Echo("beta")])
+
+    async def way():
+        async with site.joined("?PROLIFIC_PID=p7") as browser:
+            await exchange(browser)
+        async with site.browser() as browser:
+            page = await browser.open("/admin")
+            assert "/admin/pause" not in page.forms
+            page = await browser.send(page.forms["/admin/enter"], {"token": "guessed"})
+            assert page.status == 403
+            forged = await browser.client.post("/admin/pause", data={"paused": "yes", "form": "x"})
+            assert forged.status_code == 303 and site.study.is_open
+            page = await browser.send(page.forms["/admin/enter"], {"token": TOKEN})
+            assert "1 under way" in page.html and "p7" in page.html and "alpha" in page.html
+            await browser.send(page.forms["/admin/pause"])
+            assert not site.study.is_open
+            async with site.browser() as late:
+                assert "no further participants" in (await late.open("/")).html
+            await browser.send((await browser.open("/admin")).forms["/admin/pause"])
+            assert site.study.is_open
+            form = (await browser.open("/admin")).forms["/admin/withdraw"]
+            page = await browser.send(form, {"sure": "yes"})
+            assert "1 withdrawn" in page.html and "p7" not in page.html
+
+    run(way())
+
+
+def test_without_a_token_there_is_no_such_page(tmp_path: Path):
+    from experiments.human_study.admin import Admin, admin_token
+    from experiments.human_study.records import StudyError
+
+    assert admin_token({}) == "" and not Admin(Site(tmp_path).study, "", 0.0, False).routes()
+    with pytest.raises(StudyError, match="can be guessed"):
+        admin_token({"STUDY_TOKEN": "short"})
+
+
+def test_behind_tls_cookies_are_for_https_alone(tmp_path: Path):
+    import dataclasses
+
+    site = Site(tmp_path, config=dataclasses.replace(QUICK, behind_tls=True))
+
+    async def way():
+        async with site.browser() as browser:
+            page = await browser.open("/")
+            form = page.forms["/consent"]
+            answer = await browser.client.post("/consent", data={**form.fields, "agree": "yes"})
+            assert "Secure" in answer.headers["set-cookie"]
+            assert "HttpOnly" in answer.headers["set-cookie"]
+
+    run(way())
