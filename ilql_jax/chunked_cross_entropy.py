@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float, Int
 
+from ilql_jax.products import product
 from ilql_jax.sharding import platform, row_parts
 
 
@@ -96,14 +97,14 @@ def _weighted_sum_forward(dtype, *inputs):
         is_taken = lax.broadcasted_iota(actions.dtype, (1, scores.shape[-1]), 1)
         is_taken = is_taken == actions[..., None]
         to_scores = _barrier(weight[..., None] * (exponential / normalizer - is_taken))
-        to_features = _product("knv,kvm->knm", to_scores.astype(dtype), rounded_matrix)
+        to_features = product("knv,kvm->knm", to_scores.astype(dtype), rounded_matrix)
         sums = {"value": jnp.sum(weight * value)}
         if learns:
-            sums["matrix"] = _product("knv,knm->kvm", to_scores.astype(dtype), rounded)
+            sums["matrix"] = product("knv,knm->kvm", to_scores.astype(dtype), rounded)
         if bias is not None:
             # A product with ones: on XLA:CPU a sum over columns is several times slower.
             ones = jnp.ones_like(to_scores[..., 0])
-            sums["bias"] = _product("kn,knv->kv", ones, to_scores)
+            sums["bias"] = product("kn,knv->kv", ones, to_scores)
         return sums, to_features.astype(features.dtype)
 
     def add(total, part):
@@ -137,17 +138,13 @@ def _barrier(x: Any) -> Any:
 
 def _scores(features: Array, matrix: Array, bias: Array | None) -> Array:
     """[heads, decisions, vocab] of features [heads, decisions, width], float32."""
-    scores = _product("knm,kvm->knv", features, matrix)
+    scores = product("knm,kvm->knv", features, matrix)
     return scores if bias is None else scores + bias[:, None]
 
 
 def _at_actions(scores: Array, actions: Array) -> Array:
     actions = jnp.broadcast_to(actions, scores.shape[:-1])
     return jnp.take_along_axis(scores, actions[..., None], axis=-1)[..., 0]
-
-
-def _product(indices: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(indices, a, b, preferred_element_type=jnp.float32)
 
 
 def map_in_chunks(

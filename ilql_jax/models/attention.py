@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ilql_jax.products import product
 from ilql_jax.sharding import platform
 
 NEGATIVE = -1e9  # a masked score; finite, so that a row with nothing to attend to gives no NaN
@@ -70,31 +71,27 @@ def _attend_on_cpu(q: Array, k: Array, v: Array, mask: Array) -> Array:
 
 def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple[Array, ...]]:
     barrier = lax.optimization_barrier
-    scores = _product("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k)
+    scores = product("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k)
     scores = barrier(jnp.where(mask[:, None], scores, NEGATIVE))
     largest = barrier(scores.max(-1, keepdims=True))
     weights = barrier(jnp.exp(scores - largest))
     weights = barrier(weights / barrier(weights.sum(-1, keepdims=True)))
-    out = _product("bhqk,bhkd->bhqd", weights, v)
+    out = product("bhqk,bhkd->bhqd", weights, v)
     return out.astype(q.dtype), (q, k, v, weights, out)
 
 
 def _backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array | None, ...]:
     barrier = lax.optimization_barrier
     q, k, v, weights, out = saved
-    to_v = _product("bhqk,bhqd->bhkd", weights, gradient)
-    to_weights = barrier(_product("bhqd,bhkd->bhqk", gradient, v))
+    to_v = product("bhqk,bhqd->bhkd", weights, gradient)
+    to_weights = barrier(product("bhqd,bhkd->bhqk", gradient, v))
     # Σ_k weights · to_weights, without another pass over [T, T].
     shared = barrier((gradient * out).sum(-1, keepdims=True))
     to_scores = barrier(weights * (to_weights - shared))
     scale = q.shape[-1] ** -0.5
-    to_q = _product("bhqk,bhkd->bhqd", to_scores, k * scale)
-    to_k = _product("bhqk,bhqd->bhkd", to_scores, q * scale)
+    to_q = product("bhqk,bhkd->bhqd", to_scores, k * scale)
+    to_k = product("bhqk,bhqd->bhkd", to_scores, q * scale)
     return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype), None
-
-
-def _product(indices: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(indices, a, b, preferred_element_type=jnp.float32)
 
 
 _attend_on_cpu.defvjp(_forward, _backward)

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ilql_jax.models.config import ModelConfig, Params
+from ilql_jax.products import product
 from ilql_jax.sharding import platform
 
 FEW = 64  # rows; with more, arithmetic is the bound
@@ -37,11 +38,10 @@ def matmul_t(
     leading = x.shape[:-1]
     rows = x.reshape(*heads, -1, size_in)
     if platform() != "cpu" or rows.shape[-2] > FEW:
-        product = jnp.einsum("...ri,...oi->...ro", rows, matrix, preferred_element_type=jnp.float32)
-        return product.reshape(*leading, -1)
-    product = jnp.einsum("...oi,...ri->...or", matrix, rows, preferred_element_type=jnp.float32)
+        return product("...ri,...oi->...ro", rows, matrix).reshape(*leading, -1)
+    result = product("...oi,...ri->...or", matrix, rows)
     # Without the barrier XLA turns it into the other product.
-    return jnp.swapaxes(lax.optimization_barrier(product), -1, -2).reshape(*leading, -1)
+    return jnp.swapaxes(lax.optimization_barrier(result), -1, -2).reshape(*leading, -1)
 
 
 class TransposedLinear(nnx.Linear):

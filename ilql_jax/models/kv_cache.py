@@ -21,6 +21,7 @@ from ilql_jax.models.attention import NEGATIVE
 from ilql_jax.models.blocks import compute_dtype
 from ilql_jax.models.config import DecoderConfig
 from ilql_jax.models.decoder import Decoder
+from ilql_jax.products import product
 
 
 class KVCache(NamedTuple):
@@ -98,9 +99,9 @@ def prefill(
         keys.append(insert(cache.keys[layer], jnp.swapaxes(k, 1, 2), start))
         values.append(insert(cache.values[layer], jnp.swapaxes(v, 1, 2), start))
         q = _scaled_by_group(q, k.shape[-2])
-        scores = _product("bnhgd,bhcd->bhgnc", q, keys[layer])
+        scores = product("bnhgd,bhcd->bhgnc", q, keys[layer])
         weights = jax.nn.softmax(jnp.where(visible[:, None], scores, NEGATIVE), axis=-1)
-        heads = _product("bhgnc,bhcd->bnhgd", weights.astype(v.dtype), values[layer])
+        heads = product("bhgnc,bhcd->bnhgd", weights.astype(v.dtype), values[layer])
         return _merged_groups(heads).astype(q.dtype)
 
     x = decoder.embed(tokens, known_positions)
@@ -147,8 +148,8 @@ def decode_step(
         return lax.dynamic_update_slice(old, new, (0, 0, column, 0))
 
     def near_product(indices: str, a: Array, b: Array) -> Array:
-        product = _product(indices, a.reshape(batch * samples, *a.shape[2:]), b)
-        return product.reshape(batch, samples, *product.shape[1:])
+        result = product(indices, a.reshape(batch * samples, *a.shape[2:]), b)
+        return result.reshape(batch, samples, *result.shape[1:])
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         keys.append(insert(written.keys[layer], k))
@@ -157,13 +158,13 @@ def decode_step(
         # One softmax over what is far (the context), [batch, heads, samples, group, columns], and
         # near (written), [batch, samples, heads, group, written]: brought together only where they
         # are small.
-        far = _product("bhsgd,bhcd->bhsgc", jnp.swapaxes(q, 1, 2), context.keys[layer])
+        far = product("bhsgd,bhcd->bhsgc", jnp.swapaxes(q, 1, 2), context.keys[layer])
         near = near_product("nhgd,nhwd->nhgw", q, keys[layer])
         far, near = jnp.where(in_context, far, NEGATIVE), jnp.where(visible, near, NEGATIVE)
         largest = jnp.maximum(near.max(axis=-1), jnp.swapaxes(far.max(axis=-1), 1, 2))[..., None]
         far, near = jnp.exp(far - jnp.swapaxes(largest, 1, 2)), jnp.exp(near - largest)
         total = near.sum(axis=-1) + jnp.swapaxes(far.sum(axis=-1), 1, 2)
-        heads = _product("bhsgc,bhcd->bhsgd", far.astype(v.dtype), context.values[layer])
+        heads = product("bhsgc,bhcd->bhsgd", far.astype(v.dtype), context.values[layer])
         heads = jnp.swapaxes(heads, 1, 2)
         heads += near_product("nhgw,nhwd->nhgd", near.astype(v.dtype), values[layer])
         return _merged_groups(heads / total[..., None]).astype(q.dtype)
@@ -189,7 +190,3 @@ def _merged_groups(
 ) -> Float[Array, "... heads head_size"]:
     *leading, kv_heads, group, size = heads.shape
     return heads.reshape(*leading, kv_heads * group, size)
-
-
-def _product(indices: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(indices, a, b, preferred_element_type=jnp.float32)
