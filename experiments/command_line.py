@@ -59,6 +59,7 @@ class CommandLine(NamedTuple):
     stage: str
     workdir: str
     dry_run: bool
+    preview: int
     config: ConfigDict
     overrides: dict[str, Any]
 
@@ -80,6 +81,7 @@ def parse(
     flags.DEFINE_enum("stage", STAGES[-1], stages, "", values)
     flags.DEFINE_string("workdir", f"runs/{name}", "", values)
     flags.DEFINE_bool("dry_run", False, "", values)
+    flags.DEFINE_integer("preview", 0, "", lower_bound=0, flag_values=values)
     try:
         flag = config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, sys_argv=arguments
@@ -94,7 +96,7 @@ def parse(
     overrides = dict(config_flags.get_override_values(values["config"]))
     _apply(flag.value, variants, overrides)
     workdir = os.path.expanduser(values.workdir)  # shells leave --workdir=~/x as it is
-    return CommandLine(values.stage, workdir, values.dry_run, flag.value, overrides)
+    return CommandLine(values.stage, workdir, values.dry_run, values.preview, flag.value, overrides)
 
 
 def _apply(config: ConfigDict, variants: Variants, overrides: Mapping[str, Any]) -> None:
@@ -299,6 +301,7 @@ USAGE = """\
 --stage=STAGE     run up to this stage: {stages}; or derive (task.yaml only), chat, export
 --workdir=FOLDER  the run's folder, runs/{name} if not given; a stage that is done is skipped
 --dry_run         what an LLM would be asked, and the cost, without a call
+--preview=N       the first N dialogues that an LLM imagines, before the others are paid for
 --help=SECTION    settings of one section, or those with this word in their name
 --config.KEY=VALUE  any setting below, e.g. --config.train.steps=500"""
 

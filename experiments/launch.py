@@ -108,6 +108,9 @@ def _run(
     if line.dry_run:
         _print_forecasts(experiment, folder, console)
         return
+    if line.preview:
+        _preview(name, config, experiment, folder, line.preview, console)
+        return
     if line.stage == "chat":
         from experiments.stages import chat
 
@@ -163,6 +166,28 @@ def _print_forecasts(experiment: Experiment, folder: RunFolder, console: Console
         llm_imagination.print_forecast(experiment, folder, console)
     if looks_back:
         regenerate.print_forecast(experiment, folder, console)
+
+
+def _preview(
+    name: str,
+    config: ConfigDict,
+    experiment: Experiment,
+    folder: RunFolder,
+    number: int,
+    console: Console,
+) -> None:
+    """Shows the first dialogues that an LLM imagines, and ends."""
+    from experiments import llm_imagination
+
+    if not experiment.imagines_with_llm:
+        raise RunError(
+            f"--preview={number} shows dialogues that an LLM imagines; set "
+            "config.imagination.engine=anthropic."
+        )
+    with folder.lock():
+        check_stage(folder, "imagine", experiment)
+        folder.save_config(name, config)
+        llm_imagination.preview(experiment, folder, number, console)
 
 
 def _check_hindsight_is_used(experiment: Experiment, line: CommandLine) -> None:

@@ -7,25 +7,35 @@ that was stopped goes on with the same command and asks nothing twice.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 
 from rich.console import Console
+from rich.progress import Progress
 
 from experiments.build import Experiment
 from experiments.files import write_atomically
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunError, RunFolder
 from experiments.stamps import begin_stage
 from experiments.tasks import given_task
 from experiments.terminal import progress_bars
 from imagination.dataset_card import dataset_card, warnings_of
+from imagination.dialogue import Dialogue
 from imagination.engine import (
-    EngineConfig,
     Imagined,
     derive_task,
     forecast_imagination,
     imagine_dialogues,
+    plan_imagination,
 )
-from imagination.llm import Client
+from imagination.llm import Answer, Client, Failure, Request
+from imagination.llm.cost import SAMPLE, LearnedForecast
+from imagination.llm.session import DroppedDialogue
+from imagination.llm.watching import WatchedClient
 from imagination.task import Task
+from imagination.transcript import transcript
+
+SECONDS_BETWEEN = 0.1  # of two states of the bar
 
 
 def run(experiment: Experiment, folder: RunFolder, console: Console) -> tuple[Imagined, str]:
@@ -39,18 +49,26 @@ async def _run(experiment: Experiment, folder: RunFolder, console: Console) -> t
         task = await _task(experiment, folder, client)
         begin_stage(folder, "imagine", experiment)  # stamped with the task, now that it is known
         console.print(f"Task: {folder.task} [dim](--stage=derive ends here)[/dim]")
-        imagined = await _imagine(experiment.imagination.engine, task, client, console)
+        imagined, costs = await _imagine(experiment, task, client, console)
     finally:
         await client.close()
     console.print(imagined.line(), client.meter.line())
-    for warning in warnings_of([*imagined.dialogues, *imagined.rejected]):
-        console.print(warning.replace("*", ""), style="yellow", markup=False, highlight=False)
+    notes = [costs.line()] if costs.line() else []
+    if imagined.unpaid:
+        notes.append(
+            f"To imagine the other {imagined.unpaid:,} later, delete {folder.dialogues} and run "
+            "with a higher config.llm.max_cost; nothing is paid for twice."
+        )
+    for note in [*notes, *warnings_of([*imagined.dialogues, *imagined.rejected])]:
+        console.print(note.replace("*", ""), markup=False, highlight=False)
     return imagined, dataset_card(
         imagined.dialogues,
         task,
         meter=client.meter.summary(),
         dropped=imagined.dropped,
         rejected=imagined.rejected,
+        unpaid=imagined.unpaid,
+        costs=costs.line(),
         seed=experiment.seed,
     )
 
@@ -84,14 +102,116 @@ def derive(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     console.print(f"The task is in {folder.task}; what it says when the dialogues are made counts.")
 
 
-async def _imagine(engine: EngineConfig, task: Task, client: Client, console: Console) -> Imagined:
+def preview(experiment: Experiment, folder: RunFolder, number: int, console: Console) -> None:
+    """Imagines the first dialogues and shows them, before the others are paid for.
+
+    They are the run's own: their answers are kept, and the run begins with them.
+
+    Raises:
+        RunError: All dialogues are there already.
+    """
+    if folder.dialogues.exists():
+        raise RunError(
+            f"--preview={number} shows dialogues before all are imagined, but they are there: "
+            f"{folder.dialogues}. Leave it out."
+        )
+    in_all = experiment.imagination.dialogues
+
+    async def run() -> tuple[Task, Imagined, LearnedForecast]:
+        client = _open_client(experiment, folder)
+        try:
+            task = await _task(experiment, folder, client)
+            return task, *await _imagine(experiment, task, client, console, min(number, in_all))
+        finally:
+            await client.close()
+
+    task, imagined, costs = asyncio.run(run())
+    for dialogue in sorted([*imagined.dialogues, *imagined.rejected], key=_number):
+        console.print(_shown(dialogue, task), markup=False, highlight=False)
+    money = f" They cost ${costs.spent:,.4f}, all of them will cost about ${costs.cost:,.2f}."
+    console.print(
+        f"{imagined.line()} of {in_all:,}.{money if costs.spent else ''} Run the same command "
+        "without --preview for the others; these are not paid for again, unless the task is edited "
+        f"({folder.task}).",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _number(dialogue: Dialogue) -> int:
+    return int(dialogue.id.rpartition("-")[2])
+
+
+def _shown(dialogue: Dialogue, task: Task) -> str:
+    persona = "; ".join(f"{axis} = {value}" for axis, value in dialogue.persona.items())
+    against = "; ".join(dialogue.source["rejected"])
+    head = [f"--- {dialogue.id}: {persona}", f"The agent: {dialogue.source['behaviour']}."]
+    end = [f"Reward: {dialogue.reward:g}" + (f"; kept apart: {against}" if against else "")]
+    return "\n".join([*head, transcript(dialogue.turns, task), *end, ""])
+
+
+async def _imagine(
+    experiment: Experiment, task: Task, client: Client, console: Console, first: int = 0
+) -> tuple[Imagined, LearnedForecast]:
+    """Imagines with a bar of calls, whose number is learned on the way."""
+    engine, llm = experiment.imagination.engine, experiment.imagination.llm
+    planned = await plan_imagination(task, engine, llm)
+    if llm.max_cost and planned.cost > llm.max_cost:
+        console.print(
+            f"Forecast: about ${planned.cost:,.2f}, more than config.llm.max_cost, "
+            f"${llm.max_cost:,.2f}. The run will stop there.",
+            style="yellow",
+        )
+    ids = [f"{task.name}-{index}" for index in range(engine.dialogues)]
+    costs = LearnedForecast(planned, ids, first or SAMPLE)
     with progress_bars(console) as bars:
-        bar = bars.add_task("imagine", total=engine.dialogues, note="")
+        bar = _Bar(bars, costs, client, first or engine.dialogues, len(ids))
 
-        def advance(_) -> None:
-            bars.update(bar, advance=1, note=client.meter.line())
+        def answered(request: Request, answer: Answer | Failure) -> None:
+            costs.saw(request, answer)
+            bar.show()
 
-        return await imagine_dialogues(client, task, engine, advance)
+        def settled(dialogue: Dialogue | DroppedDialogue) -> None:
+            costs.finished(dialogue.id)
+            bar.settled += 1
+
+        watched = WatchedClient(client, answered)
+        imagined = await imagine_dialogues(watched, task, engine, settled, first)
+        bar.end()
+    return imagined, costs
+
+
+class _Bar:
+    """Bar of the calls, with dialogues, tokens and dollars beside it; moves from the first call."""
+
+    def __init__(
+        self, bars: Progress, costs: LearnedForecast, client: Client, number: int, in_all: int
+    ):
+        self._bars, self._costs, self._client = bars, costs, client
+        self._number, self._share = number, number / in_all
+        self._task = bars.add_task("imagine: calls", total=self._total(), note="")
+        self._shown = -math.inf
+        self.settled = 0
+
+    def _total(self) -> int:
+        return max(self._costs.answers, round(self._costs.calls * self._share))
+
+    def show(self) -> None:
+        """Brings the bar up to date, if some time has passed since it was."""
+        if time.monotonic() - self._shown < SECONDS_BETWEEN:
+            return
+        self._shown = time.monotonic()
+        about = f" of about ${self._costs.cost * self._share:,.2f}" if self._costs.spent else ""
+        note = f"{self.settled:,} of {self._number:,} dialogues | {self._client.meter.line()}"
+        self._bars.update(
+            self._task, completed=self._costs.answers, total=self._total(), note=note + about
+        )
+
+    def end(self) -> None:
+        """Shows the last state, full."""
+        self._shown = -math.inf
+        self.show()
+        self._bars.update(self._task, total=self._costs.answers)
 
 
 def print_forecast(experiment: Experiment, folder: RunFolder, console: Console) -> None:

@@ -218,6 +218,8 @@ def dataset_card(
     meter: Sequence[Mapping[str, Any]] = (),
     dropped: Sequence[DroppedDialogue] = (),
     rejected: Sequence[Dialogue] = (),
+    unpaid: int = 0,
+    costs: str = "",
     seed: int = 0,
 ) -> str:
     """Describes a dataset in Markdown.
@@ -229,6 +231,8 @@ def dataset_card(
         meter: `client.meter.summary()`: a flat record for each step.
         dropped: Dialogues that could not be finished.
         rejected: Dialogues that are kept apart; `source["rejected"]` says why.
+        unpaid: Dialogues that the limit on cost left unfinished.
+        costs: The cost beside its forecast, in a sentence.
         seed: Seed of the sample that is compared pair by pair.
     """
     sample = list(dialogues)
@@ -250,8 +254,8 @@ def dataset_card(
         *_agreement(dialogues),
         *_provenance(dialogues),
         *_rejected(dialogues, rejected),
-        *_dropped(dialogues, dropped),
-        *_cost(meter),
+        *_dropped([*dialogues, *rejected], dropped, unpaid),
+        *_cost(meter, costs),
     ]
     return "\n".join(sections).rstrip() + "\n"
 
@@ -526,23 +530,27 @@ def _rejected(dialogues: Sequence[Dialogue], rejected: Sequence[Dialogue]) -> li
     return ["## Kept apart", "", text, "", *table, ""]
 
 
-def _dropped(dialogues: Sequence[Dialogue], dropped: Sequence[DroppedDialogue]) -> list[str]:
-    if not dropped:
+def _dropped(
+    finished: Sequence[Dialogue], dropped: Sequence[DroppedDialogue], unpaid: int
+) -> list[str]:
+    if not dropped and not unpaid:
         return []
     reasons = Counter((each.step, each.reason) for each in dropped)
     rows = [(step, _cut(reason), f"{count:,}") for (step, reason), count in reasons.most_common(10)]
-    text = f"{len(dropped):,} of {len(dialogues) + len(dropped):,} could not be finished."
+    number = len(finished) + len(dropped) + unpaid
+    text = f"{len(dropped) + unpaid:,} of {number:,} could not be finished"
+    text += f", {unpaid:,} of them at config.llm.max_cost." if unpaid else "."
     return [
         "## Dropped dialogues",
         "",
         text,
         "",
-        *_table(("step", "reason", "dialogues"), rows),
+        *(_table(("step", "reason", "dialogues"), rows) if rows else ()),
         "",
     ]
 
 
-def _cost(meter: Sequence[Mapping[str, Any]]) -> list[str]:
+def _cost(meter: Sequence[Mapping[str, Any]], costs: str) -> list[str]:
     if not meter:
         return []
     columns = list(
@@ -557,7 +565,8 @@ def _cost(meter: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     totals[0] = "all"
     header = [column.replace("_", " ") for column in columns]
-    return ["## Tokens and cost", "", *_table(header, [*rows, totals]), ""]
+    text = [costs, ""] if costs else []
+    return ["## Tokens and cost", "", *text, *_table(header, [*rows, totals]), ""]
 
 
 def _ratings(dialogue: Dialogue) -> Mapping[str, Any]:

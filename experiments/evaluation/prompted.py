@@ -21,7 +21,8 @@ from experiments.evaluation.summary import HumanPlayer, PlayedHuman, PromptedAge
 from experiments.run_folder import RunError, RunFolder, Unit
 from imagination.agents import SLIPS, PromptedHuman, run_async, spending
 from imagination.dialogue import Dialogue
-from imagination.llm import Answer, Client, Failure, LLMConfig, Request
+from imagination.llm import Client
+from imagination.llm.watching import WatchedClient
 from imagination.simulation import SimulatedHuman
 from imagination.speakers import Human
 
@@ -57,20 +58,6 @@ def open_client(experiment: Experiment, folder: RunFolder) -> Iterator[Client]:
         yield client
     finally:
         run_async(client.close())
-
-
-class WatchedClient:
-    """A client that calls a function after each answer."""
-
-    def __init__(self, client: Client, on_answer: Callable[[], None]):
-        self.config: LLMConfig = client.config
-        self._client = client
-        self._on_answer = on_answer
-
-    async def ask(self, request: Request) -> Answer | Failure:
-        answer = await self._client.ask(request)
-        self._on_answer()
-        return answer
 
 
 def human_for(experiment: Experiment, environment: Environment, progress: Progress) -> Human:
@@ -178,7 +165,7 @@ class Progress:
     @property
     def watched_client(self) -> WatchedClient:
         """The client, with the bar's note kept up to date."""
-        return WatchedClient(self.client, self.show)
+        return WatchedClient(self.client, lambda *_: self.show())
 
     def begin(self, note: str) -> None:
         self.note = note

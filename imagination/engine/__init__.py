@@ -11,7 +11,7 @@ dialogue's number: the same settings ask the same requests.
 """
 
 from imagination.engine.config import EngineConfig, EngineError
-from imagination.engine.cost import forecast_imagination
+from imagination.engine.cost import forecast_imagination, plan_imagination
 from imagination.engine.run import Imagined, imagine_dialogues
 from imagination.engine.task_from_prompt import derive_task
 
@@ -22,4 +22,5 @@ __all__ = [
     "derive_task",
     "forecast_imagination",
     "imagine_dialogues",
+    "plan_imagination",
 ]

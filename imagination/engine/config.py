@@ -13,6 +13,7 @@ from imagination.task import MOST_TURNS, Task
 REWARDS = ("outcome", "judge", "human")
 ON_FLAWS = ("count", "drop", "rewrite")
 ON_FAILED_CRITIQUE = ("apart", "keep")
+AT_LIMIT = ("stop", "use")
 
 
 class EngineError(UserError, RuntimeError):
@@ -82,6 +83,13 @@ class EngineConfig(Settings):
         "Dialogues under way at the same time (all of them in batches).",
         256,
         least=1,
+        shapes_result=False,
+    )
+    at_limit: str = setting(
+        "When config.llm.max_cost is reached: stop, with all answers kept, or go on with the "
+        "dialogues that are finished (use).",
+        "stop",
+        choices=AT_LIMIT,
         shapes_result=False,
     )
     seed: int = setting("Seed of personas, outcomes and behaviours.", 0, least=0)

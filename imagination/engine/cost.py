@@ -41,12 +41,13 @@ def forecast_imagination(
         config: Number and kind of the dialogues.
         llm: Prices, and whether batches are used.
     """
-    return asyncio.run(_forecast(task, config, llm))
+    return asyncio.run(plan_imagination(task, config, llm))
 
 
-async def _forecast(
+async def plan_imagination(
     task: Task | Mapping[str, Any], config: EngineConfig, llm: LLMConfig
 ) -> Forecast:
+    """Does what `forecast_imagination` does, in a running event loop."""
     notes = [
         "At most: every dialogue rewritten as often as critique_rounds allows; without answers "
         "that have to be asked for again."

@@ -167,7 +167,12 @@ def profile_request(task: Task, personas: Sequence[Persona], label: str) -> Requ
 
 
 async def write_profiles(
-    llm: LLM, task: Task, personas: Sequence[Persona], personas_per_call: int, conversations: int
+    llm: LLM,
+    task: Task,
+    personas: Sequence[Persona],
+    personas_per_call: int,
+    conversations: int,
+    first: int = 0,
 ) -> tuple[dict[Any, Profile | NoAnswer], Session]:
     """Asks for a profile of each distinct persona.
 
@@ -177,13 +182,15 @@ async def write_profiles(
         personas: All personas, with repetitions.
         personas_per_call: Profiles written in one call.
         conversations: Calls under way at the same time.
+        first: Only the calls that the first so many personas need; 0 = all.
 
     Returns:
         By `persona_key` the profile, or the reason where none could be had; and the session, which
         knows the models that wrote them.
     """
     distinct = list({persona_key(p): p for p in personas}.values())
-    starts = range(0, len(distinct), personas_per_call)
+    needed = len({persona_key(p) for p in personas[: first or None]})
+    starts = range(0, needed, personas_per_call)
     groups = [distinct[start : start + personas_per_call] for start in starts]
     session = Session(llm)
 

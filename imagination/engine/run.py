@@ -29,6 +29,7 @@ from imagination.engine.write import (
     load_behaviours,
     write_dialogue,
 )
+from imagination.llm.requests import CostLimitError
 from imagination.llm.session import (
     LLM,
     DroppedDialogue,
@@ -45,23 +46,27 @@ REJECTED = "rejected"  # field of a dialogue's source: reasons not to learn from
 
 @dataclasses.dataclass(frozen=True)
 class Imagined:
-    """The dialogues in the order of their numbers, and those that are not to be learned from.
+    """The dialogues in the order of their numbers, and what became of the others.
 
     Attributes:
         dialogues: Those to learn from.
         dropped: Those that could not be finished.
         rejected: Those that fail the critique or have a flaw; `source["rejected"]` says which.
+        unpaid: Number of those that the limit on cost left unfinished.
     """
 
     dialogues: list[Dialogue]
     dropped: list[DroppedDialogue]
     rejected: list[Dialogue] = dataclasses.field(default_factory=list)
+    unpaid: int = 0
 
     def line(self) -> str:
         """Number of dialogues, of rejected and of dropped ones by step, in one line for people."""
         text = f"{len(self.dialogues):,} dialogues"
         if self.rejected:
             text += f", {len(self.rejected):,} kept apart (see dataset_card.md)"
+        if self.unpaid:
+            text += f", {self.unpaid:,} unfinished at config.llm.max_cost"
         if self.dropped:
             steps = Counter(dropped.step for dropped in self.dropped)
             where = ", ".join(f"{count:,} at {step}" for step, count in steps.most_common())
@@ -121,18 +126,22 @@ def count_occurrences(personas: Sequence[Persona]) -> list[int]:
 
 
 def balanced(
-    assignments: Sequence[Assignment], config: EngineConfig, profiles: Mapping[Any, Any]
+    assignments: Sequence[Assignment],
+    config: EngineConfig,
+    profiles: Mapping[Any, Any],
+    check: bool = True,
 ) -> list[Assignment]:
     """Assigns personas anew, now that their profiles tell which are difficult.
 
     Raises:
-        EngineError: No persona is of a kind that is to take part.
+        EngineError: No persona is of a kind that is to take part, and that is checked.
     """
     is_difficult = {
         key: isinstance(profile, Profile) and profile.difficult for key, profile in profiles.items()
     }
     try:
-        config.sampling.check_kinds(is_difficult.values())
+        if check:
+            config.sampling.check_kinds(is_difficult.values())
     except SettingError as error:
         raise EngineError(f"config.imagination.{error}") from None
     drawn = [each.persona for each in assignments]
@@ -149,7 +158,8 @@ async def imagine_dialogues(
     llm: LLM,
     task: Task,
     config: EngineConfig,
-    on_dialogue: Callable[[Dialogue], None] | None = None,
+    on_dialogue: Callable[[Dialogue | DroppedDialogue], None] | None = None,
+    first: int = 0,
 ) -> Imagined:
     """Imagines a dataset.
 
@@ -157,7 +167,8 @@ async def imagine_dialogues(
         llm: The LLM client (`imagination.llm.Client`, or another object with its `ask_all`).
         task: A whole task (see `derive_task`).
         config: Number and kind of the dialogues.
-        on_dialogue: Called with each dialogue as it is finished, in no particular order.
+        on_dialogue: Called with each dialogue as it is finished or dropped, in no particular order.
+        first: Imagine only so many, as they will be among all; 0 = all.
 
     Returns:
         The dialogues that could be finished, those among them that are not to be learned from,
@@ -165,6 +176,8 @@ async def imagine_dialogues(
 
     Raises:
         EngineError: Not one dialogue is left to learn from, or the task has no persona axes.
+        CostLimitError: The limit on cost is reached, and `at_limit` says stop (or nothing
+            is finished); the message says how many are.
         LLMError: From the client, where going on makes no sense.
     """
     assignments = assign(task, config)
@@ -174,31 +187,45 @@ async def imagine_dialogues(
         [each.persona for each in assignments],
         config.personas_per_call,
         config.conversations,
+        first,
     )
+    assignments = assignments[: first or None]
     if config.sampling.personas == "balanced":
-        assignments = balanced(assignments, config, profiles)
+        assignments = balanced(assignments, config, profiles, check=not first)
+
+    def done(result: Dialogue | DroppedDialogue | CostLimitError) -> None:
+        if on_dialogue and not isinstance(result, CostLimitError):
+            on_dialogue(result)
+
     dropped: list[DroppedDialogue] = []
     specs: list[DialogueSpec] = []
     for index, each in enumerate(assignments):
         profile = profiles[persona_key(each.persona)]
         if isinstance(profile, NoAnswer):
             dropped.append(DroppedDialogue(f"{task.name}-{index}", profile.step, profile.reason))
+            done(dropped[-1])
         else:
             specs.append(_spec(index, task, config, each, profile))
-
-    def done(result: Dialogue | DroppedDialogue) -> None:
-        if isinstance(result, Dialogue) and on_dialogue:
-            on_dialogue(result)
 
     jobs = [functools.partial(_imagine_or_drop, session.fork(), spec, config) for spec in specs]
     results = await run_concurrently(jobs, most_at_once(llm, config.conversations), done)
     finished = [result for result in results if isinstance(result, Dialogue)]
+    unpaid = [result for result in results if isinstance(result, CostLimitError)]
+    if unpaid and (config.at_limit == "stop" or not finished):
+        raise CostLimitError(_at_limit(unpaid[0], len(finished), len(assignments)))
     dialogues = [dialogue for dialogue in finished if not dialogue.source[REJECTED]]
     rejected = [dialogue for dialogue in finished if dialogue.source[REJECTED]]
     dropped += [result for result in results if isinstance(result, DroppedDialogue)]
     if not dialogues:
         raise EngineError(_nothing_left(len(assignments), dropped, rejected))
-    return Imagined(dialogues, dropped, rejected)
+    return Imagined(dialogues, dropped, rejected, len(unpaid))
+
+
+def _at_limit(error: CostLimitError, finished: int, number: int) -> str:
+    text = f"{error} {finished:,} of {number:,} dialogues are finished."
+    if finished:
+        text += " To go on with these alone, run again with --config.imagination.at_limit=use."
+    return text
 
 
 def _nothing_left(
@@ -223,11 +250,17 @@ def _nothing_left(
 
 async def _imagine_or_drop(
     session: Session, spec: DialogueSpec, config: EngineConfig
-) -> Dialogue | DroppedDialogue:
+) -> Dialogue | DroppedDialogue | CostLimitError:
+    """Returns the dialogue, or why there is none.
+
+    Past the limit on cost the others go on: those whose answers are all there will be finished.
+    """
     try:
         return await _imagine_one(session, spec, config)
     except NoAnswer as error:
         return DroppedDialogue(spec.id, error.step, error.reason)
+    except CostLimitError as error:
+        return error
 
 
 async def _imagine_one(session: Session, spec: DialogueSpec, config: EngineConfig) -> Dialogue:

@@ -6,12 +6,13 @@ size and records the requests. So the forecast counts the requests that would be
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from imagination.llm.config import LLMConfig
-from imagination.llm.requests import Answer, Request, Usage
+from imagination.llm.requests import Answer, Failure, Request, Usage
 from imagination.llm.structured import schema_in_words
 
 SAMPLE = 16  # dialogues that stand for all
@@ -126,6 +127,95 @@ class Forecast:
         for s in self.steps if prompts else ():
             lines += ["", f"## {s.step} ({s.example.prompt_version})", "", _readable(s.example)]
         return "\n".join(lines) + "\n"
+
+
+class LearnedForecast:
+    """A forecast that learns from the answers as they come.
+
+    At first the calls are those planned, each at the mean price of those of its step so far. Once
+    the dialogues of the sample are finished, what they took counts for the others. They are fixed
+    beforehand: those that happen to be finished first are the short ones.
+
+    Args:
+        planned: Calls and prices without any answer.
+        dialogues: Ids of all dialogues, in their order: the labels of their requests.
+        sample: Number of the first of them from which is learned.
+
+    Attributes:
+        answers: Answers so far.
+        spent: Dollars of these, whenever they were paid for.
+        first: The cost as it was forecast when the sample was finished; None before.
+    """
+
+    def __init__(self, planned: Forecast, dialogues: Sequence[str], sample: int = SAMPLE):
+        self._planned = {step.step: step for step in planned.steps}
+        self._sample = frozenset(dialogues[:sample])
+        self._waiting = set(self._sample)
+        self._factor = len(dialogues) / len(self._sample)
+        self._seen: dict[str, _Tally] = collections.defaultdict(_Tally)
+        self._sampled: dict[str, _Tally] = collections.defaultdict(_Tally)
+        self.answers, self.spent = 0, 0.0
+        self.first: float | None = None
+
+    @property
+    def calls(self) -> int:
+        """Calls in all, as far as is known now."""
+        return round(sum(calls for calls, _ in self._estimates()))
+
+    @property
+    def cost(self) -> float:
+        """Dollars in all, as far as is known now."""
+        return sum(cost for _, cost in self._estimates())
+
+    def saw(self, request: Request, answer: Answer | Failure) -> None:
+        """Takes an answer into account."""
+        cost = answer.usage.cost if isinstance(answer, Answer) else 0.0
+        self.answers, self.spent = self.answers + 1, self.spent + cost
+        self._seen[request.step].add(cost)
+        if request.label in self._sample:
+            self._sampled[request.step].add(cost)
+
+    def finished(self, dialogue: str) -> None:
+        """Takes into account that a dialogue asks no more."""
+        if dialogue in self._waiting:
+            self._waiting.remove(dialogue)
+            self.first = None if self._waiting else self.cost
+
+    def line(self) -> str:
+        """The forecast beside what was spent, in one sentence for people; "" before the sample."""
+        if self.first is None or not self.spent:
+            return ""
+        return (
+            f"Cost: ${self.spent:,.4f}. Forecast when the first {len(self._sample)} dialogues were "
+            f"finished: ${self.first:,.4f}."
+        )
+
+    def _estimates(self) -> list[tuple[float, float]]:
+        return [self._estimate(step) for step in {**self._planned, **self._seen}]
+
+    def _estimate(self, step: str) -> tuple[float, float]:
+        """Calls of a step in all, and their dollars."""
+        planned, seen, sampled = self._planned.get(step), self._seen[step], self._sampled[step]
+        if not self._waiting and sampled.calls:
+            # Personas and the like, which are no dialogue's, are in `seen` alone.
+            calls = max(sampled.calls * self._factor, seen.calls)
+            return calls, sampled.cost * calls / sampled.calls
+        calls = max(planned.calls if planned else 0, seen.calls)
+        if seen.calls:
+            return calls, seen.cost * calls / seen.calls
+        return calls, planned.cost if planned else 0.0
+
+
+@dataclasses.dataclass
+class _Tally:
+    """Number of answers and their dollars."""
+
+    calls: int = 0
+    cost: float = 0.0
+
+    def add(self, cost: float) -> None:
+        self.calls += 1
+        self.cost += cost
 
 
 def forecast(

@@ -135,9 +135,13 @@ def most_at_once(llm: LLM, limit: int) -> int:
     """Number of dialogues that are worked on at the same time: no limit for Message Batches.
 
     A batch takes long however small it is, and the client puts into one whatever is asked at the
-    same time, by whichever coroutine.
+    same time, by whichever coroutine. Where money may run out, no more are begun than calls can be
+    in flight, so that most of what was paid for is finished dialogues.
     """
-    return sys.maxsize if getattr(getattr(llm, "config", None), "batch", False) else limit
+    config = getattr(llm, "config", None)
+    if getattr(config, "batch", False):
+        return sys.maxsize
+    return min(limit, config.max_in_flight) if getattr(config, "max_cost", 0) else limit
 
 
 async def run_concurrently(

@@ -1,0 +1,239 @@
+"""Money and time of imagining: forecasts that learn, the limit on cost, previews, bars.
+
+Against a server on loopback whose answers have lengths as people's have.
+"""
+
+import asyncio
+import json
+import re
+import types
+import zlib
+
+import in_process
+import pages
+import pytest
+from imagination_client import TASK
+from messages_server import MessagesServer
+from world_llm import WorldLLM
+
+from experiments import llm_imagination, travel
+from experiments.build import build
+from experiments.command_line import parse
+from experiments.tasks import given_task
+from imagination.dialogue import read_dialogues
+from imagination.engine import (
+    EngineConfig,
+    forecast_imagination,
+    imagine_dialogues,
+    plan_imagination,
+)
+from imagination.llm import Answer, Client, CostLimitError, LLMConfig, Meter, Usage
+from imagination.llm.cost import LearnedForecast
+from imagination.llm.watching import WatchedClient
+
+PRICES = {"price_input": 3.0, "price_output": 15.0, "price_cache_read": 0.3}
+WORDS = "well I would rather like something that is quiet and not too far from where we live now"
+
+
+@pytest.fixture(autouse=True)
+def key_in_environment(monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-none")
+    monkeypatch.delenv("ANTHROPIC_BASE_URL", raising=False)
+
+
+def lifelike(body):
+    """Answers of very different lengths; conversations end early, and many are rewritten."""
+    system, asked = body["system"][0]["text"], [each["content"] for each in body["messages"]]
+    dice = zlib.crc32("".join([system, *asked]).encode())
+    text = " ".join([WORDS] * (1 + dice % 4))[: 40 + dice % 200] + f" {dice}."
+    fields = set(body["output_config"]["format"]["schema"]["properties"])
+    if "profiles" in fields:
+        each = {"profile": 4 * text, "reveals": text, "situations": [text], "difficult": False}
+        count = asked[0].count("Combination")
+        return json.dumps({"profiles": [{"number": i + 1, **each} for i in range(count)]})
+    if "turns" in fields:
+        sides = ["human", "agent"] * (1 + dice % 4) + ["human"]
+        return json.dumps({"turns": [{"speaker": s, "text": text + s} for s in sides]})
+    if "verdicts" in fields:
+        count = len(re.findall(r"^\d+\. ", system, flags=re.MULTILINE))
+        each = {"reason": text, "fulfilled": dice % 3 > 0}
+        return json.dumps({"verdicts": [{"number": i + 1, **each} for i in range(count)]})
+    if "rating" in fields:
+        return json.dumps({"reason": text, "rating": dice % 11 / 10})
+    return json.dumps({"text": text, "ends": len(asked) > 1 and dice % 5 == 0})
+
+
+def imagined_with_costs(server, folder, config, **llm):
+    """Imagines, and learns the cost on the way."""
+
+    async def run():
+        settings = LLMConfig(model="small", base_url=server.url, **PRICES, **llm)
+        client = Client(settings, folder)
+        planned = await plan_imagination(TASK, config, settings)
+        costs = LearnedForecast(planned, [f"{TASK.name}-{i}" for i in range(config.dialogues)])
+        watched = WatchedClient(client, costs.saw)
+        try:
+            done = await imagine_dialogues(
+                watched, TASK, config, lambda dialogue: costs.finished(dialogue.id)
+            )
+        finally:
+            await client.close()
+        return done, costs, client.meter
+
+    return asyncio.run(run())
+
+
+# Forecasts
+
+
+@pytest.mark.parametrize("way", ["rollout", "script"])
+def test_the_forecast_learns_the_cost_from_the_first_dialogues(tmp_path, way):
+    rollout = {"dialogues": 32, "max_turns": 2, "critique_rounds": 0}
+    config = {"script": {"dialogues": 40, "failed_critique": "keep"}, "rollout": rollout}[way]
+    config = EngineConfig(way=way, **config)
+    with MessagesServer(lifelike) as server:
+        _, costs, meter = imagined_with_costs(server, tmp_path, config)
+        assert costs.spent >= meter.usage.cost > 0 and costs.answers > 100
+        assert costs.first == pytest.approx(costs.spent, rel=0.25)
+        assert costs.cost == pytest.approx(costs.spent, rel=0.25)
+        assert costs.calls == pytest.approx(costs.answers, rel=0.25)
+        assert f"${costs.spent:,.4f}" in costs.line() and f"${costs.first:,.4f}" in costs.line()
+        if way == "script":  # what is found on disk is learned from like what is paid for
+            _, again, meter = imagined_with_costs(server, tmp_path, config)
+            assert again.spent == pytest.approx(costs.spent)
+            assert again.first == pytest.approx(costs.spent, rel=0.25)
+            assert meter.usage.cost == 0
+
+
+def test_before_any_answer_the_forecast_is_the_planned_one():
+    config, llm = EngineConfig(dialogues=40), LLMConfig(model="m", **PRICES)
+    planned = forecast_imagination(TASK, config, llm)
+    costs = LearnedForecast(planned, [f"advice-{i}" for i in range(40)])
+    assert (costs.calls, costs.cost) == (planned.calls, pytest.approx(planned.cost))
+    assert costs.line() == ""
+
+
+def llm_data_configs():
+    """The examples of the page that have a limit on cost: the command, and the file."""
+    page = next(page for page in pages.PAGES if page.name == "llm_data.md")
+    (words,) = [words for words in pages.commands(page) if "max_cost" in " ".join(words)]
+    yield parse("travel", travel.get_config(), list(words[1:])).config
+    names = {"__name__": "trips"}
+    exec(pages.files()["trips.py"], names)
+    yield names["get_config"]()
+
+
+def test_the_documents_own_examples_fit_under_their_limit():
+    configs = list(llm_data_configs())
+    assert len(configs) == 2
+    for config in configs:
+        experiment = build(config)
+        name, given = given_task(experiment.task, "trips")
+        imagination = experiment.imagination
+        planned = forecast_imagination({"name": name, **given}, imagination.engine, imagination.llm)
+        assert 0 < planned.cost_at_most < imagination.llm.max_cost
+
+
+# The limit
+
+
+def test_at_the_limit_the_finished_dialogues_can_be_used(tmp_path):
+    config = EngineConfig(dialogues=24, critique_rounds=0)
+    with MessagesServer(lifelike) as server:
+        limit = {"max_cost": 0.12, "max_in_flight": 4, "max_tokens": 300}
+        with pytest.raises(CostLimitError, match=r"(\d+) of 24 dialogues are finished") as told:
+            imagined_with_costs(server, tmp_path, config, **limit)
+        finished = int(re.search(r"(\d+) of 24", str(told.value))[1])
+        assert 0 < finished < 24 and "--config.imagination.at_limit=use" in str(told.value)
+        use = EngineConfig(dialogues=24, critique_rounds=0, at_limit="use")
+        part, _, _ = imagined_with_costs(server, tmp_path, use, **limit)
+        # A call that was too dear among others in flight may have its place now.
+        assert finished <= len(part.dialogues) == 24 - part.unpaid < 24
+        assert f"{part.unpaid} unfinished" in part.line()
+        whole, _, _ = imagined_with_costs(server, tmp_path, use)
+    assert len(whole.dialogues) == 24 and not whole.unpaid
+    by_id = {dialogue.id: dialogue for dialogue in whole.dialogues}
+    assert all(by_id[dialogue.id] == dialogue for dialogue in part.dialogues)
+
+
+# Runs
+
+
+def arguments(server, *more):
+    return (
+        "--stage=imagine",
+        "--config.imagination.engine=anthropic",
+        "--config.llm.model=world",
+        f"--config.llm.base_url={server.url}",
+        "--config.imagination.dialogues=12",
+        "--config.llm.price_input=3",
+        "--config.llm.price_output=15",
+        *more,
+    )
+
+
+def test_a_preview_shows_the_first_dialogues_of_the_run_and_ends(tmp_path):
+    with MessagesServer(WorldLLM("teaching")) as server:
+        ended = in_process.run(tmp_path, *arguments(server), "--preview=2")
+        assert ended.status == 0 and not ended.traceback, ended
+        assert "--- teaching-0:" in ended.output and "--- teaching-1:" in ended.output
+        assert (
+            "2 dialogues of 12" in ended.output and "all of them will cost about $" in ended.output
+        )
+        assert not (tmp_path / "dialogues.jsonl").exists()
+        calls, shown = len(server.calls), ended.output
+        ended = in_process.run(tmp_path, *arguments(server))
+        assert ended.status == 0, ended
+        dialogues = read_dialogues(tmp_path / "dialogues.jsonl")
+        assert len(dialogues) == 12
+        for dialogue in dialogues[:2]:
+            assert all(" ".join(turn.text.split()) in shown for turn in dialogue.turns)
+        keys = [json.loads(line)["key"] for line in (tmp_path / "llm/cache.jsonl").open()]
+        assert len(server.calls) == len(set(keys)) > calls  # nothing was asked twice
+        assert "## Tokens and cost\n\nCost: $" in (tmp_path / "dataset_card.md").read_text()
+        ended = in_process.run(tmp_path, *arguments(server), "--preview=2")
+        assert ended.status == 1 and "they are there" in ended.output
+    ended = in_process.run(tmp_path / "world", "--preview=2")
+    assert ended.status == 1 and "config.imagination.engine=anthropic" in ended.output
+
+
+def test_a_run_goes_on_with_what_the_limit_left(tmp_path):
+    with MessagesServer(WorldLLM("teaching")) as server:
+        limit = ("--config.llm.max_cost=0.06", "--config.llm.max_tokens=300")
+        limit += ("--config.llm.max_in_flight=2",)
+        ended = in_process.run(tmp_path, *arguments(server, *limit))
+        assert ended.status == 1 and "more than config.llm.max_cost" in ended.output, ended
+        finished = int(re.search(r"(\d+) of 12 dialogues are finished", ended.output)[1])
+        use = "--config.imagination.at_limit=use"
+        ended = in_process.run(tmp_path, *arguments(server, *limit, use))
+        assert ended.status == 0, ended
+        left = len(read_dialogues(tmp_path / "dialogues.jsonl"))
+        assert 0 < finished <= left < 12
+        assert f"delete {tmp_path / 'dialogues.jsonl'}" in ended.output
+        card = (tmp_path / "dataset_card.md").read_text()
+        assert f"{12 - left} of them at config.llm.max_cost" in card
+        # The setting is the run's to change, and what is there counts.
+        ended = in_process.run(tmp_path, *arguments(server, *limit), f"{use[:-3]}stop")
+        assert ended.status == 0, ended
+
+
+def test_the_bar_moves_from_the_first_call():
+    states = []
+    bars = types.SimpleNamespace(
+        add_task=lambda *_, **fields: states.append(fields),
+        update=lambda _, **fields: states.append(fields),
+    )
+    planned = forecast_imagination(TASK, EngineConfig(dialogues=6), LLMConfig(model="m", **PRICES))
+    costs = LearnedForecast(planned, [f"advice-{i}" for i in range(6)])
+    client = types.SimpleNamespace(meter=Meter())
+    bar = llm_imagination._Bar(bars, costs, client, 6, 6)
+    assert states == [{"total": planned.calls, "note": ""}]
+    example = planned.steps[0].example
+    client.meter.called(example.step, Usage(1000, 100, cost=0.01))
+    costs.saw(example, Answer("{}", None, "m", Usage(1000, 100, cost=0.01), False))
+    bar.show()
+    assert states[-1]["completed"] == 1 and states[-1]["total"] == planned.calls
+    note = states[-1]["note"]
+    assert "0 of 6 dialogues | 1 calls | 1.0k tokens in, 100 out | $0.01 of about $" in note
+    bar.end()
+    assert states[-1]["total"] == 1
