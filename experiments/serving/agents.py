@@ -29,8 +29,10 @@ from experiments.serving.answer import (
     AgentError,
     Answer,
     ConversationError,
+    HungError,
     OverloadedError,
     ServedAgent,
+    TooLongError,
 )
 from experiments.serving.batching import Batcher
 from experiments.serving.config import AgentSettings
@@ -53,9 +55,11 @@ __all__ = [
     "Answer",
     "ConversationError",
     "Guarded",
+    "HungError",
     "OverloadedError",
     "ServedAgent",
     "SpecError",
+    "TooLongError",
     "close_agents",
     "load_agents",
     "split_specs",
@@ -87,7 +91,7 @@ class Guarded:
             async with asyncio.timeout(self._seconds):
                 return await self._agent.answer(dialogue_turns, seed, system)
         except TimeoutError:
-            raise AgentError(f"The agent gave no answer within {self._seconds:g} s.") from None
+            raise HungError(f"The agent gave no answer within {self._seconds:g} s.") from None
         except (AgentError, ConversationError):
             raise
         except Exception:
@@ -117,6 +121,7 @@ def load_agents(
     settings: AgentSettings | None = None,
     overrides: Sequence[str] = (),
     console: Console | None = None,
+    batcher: Batcher | None = None,
 ) -> dict[str, ServedAgent]:
     """Loads agents by their specs (see `specs.py`).
 
@@ -125,6 +130,7 @@ def load_agents(
         settings: Batches, limits of time and memory.
         overrides: `--config.KEY=VALUE` for the runs' folders (see `open_run`).
         console: Told of damaged checkpoints, and of keys that could be read on their way.
+        batcher: Has the queue and the thread; None = a new one.
 
     Returns:
         Name -> agent, in the order of the specs. Those that run here share one thread for their
@@ -138,7 +144,7 @@ def load_agents(
     parsed = [parse_spec(spec) for spec in dict.fromkeys(specs)]
     if not parsed:
         raise SpecError("no agent is named.")
-    batcher = Batcher(settings.most_waiting)
+    batcher = batcher or Batcher(settings.most_waiting)
     finder = _Finder(settings, overrides, batcher, console)
     planned = [each for spec in parsed for each in finder.find(spec)]
     often = Counter(each.name for each in planned)

@@ -13,8 +13,11 @@ FAILED = "The agent failed; what happened is in the server's log."
 
 
 class AgentError(UserError, RuntimeError):
-    """An agent that crashed, hung or gave no answer. The message tells no more than people may
-    read: no path, no key, no traceback."""
+    """An agent that crashed, hung or gave no answer. The message holds no key and no traceback."""
+
+
+class HungError(AgentError):
+    """No answer in time."""
 
 
 class OverloadedError(AgentError):
@@ -30,8 +33,11 @@ class OverloadedError(AgentError):
 
 
 class ConversationError(UserError, ValueError):
-    """A conversation that an agent cannot answer, such as one that is too long for its network.
-    The message says what to change."""
+    """A conversation that an agent cannot answer. The message says what to change."""
+
+
+class TooLongError(ConversationError):
+    """A conversation, or a message, that is too long for an agent."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from experiments.serving.answer import Answer, ConversationError
+from experiments.serving.answer import Answer, ConversationError, TooLongError
 from experiments.serving.batching import Batcher
 from ilql_jax.policy import Policy
 from imagination.agents.policy import PolicyAgent, turn_seed
@@ -127,12 +127,12 @@ class TrainedAgent:
         first, last = 0, max(len(turns) - 1, 0)
         if length(0) > most:
             if length(last) > most:
-                raise ConversationError(
+                raise TooLongError(
                     f"The last message is too long: this agent reads {most} tokens at most, the "
                     "system message included. Say it in fewer words."
                 )
             if not self._forgets:
-                raise ConversationError(
+                raise TooLongError(
                     f"The conversation is too long: this agent reads {most} tokens at most. Leave "
                     "out its oldest messages."
                 )
