@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from jax.sharding import Mesh
 from rich.console import Console
@@ -172,11 +173,11 @@ def load_agent(
     unit: Unit,
     decoding: DecodingConfig,
     batch_size: int | None = None,
-    cache_megabytes: float = 256.0,
+    **more: Any,
 ) -> PolicyAgent:
     """Loads the network of a unit as an agent that speaks in `batch_size` conversations.
 
-    What it has read of them is kept in `cache_megabytes` (see `Policy`).
+    Further arguments are those of `Policy`.
     """
     tokenizer = load_tokenizer(folder)
     shape, params = trained_network(experiment, folder, unit)
@@ -188,8 +189,8 @@ def load_agent(
         allowed=tokenizer.writable(shape.decoder.vocab_size),
         max_utterance=experiment.speaking.max_utterance,
         batch_size=batch_size or experiment.speaking.batch_size,
-        cache_megabytes=cache_megabytes,
         steer=experiment.method(unit.method).method.steer,
+        **more,
     )
     scale = None
     if experiment.method(unit.method).learns_values:

@@ -153,6 +153,8 @@ class Policy:
             unit: divided by it, plus the baseline.
         baseline: Value that heads of zero stand for, in the rewards' own unit (see
             `PackingConfig.baseline`).
+        few_programs: True for as few shapes as will do: what short conversations need is padded to
+            half of the context, so that a server can compile all of it before the first question.
 
     Raises:
         ContextError: No room for a conversation beside the longest utterance.
@@ -176,6 +178,7 @@ class Policy:
         steer: Steer = losses.steer_logits,
         reward_scale: float = 1.0,
         baseline: float = 0.0,
+        few_programs: bool = False,
     ):
         if max_utterance < 1 or batch_size < 1:
             raise PolicyError(
@@ -188,6 +191,9 @@ class Policy:
                 f"an utterance of {max_utterance} tokens does not fit in the network's context "
                 f"of {model_config.decoder.max_positions}."
             )
+        if few_programs:
+            self.BUCKET = _round_up(-(-self.max_context // 2), self.BUCKET)
+            self.WIDTHS = (32, min(self.BUCKET, max(self.WIDTHS)))
         _check_tokens(model_config, stop_token, allowed)
         _check_params(model_config, params)
         _check_decoding(model_config, params, decoding)

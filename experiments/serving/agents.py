@@ -239,7 +239,13 @@ class _Finder:
     ) -> ServedAgent:
         settings = self._settings
         agent = load_agent(
-            experiment, folder, unit, decoding, settings.batch_size, settings.cache_megabytes
+            experiment,
+            folder,
+            unit,
+            decoding,
+            settings.batch_size,
+            cache_megabytes=settings.cache_megabytes,
+            few_programs=True,
         )
         if settings.warm_up:
             self._console.print(f"[dim]{name}: compiling[/dim]")

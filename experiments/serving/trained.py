@@ -147,10 +147,9 @@ def warm_up(policy: Policy) -> None:
     """Compiles what conversations of all lengths need, so that no question waits for it."""
     word = int(np.flatnonzero(np.asarray(policy.allowed))[0])
     for length in range(policy.BUCKET, policy.max_context + policy.BUCKET, policy.BUCKET):
-        end = min(length, policy.max_context)
-        for new in (width for width in policy.WIDTHS if width <= policy.BUCKET):
-            tokens = np.full(end, word, np.int32)
+        tokens = np.full(min(length, policy.max_context), word, np.int32)
+        for width in policy.WIDTHS:
             policy.forget()
-            policy.respond([tokens[: max(1, end - new)]], [0])
+            policy.respond([tokens[: max(1, len(tokens) - width)]], [0])
             policy.respond([tokens], [0])
     policy.forget()
