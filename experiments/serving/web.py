@@ -1,4 +1,4 @@
-"""What a server here does whatever it serves: addresses, headers, bodies, its start and its end."""
+"""Parts of every server here: its address, headers, bodies, its start and its end."""
 
 from __future__ import annotations
 
