@@ -23,7 +23,7 @@ KEY = "sk-" + "k" * 40
 
 
 def answers(agents, *conversations, seed=0, system=None):
-    """What each of the agents says to each of the conversations; then they are closed."""
+    """Answers of each agent to each of the conversations; then they are closed."""
 
     async def talk():
         try:
