@@ -141,7 +141,7 @@ def _serve(pipe: Any, make: Callable[..., Callable[[], Any]], arguments: tuple[A
                 Path("/proc/self/clear_refs").write_text("5")
             pipe.send(None)
         else:
-            pipe.send(_peak_memory())
+            pipe.send(peak_memory())
 
 
 def _give_back_freed() -> None:
@@ -151,7 +151,7 @@ def _give_back_freed() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Peak memory of this process alone; `getrusage` includes the process that started it."""
     status = Path("/proc/self/status")
     if status.exists():
