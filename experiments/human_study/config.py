@@ -6,8 +6,6 @@ import dataclasses
 
 from ilql_jax.settings import SettingError, Settings, setting
 
-PORT = 8080
-
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig(Settings):
@@ -30,8 +28,6 @@ class StudyConfig(Settings):
         "",
     )
     notice: str = setting("Further notice, shown with the consent.", "")
-    host: str = setting("Address to listen on; other machines reach 0.0.0.0.", "127.0.0.1")
-    port: int = setting("Port to listen on; 0 = any that is free.", PORT, least=0, most=65535)
     behind_tls: bool = setting(
         "Cookies are sent over https alone, and a proxy on this machine says who asks.", False
     )
@@ -42,9 +38,6 @@ class StudyConfig(Settings):
         1.5,
         least=0,
         most=60,
-    )
-    answer_timeout: float = setting(
-        "Seconds after which an agent has failed: the conversation is set aside.", 60.0, above=0
     )
     dropout_minutes: float = setting(
         "A participant who does nothing for so long is replaced by another in the design.",

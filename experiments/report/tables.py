@@ -289,22 +289,22 @@ def success_note(heldout: Heldout) -> str:
 def print_results(console: Console, evaluation: Evaluation) -> None:
     """Prints one table for each population, with its tests in words below."""
     for table in result_tables(evaluation):
-        _print(console, table)
+        print_table(console, table)
 
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis, evaluation: Evaluation) -> None:
     """Prints the losses of each method."""
     for table in diagnosis_tables(diagnosis, evaluation):
-        _print(console, table)
+        print_table(console, table)
 
 
 def print_heldout(console: Console, heldout: Heldout) -> None:
     """Prints the tables of a run on real dialogues."""
     for table in heldout_tables(heldout):
-        _print(console, table)
+        print_table(console, table)
 
 
-def _print(console: Console, table: ResultTable) -> None:
+def print_table(console: Console, table: ResultTable) -> None:
     """Prints a table; decoding settings, which are long, stand under it."""
     width = min(WIDTH, console.width)
     shown = [i for i, header in enumerate(table.headers) if header != "decoding"]

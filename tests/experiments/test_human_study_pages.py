@@ -160,7 +160,7 @@ def test_an_agent_that_hangs_is_given_up(tmp_path: Path):
         async def answer(self, dialogue_turns, seed, system=None):
             await asyncio.sleep(3600)
 
-    site = Site(tmp_path, [Hanging("slow")], StudyConfig(answer_floor=0, answer_timeout=0.05))
+    site = Site(tmp_path, [Hanging("slow")], timeout=0.05)
 
     async def way():
         async with site.joined() as browser:

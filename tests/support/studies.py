@@ -49,6 +49,8 @@ class Echo:
 class Site:
     """A study, its pages in this process, and browsers for them."""
 
+    TOKEN = TOKEN
+
     def __init__(
         self,
         folder: Path,
@@ -57,6 +59,7 @@ class Site:
         questionnaire: Questionnaire | None = None,
         notices: Sequence[str] = (),
         rules: Rules | None = None,
+        timeout: float = 60.0,
     ):
         form = questionnaire or Questionnaire.load(FOLDER / "default.yaml")
         self.agents = {agent.name: agent for agent in agents}
@@ -66,9 +69,7 @@ class Site:
             list(self.agents),
             rules or Rules(most_agent_turns=6),
         )
-        self.answering = Answering(
-            self.study, self.agents, config.answer_floor, config.answer_timeout
-        )
+        self.answering = Answering(self.study, self.agents, config.answer_floor, timeout)
         admin = Admin(self.study, TOKEN, config.answer_floor, config.behind_tls)
         self.app = build_app(self.study, self.answering, config, notices, admin.routes())
 

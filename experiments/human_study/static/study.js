@@ -18,6 +18,7 @@ if (chat) {
   const text = document.getElementById("text");
   const send = say.querySelector("button");
   const finish = document.querySelector("#finish button");
+  const hint = document.querySelector("#finish .hint");
   const typing = document.getElementById("typing");
   const error = document.getElementById("error");
   const { key, agent } = chat.dataset;
@@ -78,6 +79,7 @@ if (chat) {
         }
         if (news.over) { location.reload(); return; }
         finish.disabled = !news.can_finish;
+        if (news.can_finish) hint.hidden = true;
         wait(news.waits);
         if (!news.waits) break;
       } catch {
@@ -130,7 +132,6 @@ if (chat) {
     }
   });
 
-  finish.closest("form").querySelector(".hint").hidden = !finish.disabled;
   if (talk.children.length) talk.lastElementChild.scrollIntoView({ block: "nearest" });
   if (send.disabled) ask(); else text.focus();
 }

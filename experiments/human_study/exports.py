@@ -1,0 +1,116 @@
+"""Data of a study: `ratings.jsonl` and `conversations.jsonl`, for `datasets` and for training.
+
+`conversations.jsonl` is in the chat format, with a rating as the reward: what a run reads with
+`config.data.source=jsonl`. What cannot be a reward (conversations set aside, or not rated) goes to
+`unrated.jsonl` in the same format.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.files import write_atomically
+from experiments.human_study.records import Rating, Talk
+from experiments.human_study.store import Store
+from imagination.dialogue import Dialogue, Turn
+
+RATINGS, CONVERSATIONS, UNRATED = "ratings.jsonl", "conversations.jsonl", "unrated.jsonl"
+
+
+def write_data(store: Store, folder: Path, task: str, reward: str) -> list[Path]:
+    """Writes the three files, each whole or not at all.
+
+    Args:
+        store: The study's file.
+        folder: Where they go.
+        task: Name of the task.
+        reward: Question whose rating by the participant is the reward.
+
+    Returns:
+        The files.
+    """
+    talks, ratings = store.talks(), store.ratings()
+    personas = {person.number: person.persona for person in store.participants()}
+    dialogues = [
+        dialogue_of(talk, task, personas[talk.participant], ratings, reward)
+        for talk in talks
+        if any(message.speaker == "agent" for message in talk.messages)
+    ]
+    files = {
+        RATINGS: (rating_record(rating, talks) for rating in ratings),
+        CONVERSATIONS: (d.to_json() for d in dialogues if d.reward is not None),
+        UNRATED: (d.to_json() for d in dialogues if d.reward is None),
+    }
+    for name, records in files.items():
+        write_atomically(folder / name, _lines(records))
+    return [folder / name for name in files]
+
+
+def dialogue_of(
+    talk: Talk, task: str, persona: Mapping[str, str], ratings: Iterable[Rating], reward: str
+) -> Dialogue:
+    """A conversation in the chat format.
+
+    Args:
+        talk: The conversation.
+        task: Name of the task.
+        persona: Of the participant's card.
+        ratings: Of the study; those of this conversation by its participant are used.
+        reward: Question whose rating is the reward.
+    """
+    own = {
+        rating.question: rating.value
+        for rating in ratings
+        if rating.talk == talk.number and rating.rater == talk.participant
+    }
+    source = {
+        "kind": "human",
+        "method": talk.agent,
+        "participant": talk.participant,
+        "position": talk.position + 1,
+        "ended_by": talk.ended_by,
+        "ratings": own,
+    }
+    if talk.aside:
+        source["reason"] = talk.aside
+    value = own.get(reward)
+    return Dialogue(
+        id=f"participant-{talk.participant}-{talk.position + 1}",
+        task=task,
+        turns=tuple(
+            Turn(message.speaker, message.text, annotations=_notes(message.details))
+            for message in talk.messages
+        ),
+        reward=None if value is None else float(value),
+        persona=dict(persona),
+        source=source,
+        terminal=talk.ended_by in ("human", "agent"),
+    )
+
+
+def _notes(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a turn, as a run keeps them; what the server measured is left out."""
+    return {name: value for name, value in details.items() if name not in ("is_over", "seconds")}
+
+
+def rating_record(rating: Rating, talks: Iterable[Talk]) -> dict[str, Any]:
+    """A rating as one line: who rated which agent how, and whether they had talked with it."""
+    talk = next(talk for talk in talks if talk.number == rating.talk)
+    return {
+        "conversation": f"participant-{talk.participant}-{talk.position + 1}",
+        "agent": talk.agent,
+        "participant": talk.participant,
+        "position": talk.position + 1,
+        "rater": rating.rater,
+        "own": rating.rater == talk.participant,
+        "question": rating.question,
+        "value": rating.value,
+        "at": rating.at,
+    }
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
