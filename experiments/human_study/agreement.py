@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Num
 
 _PRIOR = 0.5  # wins of each agent over each other that are added, so that no strength is infinite
-_ROUNDS, _CLOSE = 500, 1e-9
+_ROUNDS, _CLOSE = 2000, 1e-9
 
 
 def ordinal_alpha(units: Sequence[Sequence[float]]) -> float | None:
@@ -54,26 +54,27 @@ def wins_of(rankings: Sequence[Sequence[str]], agents: Sequence[str]) -> Num[np.
     return wins
 
 
-def bradley_terry(wins: Num[np.ndarray, "k k"]) -> Float[np.ndarray, " k"]:
+def bradley_terry(wins: Num[np.ndarray, "*batch k k"]) -> Float[np.ndarray, "*batch k"]:
     """Chance of each agent to be preferred to an average one, by Bradley and Terry's model.
 
     The strengths are those of maximum likelihood with half a win and half a loss added for each
     pair (Hunter's MM algorithm, 2004), so that an agent that always wins has a finite one.
 
     Args:
-        wins: Number of times that the agent of the row was preferred to that of the column.
+        wins: Number of times that the agent of the row was preferred to that of the column; many
+            such tables at once, if need be.
 
     Returns:
         Chances in (0, 1); 0.5 = average.
     """
-    number = len(wins)
+    number = wins.shape[-1]
     wins = wins + _PRIOR * (1 - np.eye(number))
-    games, won = wins + wins.T, wins.sum(1)
-    strength = np.ones(number)
+    games, won = wins + np.swapaxes(wins, -1, -2), wins.sum(-1)
+    strength = np.ones(won.shape)
     for _ in range(_ROUNDS):
-        new = won / (games / (strength[:, None] + strength[None, :])).sum(1)
-        new /= np.exp(np.log(new).mean())
-        done = np.abs(new - strength).max() < _CLOSE
+        new = won / (games / (strength[..., :, None] + strength[..., None, :])).sum(-1)
+        new /= np.exp(np.log(new).mean(-1, keepdims=True))
+        done = np.abs(new / strength - 1).max() < _CLOSE
         strength = new
         if done:
             break
@@ -98,11 +99,11 @@ def ranked_strengths(
         return {}
     each = np.stack([wins_of([ranking], agents) for ranking in rankings])
     rng = np.random.default_rng(seed)
-    drawn = [
-        bradley_terry(each[rng.integers(len(each), size=len(each))].sum(0))
-        for _ in range(resamples)
-    ]
-    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    # How often each participant is drawn, [resamples, participants].
+    drawn = rng.multinomial(len(each), np.full(len(each), 1 / len(each)), size=resamples)
+    low, high = np.quantile(
+        bradley_terry(np.tensordot(drawn, each, axes=1)), (0.025, 0.975), axis=0
+    )
     strength = bradley_terry(each.sum(0))
     return {
         agent: (float(strength[i]), float(low[i]), float(high[i])) for i, agent in enumerate(agents)

@@ -173,7 +173,7 @@ def analyse(
             for agent in agents
         },
         scores={name: scores_of(table, agents, seed) for name, table in tables.items()},
-        tests=tuple(tests_of(tables, agents, seed)),
+        tests=tuple(compare_agents(tables, agents, seed)),
         ranking=ranked_strengths(rankings, agents, seed),
         rankings=len(rankings),
         agreement={name: _agreement(ratings, talks, name) for name in names},
@@ -219,7 +219,7 @@ def scores_of(
     return scores
 
 
-def tests_of(
+def compare_agents(
     tables: Mapping[str, Float[np.ndarray, "agents participants"]],
     agents: Sequence[str],
     seed: int,

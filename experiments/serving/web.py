@@ -69,7 +69,6 @@ class WebConfig(Settings):
 def require_extra() -> None:
     """Raises `WebError` where the packages of the extra `serve` are not installed."""
     try:
-        import python_multipart  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:

@@ -184,6 +184,7 @@ def test_the_whole_way_with_reload_back_double_click_and_two_tabs(chromium, tmp_
     assert len(last.messages) == 4 and len(store.ratings()) == 8
 
 
+@pytest.mark.slow
 def test_by_keyboard_alone_with_names_for_all_that_can_be_reached(chromium, tmp_path: Path):
     with study_server.served(tmp_path) as (_, address):
         person = Person(chromium, address)
@@ -215,6 +216,7 @@ def test_by_keyboard_alone_with_names_for_all_that_can_be_reached(chromium, tmp_
         person.close()
 
 
+@pytest.mark.slow
 def test_a_lost_connection_loses_nothing(chromium, tmp_path: Path):
     with study_server.served(tmp_path) as (_, address):
         person = Person(chromium, address)
@@ -231,6 +233,7 @@ def test_a_lost_connection_loses_nothing(chromium, tmp_path: Path):
         person.close()
 
 
+@pytest.mark.slow
 def test_without_script_all_of_it_works(chromium, tmp_path: Path):
     with study_server.served(tmp_path) as (_, address):
         person = Person(chromium, address, java_script_enabled=False)
@@ -247,6 +250,7 @@ def test_without_script_all_of_it_works(chromium, tmp_path: Path):
         person.close()
 
 
+@pytest.mark.slow
 def test_an_agent_that_fails_is_told(chromium, tmp_path: Path):
     agents = [Echo("bad", crash), Echo("worse", crash)]
     with study_server.served(tmp_path, agents=agents) as (_, address):
@@ -261,6 +265,7 @@ def test_an_agent_that_fails_is_told(chromium, tmp_path: Path):
         person.close()
 
 
+@pytest.mark.slow
 def test_the_researchers_page(chromium, tmp_path: Path):
     with study_server.served(tmp_path) as (_, address):
         person = Person(chromium, address)
