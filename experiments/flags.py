@@ -89,6 +89,7 @@ def print_help(about: str, kinds: Mapping[str, type[Settings]], console: Console
             text = '""' if default == "" else str(default)
             table.add_row(f"--{name}", escape(text), escape(meaning))
         console.print(table)
+    console.print("\n--help prints this; --config.KEY=VALUE changes a setting of the runs.")
 
 
 def _given(

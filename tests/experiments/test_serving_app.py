@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import anthropic
 import httpx
 import openai
+import pages
 import pytest
 from served import Parrot, serving_agents, trained_agent
 
@@ -195,6 +196,13 @@ def test_anthropic_is_told_what_went_wrong(messages: anthropic.Anthropic, agent,
     with pytest.raises(error) as caught:
         messages.messages.create(model=agent, messages=HI, max_tokens=5)
     assert caught.value.body["error"]["type"] == kind and caught.value.body["type"] == "error"
+
+
+def test_the_clients_of_the_page_get_their_answers(address: str, capsys):
+    page = pages.ROOT / "docs" / "serving.md"
+    [code] = [block.text for block in pages.blocks(page) if block.language == "py"]
+    exec(compile(code.replace("http://127.0.0.1:8000", address), str(page), "exec"), {})
+    assert "'q': " in capsys.readouterr().out
 
 
 # --- conversations ------------------------------------------------------------------------------

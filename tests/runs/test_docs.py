@@ -42,6 +42,7 @@ ELSEWHERE = {
     "pytest": "the tests themselves",
     "bash": "the tests themselves, in a fresh environment",
     "ruff": "checks style",
+    "curl": "asks a server: tests/experiments/test_serving_app.py",
     "cd": "needs another machine",
     "experiments/local_llm.sh": "runs in tests/runs/test_local_llm.py",
     "FETCH_ONLY=1": "fetches 160 MB",
@@ -70,6 +71,7 @@ PARSED = {
     "benchmarks/": "takes minutes; runs in tests/experiments/test_benchmarks.py",
     "ilql_jax.plan": "runs in tests/ilql_jax/test_plan.py",
     "fuzz_counts.py": "the tests themselves",
+    "serve.py": "serves until it is stopped; runs in tests/experiments/test_serve.py",
     "imagination.simulation": "runs in tests/imagination/test_worlds.py",
 }
 LLM = ("--config.imagination.dialogues=24",)
@@ -195,7 +197,8 @@ def test_flags_and_settings_of_commands_are_understood(
             assert not word.startswith("tests/") or (ROOT / word).exists(), word
         return
     is_recipe = arguments[0] in pages.files() or (
-        re.fullmatch(r"experiments/\w+\.py", arguments[0]) and "errors" not in arguments[0]
+        re.fullmatch(r"experiments/\w+\.py", arguments[0])
+        and "def get_config(" in (ROOT / arguments[0]).read_text("utf-8")
     )
     if is_recipe:
         check_recipe(arguments)
