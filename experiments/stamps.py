@@ -211,6 +211,8 @@ def _of_task_file(folder: RunFolder, stage: str, experiment: Experiment) -> dict
     fields = as_lists(dataclasses.asdict(task))
     if stage == "imagine":
         del fields[_MAY_BE_SET_ANEW]
+    if not fields["reward_unit"]:  # stamps of before have none
+        del fields["reward_unit"]
     return {f"{_TASK}{name}": value for name, value in fields.items()}
 
 

@@ -47,5 +47,6 @@ def given_task(task: TaskConfig, experiment_name: str) -> tuple[str, dict[str, A
         given |= {
             "reward_range": world_task.reward_range,
             "success_reward": world_task.success_reward,
+            "reward_unit": world_task.reward_unit,
         }
     return world_task.name, given

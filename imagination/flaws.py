@@ -29,6 +29,7 @@ WISHES = {
     NO_END: "The human has the last word, and it ends the conversation, not with a question.",
 }
 
+LANGUAGE = "language"  # field of a dialogue's source: the one that was asked for
 _OTHER = {"human": "agent", "agent": "human"}
 _SHORT = 3  # words of what may well be said twice ("Yes, please.")
 _RECITED = 6  # words in a row that nobody says by chance
@@ -37,13 +38,13 @@ _SENTENCE = 4  # words of a whole criterion that nobody says by chance
 _PROMPTS = ("engine/human", "engine/agent", "engine/script", "engine/refine", "engine/behaviours")
 
 
-def flaws(dialogue: Dialogue, task: Task, language: str = "") -> dict[str, str]:
+def flaws(dialogue: Dialogue, task: Task) -> dict[str, str]:
     """Finds the flaws of a dialogue.
 
     Args:
-        dialogue: One turn at least.
+        dialogue: One turn at least. Its source may name the language that was asked for
+            (`LANGUAGE`), which else is that of the task's description.
         task: Its task.
-        language: That was asked for; empty = that of the task's description.
 
     Returns:
         Flaw, as in `FLAWS` -> the words that show it; empty where there is none.
@@ -53,7 +54,7 @@ def flaws(dialogue: Dialogue, task: Task, language: str = "") -> dict[str, str]:
         SPEAKS_FOR_OTHER: _spoken_for_other(dialogue, task),
         RECITES: _recited(dialogue, task),
         NAMES_PERSONA: _persona_named(dialogue),
-        OTHER_LANGUAGE: _in_other_language(dialogue, task, language),
+        OTHER_LANGUAGE: _in_other_language(dialogue, task),
         NO_END: _without_end(dialogue),
     }
     return {flaw: found[flaw] for flaw in FLAWS if found[flaw]}
@@ -127,9 +128,9 @@ def _named(words: str, persona: Mapping[str, str]) -> int:
     return sum(f" {value} " in f" {words} " for value in values)
 
 
-def _in_other_language(dialogue: Dialogue, task: Task, language: str) -> str:
+def _in_other_language(dialogue: Dialogue, task: Task) -> str:
     described = languages_of(task.description)
-    wanted = language or (described[0] if len(described) == 1 else "")
+    wanted = dialogue.source.get(LANGUAGE) or (described[0] if len(described) == 1 else "")
     for speaker in _OTHER:
         said = " ".join(turn.text for turn in dialogue.turns if turn.speaker == speaker)
         if speaks_another(said, wanted):

@@ -15,6 +15,7 @@ from ilql_jax.errors import UserError, shown
 from imagination.checks import MOST_TOTAL, is_finite, is_reward, is_whole, require
 from imagination.yaml_files import YAMLProblem, parse_yaml
 
+RATING_STEPS = 20  # from the lowest rating to the highest, for LLMs that rate
 MOST_TURNS = 1_000_000  # a line of 10 MB holds fewer
 FEWEST_WORDS = 3  # a description of less says nothing that a persona could be derived from
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -45,6 +46,7 @@ class Task:
         max_turns: Agent turns after which a conversation is over.
         criteria: Criteria of a good dialogue of this task, one sentence each.
         success: Meaning of success, in words.
+        reward_unit: What a rating counts, as in "dollars that are given"; empty = it is a mark.
 
     Raises:
         TaskError: A field that cannot be used.
@@ -60,6 +62,7 @@ class Task:
     max_turns: int
     criteria: tuple[str, ...] = ()
     success: str = ""
+    reward_unit: str = ""
 
     def __post_init__(self) -> None:
         self.check()
@@ -78,8 +81,9 @@ class Task:
             self.max_turns,
             f"a whole number of agent turns, at least 1 and at most {MOST_TURNS:,}",
         )
-        if not isinstance(self.success, str):
-            _require(False, "success", self.success, "text (may be empty)")
+        for field in ("success", "reward_unit"):
+            text = getattr(self, field)
+            _require(isinstance(text, str), field, text, "text (may be empty)")
         self._check_criteria()
 
     def _check_axes(self) -> None:
@@ -126,12 +130,40 @@ class Task:
                     whole or part, field, text, f"the scale of reward_range, {worst:g} to {best:g}"
                 )
 
+    def anchors(self) -> list[tuple[str, str]]:
+        """Ratings and what each means, the lowest first: for whoever is to rate."""
+        (low, high), bar = self.reward_range, self.success_reward
+        step = (high - low) / RATING_STEPS
+        meaning = self.success.strip().rstrip(".")
+        success = f"a success ({meaning})" if meaning else "a success"
+        # What a rating counts needs no words in between.
+        between = (
+            {}
+            if self.reward_unit
+            else {
+                low + (bar - low) / 4: "= it brought little of what mattered",
+                low + (bar - low) * 5 / 8: "= some of it was met, something that matters was not",
+                (bar + high) / 2: "= a success that left something to wish for",
+            }
+        )
+        meanings = {low: "= it failed altogether", bar: f"or more = {success}"}
+        meanings[high] = "= it could not have gone better"
+        if bar == high:
+            meanings[high] = f"= {success}; it could not have gone better"
+        for rating, meaning in between.items():
+            rating = low + round((rating - low) / step) * step
+            if all(abs(rating - other) >= 0.9 * step for other in meanings):
+                meanings[rating] = meaning
+        return [(f"{rating:.4g}", meanings[rating]) for rating in sorted(meanings)]
+
     def to_yaml(self) -> str:
         """The task as YAML that `from_yaml` reads back to an equal task."""
         record = dataclasses.asdict(self)
         record["persona_axes"] = {axis: list(values) for axis, values in self.persona_axes.items()}
         record["reward_range"] = list(map(float, self.reward_range))
         record["criteria"] = list(self.criteria)
+        if not self.reward_unit:
+            del record["reward_unit"]
         return yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=88)
 
     @classmethod

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from experiments.build import Experiment
 from experiments.run_folder import RunFolder
+from imagination.agents.human import Background
 from imagination.dialogue import read_dialogues
 from imagination.engine.personas import draw_evenly, draw_personas
+from imagination.engine.run import PROFILE, REVEALS, SITUATION
 from imagination.persona_sampling import persona_key
 from imagination.simulation import World, load_world, sample_conversations
 from imagination.speakers import Conversation
@@ -52,19 +56,40 @@ def load_environment(experiment: Experiment, folder: RunFolder) -> Environment:
 def _humans_of_task(
     task: Task, folder: RunFolder, population: str, count: int, seed: int
 ) -> list[Conversation]:
-    """Draws all personas evenly; for the difficult population, those imagined as difficult."""
+    """Draws all personas evenly; for the difficult population, those imagined as difficult.
+
+    Each has the background that the data has of such a person, the next one each time.
+    """
+    backgrounds = _backgrounds(folder)
     if population == "difficult":
         personas = draw_evenly(_difficult_personas(folder), count, f"{seed}/difficult")
     else:
         personas = draw_personas(task.persona_axes, count, seed)
-    return [
-        Conversation(
-            id=f"{population}-{index}",
-            persona=persona,
-            seed=zlib.crc32(f"{seed}/{population}/{index}".encode()),
+    met: Counter[Any] = Counter()
+    conversations = []
+    for index, persona in enumerate(personas):
+        key = persona_key(persona)
+        known = backgrounds.get(key)
+        conversations.append(
+            Conversation(
+                id=f"{population}-{index}",
+                persona=persona,
+                seed=zlib.crc32(f"{seed}/{population}/{index}".encode()),
+                human_memory=known[met[key] % len(known)] if known else None,
+            )
         )
-        for index, persona in enumerate(personas)
-    ]
+        met[key] += 1
+    return conversations
+
+
+def _backgrounds(folder: RunFolder) -> dict[Any, list[Background]]:
+    """Persona -> what the humans of the data with its traits were told, each once."""
+    found: dict[Any, dict[Background, None]] = defaultdict(dict)
+    for dialogue in read_dialogues(folder.dialogues):
+        told = [dialogue.source.get(field) for field in (PROFILE, REVEALS, SITUATION)]
+        if all(isinstance(text, str) for text in told):
+            found[persona_key(dialogue.persona)][Background(*told)] = None
+    return {key: list(backgrounds) for key, backgrounds in found.items()}
 
 
 def _difficult_personas(folder: RunFolder) -> Sequence[Mapping[str, str]]:

@@ -19,8 +19,19 @@ from imagination.transcript import transcript, turns_left
 TURN, RATING = "human/turn", "human/rating"
 
 
+@dataclasses.dataclass(frozen=True)
+class Background:
+    """Memory of a human who was imagined before: behaviour, what shows when, and why they come."""
+
+    profile: str
+    reveals: str
+    situation: str
+
+
 class PromptedHuman(PromptedSpeaker):
     """Takes the human's turns with an LLM and rates at the end, as the conversation's persona.
+
+    Where the conversation's `human_memory` is a `Background`, that is known to the human, too.
 
     When it rates, its last turn is annotated with `rating` and `rating_reason` (or
     `rating_failure`), and with `slips` (see `slips.py`).
@@ -63,7 +74,7 @@ class PromptedHuman(PromptedSpeaker):
             self._note(conversation, session, {"rating_failure": "the human gave no answer"})
             return None
         worst, best = self.task.reward_range
-        scale = {"worst": worst, "best": best, "success": self.task.success_reward}
+        scale = {"worst": worst, "best": best, "anchors": self.task.anchors()}
         try:
             answer = await session.ask_prompt(
                 RATING, rating_schema((worst, best)), **self._values(conversation), **scale
@@ -76,9 +87,11 @@ class PromptedHuman(PromptedSpeaker):
         return answer.rating
 
     def _values(self, conversation: Conversation) -> dict[str, Any]:
+        memory = conversation.human_memory
         return {
             "task": self.task,
             "persona": conversation.persona,
+            "background": memory if isinstance(memory, Background) else None,
             "guidance": self.guidance,
             "transcript": transcript(conversation.turns, self.task, "paragraphs"),
             "turns_left": turns_left(conversation.turns, self.task),

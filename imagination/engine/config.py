@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ilql_jax.errors import UserError
 from ilql_jax.settings import SettingError, Settings, setting
@@ -58,6 +59,21 @@ class EngineConfig(Settings):
         most=1000,
     )
     personas_per_call: int = setting("Personas described in one call.", 8, least=1, most=1000)
+    details: bool = setting(
+        "Each human has a name, an age, a home, a day, a way to begin and a way of talking, drawn "
+        "from lists by seed and number, so that dialogues with one persona differ.",
+        True,
+    )
+    language: str = setting(
+        "Language of the dialogues, by its English name; empty = not said (that of the task's "
+        "description, as a rule).",
+        "",
+    )
+    style: str = setting("How both sides speak.", "everyday spoken language")
+    length: str = setting("How much they say in a turn.", "one to three sentences")
+    examples: tuple[str, ...] = setting(
+        "Example utterances, from which an LLM takes the tone and not the words.", ()
+    )
     critique_rounds: int = setting(
         "A dialogue is rewritten at most this often; 0 = no critique.", 1, least=0, most=100
     )
@@ -109,9 +125,18 @@ class EngineConfig(Settings):
                 "(way='script' fixes one)",
             )
 
+        for name in ("style", "length"):
+            if not getattr(self, name).strip():
+                raise SettingError(name, getattr(self, name), "must say how, in words")
         if self.flaws == "rewrite" and not self.critique_rounds:
             problem = "must be count or drop where critique_rounds is 0, as nothing is rewritten"
             raise SettingError("flaws", self.flaws, problem)
+
+    @property
+    def speech(self) -> dict[str, Any]:
+        """Manner of speaking of both sides, for the templates."""
+        fields = ("language", "style", "length", "examples")
+        return {field: getattr(self, field) for field in fields}
 
     @property
     def reward_sources(self) -> tuple[str, ...]:

@@ -126,6 +126,6 @@ def _values(task: Task, turns: Sequence[Turn]) -> dict[str, Any]:
         "task": task,
         "low": f"{low:g}",
         "high": f"{high:g}",
-        "success_reward": f"{task.success_reward:g}",
+        "anchors": task.anchors(),
         "transcript": transcript(turns, task),
     }

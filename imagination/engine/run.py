@@ -14,6 +14,7 @@ from imagination.dialogue import Dialogue, Turn
 from imagination.engine import rewards
 from imagination.engine.config import EngineConfig, EngineError
 from imagination.engine.critique import REFINE, Critique, critique_and_refine, flaws_of
+from imagination.engine.details import draw_details
 from imagination.engine.personas import (
     Persona,
     Profile,
@@ -29,6 +30,7 @@ from imagination.engine.write import (
     load_behaviours,
     write_dialogue,
 )
+from imagination.flaws import LANGUAGE
 from imagination.llm.requests import CostLimitError
 from imagination.llm.session import (
     LLM,
@@ -41,7 +43,9 @@ from imagination.llm.session import (
 from imagination.persona_sampling import PRIOR_PROBABILITY, persona_key
 from imagination.task import Task
 
-REJECTED = "rejected"  # field of a dialogue's source: reasons not to learn from it
+# Fields of a dialogue's source.
+REJECTED = "rejected"  # reasons not to learn from it
+PROFILE, REVEALS, SITUATION = "profile", "reveals", "situation"  # what the human was told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,7 +326,11 @@ def _source(
         "kind": "imagined" if critique.original is None else "critiqued",
         "way": config.way,
         "behaviour": spec.behaviour,
-        "situation": spec.situation,
+        SITUATION: spec.situation,
+        PROFILE: spec.profile.profile,
+        REVEALS: spec.profile.reveals,
+        "details": dict(spec.details),
+        LANGUAGE: config.language,
         "difficult": spec.profile.difficult,
         PRIOR_PROBABILITY: 1 / math.prod(map(len, spec.task.persona_axes.values())),
         "ended_by": ended_by,
@@ -353,4 +361,6 @@ def _spec(
         behaviour=assigned.behaviour,
         outcome=assigned.outcome,
         max_turns=config.turn_limit(task),
+        speech=config.speech,
+        details=draw_details(config.seed, index, task.persona_axes) if config.details else {},
     )

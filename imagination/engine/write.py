@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imagination.dialogue import Turn
@@ -48,6 +48,8 @@ class DialogueSpec:
         behaviour: Name of the agent's behaviour.
         outcome: The reward that a script is written for; None for a rollout.
         max_turns: Agent turns at most.
+        speech: How both sides speak (see `EngineConfig.speech`).
+        details: Further details of the human (see `details.py`).
     """
 
     index: int
@@ -58,6 +60,8 @@ class DialogueSpec:
     behaviour: str
     outcome: float | None
     max_turns: int
+    speech: Mapping[str, Any]
+    details: Mapping[str, str]
 
     @property
     def id(self) -> str:
@@ -77,6 +81,8 @@ class DialogueSpec:
             "profile": self.profile,
             "situation": self.situation,
             "max_turns": self.max_turns,
+            "speech": self.speech,
+            "details": self.details,
         }
 
     def human_request(self, turns: Sequence[Turn], is_last: bool) -> Request:
@@ -96,6 +102,7 @@ class DialogueSpec:
             {
                 "task": self.task,
                 "behaviour": self.instruction,
+                "speech": self.speech,
                 "turns_left": self._turns_left(turns),
             },
             _as_messages(turns, "agent"),
@@ -135,7 +142,8 @@ def outcome_in_words(task: Task, reward: float) -> str:
         words = "a failure: the human did not get what they needed, and it shows at the end."
     else:
         words = "between failure and success: some of it was met, something that matters was not."
-    return f"rating {reward:g} on a scale from {low:g} to {high:g}, {words}"
+    unit = f" ({task.reward_unit})" if task.reward_unit else ""
+    return f"rating {reward:g} on a scale from {low:g} to {high:g}{unit}, {words}"
 
 
 def _as_messages(turns: Sequence[Turn], own: str) -> list[tuple[str, str]]:

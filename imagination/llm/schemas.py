@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 
+from imagination.task import RATING_STEPS
+
 TYPICAL_UTTERANCE = "This is what somebody might say here in one or two sentences of ordinary size."
 
 # Texts end somewhere: a weak model that a grammar holds would else write to its limit of tokens.
@@ -20,8 +22,6 @@ Name = Annotated[str, pydantic.Field(max_length=60)]
 Sentence = Annotated[str, pydantic.Field(max_length=400)]
 Utterance = Annotated[str, pydantic.Field(max_length=1000)]
 Paragraph = Annotated[str, pydantic.Field(max_length=1500)]
-
-RATING_STEPS = 20  # from the lowest rating to the highest
 
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 

@@ -48,6 +48,7 @@ TASK = Task(
     reward_range=(0.0, 2.0),
     success_reward=1.0,
     max_turns=8,
+    reward_unit="dollars that the persuadee gives",
 )
 
 # Who comes

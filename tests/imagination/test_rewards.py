@@ -36,6 +36,24 @@ def test_the_human_rates_knowing_its_persona_and_the_judge_without():
     assert client.steps()["judge/rating"] == 2
 
 
+def test_raters_know_the_middle_of_the_scale_and_its_unit():
+    task = dataclasses.replace(
+        TASK, reward_range=(0, 2), success_reward=1.0, reward_unit="dollars that are given"
+    )
+    for each, expected in (
+        (TASK, "0.5 = some of it was met, something that matters was not; 0.8 or more = a success"),
+        (task, "1 or more = a success (The customer leaves with a bicycle that suits them)"),
+    ):
+        client = FakeClient()
+        settings = {"way": "script", "also_rewards": ("judge",), "judge_votes": 1}
+        imagine(client, each, dialogues=1, **settings)
+        by_step = {r.step: words(r) for r in client.requests}
+        for step in ("engine/rating", "judge/rating"):
+            assert expected in by_step[step]
+            assert ("The scale counts dollars" in by_step[step]) == (each is task)
+        assert ("(dollars that are given)" in by_step["engine/script"]) == (each is task)
+
+
 def test_ratings_off_the_scale_are_not_of_the_schema():
     task = dataclasses.replace(TASK, reward_range=(1, 5), success_reward=4)
     client = FakeClient()

@@ -23,7 +23,28 @@ def test_task_with_odd_values_survives_yaml():
     assert Task.from_yaml(odd.to_yaml()) == odd
 
 
+def test_the_unit_of_a_rating_survives_yaml_and_is_not_written_where_there_is_none():
+    paid = dataclasses.replace(TASK, reward_unit="dollars")
+    assert Task.from_yaml(paid.to_yaml()) == paid and "reward_unit" not in TASK.to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("low", "bar", "high", "ratings"),
+    [
+        (0, 0.8, 1, ["0", "0.2", "0.5", "0.8", "0.9", "1"]),
+        (1, 4, 5, ["1", "1.8", "2.8", "4", "4.6", "5"]),
+        (0, 0.01, 2, ["0", "0.01", "1", "2"]),  # no step of the scale lies in between
+        (0, 1, 1, ["0", "0.25", "0.6", "1"]),
+    ],
+)
+def test_ratings_in_between_have_their_meaning(low, bar, high, ratings):
+    task = dataclasses.replace(TASK, reward_range=(low, high), success_reward=bar)
+    assert [rating for rating, _ in task.anchors()] == ratings
+    assert len({meaning for _, meaning in task.anchors()}) == len(ratings)
+
+
 BAD_TASKS = [
+    ("reward_unit", 3),
     ("name", "../advice"),
     ("name", ""),
     ("name", "two words"),
