@@ -35,9 +35,10 @@ def is_experiment() -> bool:
     """True in a program that is an experiment; false where one is imported from."""
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     try:
-        return bool(file) and b"launch.main(" in Path(file).read_bytes()
+        program = Path(file).read_bytes() if file else b""
     except OSError:
         return False
+    return b"launch.main(" in program or b"launch.told_errors(" in program
 
 
 def end_at_once() -> None:

@@ -104,7 +104,7 @@ def _run(
     if experiment.task.world and line.stage in STAGES and not folder.evaluation.exists():
         with errors_of("task.world"):  # before anything is paid for, or trained
             load_world(experiment.task.world)
-    _check_keys(experiment.llms, console)
+    check_llms(experiment.llms, console)
     if line.dry_run:
         _print_forecasts(experiment, folder, console)
         return
@@ -135,7 +135,7 @@ def _run(
     run_stages(name, config, experiment, folder, line.stage, console)
 
 
-def _check_keys(llms: Sequence[LLMConfig], console: Console) -> None:
+def check_llms(llms: Sequence[LLMConfig], console: Console) -> None:
     """Raises `LLMError` for a key that cannot be; warns where one can be read on its way."""
     for api in dict.fromkeys(llm.api for llm in llms):
         check_keys(api)

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from experiments.build import Experiment
 from experiments.evaluation.prompted import agent_settings
+from experiments.launch import check_llms
 from experiments.networks import check_checkpoints, chosen_decoding, is_trained, load_agent
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.serving.answer import (
@@ -46,7 +47,6 @@ from ilql_jax.policy import DecodingConfig
 from imagination.agents import prompted_agent
 from imagination.dialogue import Turn, iterate_dialogues
 from imagination.llm import Client, LLMConfig
-from imagination.llm.secrets import check_keys, sends_key_in_the_open, without_password
 from imagination.simulation import BehaviourAgent, OptimalAgent, load_world
 
 __all__ = [
@@ -289,7 +289,7 @@ class _Finder:
                 "--config.llm.model=..."
             )
         llm = experiment.evaluation.llm
-        self._check_keys(llm)
+        check_llms([llm], self._console)
         task = load_task(experiment, folder)
         settings = agent_settings(experiment.evaluation, spec.choice)
 
@@ -311,19 +311,8 @@ class _Finder:
             max_retries=2,
             timeout=self._settings.answer_seconds,
         )
-        self._check_keys(config)
+        check_llms([config], self._console)
         return [_Planned(spec.choice, spec.text, lambda name: ChatAgent(name, config))]
-
-    def _check_keys(self, llm: LLMConfig) -> None:
-        check_keys(llm.api)
-        if sends_key_in_the_open(llm.base_url, llm.api):
-            self._console.print(
-                f"Warning: {without_password(llm.base_url)} is plain http, so everybody on the way "
-                "can read the key that is sent there.",
-                style="yellow",
-                markup=False,
-                highlight=False,
-            )
 
 
 class _SharedClient:

@@ -29,6 +29,9 @@ _FILLERS = frozenset(
 _PAIR_WEIGHT = 0.6
 _SAMPLES_PER_TEMPLATE = 250
 _CHUNK = 512
+# What is understood is kept, as the same phrasings come again and again; people in front of a
+# server say ever new things.
+_MOST_KEPT, _LONGEST_KEPT = 200_000, 500
 
 
 class Understanding:
@@ -76,11 +79,15 @@ class Understanding:
 
     def understand(self, texts: Sequence[str]) -> list[str | None]:
         """The act of each text; None where it is not understood."""
-        new = list(dict.fromkeys(text for text in texts if text not in self._cache))
+        found = {text: self._cache[text] for text in texts if text in self._cache}
+        new = [text for text in dict.fromkeys(texts) if text not in found]
         for start in range(0, len(new), _CHUNK):
             chunk = new[start : start + _CHUNK]
-            self._cache.update(zip(chunk, self._decide(chunk), strict=True))
-        return [self._cache[text] for text in texts]
+            found.update(zip(chunk, self._decide(chunk), strict=True))
+        if len(self._cache) > _MOST_KEPT:
+            self._cache.clear()
+        self._cache.update((text, found[text]) for text in new if len(text) <= _LONGEST_KEPT)
+        return [found[text] for text in texts]
 
     def similarities(self, texts: Sequence[str]) -> np.ndarray:
         """Cosine of each text to the nearest phrasing of each act, [texts, acts]."""

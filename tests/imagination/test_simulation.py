@@ -787,3 +787,13 @@ def test_wrong_names_are_answered_with_the_right_ones(world: World):
 def test_phrasing_and_behaviour_are_plain_data():
     assert Phrasing(["[a|b]", "c"]).count == 3
     assert Behaviour(1.0, lambda state: {"ask": 1.0}).listens
+
+
+def test_what_is_understood_is_kept_within_bounds(monkeypatch):
+    monkeypatch.setattr("imagination.simulation.understanding._MOST_KEPT", 10)
+    understanding = load_world("teaching").agent_understanding
+    texts = [f"How do you like to learn, {number}?" for number in range(30)]
+    alone = [understanding.understand([text]) for text in texts]
+    assert [[act] for act in understanding.understand([*texts, "word " * 300])][:30] == alone
+    understanding.understand(["word " * 300, "Hello."])
+    assert max(map(len, understanding._cache)) <= 500 and len(understanding._cache) <= 11
