@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import html
 import logging
+import random
 import re
 import sqlite3
 from pathlib import Path
@@ -268,6 +269,50 @@ def test_forged_forms_and_unknown_people_get_a_friendly_page(tmp_path: Path):
 
     run(way())
     assert site.study.store.count() == 2
+
+
+ODD = (
+    "",
+    "-1",
+    "999999999999999999999",
+    "\x00",
+    "é" * 500,
+    "1e9",
+    "NaN",
+    "chat-1",
+    "rate-2",
+    "yes",
+)
+POSTS = ("consent", "instructions", "say", "finish", "told", "rate", "rank", "comment")
+
+
+def test_odd_fields_in_every_form_break_nothing(tmp_path: Path):
+    site, rng = Site(tmp_path), random.Random(0)
+    names = ("key", "place", "form", "text", "kind", "agree", "q-goal", "q-attention!", "q-é")
+    names += ("place-Agent A", "place-Agent B", "PROLIFIC_PID", "SESSION_ID")
+
+    async def way():
+        async with site.joined() as browser:
+            token = (await browser.open("/study")).forms["/say"].fields["csrf"]
+            for number in range(120):
+                if number % 30 == 29:  # from another step on
+                    page = await browser.open("/study")
+                    if "/say" in page.forms:
+                        await exchange(browser)
+                        page = await exchange(browser)
+                        await browser.send(page.forms["/finish"])
+                    elif "/rate" in page.forms:
+                        await rate(browser)
+                fields = {name: rng.choice(ODD) for name in rng.sample(names, 5)}
+                answer = await browser.client.post(
+                    f"/{rng.choice(POSTS)}", data={"csrf": token, **fields}
+                )
+                assert answer.status_code in (200, 303, 403, 409, 422), answer.text
+            await answered(browser)
+
+    run(way())
+    values = {rating.value for rating in site.study.store.ratings()}
+    assert values <= {4} and site.study.store.count() == 1
 
 
 @pytest.mark.parametrize("query", ["?key=chat-9&from=²", "?key=%00&from=-1", "?from=999999999999"])
