@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -49,7 +51,7 @@ from ilql_jax.settings import SettingError
 from ilql_jax.sharding import HostsConfig, MeshConfig
 from ilql_jax.train_step import TrainConfig, train_config_of
 from imagination.agents.gdp_zero import SearchConfig
-from imagination.engine.config import EngineConfig
+from imagination.engine.config import PURPOSES, EngineConfig
 from imagination.hindsight.llm import LLMHindsightConfig
 from imagination.llm.config import LLMConfig
 from imagination.persona_sampling import PersonaSampling
@@ -96,12 +98,14 @@ class Imagination:
         sampling: Whom to imagine.
         engine: Settings of an LLM that imagines; None = the embedded world does.
         llm: The LLM; None = the embedded world.
+        models: Purpose (critic, judge, human) -> its LLM, where it has one of its own.
     """
 
     dialogues: int
     sampling: PersonaSampling
     engine: EngineConfig | None = None
     llm: LLMConfig | None = None
+    models: Mapping[str, LLMConfig] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +191,8 @@ class Experiment:
     @property
     def llms(self) -> tuple[LLMConfig, ...]:
         """The LLMs that take part."""
-        each = (self.imagination.llm, self.hindsight.llm, self.evaluation.llm)
+        each = [self.imagination.llm, *self.imagination.models.values()]
+        each += [self.hindsight.llm, self.evaluation.llm]
         return tuple(llm for llm in each if llm is not None)
 
     @property
@@ -334,20 +339,32 @@ def _methods(config: ConfigDict, library: Mapping[str, TrainedMethod]) -> tuple[
 # --- where an LLM may take part -----------------------------------------------------------------
 
 
-def _llm(config: ConfigDict, where: str, **fixed: Any) -> LLMConfig:
-    """The LLM of a section: `config.llm`, but for what the section sets, and for what is fixed.
+def set_of(section: ConfigDict) -> list[str]:
+    """Settings of another model in a section that are set."""
+    return [field.name for field in dataclasses.fields(LLMOverride) if section[field.name]]
+
+
+def _llm(config: ConfigDict, where: str, like: LLMConfig | None = None, **fixed: Any) -> LLMConfig:
+    """The LLM of a section: another's, but for what the section sets, and for what is fixed.
+
+    Args:
+        config: The whole config.
+        where: The section.
+        like: The other one; None = `config.llm`.
+        **fixed: Fields.
 
     Raises:
         ConfigError: A value that cannot be; another model without its prices.
     """
-    override = _make(LLMOverride, config[where], where)
+    section = functools.reduce(operator.getitem, where.split("."), config)
+    override = _make(LLMOverride, section, where)
     changes = {name: value for name, value in vars(override).items() if value}
-    values = values_of(config.llm, LLMConfig)
+    values = vars(like) if like else values_of(config.llm, LLMConfig)
     has_prices = bool(values["price_input"] or values["price_output"])
     is_another = override.model not in ("", values["model"])
     if is_another and has_prices and not (override.price_input and override.price_output):
         raise ConfigError(
-            f"config.{where}.model is {override.model!r}, another model than config.llm.model, "
+            f"config.{where}.model is {override.model!r}, another model than {values['model']!r}, "
             f"whose prices are given. Set config.{where}.price_input and price_output too."
         )
     if is_another:
@@ -365,7 +382,11 @@ def _imagination(config: ConfigDict) -> Imagination:
     engine = _make(EngineConfig, config.imagination, "imagination", **more)
     if imaginer.engine == "world" or config.data.source != "world":
         return Imagination(engine.dialogues, sampling)
-    return Imagination(engine.dialogues, sampling, engine, _llm(config, "imagination"))
+    llm, models = _llm(config, "imagination"), {}
+    for purpose in PURPOSES:
+        if set_of(config.imagination[purpose]):
+            models[purpose] = _llm(config, f"imagination.{purpose}", like=llm)
+    return Imagination(engine.dialogues, sampling, engine, llm, models)
 
 
 def _hindsight(config: ConfigDict) -> HindsightSettings:

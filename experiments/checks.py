@@ -13,8 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.build import Experiment, build, errors_of
-from experiments.config import TASK_FIELDS, ConfigError, LLMOverride, WorldHindsightConfig
+from experiments.build import Experiment, build, errors_of, set_of
+from experiments.config import TASK_FIELDS, ConfigError, WorldHindsightConfig
 from experiments.methods import TrainedMethod, in_order
 from experiments.metrics import check_backends
 from experiments.provenance import accelerators
@@ -26,6 +26,7 @@ from ilql_jax.rehearsal import rehearse
 from ilql_jax.settings import REQUIRED, SettingError
 from ilql_jax.train_step import check_accumulation, check_step
 from imagination.agents.prompted import check_acts
+from imagination.engine.config import PURPOSES
 from imagination.hindsight.llm import LLMHindsightConfig
 
 MOST_UNLIMITED = 2000  # dialogues that an LLM is asked for without a limit on their cost
@@ -159,7 +160,10 @@ def _most_memory(experiment: Experiment) -> int:
 def _check_imagination(experiment: Experiment, config: ConfigDict) -> None:
     llm = experiment.imagination.llm
     if not experiment.imagines_with_llm:
-        given = [f"imagination.{name}" for name in _set(config.imagination)]
+        given = [f"imagination.{name}" for name in set_of(config.imagination)]
+        for purpose in PURPOSES:
+            own = set_of(config.imagination[purpose])
+            given += [f"imagination.{purpose}.{name}" for name in own]
         if experiment.data.source != "jsonl":
             given += [f"task.{name}" for name in TASK_FIELDS if config.task[name]]
         if given:
@@ -175,11 +179,6 @@ def _check_imagination(experiment: Experiment, config: ConfigDict) -> None:
             "limit on the cost. Set config.llm.max_cost (with price_input and price_output), or at "
             f"most {MOST_UNLIMITED:,} dialogues; --dry_run shows the cost."
         )
-
-
-def _set(section: ConfigDict) -> list[str]:
-    """Settings of another model in a section that are set."""
-    return [field.name for field in dataclasses.fields(LLMOverride) if section[field.name]]
 
 
 def _check_world(experiment: Experiment, judged: bool) -> None:
@@ -209,7 +208,7 @@ def _check_hindsight(experiment: Experiment, config: ConfigDict) -> None:
         whose, other = "a world's controller", "world"
     else:
         given = _changed(config.hindsight, LLMHindsightConfig)
-        given += _set(config.hindsight)
+        given += set_of(config.hindsight)
         whose, other = "an LLM", "anthropic"
     if given:
         raise ConfigError(

@@ -20,7 +20,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.config import ConfigError, add_method, described, keys_of
+from experiments.config import (
+    SECTIONS,
+    ConfigError,
+    LLMOverride,
+    add_method,
+    described,
+    keys_of,
+)
 from experiments.methods import load_own, own_files
 from experiments.run_folder import STAGES, RunError, RunFolder
 from ilql_jax.errors import shown
@@ -40,7 +47,8 @@ _TRUSTED = (
     "machine.coordinator",
     *(
         f"{section}.{name}"
-        for section in ("llm", "imagination", "hindsight", "evaluation")
+        for section in SECTIONS
+        if section == "llm" or LLMOverride in SECTIONS[section]
         for name in ("base_url", "api")
     ),
 )

@@ -30,7 +30,7 @@ from imagination.agents.gdp_zero import SearchConfig
 from imagination.chat_formats import LOSS_ON
 from imagination.chat_templates import TEMPLATE_DATE
 from imagination.corpora import CORPORA, MISSING_OUTCOME
-from imagination.engine.config import EngineConfig
+from imagination.engine.config import PURPOSES, EngineConfig
 from imagination.hindsight.llm import LLMHindsightConfig
 from imagination.llm.config import LLMConfig, price
 from imagination.llm.secrets import APIS
@@ -353,6 +353,7 @@ SECTIONS: dict[str, tuple[type[Settings], ...]] = {
     "task": (TaskConfig,),
     "llm": (LLMConfig, AnswersConfig),
     "imagination": (ImaginerConfig, EngineConfig, PersonaSampling, LLMOverride),
+    **{f"imagination.{purpose}": (LLMOverride,) for purpose in PURPOSES},
     "hindsight": (HindsightConfig, WorldHindsightConfig, LLMHindsightConfig, LLMOverride),
     "tokenizer": (TokenizerConfig,),
     "model": (StartConfig, DecoderConfig, ModelConfig),

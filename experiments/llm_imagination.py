@@ -22,14 +22,16 @@ from experiments.terminal import progress_bars
 from imagination.dataset_card import dataset_card, warnings_of
 from imagination.dialogue import Dialogue
 from imagination.engine import (
+    PURPOSE_OF_STEP,
     Imagined,
     derive_task,
     forecast_imagination,
     imagine_dialogues,
     plan_imagination,
 )
-from imagination.llm import Answer, Client, Failure, Request
+from imagination.llm import Answer, Failure, Request
 from imagination.llm.cost import SAMPLE, LearnedForecast
+from imagination.llm.routing import RoutedClient
 from imagination.llm.session import DroppedDialogue
 from imagination.llm.watching import WatchedClient
 from imagination.task import Task
@@ -73,11 +75,12 @@ async def _run(experiment: Experiment, folder: RunFolder, console: Console) -> t
     )
 
 
-def _open_client(experiment: Experiment, folder: RunFolder) -> Client:
-    return Client(experiment.imagination.llm, folder.answers(experiment.answers))
+def _open_client(experiment: Experiment, folder: RunFolder) -> RoutedClient:
+    imagination, answers = experiment.imagination, folder.answers(experiment.answers)
+    return RoutedClient(imagination.llm, answers, imagination.models, PURPOSE_OF_STEP)
 
 
-async def _task(experiment: Experiment, folder: RunFolder, client: Client) -> Task:
+async def _task(experiment: Experiment, folder: RunFolder, client: RoutedClient) -> Task:
     """Reads `task.yaml`; the first time, derives the task and writes it there."""
     if (task := folder.load_task()) is not None:
         return task
@@ -151,11 +154,11 @@ def _shown(dialogue: Dialogue, task: Task) -> str:
 
 
 async def _imagine(
-    experiment: Experiment, task: Task, client: Client, console: Console, first: int = 0
+    experiment: Experiment, task: Task, client: RoutedClient, console: Console, first: int = 0
 ) -> tuple[Imagined, LearnedForecast]:
     """Imagines with a bar of calls, whose number is learned on the way."""
     engine, llm = experiment.imagination.engine, experiment.imagination.llm
-    planned = await plan_imagination(task, engine, llm)
+    planned = await plan_imagination(task, engine, llm, experiment.imagination.models)
     if llm.max_cost and planned.cost > llm.max_cost:
         console.print(
             f"Forecast: about ${planned.cost:,.2f}, more than config.llm.max_cost, "
@@ -185,7 +188,7 @@ class _Bar:
     """Bar of the calls, with dialogues, tokens and dollars beside it; moves from the first call."""
 
     def __init__(
-        self, bars: Progress, costs: LearnedForecast, client: Client, number: int, in_all: int
+        self, bars: Progress, costs: LearnedForecast, client: RoutedClient, number: int, in_all: int
     ):
         self._bars, self._costs, self._client = bars, costs, client
         self._number, self._share = number, number / in_all
@@ -221,5 +224,5 @@ def print_forecast(experiment: Experiment, folder: RunFolder, console: Console) 
         name, given = given_task(experiment.task, folder.experiment)
         task = {"name": name, **given}
     imagination = experiment.imagination
-    forecast = forecast_imagination(task, imagination.engine, imagination.llm)
+    forecast = forecast_imagination(task, imagination.engine, imagination.llm, imagination.models)
     console.print(forecast.to_markdown(), markup=False, highlight=False)

@@ -8,7 +8,9 @@ beside each of them (`shapes_result` in its dataclass): the others may change wh
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,8 @@ def _of_imagine(experiment: Experiment) -> Pairs:
     if imagination.llm is not None:
         pairs |= _pairs("imagination", imagination.engine, leave_out=("seed", "sampling"))
         pairs |= _pairs("imagination.llm", imagination.llm)
+        for purpose, llm in imagination.models.items():
+            pairs |= _pairs(f"imagination.{purpose}.llm", llm)
     return pairs
 
 
@@ -227,7 +231,8 @@ def _named(key: str, experiment: Experiment) -> str:
         return f"the file of the method {key.split('.')[1]}"
     section, of_llm, name = key.partition(".llm.")
     if of_llm:
-        is_own = bool(experiment.settings[section].get(name))  # another model than config.llm
+        own = functools.reduce(operator.getitem, section.split("."), experiment.settings)
+        is_own = bool(own.get(name))  # another model than config.llm
         return f"config.{section if is_own else 'llm'}.{name}"
     return f"config.{key.replace('decoding.by_method.', 'decoding.')}"
 

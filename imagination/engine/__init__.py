@@ -10,12 +10,19 @@ prompts are in `imagination/prompts/engine/`. Everything random comes from the s
 dialogue's number: the same settings ask the same requests.
 """
 
-from imagination.engine.config import EngineConfig, EngineError
+from imagination.engine.config import (
+    PURPOSE_OF_STEP,
+    PURPOSES,
+    EngineConfig,
+    EngineError,
+)
 from imagination.engine.cost import forecast_imagination, plan_imagination
 from imagination.engine.run import Imagined, imagine_dialogues
 from imagination.engine.task_from_prompt import derive_task
 
 __all__ = [
+    "PURPOSES",
+    "PURPOSE_OF_STEP",
     "EngineConfig",
     "EngineError",
     "Imagined",

@@ -15,6 +15,14 @@ REWARDS = ("outcome", "judge", "human")
 ON_FLAWS = ("count", "drop", "rewrite")
 ON_FAILED_CRITIQUE = ("apart", "keep")
 AT_LIMIT = ("stop", "use")
+# Steps that may have a model of their own -> what for.
+PURPOSE_OF_STEP = {
+    "engine/critique": "critic",
+    "judge/rating": "judge",
+    "engine/human": "human",
+    "engine/rating": "human",
+}
+PURPOSES = tuple(dict.fromkeys(PURPOSE_OF_STEP.values()))
 
 
 class EngineError(UserError, RuntimeError):

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from imagination.engine.config import EngineConfig
+from imagination.engine.config import PURPOSE_OF_STEP, EngineConfig
 from imagination.engine.personas import STEP as PERSONAS
 from imagination.engine.personas import write_profiles
 from imagination.engine.run import assign, imagine_dialogues
@@ -28,7 +28,10 @@ from imagination.task import Task
 
 
 def forecast_imagination(
-    task: Task | Mapping[str, Any], config: EngineConfig, llm: LLMConfig
+    task: Task | Mapping[str, Any],
+    config: EngineConfig,
+    llm: LLMConfig,
+    models: Mapping[str, LLMConfig] | None = None,
 ) -> Forecast:
     """Counts and prices the calls. Not to be called from a running event loop.
 
@@ -40,12 +43,16 @@ def forecast_imagination(
             `name`); fields still to be derived have placeholders in the prompts.
         config: Number and kind of the dialogues.
         llm: Prices, and whether batches are used.
+        models: The same of purposes that have a model of their own.
     """
-    return asyncio.run(plan_imagination(task, config, llm))
+    return asyncio.run(plan_imagination(task, config, llm, models))
 
 
 async def plan_imagination(
-    task: Task | Mapping[str, Any], config: EngineConfig, llm: LLMConfig
+    task: Task | Mapping[str, Any],
+    config: EngineConfig,
+    llm: LLMConfig,
+    models: Mapping[str, LLMConfig] | None = None,
 ) -> Forecast:
     """Does what `forecast_imagination` does, in a running event loop."""
     notes = [
@@ -70,7 +77,8 @@ async def plan_imagination(
     usual = await _dialogue_calls(task, config, failing=False)
     worst = await _dialogue_calls(task, config, failing=True)
     factor = config.dialogues / min(SAMPLE, config.dialogues)
-    return forecast(once, usual, worst, factor, llm, notes)
+    own = {step: (models or {}).get(purpose) for step, purpose in PURPOSE_OF_STEP.items()}
+    return forecast(once, usual, worst, factor, llm, notes, own)
 
 
 async def _persona_calls(task: Task, config: EngineConfig) -> list[Call]:

@@ -46,21 +46,34 @@ class Client:
         folder: Where `cache.jsonl`, `failed.jsonl` and `batches.jsonl` are.
         meter: Counts and costs by step.
 
+    Args:
+        config: The model, limits and prices.
+        folder: For its files.
+        beside: Another client, of another model: answers, limit on cost and meter are that one's,
+            which is to be closed last. Only `batches.jsonl` is in the folder then.
+
     Raises:
         LLMError: The folder's files cannot be put in order.
     """
 
-    def __init__(self, config: LLMConfig, folder: Path):
+    def __init__(self, config: LLMConfig, folder: Path, beside: Client | None = None):
         self.config = config
         self.folder = Path(folder)
-        self.meter = Meter()
-        megabytes = config.cache_max_megabytes
-        self._cache = Cache(self.folder, megabytes, enabled=config.cache)
-        self._failed = Journal(self.folder / "failed.jsonl")
-        # What earlier runs set aside is asked anew, and set aside once more at most by this one.
-        self._runs_before = collections.Counter(str(r.get("key")) for _, r in self._failed.read())
-        self._set_aside_now: set[str] = set()
-        self._budget = Budget(config.max_cost, self._cache.earlier_cost)
+        self._beside = beside
+        if beside is None:
+            self.meter = Meter()
+            self._cache = Cache(self.folder, config.cache_max_megabytes, enabled=config.cache)
+            self._failed = Journal(self.folder / "failed.jsonl")
+            # What earlier runs set aside is asked anew, and set aside once more at most now.
+            self._runs_before = collections.Counter(
+                str(record.get("key")) for _, record in self._failed.read()
+            )
+            self._set_aside_now: set[str] = set()
+            self._budget = Budget(config.max_cost, self._cache.earlier_cost)
+        else:
+            self.meter, self._cache, self._failed = beside.meter, beside._cache, beside._failed
+            self._runs_before, self._set_aside_now = beside._runs_before, beside._set_aside_now
+            self._budget = beside._budget
         self._asking: dict[str, _Asking] = {}
         self._stopped: LLMError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -137,8 +150,9 @@ class Client:
             await asyncio.gather(*tasks, return_exceptions=True)
             if self._transport:
                 await self._transport.close()
-        self._cache.close()
-        self._failed.close()
+        if self._beside is None:
+            self._cache.close()
+            self._failed.close()
 
     def _enter_loop(self) -> None:
         """Connections and locks belong to one event loop; a new loop gets new ones."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imagination.llm.config import LLMConfig
@@ -225,6 +225,7 @@ def forecast(
     factor: float,
     llm: LLMConfig,
     notes: Sequence[str],
+    own: Mapping[str, LLMConfig | None] | None = None,
 ) -> Forecast:
     """Adds up calls by step, in the order in which the steps first occur.
 
@@ -235,6 +236,7 @@ def forecast(
         factor: Dialogues in all for each one of the sample.
         llm: Prices, and whether batches are used.
         notes: Further assumptions.
+        own: Step -> its own prices, where it has a model of its own.
     """
     examples: dict[str, Request] = {}
     for call in [*once, *worst]:
@@ -243,9 +245,10 @@ def forecast(
     for step, example in examples.items():
         calls, tokens_in, tokens_out = _total(step, once, usual, factor)
         most, most_in, most_out = _total(step, once, worst, factor)
-        cost = _cost(llm, tokens_in, tokens_out)
+        model = (own or {}).get(step) or llm
+        cost = _cost(model, tokens_in, tokens_out)
         # Placeholders may be shorter than the words of an original that they take the place of.
-        cost_at_most = max(cost, _cost(llm, most_in, most_out))
+        cost_at_most = max(cost, _cost(model, most_in, most_out))
         steps.append(
             StepForecast(step, calls, most, tokens_in, tokens_out, cost, cost_at_most, example)
         )

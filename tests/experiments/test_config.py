@@ -159,6 +159,19 @@ def test_a_section_names_another_model_only_where_another_is_wanted():
     assert (llm.price_input, llm.price_output) == (5.0, 25.0)
 
 
+def test_a_purpose_of_imagining_may_have_a_model_of_its_own():
+    changes = {**IMAGINES, "llm__model": "m", "imagination__model": "large"}
+    experiment = checked(config(**changes, **{"imagination.judge__model": "wise"}), judged=False)
+    models = experiment.imagination.models
+    assert {name: llm.model for name, llm in models.items()} == {"judge": "wise"}
+    assert models["judge"] in experiment.llms and experiment.imagination.llm.model == "large"
+    priced = {**changes, "imagination__price_input": 3.0, "imagination__price_output": 15.0}
+    with pytest.raises(ConfigError, match=r"config\.imagination\.judge\.model is 'wise', another"):
+        checked(config(**priced, **{"imagination.judge__model": "wise"}), judged=False)
+    with pytest.raises(ConfigError, match=r"config\.imagination\.human\.model is for an LLM"):
+        checked(config(**{"imagination.human__model": "m"}), judged=False)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -57,6 +57,7 @@ def gone_on(folder: RunFolder, *arguments: str, **own):
         ("task.world", "package.module"),
         ("llm.base_url", "https://elsewhere"),
         ("imagination.base_url", "http://127.0.0.1:8000"),
+        ("imagination.critic.base_url", "https://elsewhere"),
         ("hindsight.base_url", "https://elsewhere"),
         ("evaluation.base_url", "https://elsewhere"),
         ("methods", ("bc", "x.py")),
