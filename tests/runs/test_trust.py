@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 import os
 import shlex
 import time
@@ -72,11 +73,11 @@ def test_code_and_addresses_that_a_folder_alone_names_are_refused(tmp_path: Path
         gone_on(folder)
     assert str(caught.value).endswith(f"Add {option}")
     if key != "methods":
-        section, name = key.split(".")
-        assert gone_on(folder, *shlex.split(option))[section][name] == value
-        assert gone_on(folder, **{key: value})[section][name] == value
+        value_of = operator.attrgetter(key)
+        assert value_of(gone_on(folder, *shlex.split(option))) == value
+        assert value_of(gone_on(folder, **{key: value})) == value
         other = "travel" if key == "task.world" else "https://mine"
-        assert gone_on(folder, f"--config.{key}={other}")[section][name] == other
+        assert value_of(gone_on(folder, f"--config.{key}={other}")) == other
 
 
 def test_all_that_is_refused_is_told_at_once(tmp_path: Path):
