@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -265,7 +265,10 @@ def pilot(
         answering = Answering(setup.study, setup.agents, 0.0, _longest(config, how))
         app = build_app(setup.study, answering, config, setup.notices)
 
-        async def all_of_them(on_done) -> None:
+        # As many as give each conversation of a few participants all of its raters.
+        raters = max(config.raters, config.pilot // 4)
+
+        async def all_of_them(on_done: Callable[[], None]) -> None:
             from experiments.serving.agents import close_agents
 
             await run_pilot(
@@ -277,11 +280,13 @@ def pilot(
                 config.pilot_noise,
                 config.seed,
                 on_done,
+                raters=raters,
             )
             await close_agents(setup.agents)
 
         with progress_bars(console) as bars:
-            bar = bars.add_task("simulated participants", total=config.pilot, note="")
+            total = config.pilot + raters
+            bar = bars.add_task("simulated participants", total=total, note="")
             asyncio.run(all_of_them(lambda: bars.advance(bar)))
         setup.study.store.close()
     report(config, folder, console, simulated=True)

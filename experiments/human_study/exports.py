@@ -32,15 +32,19 @@ def write_data(store: Store, folder: Path, task: str, reward: str) -> list[Path]
     Returns:
         The files.
     """
-    talks, ratings = store.talks(), store.ratings()
+    talks, ratings = {talk.number: talk for talk in store.talks()}, store.ratings()
     personas = {person.number: person.persona for person in store.participants()}
+    own: dict[int, dict[str, int]] = {}
+    for rating in ratings:
+        if rating.rater == talks[rating.talk].participant:
+            own.setdefault(rating.talk, {})[rating.question] = rating.value
     dialogues = [
-        dialogue_of(talk, task, personas[talk.participant], ratings, reward)
-        for talk in talks
+        dialogue_of(talk, task, personas[talk.participant], own.get(talk.number, {}), reward)
+        for talk in talks.values()
         if any(message.speaker == "agent" for message in talk.messages)
     ]
     files = {
-        RATINGS: (rating_record(rating, talks) for rating in ratings),
+        RATINGS: (rating_record(rating, talks[rating.talk]) for rating in ratings),
         CONVERSATIONS: (d.to_json() for d in dialogues if d.reward is not None),
         UNRATED: (d.to_json() for d in dialogues if d.reward is None),
     }
@@ -50,7 +54,7 @@ def write_data(store: Store, folder: Path, task: str, reward: str) -> list[Path]
 
 
 def dialogue_of(
-    talk: Talk, task: str, persona: Mapping[str, str], ratings: Iterable[Rating], reward: str
+    talk: Talk, task: str, persona: Mapping[str, str], ratings: Mapping[str, int], reward: str
 ) -> Dialogue:
     """A conversation in the chat format.
 
@@ -58,25 +62,20 @@ def dialogue_of(
         talk: The conversation.
         task: Name of the task.
         persona: Of the participant's card.
-        ratings: Of the study; those of this conversation by its participant are used.
+        ratings: Of the participant: question -> rating.
         reward: Question whose rating is the reward.
     """
-    own = {
-        rating.question: rating.value
-        for rating in ratings
-        if rating.talk == talk.number and rating.rater == talk.participant
-    }
     source = {
         "kind": "human",
         "method": talk.agent,
         "participant": talk.participant,
         "position": talk.position + 1,
         "ended_by": talk.ended_by,
-        "ratings": own,
+        "ratings": dict(ratings),
     }
     if talk.aside:
         source["reason"] = talk.aside
-    value = own.get(reward)
+    value = ratings.get(reward)
     return Dialogue(
         id=f"participant-{talk.participant}-{talk.position + 1}",
         task=task,
@@ -96,9 +95,8 @@ def _notes(details: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in details.items() if name not in ("is_over", "seconds")}
 
 
-def rating_record(rating: Rating, talks: Iterable[Talk]) -> dict[str, Any]:
+def rating_record(rating: Rating, talk: Talk) -> dict[str, Any]:
     """A rating as one line: who rated which agent how, and whether they had talked with it."""
-    talk = next(talk for talk in talks if talk.number == rating.talk)
     return {
         "conversation": f"participant-{talk.participant}-{talk.position + 1}",
         "agent": talk.agent,

@@ -7,6 +7,7 @@ size could see, before a person is asked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Mapping
 
@@ -25,7 +26,7 @@ from imagination.speakers import Conversation
 
 AT_ONCE = 8
 _MOST_PAGES = 400  # of one participant; more is a loop
-_PATIENCE = 0.02  # seconds between two looks for an answer
+_PATIENCE = 0.05  # seconds between two looks for an answer
 BASE = "http://127.0.0.1"
 
 
@@ -39,6 +40,7 @@ async def run_pilot(
     seed: int,
     on_done: Callable[[], None] | None = None,
     at_once: int = AT_ONCE,
+    raters: int = 0,
 ) -> None:
     """Lets simulated participants go through the pages, several at a time.
 
@@ -53,6 +55,7 @@ async def run_pilot(
         seed: Of all of it.
         on_done: Called after each participant.
         at_once: Participants at a time.
+        raters: Further ones, who afterwards rate conversations of the others.
 
     Raises:
         StudyError: A page that no participant could go on from.
@@ -60,15 +63,27 @@ async def run_pilot(
     transport = httpx.ASGITransport(app=app)
     places = asyncio.Semaphore(at_once)
 
-    async def take_part(number: int) -> None:
-        async with places, httpx.AsyncClient(transport=transport, base_url=BASE) as client:
-            await _Simulated(client, store, questionnaire, world, noise, seed, number).take_part()
+    async def go_on(person: _Simulated) -> None:
+        async with places:
+            await person.go_on()
         if on_done:
             on_done()
 
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(count):
-            tasks.create_task(take_part(number))
+    async def all_of(numbers: range, address: str) -> None:
+        async with contextlib.AsyncExitStack() as clients:
+            people = []
+            # One after the other: who gets which order and card must not depend on who is quicker.
+            for number in numbers:
+                client = httpx.AsyncClient(transport=transport, base_url=BASE)
+                await clients.enter_async_context(client)
+                people.append(_Simulated(client, store, questionnaire, world, noise, seed, number))
+                await people[-1].begin(address)
+            async with asyncio.TaskGroup() as tasks:
+                for person in people:
+                    tasks.create_task(go_on(person))
+
+    await all_of(range(count), "/")
+    await all_of(range(count, count + raters), "/judge")
 
 
 class _Simulated:
@@ -91,10 +106,20 @@ class _Simulated:
         self._mood = self._rng.gauss(0, noise / 2)
         self._outcomes: list[float] = []
         self._conversation: Conversation | None = None
+        self._has_begun = False
 
-    async def take_part(self) -> None:
-        page = await self._browser.open("/")
-        page = await self._browser.send(page.forms["/consent"], {"agree": "yes"})
+    async def begin(self, address: str) -> None:
+        """Agrees to take part, where there is a place."""
+        page = await self._browser.open(address)
+        if "/consent" in page.forms:
+            await self._browser.send(page.forms["/consent"], {"agree": "yes"})
+        self._has_begun = "study" in self._client.cookies
+
+    async def go_on(self) -> None:
+        """Goes through all pages to the last."""
+        if not self._has_begun:
+            return
+        page = await self._browser.open("/study")
         for _ in range(_MOST_PAGES):
             if page.code:
                 return
@@ -121,13 +146,21 @@ class _Simulated:
         raise StudyError(f"A simulated participant knows no way on from {page.heading!r}.")
 
     def _persona(self) -> Mapping[str, str]:
+        """Persona of the card; for a rater, of who talked."""
         number = self._store.number_of(self._client.cookies.get("study", ""))
+        progress = self._store.progress(number)
+        for judgement in progress.judgements:
+            if judgement.rated_at is None:
+                number = self._store.talk(judgement.talk).participant
+                break
         return self._store.participant(number).persona
 
     async def _talk(self, page: Page) -> Page:
         if page.waits:
-            await asyncio.sleep(_PATIENCE)
-            return await self._browser.open("/study")
+            while page.waits:  # an agent that hangs is given up by the server
+                await asyncio.sleep(_PATIENCE)
+                page = await self._browser.open("/study")
+            return page
         if self._conversation is None:
             place = self._number * 100 + len(self._outcomes)
             [conversation] = sample_conversations(self._world, "average", 1, place, "pilot")
@@ -145,7 +178,7 @@ class _Simulated:
 
     async def _rate(self, page: Page) -> Page:
         turns = [Turn(speaker, text) for speaker, text in page.said]
-        persona = self._persona() or self._conversation.persona
+        persona = self._persona() or (self._conversation.persona if self._conversation else {})
         rating = world_rating(self._world, persona, turns)
         worst, best = self._world.task.reward_range
         outcome = 0.0 if rating is None else (rating - worst) / (best - worst)

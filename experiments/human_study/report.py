@@ -338,10 +338,10 @@ def side_by_side(study: Study) -> list[dict[str, Any]]:
         ratings, in the order of the agents.
     """
     own: dict[int, dict[str, int]] = {}
+    talked = {talk.number: talk.participant for talk in study.talks}
     for rating in study.ratings:
-        own.setdefault(rating.talk, {})
-        if any(t.number == rating.talk and t.participant == rating.rater for t in study.talks):
-            own[rating.talk][rating.question] = rating.value
+        if rating.rater == talked[rating.talk]:
+            own.setdefault(rating.talk, {})[rating.question] = rating.value
     people: dict[int, list[Talk]] = {}
     for talk in study.talks:
         if own.get(talk.number):

@@ -196,6 +196,8 @@ class Study:
             Refused: The study is paused or full, there is nothing to rate, or this person of the
                 platform has begun in another session.
         """
+        if (known := self.store.of_form(form)) is not None:  # also when it is full by now
+            return known
         before = self.store.of_platform(platform.participant)
         for participant, token in before:
             if participant.platform.session == platform.session and participant.kind == kind:

@@ -221,6 +221,12 @@ class Store:
         row = found.fetchone()
         return row and row["number"]
 
+    def of_form(self, form: str) -> tuple[Participant, str] | None:
+        """The participant who agreed by this form, and the token that stands for them."""
+        found = self._db.execute("SELECT * FROM participants WHERE form = ?", (form,))
+        row = found.fetchone()
+        return None if row is None else (_participant(row), row["token"])
+
     def of_platform(self, participant: str) -> list[tuple[Participant, str]]:
         """Participants with this id of a platform, each with the token that stands for them."""
         rows = self._db.execute(

@@ -63,7 +63,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
-                headers.setdefault("Cache-Control", "no-store")
+                is_file = scope["path"].startswith("/static/")
+                headers.setdefault("Cache-Control", "max-age=3600" if is_file else "no-store")
             await send(message)
 
         if not self._allows(scope["client"][0] if scope.get("client") else ""):

@@ -238,6 +238,29 @@ def test_paused_or_full_nobody_begins_and_who_has_begun_goes_on(study: Study):
     joined(study, "later")
     study.rules = dataclasses.replace(study.rules, most_participants=2)
     assert not study.is_open
+    assert study.begin("later", Platform())[0].number == 2, "sent again after a lost connection"
+
+
+def test_a_page_that_is_left_open_for_days_goes_on(study: Study, clock: Clock):
+    number = joined(study)
+    exchange(study, number)
+    clock.now += 5 * 24 * 3600
+    exchange(study, number)
+    study.end_by_human(number)
+    rated(study, number)
+    assert study.step(number).key == "chat-2"
+
+
+def test_an_agent_may_speak_first(tmp_path):
+    form = dataclasses.replace(TEACHING, opens="agent")
+    study = Study(Store(tmp_path / "study.sqlite"), form, AGENTS, Rules(most_agent_turns=4))
+    number = joined(study)
+    talk = study.step(number).talk
+    assert study.awaits_agent(talk) and not study.say(number, 0, "t", "Hello")
+    study.answered(talk, "Good morning!", False)
+    exchange(study, number)
+    speakers = [message.speaker for message in study.step(number).talk.messages]
+    assert speakers == ["agent", "human", "agent"]
 
 
 def test_raters_see_the_conversations_of_others_two_of_them_each(study: Study):
