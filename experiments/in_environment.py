@@ -1,0 +1,386 @@
+"""Methods side by side in an environment of tokens: trainings, evaluation, table and figure.
+
+For environments that are no dialogue (`maze.py`). Every method learns from the same episodes, once
+for each seed, with `ilql_jax.fit`; its decoding is chosen on episodes of its own; then all play the
+same episodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from experiments import launch
+from experiments.build import errors_of
+from experiments.evaluation.statistics import Interval, bootstrap_mean, pairwise_tests
+from experiments.files import DAMAGE, read_json_object, write_atomically
+from experiments.looks import look_of
+from experiments.run_folder import RunError
+from ilql_jax import METHODS, Policy, TrainConfig, Trajectory, fit
+from ilql_jax.environment import Environment, evaluate
+from ilql_jax.fitting import small_network
+from ilql_jax.methods import Method
+from ilql_jax.settings import Setting, SettingError, Settings, setting
+from imagination.simulation import normalized_score
+
+CLONES = ("sampled", "greedy")
+WITH_VALUES = ("sampled, best of 4", "sampled, best of 16")
+VALIDATION_EPISODES, VALIDATION_SEED, TEST_SEED = 64, 10**6, 2 * 10**6
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvironmentTask:
+    """An environment, what was played in it, and the scale of its returns.
+
+    Attributes:
+        name: Of folders and files.
+        title: In tables and figures.
+        make_environment: Makes one.
+        data: `data(episodes, seed)` gives the episodes that are learned from.
+        words: The vocabulary.
+        stop_token: Ends every action.
+        max_turns: Actions after which an episode is cut off.
+        behaviour: Expected return of the data's players; the score 0.
+        optimum: Expected return of the best policy; the score 1.
+        others: Further expected returns that are shown beside the methods.
+    """
+
+    name: str
+    title: str
+    make_environment: Callable[[], Environment]
+    data: Callable[[int, int], list[Trajectory]]
+    words: Sequence[str]
+    stop_token: int
+    max_turns: int
+    behaviour: float
+    optimum: float
+    others: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def score(self, returns: Float[np.ndarray, "*shape"] | float) -> Any:
+        """Normalized score of returns."""
+        return normalized_score(returns, {"behaviour": self.behaviour, "optimum": self.optimum})
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvironmentConfig(Settings):
+    """Settings of such an experiment."""
+
+    methods: tuple[str, ...] = setting(
+        "Methods that are trained, with commas between.",
+        choices=tuple(name for name in METHODS if METHODS[name].learns_from == "dialogues"),
+    )
+    seeds: int = setting("Trainings of each method.", 5, least=1)
+    seed: int = setting("Of the data; training k has seed + k.", 0, least=0)
+    episodes: int = setting("Episodes that are learned from.", 1000, least=10)
+    test_episodes: int = setting("Episodes that each trained agent plays.", 200, least=2)
+    steps: int = setting("Optimizer steps of a training.", 400, least=1)
+    batch_rows: int = setting("Rows of a batch.", 12, least=1)
+    hidden_size: int = setting("Width of the network.", 32, least=8)
+    max_positions: int = setting("Longest context, in tokens.", 32, least=8)
+    expectile: float = setting("Expectile of V in ILQL.", 0.9, above=0, below=1)
+    polyak_rate: float = setting(
+        "Share of the new parameters in the target network, a step.", 0.05, above=0, most=1
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise SettingError("methods", self.methods, "must name one or more, each once")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Returns of a method's trained agents.
+
+    Attributes:
+        method: Name.
+        decodings: As chosen, one a training.
+        returns: [seeds][episodes], undiscounted.
+    """
+
+    method: str
+    decodings: list[str]
+    returns: list[list[float]]
+
+
+def main(task: EnvironmentTask, config: ConfigDict, about: str) -> None:
+    """Runs the experiment with the settings of the command line."""
+    given = _parser(task, config, about).parse_args()
+    values = {name: value for name, value in vars(given).items() if name != "workdir"}
+    with launch.told_errors() as console:
+        with errors_of(""):
+            settings = EnvironmentConfig(**{**config.to_dict(), **values})
+        run(task, settings, Path(given.workdir), console)
+
+
+def _parser(task: EnvironmentTask, config: ConfigDict, about: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--workdir", default=f"runs/{task.name}", help="default: %(default)s")
+    for field in dataclasses.fields(EnvironmentConfig):
+        described: Setting = field.metadata["setting"]
+        default = config[field.name]
+        is_list = isinstance(default, tuple)
+        parser.add_argument(
+            f"--config.{field.name}",
+            dest=field.name,
+            type=_names if is_list else type(default),
+            default=argparse.SUPPRESS,
+            metavar=field.name.upper(),
+            help=f"{described.doc} Default: {','.join(default) if is_list else default}.",
+        )
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def run(task: EnvironmentTask, config: EnvironmentConfig, home: Path, console: Console) -> None:
+    """All trainings and evaluations, as far as they are not done, and what they come to.
+
+    Raises:
+        RunError: The folder was made with other settings.
+    """
+    _bind(home, task, config)
+    data = task.data(config.episodes, config.seed)
+    mean = np.mean([episode.total_reward for episode in data])
+    console.print(f"{len(data):,} episodes to learn from, with a return of {mean:.1f} on average")
+    results = [_result(task, config, name, data, home, console) for name in config.methods]
+    found = summary(task, results, config.seed)
+    write_atomically(home / f"{task.name}.json", json.dumps(found, indent=1))
+    write_atomically(home / f"{task.name}.md", markdown(found))
+    from experiments.report.figures import style
+
+    write_atomically(home / f"{task.name}.png", style.to_png(draw(found)))
+    console.print(table(found))
+    console.print(f"{home / task.name}.md, .json and .png have it, too.", highlight=False)
+
+
+def _bind(home: Path, task: EnvironmentTask, config: EnvironmentConfig) -> None:
+    """Keeps the settings; those of trainings that are there must not change."""
+    path = home / "config.json"
+    own = dataclasses.asdict(config) | {"task": task.name}
+    free = ("methods", "seeds")  # more of them may be added
+    if path.exists():
+        try:
+            before = read_json_object(path)
+        except DAMAGE:
+            raise RunError(
+                f"{path} is damaged. Delete {home}, or give another --workdir."
+            ) from None
+        for name, value in own.items():
+            if name not in free and before.get(name) != value:
+                raise RunError(
+                    f"{home}: config.{name} was {before.get(name)!r}, now {value!r}. Give another "
+                    "--workdir, or the same settings."
+                )
+    write_atomically(path, json.dumps(own, indent=1))
+
+
+def _result(
+    task: EnvironmentTask,
+    config: EnvironmentConfig,
+    name: str,
+    data: list[Trajectory],
+    home: Path,
+    console: Console,
+) -> Result:
+    decodings, returns = [], []
+    for seed in range(config.seeds):
+        path = home / f"{name}-seed{seed}.json"
+        found = _read(path, config.test_episodes)
+        if found is None:
+            console.print(f"{look_of(name).title}, training {seed + 1} of {config.seeds}")
+            found = _trained(task, config, name, data, seed, home / f"{name}-seed{seed}")
+            write_atomically(path, json.dumps(found))
+        decodings.append(found["decoding"])
+        returns.append(found["returns"])
+    return Result(name, decodings, returns)
+
+
+def _read(path: Path, episodes: int) -> dict[str, Any] | None:
+    """Result of a training; None where there is none, or a damaged one."""
+    try:
+        found = read_json_object(path)
+        if len(found["returns"]) == episodes and np.isfinite(found["returns"]).all():
+            return {"decoding": str(found["decoding"]), "returns": list(found["returns"])}
+    except (FileNotFoundError, *DAMAGE):
+        pass
+    return None
+
+
+def _trained(
+    task: EnvironmentTask,
+    config: EnvironmentConfig,
+    name: str,
+    data: list[Trajectory],
+    seed: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Trains, chooses the decoding on validation episodes, and plays the test's."""
+    method: Method = METHODS[name]
+    if name == "ilql":
+        method = method.configured(expectile=config.expectile)
+    size = len(task.words)
+    fit(
+        trajectories=data,
+        vocab_size=size,
+        stop_token=task.stop_token,
+        method=method,
+        training=TrainConfig(steps=config.steps, polyak_rate=config.polyak_rate),
+        network=small_network(size, config.max_positions, hidden_size=config.hidden_size),
+        context=config.max_positions // 3,
+        batch_rows=config.batch_rows,
+        seed=config.seed + seed,
+        folder=folder,
+    )
+    players = {
+        text: Policy.load(folder, decoding=text, steer=method.steer)
+        for text in (WITH_VALUES if method.learns_values else CLONES)
+    }
+    validated = {
+        text: _play(task, player, VALIDATION_EPISODES, VALIDATION_SEED).mean()
+        for text, player in players.items()
+    }
+    best = max(validated, key=validated.__getitem__)
+    returns = _play(task, players[best], config.test_episodes, TEST_SEED)
+    return {"decoding": best, "returns": returns.tolist()}
+
+
+def _play(task: EnvironmentTask, player: Policy, episodes: int, seed: int) -> np.ndarray:
+    return evaluate(
+        player,
+        task.make_environment,
+        episodes=episodes,
+        seed=seed,
+        max_turns=task.max_turns,
+        progress=False,
+    ).returns
+
+
+# --- what they come to --------------------------------------------------------------------------
+
+
+def summary(task: EnvironmentTask, results: Sequence[Result], seed: int) -> dict[str, Any]:
+    """Scores with intervals over trainings and episodes, references, and tests of all pairs."""
+    scores = {each.method: task.score(np.array(each.returns)) for each in results}
+    return {
+        "task": task.title,
+        "behaviour": task.behaviour,
+        "optimum": task.optimum,
+        "others": {name: float(task.score(value)) for name, value in task.others.items()},
+        "methods": {
+            each.method: {
+                "score": list(map(float, bootstrap_mean(scores[each.method], seed))),
+                "mean_return": float(np.mean(each.returns)),
+                "trainings": task.score(np.mean(each.returns, axis=1)).tolist(),
+                "decodings": each.decodings,
+            }
+            for each in results
+        },
+        "tests": pairwise_tests(scores, seed),
+    }
+
+
+def _rows(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Method, score, mean return and decodings; best first, references last."""
+    methods = found["methods"]
+    rows = []
+    for name in sorted(methods, key=lambda name: -methods[name]["score"][0]):
+        each = methods[name]
+        rows.append(
+            (
+                look_of(name).title,
+                "{:.2f} [{:.2f}, {:.2f}]".format(*each["score"]),
+                f"{each['mean_return']:.1f}",
+                " / ".join(sorted(set(each["decodings"]))),
+            )
+        )
+    rows += [(name, f"{score:.2f}", "", "exact") for name, score in found["others"].items()]
+    rows.append(("optimum", "1.00", f"{found['optimum']:.1f}", "exact"))
+    rows.append(("the data's players", "0.00", f"{found['behaviour']:.1f}", "exact"))
+    return rows
+
+
+_COLUMNS = ("method", "normalized score", "mean return", "decoding")
+
+
+def table(found: Mapping[str, Any]) -> Table:
+    """The results for the terminal."""
+    made = Table(*_COLUMNS, title=found["task"], title_style="bold", caption=_tests(found))
+    for row in _rows(found):
+        made.add_row(*row)
+    return made
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The results as a page."""
+    lines = [f"| {' | '.join(_COLUMNS)} |", "| --- | ---: | ---: | --- |"]
+    lines += [f"| {' | '.join(row)} |" for row in _rows(found)]
+    return "\n".join([*lines, "", _tests(found), ""])
+
+
+def _tests(found: Mapping[str, Any]) -> str:
+    """The best method against each of the others."""
+    methods = found["methods"]
+    best = max(methods, key=lambda name: methods[name]["score"][0])
+    said = []
+    for each in found["tests"]:
+        if best not in (each["a"], each["b"]):
+            continue
+        other = each["b"] if each["a"] == best else each["a"]
+        p = each["p_training_holm"]
+        over = "trainings" if p is not None else "episodes"
+        p = each["p_holm"] if p is None else p
+        said.append(
+            f"{look_of(other).title} by {abs(each['difference']):.2f} "
+            f"(p_holm {'< 0.001' if p < 0.001 else f'= {p:.3f}'} over {over})"
+        )
+    return f"{look_of(best).title} is above {'; '.join(said)}." if said else ""
+
+
+def draw(found: Mapping[str, Any]):
+    """Each method's score with its interval, its trainings as points, references as lines."""
+    from experiments.report.figures import style
+
+    methods = sorted(found["methods"], key=lambda name: found["methods"][name]["score"][0])
+    with style.styled():
+        panels = style.WIDE.panels(1, 1, 1.2 + 0.45 * len(methods))
+        (axis,) = panels.all
+        for place, name in enumerate(methods):
+            look, each = look_of(name), found["methods"][name]
+            score = Interval(*each["score"])
+            axis.plot([score.low, score.high], [place, place], color=look.color, lw=2.4)
+            axis.plot(score.mean, place, look.marker, color=look.color, ms=9)
+            axis.plot(each["trainings"], [place] * len(each["trainings"]), "|", color=look.color)
+        lines = {"optimum": 1.0, "the data's players": 0.0, **found["others"]}
+        for name, score in lines.items():
+            axis.axvline(score, color=style.MUTED, ls=(0, (4, 2)), lw=1)
+            axis.annotate(
+                name, (score, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 4),
+                textcoords="offset points", ha="center", color=style.MUTED, fontsize=8,
+            )  # fmt: skip
+        axis.set_yticks(range(len(methods)), [look_of(name).title for name in methods])
+        axis.set_ylim(-0.6, len(methods) - 0.4)
+        axis.set_xlabel("normalized score (0 = the data's players, 1 = optimum)")
+    return panels.figure
+
+
+__all__ = ["EnvironmentConfig", "EnvironmentTask", "main", "run"]
+
+
+if __name__ == "__main__":
+    sys.exit("This module has no experiment of its own: python experiments/maze.py")

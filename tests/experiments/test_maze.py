@@ -1,0 +1,131 @@
+"""The maze: its exact values, its players, and the experiment from data to table at tiny size."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import in_environment, maze
+from experiments.in_environment import EnvironmentConfig
+from experiments.run_folder import RunError
+from ilql_jax.settings import SettingError
+
+TINY = EnvironmentConfig(
+    methods=("bc", "fbc"),
+    seeds=1,
+    episodes=16,
+    test_episodes=4,
+    steps=2,
+    batch_rows=2,
+    hidden_size=16,
+)
+
+
+def test_exact_values_are_those_of_many_walks():
+    returns = np.array([walk.total_reward for walk in maze.walks(400, seed=3)])
+    error = returns.std() / len(returns) ** 0.5
+    assert abs(returns.mean() - maze.references().behaviour) < 4 * error + 0.5  # some are cut off
+
+
+def test_the_optimum_is_the_length_of_the_shortest_way():
+    lengths, border = {maze.GOAL: 0}, collections.deque([maze.GOAL])
+    while border:
+        cell = border.popleft()
+        for move in maze.MOVES:  # all moves can be taken back
+            if (after := maze.moved(cell, move)) not in lengths:
+                lengths[after] = lengths[cell] + 1
+                border.append(after)
+    shortest = np.mean([lengths[start] for start in maze.STARTS])
+    assert maze.references().optimum == pytest.approx(-shortest)
+
+
+def test_one_step_of_improvement_is_not_enough():
+    score = maze.task().score(maze.references().one_step)
+    assert 0.2 < score < 0.6
+
+
+def test_walls_stay_and_what_is_no_move_costs_a_step():
+    environment = maze.Maze()
+    environment.reset(0)
+    environment.at = (0, 0)
+    word = maze.WORDS.index
+    for action in (["up", "."], ["left", "."], ["down", "down"], ["A", "."], ["."]):
+        step = environment.step(np.int32([word(each) for each in action]))
+        assert step.reward == -1 and not step.terminated
+        assert list(step.observation) == [word("A"), word("1")]
+    environment.at = (maze.MIDDLE, 3)
+    assert environment.step(np.int32([word("right"), maze.STOP])).terminated
+
+
+def test_the_same_seed_gives_the_same_walks():
+    first, again, other = (maze.walks(8, seed) for seed in (1, 1, 2))
+    assert all(np.array_equal(a.tokens, b.tokens) for a, b in zip(first, again, strict=True))
+    assert any(len(a.tokens) != len(b.tokens) for a, b in zip(first, other, strict=True))
+
+
+# Agents that have hardly learned anything would walk for as long as they may.
+SHORT = dataclasses.replace(maze.task(), max_turns=4)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    home = tmp_path_factory.mktemp("maze")
+    in_environment.run(SHORT, TINY, home, Console(quiet=True))
+    return home
+
+
+def test_it_ends_with_table_figure_and_results(finished):
+    found = json.loads((finished / "maze.json").read_text())
+    assert set(found["methods"]) == {"bc", "fbc"}
+    assert len(found["methods"]["fbc"]["trainings"]) == 1
+    page = (finished / "maze.md").read_text()
+    assert (
+        "| filtered BC |" in page
+        and "| one step by exact values |" in page
+        and "over episodes" in page
+    )
+    assert (finished / "maze.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tests_are_over_trainings_where_there_are_several():
+    results = [
+        in_environment.Result(name, ["greedy"] * 2, [[-9.0 + gain, -8.0 + gain, -9.5]] * 2)
+        for name, gain in (("bc", 0.0), ("ilql", 3.0))
+    ]
+    found = in_environment.summary(SHORT, results, seed=0)
+    assert found["tests"][0]["p_training_holm"] is not None
+    said = in_environment.markdown(found)
+    assert said.index("| ILQL |") < said.index("| BC |")
+    assert "ILQL is above BC by" in said and "over trainings" in said
+
+
+def test_a_second_run_trains_nothing_and_a_damaged_result_is_made_again(finished, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        in_environment,
+        "_trained",
+        lambda *arguments: asked.append(arguments[2]) or {"decoding": "x", "returns": [-9.0] * 4},
+    )
+    in_environment.run(SHORT, TINY, finished, Console(quiet=True))
+    assert asked == []
+    (finished / "bc-seed0.json").write_text('{"returns": [1')
+    in_environment.run(SHORT, TINY, finished, Console(quiet=True))
+    assert asked == ["bc"]
+
+
+def test_other_settings_in_a_used_folder_are_told(finished):
+
+    other = dataclasses.replace(TINY, steps=3)
+    with pytest.raises(RunError, match=r"config\.steps was 2, now 3"):
+        in_environment.run(SHORT, other, finished, Console(quiet=True))
+
+
+@pytest.mark.parametrize("methods", [(), ("bc", "bc"), ("dpo",)])
+def test_methods_that_cannot_be_are_told(methods):
+    with pytest.raises(SettingError, match="methods is"):
+        EnvironmentConfig(methods=methods)
