@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from experiments.human_study.session import (
     TOLD,
     WITHDRAWN,
     Refused,
-    Step,
     Study,
     cleaned,
 )
@@ -73,6 +72,11 @@ class Visitor:
         self.number = study.store.number_of(self.token) if self.token else None
 
 
+Fields = Mapping[str, str]  # of a posted form
+# Does what a form asks for. Its response, or None: the page of where the participant now is.
+Handler = Callable[[Visitor, Fields, Request], Response | None]
+
+
 class Pages:
     """The handlers of all pages of participants.
 
@@ -93,7 +97,6 @@ class Pages:
 
     def routes(self) -> list[Route | Mount]:
         posts = {
-            "consent": self.consent,
             "instructions": self.instructions,
             "say": self.say,
             "finish": self.finish,
@@ -110,7 +113,11 @@ class Pages:
             Route("/news", self.news),
             Route("/withdraw", self.ask_withdraw),
             Route("/healthz", self.healthz),
-            *(Route(f"/{name}", posted, methods=["POST"]) for name, posted in posts.items()),
+            Route("/consent", self.consent, methods=["POST"]),
+            *(
+                Route(f"/{name}", self.posted(handle), methods=["POST"])
+                for name, handle in posts.items()
+            ),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ]
 
@@ -271,32 +278,26 @@ class Pages:
 
     # --- what is sent ---
 
-    async def _sender(self, request: Request) -> tuple[Visitor, dict[str, str]] | Response:
-        """Sender of a form, and its fields; a friendly page where it cannot be theirs."""
-        form = await read_form(request)
-        visitor = Visitor(request, self._study)
-        if visitor.number is None:
-            return self.message(_GONE, 403, "We do not know you yet")
-        signed = self._signer.matches(f"participant {visitor.token}", form.get("csrf", ""))
-        if not signed or not is_from_here(request):
-            return self.message(_FORGED, 403)
-        return visitor, form
+    def posted(self, handle: Handler) -> Callable[[Request], Awaitable[Response]]:
+        """A handler of a form: who sends it must be known, and the form theirs."""
 
-    async def instructions(self, request: Request) -> Response:
-        sender = await self._sender(request)
-        if isinstance(sender, Response):
-            return sender
-        self._study.read_instructions(sender[0].number)
-        return RedirectResponse("/study", 303)
+        async def handled(request: Request) -> Response:
+            form = await read_form(request)
+            visitor = Visitor(request, self._study)
+            if visitor.number is None:
+                return self.message(_GONE, 403, "We do not know you yet")
+            signed = self._signer.matches(f"participant {visitor.token}", form.get("csrf", ""))
+            if not signed or not is_from_here(request):
+                return self.message(_FORGED, 403)
+            return handle(visitor, form, request) or RedirectResponse("/study", 303)
 
-    async def say(self, request: Request) -> Response:
-        sender = await self._sender(request)
-        if isinstance(sender, Response):
-            return sender
-        visitor, form = sender
-        text, by_script = form.get("text", ""), request.headers.get("accept") == "application/json"
-        place = form.get("place", "")
-        error = ""
+        return handled
+
+    def instructions(self, visitor: Visitor, form: Fields, request: Request) -> None:
+        self._study.read_instructions(visitor.number)
+
+    def say(self, visitor: Visitor, form: Fields, request: Request) -> Response | None:
+        text, place, error = form.get("text", ""), form.get("place", ""), ""
         try:
             kept = (
                 self._study.step(visitor.number).key == form.get("key")
@@ -311,83 +312,58 @@ class Pages:
         step = self._study.step(visitor.number)
         if step.name == CHAT:
             self._answering.ensure(step.talk)
-        if by_script:
+        if request.headers.get("accept") == "application/json":  # of the script
             return JSONResponse({"error": error}, 422 if error else 200)
         if error and step.name == CHAT:
             return self._show(visitor, 422, error=error, text=text[:MOST_CHARACTERS])
-        return RedirectResponse("/study", 303)
+        return None
 
-    async def finish(self, request: Request) -> Response:
-        sender = await self._sender(request)
-        if isinstance(sender, Response):
-            return sender
-        visitor, form = sender
+    def finish(self, visitor: Visitor, form: Fields, request: Request) -> None:
         if self._study.step(visitor.number).key == form.get("key"):
             self._study.end_by_human(visitor.number)
-        return RedirectResponse("/study", 303)
 
-    async def told(self, request: Request) -> Response:
-        sender = await self._sender(request)
-        if isinstance(sender, Response):
-            return sender
-        visitor, form = sender
+    def told(self, visitor: Visitor, form: Fields, request: Request) -> None:
         step = self._study.step(visitor.number)
         if step.name == TOLD and step.key == form.get("key"):
             self._study.was_told(visitor.number)
-        return RedirectResponse("/study", 303)
 
-    async def rate(self, request: Request) -> Response:
-        sender = await self._sender(request)
-        if isinstance(sender, Response):
-            return sender
-        visitor, form = sender
-        answers = {n.removeprefix("q-"): v for n, v in form.items() if n.startswith("q-")}
+    def rate(self, visitor: Visitor, form: Fields, request: Request) -> Response | None:
+        answers = _named(form, "q-")
         try:
             self._study.rate(visitor.number, form.get("key", ""), answers)
         except Refused as reason:
             return self._show(visitor, 422, error=str(reason), answers=answers)
-        return RedirectResponse("/study", 303)
+        return None
 
-    async def rank(self, request: Request) -> Response:
-        sender = await self._sender(request)
-        if isinstance(sender, Response):
-            return sender
-        visitor, form = sender
-        places = {n.removeprefix("place-"): v for n, v in form.items() if n.startswith("place-")}
+    def rank(self, visitor: Visitor, form: Fields, request: Request) -> Response | None:
+        places = _named(form, "place-")
         try:
             self._study.rank(visitor.number, places)
         except Refused as reason:
             return self._show(visitor, 422, error=str(reason), answers=places)
-        return RedirectResponse("/study", 303)
+        return None
 
-    async def comment(self, request: Request) -> Response:
-        sender = await self._sender(request)
-        if isinstance(sender, Response):
-            return sender
-        visitor, form = sender
+    def comment(self, visitor: Visitor, form: Fields, request: Request) -> Response | None:
         try:
             self._study.comment(visitor.number, form.get("text", ""))
         except Refused as reason:
             return self._show(visitor, 422, error=str(reason))
-        if self._study.step(visitor.number).name == DONE:
-            return self._show(visitor, saved=True)
-        return RedirectResponse("/study", 303)
+        is_done = self._study.step(visitor.number).name == DONE
+        return self._show(visitor, saved=True) if is_done else None
+
+    def withdraw(self, visitor: Visitor, form: Fields, request: Request) -> None:
+        self._study.withdraw(visitor.number)
 
     async def ask_withdraw(self, request: Request) -> Response:
         visitor = Visitor(request, self._study)
-        if visitor.number is None or self._step(visitor).name == WITHDRAWN:
+        if visitor.number is None or self._study.step(visitor.number).name == WITHDRAWN:
             return RedirectResponse("/study", 303)
         return self.page("withdraw", csrf=self._csrf(visitor))
 
-    def _step(self, visitor: Visitor) -> Step:
-        return self._study.step(visitor.number)
 
-    async def withdraw(self, request: Request) -> Response:
-        sender = await self._sender(request)
-        if isinstance(sender, Response):
-            return sender
-        self._study.withdraw(sender[0].number)
-        return RedirectResponse("/study", 303)
+def _named(form: Fields, prefix: str) -> dict[str, str]:
+    """Fields whose names begin so, without it."""
+    return {n.removeprefix(prefix): v for n, v in form.items() if n.startswith(prefix)}
 
 
 def build_app(
