@@ -134,12 +134,14 @@ class Evaluation:
         search: Settings of the tree search.
         acts: Acts that it chooses among; None = the model lists them.
         llm: LLM that plays agents or humans; None = none takes part.
+        player: LLM that plays the humans, where it is another.
     """
 
     config: EvaluationConfig
     search: SearchConfig
     acts: Mapping[str, str] | None = None
     llm: LLMConfig | None = None
+    player: LLMConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +194,7 @@ class Experiment:
     def llms(self) -> tuple[LLMConfig, ...]:
         """The LLMs that take part."""
         each = [self.imagination.llm, *self.imagination.models.values()]
-        each += [self.hindsight.llm, self.evaluation.llm]
+        each += [self.hindsight.llm, self.evaluation.llm, self.evaluation.player]
         return tuple(llm for llm in each if llm is not None)
 
     @property
@@ -404,12 +406,14 @@ def _evaluation(config: ConfigDict) -> Evaluation:
     settings = _make(EvaluationConfig, section, "evaluation")
     search = _make(SearchConfig, section.gdp_zero, "evaluation.gdp_zero")
     acts = _make(ActsConfig, section.gdp_zero, "evaluation.gdp_zero").acts or None
-    llm = None
+    llm = player = None
     if settings.prompted or settings.human == "prompted":
         # Every turn waits for the one before: batches would take a day for each.
         llm = _llm(config, "evaluation", batch=False)
+        if settings.human == "prompted" and set_of(section.player):
+            player = _llm(config, "evaluation.player", like=llm)
     else:
         _make(LLMOverride, section, "evaluation")
         named = ConfigDict({**config.llm, "model": config.llm.model or "none"})
         _make(LLMConfig, named, "llm")  # a wrong value is told also where nobody is asked
-    return Evaluation(settings, search, acts, llm)
+    return Evaluation(settings, search, acts, llm, player)

@@ -61,7 +61,7 @@ def check(
     _check_imagination(experiment, config)
     _check_world(experiment, judged)
     _check_hindsight(experiment, config)
-    _check_evaluation(experiment)
+    _check_evaluation(experiment, config)
     _check_speaking(experiment)
     if trained:
         _check_networks(experiment, config)
@@ -235,7 +235,7 @@ def _changed(section: ConfigDict, kind: type) -> list[str]:
     ]
 
 
-def _check_evaluation(experiment: Experiment) -> None:
+def _check_evaluation(experiment: Experiment, config: ConfigDict) -> None:
     """Checks the agents and humans of the evaluation."""
     evaluation = experiment.evaluation.config
     prompted = evaluation.prompted
@@ -247,6 +247,11 @@ def _check_evaluation(experiment: Experiment) -> None:
                 raise
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"config.evaluation.gdp_zero.{error}") from None
+    if evaluation.human != "prompted" and (given := set_of(config.evaluation.player)):
+        raise ConfigError(
+            f"config.evaluation.player.{given[0]} is for an LLM that plays the humans, and none "
+            "does: set config.evaluation.human=prompted."
+        )
     if experiment.data.source != "world" and experiment.evaluation.llm is not None:
         raise ConfigError(
             f"config.evaluation.{'prompted' if prompted else 'human'}: a run on "

@@ -364,6 +364,7 @@ SECTIONS: dict[str, tuple[type[Settings], ...]] = {
     "decoding": (SpeakingConfig,),
     "evaluation": (EvaluationConfig, LLMOverride),
     "evaluation.gdp_zero": (SearchConfig, ActsConfig),
+    "evaluation.player": (LLMOverride,),
     "logging": (LoggingConfig,),
     "chat": (ChatConfig,),
     "export": (ExportConfig,),

@@ -28,7 +28,7 @@ from imagination.llm.secrets import without_password
 _TASK = "task.yaml:"
 _MAY_BE_SET_ANEW = "success_reward"
 # Settings of methods and agents, which can be added to a finished run: they hold once stamped.
-_OF_PROMPTED = ("evaluation.prompted_episodes", "evaluation.llm.")
+_OF_PROMPTED = ("evaluation.prompted_episodes", "evaluation.llm.", "evaluation.player.llm.")
 _ADDED_LATER = ("hindsight.", "method.", "decoding.by_method.", "evaluation.gdp_zero.")
 
 
@@ -170,6 +170,8 @@ def _of_evaluate(experiment: Experiment) -> Pairs:
     if evaluation.llm is None:
         return pairs
     pairs |= _pairs("evaluation.llm", evaluation.llm)
+    if evaluation.player is not None:
+        pairs |= _pairs("evaluation.player.llm", evaluation.player)
     if config.prompted:
         pairs["evaluation.prompted_episodes"] = (config.prompted_episodes, 0)
     if "gdp_zero" in config.prompted:

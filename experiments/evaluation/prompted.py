@@ -21,10 +21,12 @@ from experiments.evaluation.summary import HumanPlayer, PlayedHuman, PromptedAge
 from experiments.run_folder import RunError, RunFolder, Unit
 from imagination.agents import SLIPS, PromptedHuman, run_async, spending
 from imagination.dialogue import Dialogue
-from imagination.llm import Client
+from imagination.llm.routing import RoutedClient
 from imagination.llm.watching import WatchedClient
 from imagination.simulation import SimulatedHuman
 from imagination.speakers import Human
+
+PLAYER = "player"  # purpose of the LLM that plays the humans
 
 
 def prompted_units(experiment: Experiment) -> list[Unit]:
@@ -51,9 +53,11 @@ def has_prices(evaluation: Evaluation) -> bool:
 
 
 @contextlib.contextmanager
-def open_client(experiment: Experiment, folder: RunFolder) -> Iterator[Client]:
+def open_client(experiment: Experiment, folder: RunFolder) -> Iterator[RoutedClient]:
     """Opens the run's client; in the end, calls in flight are awaited and stored."""
-    client = Client(experiment.evaluation.llm, folder.answers(experiment.answers))
+    evaluation = experiment.evaluation
+    models = {PLAYER: evaluation.player} if evaluation.player else {}
+    client = RoutedClient(evaluation.llm, folder.answers(experiment.answers), models)
     try:
         yield client
     finally:
@@ -64,7 +68,7 @@ def human_for(experiment: Experiment, environment: Environment, progress: Progre
     """Makes the human that agents talk with."""
     if experiment.evaluation.config.human == "prompted":
         guidance = experiment.evaluation.config.human_guidance
-        return PromptedHuman(progress.watched_client, environment.task, guidance)
+        return PromptedHuman(progress.watched(PLAYER), environment.task, guidance)
     return SimulatedHuman(environment.world)
 
 
@@ -158,14 +162,13 @@ class Progress:
 
     report: Callable[[int, int | None, str], None]
     total: int
-    client: Client | None = None
+    client: RoutedClient | None = None
     done: int = 0
     note: str = ""
 
-    @property
-    def watched_client(self) -> WatchedClient:
-        """The client, with the bar's note kept up to date."""
-        return WatchedClient(self.client, lambda *_: self.show())
+    def watched(self, purpose: str = "") -> WatchedClient:
+        """The client of a purpose, with the bar's note kept up to date."""
+        return WatchedClient(self.client.of(purpose), lambda *_: self.show())
 
     def begin(self, note: str) -> None:
         self.note = note

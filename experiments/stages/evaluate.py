@@ -34,7 +34,7 @@ from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunFolder, Unit
 from imagination.agents import GdpZeroAgent, prompted_agent
 from imagination.dialogue import Dialogue, json_line, read_dialogues
-from imagination.llm import Client
+from imagination.llm.routing import RoutedClient
 from imagination.simulation import (
     POPULATIONS,
     World,
@@ -172,7 +172,7 @@ def solve_world(experiment: Experiment, path: Path, report: Report) -> None:
 
 
 def evaluate_network(
-    experiment: Experiment, path: Path, unit: Unit, client: Client | None, report: Report
+    experiment: Experiment, path: Path, unit: Unit, client: RoutedClient | None, report: Report
 ) -> None:
     """Judges one network; in a process of its own where there is no client of an LLM."""
     folder, counts = RunFolder(path), experiment.evaluation.config
@@ -215,7 +215,7 @@ def _or_worst(reward: float | None) -> float:
 
 
 def evaluate_prompted_agent(
-    experiment: Experiment, path: Path, unit: Unit, client: Client, report: Report
+    experiment: Experiment, path: Path, unit: Unit, client: RoutedClient, report: Report
 ) -> None:
     """Judges one prompted agent, with the first of the humans that the networks talk with."""
     folder, counts = RunFolder(path), experiment.evaluation.config
@@ -225,7 +225,7 @@ def evaluate_prompted_agent(
         episodes = {name: min(n, counts.prompted_episodes) for name, n in episodes.items()}
     progress = Progress(report, sum(episodes.values()), client)
     how = prompted.agent_settings(experiment.evaluation, unit.method)
-    agent = prompted_agent(unit.method, progress.watched_client, environment.task, **how)
+    agent = prompted_agent(unit.method, progress.watched(), environment.task, **how)
     human = prompted.human_for(experiment, environment, progress)
     _talk(experiment, folder, unit, environment, agent, human, episodes, progress)
     searches = isinstance(agent, GdpZeroAgent)

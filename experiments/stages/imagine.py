@@ -58,7 +58,13 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
             write_dialogues(folder.dialogues, imagined.dialogues)
     if not folder.dataset_card.exists():
         dialogues = read_dialogues(folder.dialogues)
-        card = dataset_card(dialogues, tasks.load_task(experiment, folder), seed=experiment.seed)
+        rejected = folder.rejected_dialogues
+        card = dataset_card(
+            dialogues,
+            tasks.load_task(experiment, folder),
+            rejected=read_dialogues(rejected) if rejected.exists() else (),
+            seed=experiment.seed,
+        )
         write_atomically(folder.dataset_card, card)
 
 

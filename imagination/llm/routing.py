@@ -45,18 +45,19 @@ class RoutedClient:
     def meter(self) -> Meter:
         return self._client.meter
 
-    def _of(self, request: Request) -> Client:
-        return self._others.get(self._steps.get(request.step, ""), self._client)
+    def of(self, purpose: str) -> Client:
+        """The client of a purpose: the one of all other steps where it has no model of its own."""
+        return self._others.get(purpose, self._client)
 
     async def ask(self, request: Request) -> Answer | Failure:
         """Asks one question, by a call of its own. Raises `LLMError`."""
-        return await self._of(request).ask(request)
+        return await self.of(self._steps.get(request.step, "")).ask(request)
 
     async def ask_all(self, requests: Sequence[Request]) -> list[Answer | Failure]:
         """Asks many questions, each model its own. Raises `LLMError`."""
         places: dict[Client, list[int]] = {}
         for place, request in enumerate(requests):
-            places.setdefault(self._of(request), []).append(place)
+            places.setdefault(self.of(self._steps.get(request.step, "")), []).append(place)
         asked = [client.ask_all([requests[i] for i in own]) for client, own in places.items()]
         # All are awaited: what was paid for is stored before an error is raised.
         groups = await asyncio.gather(*asked, return_exceptions=True)

@@ -159,6 +159,15 @@ def test_a_section_names_another_model_only_where_another_is_wanted():
     assert (llm.price_input, llm.price_output) == (5.0, 25.0)
 
 
+def test_the_humans_may_be_played_by_another_model_than_the_agents():
+    changes = {"evaluation__prompted": ("plain",), "llm__model": "m"}
+    player = {"evaluation__player.model": "other", "evaluation__human": "prompted"}
+    evaluation = checked(config(**changes, **player)).evaluation
+    assert (evaluation.llm.model, evaluation.player.model) == ("m", "other")
+    with pytest.raises(ConfigError, match=r"evaluation\.player\.model is for an LLM that plays"):
+        checked(config(**changes, **{"evaluation__player.model": "other"}))
+
+
 def test_a_purpose_of_imagining_may_have_a_model_of_its_own():
     changes = {**IMAGINES, "llm__model": "m", "imagination__model": "large"}
     experiment = checked(config(**changes, **{"imagination.judge__model": "wise"}), judged=False)

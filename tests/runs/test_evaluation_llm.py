@@ -102,7 +102,7 @@ def with_agents(server: MessagesServer, trained: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def with_human(server: MessagesServer, trained: Path) -> Path:
-    """The same networks, judged by humans who are played by an LLM."""
+    """The same networks, judged by humans who are played by an LLM other than the agents'."""
     folder = Path(shutil.copytree(trained, trained.with_name("human")))
     forget_evaluation(folder)
     result = launch(
@@ -110,6 +110,9 @@ def with_human(server: MessagesServer, trained: Path) -> Path:
         f"--workdir={folder}",
         "--config.evaluation.human=prompted",
         "--config.evaluation.prompted=reasoning",
+        "--config.evaluation.player.model=player-1",
+        "--config.evaluation.player.price_input=3.0",
+        "--config.evaluation.player.price_output=15.0",
         *llm(server),
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -214,7 +217,9 @@ def test_played_humans_are_those_of_the_world(trained: Path, with_human: Path):
 
 def test_played_humans_have_no_normalized_score_but_names_and_slips(with_human: Path):
     evaluation = evaluation_of(with_human)
-    assert evaluation.human.model == "tiny-1"
+    assert evaluation.human.model == "player-1"
+    agents = [part.methods["reasoning"].prompted_agent for part in evaluation.population.values()]
+    assert {agent.model for agent in agents} == {"tiny-1"}
     assert evaluation.human.prompt.startswith("human/turn/")
     assert evaluation.human.rating_prompt.startswith("human/rating/")
     for part in evaluation.population.values():
@@ -233,7 +238,7 @@ def test_played_humans_have_no_normalized_score_but_names_and_slips(with_human: 
     assert "normalized" not in (with_human / "output.txt").read_text()
     page = (with_human / "report.html").read_text()
     assert "<th>normalized score</th>" not in page and "exact optimum" not in page
-    assert "tiny-1" in page and "goes on after the end" in page
+    assert "player-1" in page and "goes on after the end" in page
 
 
 def test_evaluating_again_makes_no_call(with_human: Path, server: MessagesServer, tmp_path: Path):
