@@ -50,7 +50,7 @@ def run(arguments: list[str], console: Console) -> None:
     if config.power:
         command.show_power(config, console)
     elif config.report:
-        command.report(config, command.folder_of(config), console)
+        command.report(config, command.folder_of(config), overrides, console)
     elif config.pilot:
         command.pilot(config, how, overrides, console)
     else:

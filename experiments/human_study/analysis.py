@@ -89,8 +89,8 @@ class Agreement:
 
 
 @dataclasses.dataclass(frozen=True)
-class OfWorld:
-    """Ratings of people against those of the world's human, by Spearman's rank correlation."""
+class Correlation:
+    """Ratings of people against others of the same words, by Spearman's rank correlation."""
 
     correlation: float | None
     low: float | None
@@ -110,7 +110,7 @@ class Results:
         ranking: Agent -> chance to be preferred to an average one.
         rankings: Participants who ranked.
         agreement: Question -> agreement.
-        of_world: Against the world's human; None where there is none.
+        against: Who else rated the conversations (the world's human, a judge) -> correlation.
         reward: The question that ranks the agents.
     """
 
@@ -121,7 +121,7 @@ class Results:
     ranking: Mapping[str, Triple]
     rankings: int
     agreement: Mapping[str, Agreement]
-    of_world: OfWorld | None
+    against: Mapping[str, Correlation]
     reward: str
 
 
@@ -132,7 +132,7 @@ def analyse(
     reward: str,
     seed: int,
     keep_inattentive: bool = False,
-    rate: Callable[[Talk], float | None] | None = None,
+    others: Mapping[str, Callable[[Talk], float | None]] | None = None,
 ) -> Results:
     """Reads a study and works out what it says.
 
@@ -143,7 +143,7 @@ def analyse(
         reward: Question that ranks the agents.
         seed: Of resampling.
         keep_inattentive: Also counts those who failed the attention check.
-        rate: The world's rating of a conversation; None = there is no world.
+        others: Name of somebody else -> their rating of a conversation, None where they have none.
     """
     people = [p for p in store.participants() if p.kind == TALKER]
     inattentive = {number for number, passed in store.attention().items() if not passed}
@@ -177,7 +177,10 @@ def analyse(
         ranking=ranked_strengths(rankings, agents, seed),
         rankings=len(rankings),
         agreement={name: _agreement(ratings, talks, name) for name in names},
-        of_world=None if rate is None else _of_world(own, talks, reward, seed, rate),
+        against={
+            name: _correlation(own, talks, reward, seed, rate)
+            for name, rate in (others or {}).items()
+        },
         reward=reward,
     )
 
@@ -300,13 +303,13 @@ def _agreement(ratings: Sequence[Rating], talks: Mapping[int, Talk], question: s
     )
 
 
-def _of_world(
+def _correlation(
     own: Sequence[Rating],
     talks: Mapping[int, Talk],
     reward: str,
     seed: int,
     rate: Callable[[Talk], float | None],
-) -> OfWorld:
+) -> Correlation:
     """Rank correlation over conversations; its interval resamples participants."""
     pairs: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for rating in own:
@@ -314,7 +317,7 @@ def _of_world(
             pairs[rating.rater].append((rating.value, known))
     each = [np.array(of_one) for of_one in pairs.values()]
     if len(each) < 3:
-        return OfWorld(None, None, None, sum(map(len, each)))
+        return Correlation(None, None, None, sum(map(len, each)))
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(500):
@@ -322,9 +325,9 @@ def _of_world(
         drawn.append(_spearman(np.concatenate([each[i] for i in chosen])))
     correlation = _spearman(np.concatenate(each))
     if np.isnan(correlation):
-        return OfWorld(None, None, None, sum(map(len, each)))
+        return Correlation(None, None, None, sum(map(len, each)))
     low, high = np.nanquantile(drawn, (0.025, 0.975))
-    return OfWorld(correlation, float(low), float(high), sum(map(len, each)))
+    return Correlation(correlation, float(low), float(high), sum(map(len, each)))
 
 
 def _spearman(pairs: Float[np.ndarray, "n 2"]) -> float:

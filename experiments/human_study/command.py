@@ -251,6 +251,8 @@ def pilot(
 
     folder = folder_of(config)
     folder = folder.with_name(folder.name + PILOT)
+    if config.judge:  # before anybody takes part
+        _judging_run(split_specs(config.runs))
     config = dataclasses.replace(
         config, answer_floor=0.0, participants=config.pilot, requests_per_second=_FREELY
     )
@@ -289,13 +291,19 @@ def pilot(
             bar = bars.add_task("simulated participants", total=total, note="")
             asyncio.run(all_of_them(lambda: bars.advance(bar)))
         setup.study.store.close()
-    report(config, folder, console, simulated=True)
+    report(config, folder, overrides, console, simulated=True)
 
 
 # --- report and power ---------------------------------------------------------------------------
 
 
-def report(config: StudyConfig, folder: Path, console: Console, simulated: bool = False) -> None:
+def report(
+    config: StudyConfig,
+    folder: Path,
+    overrides: Sequence[str],
+    console: Console,
+    simulated: bool = False,
+) -> None:
     """Prints what came of a study, and writes its report and data.
 
     Raises:
@@ -315,21 +323,13 @@ def report(config: StudyConfig, folder: Path, console: Console, simulated: bool 
     questionnaire = Questionnaire.from_yaml(store.fact("questionnaire"), f"{path}, questionnaire")
     reward = reward_of(config, questionnaire)
     task, world = store.fact("task"), store.fact("world")
-    personas = {person.number: person.persona for person in store.participants()}
-    played = load_world(world) if world else None
-
-    def rate(talk: Talk) -> float | None:
-        turns = [Turn(message.speaker, message.text) for message in talk.messages]
-        return world_rating(played, personas[talk.participant], turns)
-
+    others = {}
+    if world:
+        others["the world's human"] = _rated_by_world(store, load_world(world))
+    if config.judge:
+        others["the judge"] = _judged(store, folder, overrides)
     results = analyse(
-        store,
-        questionnaire,
-        agents,
-        reward,
-        config.seed,
-        config.keep_inattentive,
-        rate if played else None,
+        store, questionnaire, agents, reward, config.seed, config.keep_inattentive, others
     )
     written = reporting.write_report(
         reporting.Study(
@@ -352,6 +352,51 @@ def report(config: StudyConfig, folder: Path, console: Console, simulated: bool 
         markup=False,
         highlight=False,
         soft_wrap=True,
+    )
+
+
+def _rated_by_world(store: Store, world: World) -> Callable[[Talk], float | None]:
+    personas = {person.number: person.persona for person in store.participants()}
+
+    def rate(talk: Talk) -> float | None:
+        turns = [Turn(message.speaker, message.text) for message in talk.messages]
+        return world_rating(world, personas[talk.participant], turns)
+
+    return rate
+
+
+def _judged(store: Store, folder: Path, overrides: Sequence[str]) -> Callable[[Talk], float | None]:
+    """Ratings by the LLM that the first run among the agents is evaluated with.
+
+    Raises:
+        StudyError: There is no run among the agents.
+        LLMError: The model cannot be asked.
+    """
+    from experiments.human_study.judge import judge_talks
+    from experiments.serving.runs import open_run
+    from experiments.tasks import load_task
+    from imagination.llm import Client
+    from imagination.llm.secrets import check_keys
+    from imagination.llm.session import run_async
+
+    experiment, run = open_run(_judging_run(json.loads(store.fact("agents"))), overrides)
+    check_keys(experiment.evaluation.llm.api)
+    client = Client(experiment.evaluation.llm, folder / "judge")
+    try:
+        rated = [talk for talk in store.talks() if talk.rated_at is not None]
+        ratings = judge_talks(client, load_task(experiment, run), rated)
+    finally:
+        run_async(client.close())
+    return lambda talk: ratings.get(talk.number)
+
+
+def _judging_run(specs: Sequence[str]) -> str:
+    """Folder of the first run among the agents. Raises `StudyError` where there is none."""
+    for spec in map(parse_spec, specs):
+        if spec.kind in ("run", "prompted"):
+            return spec.place
+    raise StudyError(
+        "--judge takes the task and the LLM of a run, and no agent of this study is of one."
     )
 
 

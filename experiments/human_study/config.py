@@ -80,6 +80,11 @@ class StudyConfig(Settings):
         least=0,
     )
     report: bool = setting("Write the report and the data of a study, and serve nothing.", False)
+    judge: bool = setting(
+        "The report also asks an LLM to rate the conversations: that of the run's evaluation "
+        "(--config.llm.model=...), with its limit on cost.",
+        False,
+    )
     power: bool = setting(
         "Say how many participants would show a difference of `effect`, and serve nothing.", False
     )

@@ -241,14 +241,13 @@ def _conduct(study: Study) -> ResultTable:
         for agent, each in counts.items()
     ]
     notes = ["Failed: the agent crashed or hung. Too short: it ended before there was enough."]
-    of_world = study.results.of_world
-    if of_world is not None and of_world.correlation is not None:
-        bounds = interval((of_world.low, of_world.high))
-        notes.append(
-            f"Ratings of “{study.results.reward}” and those of the world's human, from the words "
-            f"alone: Spearman's ρ {number(of_world.correlation)} {bounds} over "
-            f"{of_world.conversations} conversations."
-        )
+    for name, found in study.results.against.items():
+        if found.correlation is not None:
+            notes.append(
+                f"Ratings of “{study.results.reward}” and those of {name}, from the words alone: "
+                f"Spearman's ρ {number(found.correlation)} {interval((found.low, found.high))} "
+                f"over {found.conversations} conversations."
+            )
     headers = ("agent", *names)
     return ResultTable("conduct", "Conversations", headers, tuple(rows), tuple(notes))
 

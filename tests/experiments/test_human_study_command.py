@@ -84,6 +84,7 @@ def test_help_is_complete(capsys: pytest.CaptureFixture, monkeypatch: pytest.Mon
         ([f"--runs={AGENTS}", "--reward=beauty"], "the questions are goal"),
         ([f"--runs={AGENTS}", "--questionnaire=none.yaml"], "cannot be read"),
         (["--report", "--folder=none"], "holds no study yet"),
+        (["--pilot=1", "--judge", "--runs=world:teaching:optimum"], "the LLM of a run"),
         (["--pilot=2", "--runs=world:teaching:optimum,world:travel:optimum"], "one embedded world"),
     ],
 )

@@ -9,18 +9,21 @@ import re
 from pathlib import Path
 
 import pytest
+from imagination_client import FakeClient
 from rich.console import Console
 
 from experiments import own_dialogues
 from experiments.config import DataConfig
 from experiments.human_study import exports
 from experiments.human_study.analysis import analyse
+from experiments.human_study.judge import judge_talks
 from experiments.human_study.questionnaire import FOLDER, Questionnaire
 from experiments.human_study.records import RATER, Platform
 from experiments.human_study.report import Study as Reported
 from experiments.human_study.report import render, statements, write_report
 from experiments.human_study.session import Rules, Study
 from experiments.human_study.store import Store
+from imagination.simulation import load_world
 
 FORM = Questionnaire.load(FOLDER / "teaching.yaml")
 AGENTS = ["ilql", "bc", "world:odd <name>"]
@@ -70,8 +73,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return played(tmp_path_factory.mktemp("study") / "study.sqlite")
 
 
-def reported(study: Study, keep: bool = False, rate=None) -> Reported:
-    results = analyse(study.store, FORM, AGENTS, "overall", 0, keep, rate)
+def reported(study: Study, keep: bool = False, **others) -> Reported:
+    results = analyse(study.store, FORM, AGENTS, "overall", 0, keep, others)
     store = study.store
     return Reported("mine", "teaching", FORM, AGENTS, results, store.talks(), store.ratings())
 
@@ -101,11 +104,23 @@ def test_who_is_above_whom_and_how_surely(study: Study):
     assert reported(study, keep=True).results.people["counted"] == 12
 
 
-def test_human_ratings_against_the_worlds(study: Study):
-    of_world = reported(study, rate=lambda talk: MEANS[talk.agent]).results.of_world
-    assert of_world.correlation > 0.6 and of_world.low < of_world.correlation < of_world.high
-    nothing = reported(study, rate=lambda talk: None).results.of_world
-    assert nothing.correlation is None and nothing.conversations == 0
+def test_human_ratings_against_those_of_others(study: Study):
+    found = reported(study, judge=lambda talk: MEANS[talk.agent], nobody=lambda talk: None)
+    judge, nobody = (found.results.against[name] for name in ("judge", "nobody"))
+    assert judge.correlation > 0.6 and judge.low < judge.correlation < judge.high
+    assert nobody.correlation is None and nobody.conversations == 0
+    assert "those of judge" in render(found)
+
+
+def test_a_judge_rates_the_words_and_failures_are_left_out(study: Study):
+    talks = study.store.talks()[:3]
+
+    def answer(request):
+        assert "<script>" in request.messages[-1][1], "the words of the conversation"
+        return "no answer" if request.label == "participant-1-2" else None
+
+    rated = judge_talks(FakeClient(answer), load_world("teaching").task, talks)
+    assert rated == {talks[0].number: 0.5, talks[2].number: 0.5}
 
 
 def test_the_page_and_the_json_are_whole_and_nothing_of_anybody_is_markup(study, tmp_path: Path):
