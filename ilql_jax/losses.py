@@ -262,18 +262,39 @@ def lambda_returns(
         traces: λ_t in [0, 1]; 0 where the following entry belongs to another episode.
     """
     _same_shape(rewards=rewards, discounts=discounts, next_values=next_values, traces=traces)
+    next_values = lax.stop_gradient(next_values)
+    # As G_t = r_t + γ_t (1 − λ_t) V(h_{t+1}) + γ_t λ_t G_{t+1}, an affine recurrence.
+    constants = rewards + _times(discounts, _times(1 - traces, next_values))
+    factors = _times(discounts, traces)
+    # A loop of one kernel for each decision would keep an accelerator waiting.
+    returns = lax.platform_dependent(
+        constants, factors, cpu=_recurrence_one_by_one, default=_recurrence_in_parallel
+    )
+    return lax.stop_gradient(returns)
+
+
+def _recurrence_one_by_one(constants: Array, factors: Array) -> Array:
+    """Solves `G_t = constant_t + factor_t · G_{t+1}` along the last axis, from its end."""
 
     def backwards(following, now):
-        reward, discount, value, trace = now
-        mixed = _times(1 - trace, value) + _times(trace, following)
-        result = reward + _times(discount, mixed)
+        constant, factor = now
+        result = constant + _times(factor, following)
         return result, result
 
-    arrays = (rewards, discounts, lax.stop_gradient(next_values), traces)
-    time_first = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), arrays)
-    nothing = jnp.zeros(time_first[0].shape[1:], time_first[0].dtype)
-    _, returns = lax.scan(backwards, nothing, time_first, reverse=True)
-    return lax.stop_gradient(jnp.moveaxis(returns, 0, -1))
+    time_first = tuple(jnp.moveaxis(x, -1, 0) for x in (constants, factors))
+    _, returns = lax.scan(backwards, jnp.zeros_like(time_first[0][0]), time_first, reverse=True)
+    return jnp.moveaxis(returns, 0, -1)
+
+
+def _recurrence_in_parallel(constants: Array, factors: Array) -> Array:
+    """The same in a number of steps that grows with the logarithm of the length."""
+
+    def joined(later, earlier):
+        constant = earlier[0] + _times(earlier[1], later[0])
+        return constant, _times(earlier[1], later[1])
+
+    axis = constants.ndim - 1
+    return lax.associative_scan(joined, (constants, factors), reverse=True, axis=axis)[0]
 
 
 def returns_of(

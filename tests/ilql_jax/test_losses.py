@@ -281,6 +281,27 @@ def test_returns_give_no_gradient():
     close(to_values, np.zeros(3), 0)
 
 
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 64), (2, 2, 33)])
+def test_accelerators_solve_the_same_recurrence_in_parallel(shape):
+    rng = np.random.default_rng(len(shape))
+    constants = rng.normal(size=shape).astype(np.float32)
+    factors = np.where(rng.random(shape) < 0.2, 0, rng.random(shape)).astype(np.float32)
+    constants[..., -1] = np.nan  # padding behind an end
+    if shape[-1] > 1:
+        factors[..., -2] = 0
+    one_by_one = losses._recurrence_one_by_one(constants, factors)
+    parallel = jax.jit(losses._recurrence_in_parallel)(constants, factors)
+    np.testing.assert_allclose(parallel, one_by_one, rtol=1e-5, atol=1e-5)
+    assert np.isfinite(parallel[..., :-1]).all()
+
+
+def test_a_program_for_an_accelerator_has_no_loop_over_decisions():
+    rows = jax.ShapeDtypeStruct((4, 512), jnp.float32)
+    for platform, has_loop in (("cpu", True), ("tpu", False), ("cuda", False)):
+        exported = jax.export.export(jax.jit(losses.lambda_returns), platforms=[platform])
+        assert ("while" in exported(rows, rows, rows, rows).mlir_module()) == has_loop
+
+
 @SEEDS
 def test_lambda_returns_agree_with_rlax(seed):
     rlax = pytest.importorskip("rlax", reason="parity with rlax needs the extra 'parity'")
