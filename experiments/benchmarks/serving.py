@@ -54,14 +54,16 @@ def run(
         settings: How the agent answers; None = as served by default.
 
     Returns:
-        `p50` and `p95` in seconds, `within_1_s` (share), `answers_per_second`, `failed`, and the
-        server's `peak_bytes`.
+        `p50` and `p95` in seconds, `within_1_s` (share), `answers_per_second`, `failed`, and of the
+        server `cpu_seconds` of an answer and `peak_bytes`.
     """
     experiment, _ = open_run(workdir)
     world = load_world(experiment.task.world)
     with _Server(f"{workdir}:{method}", settings or AgentSettings()) as server:
         found = chat(server.address, method, world, people, answers, think)
-        return {**found, "peak_bytes": server.stop()}
+        cpu, peak = server.stop()
+        answered = people * answers - found["failed"]
+        return {**found, "cpu_seconds": cpu / answered, "peak_bytes": peak}
 
 
 def chat(
@@ -106,8 +108,8 @@ class _Server:
         self._process.terminate()
         self._process.join()
 
-    def stop(self) -> int:
-        """Ends it; returns the most bytes that it had in memory."""
+    def stop(self) -> tuple[float, int]:
+        """Ends it; returns its seconds of processor time, and the most bytes it had in memory."""
         self._pipe.send("stop")
         return self._answer()
 
@@ -137,8 +139,9 @@ def _serve(pipe: Any, spec: str, settings: AgentSettings) -> None:
 
             threading.Thread(target=stop, daemon=True).start()
             pipe.send(web.address_of(listening))
+            start = time.process_time()
             server.run(sockets=[listening])
-        pipe.send(measuring.peak_memory())
+        pipe.send((time.process_time() - start, measuring.peak_memory()))
 
 
 async def _chat(
@@ -211,6 +214,7 @@ def main() -> None:
                 "p95, s": found["p95"],
                 "within 1 s": f"{found['within_1_s']:.1%}",
                 "answers/s": found["answers_per_second"],
+                "CPU seconds an answer": found["cpu_seconds"],
                 "failed": found["failed"],
                 "peak memory, GB": found["peak_bytes"] / 1e9,
             }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 
 import jax
 import pytest
@@ -116,17 +115,24 @@ def test_after_a_failure_in_its_midst_everything_is_read_anew(agent: TrainedAgen
     assert again.text == before.text and again.details["cached_tokens"] == 0
 
 
-def test_nothing_is_compiled_after_the_warm_up(caplog):
+@pytest.fixture
+def log_compiles():
+    """Logs what is compiled, in all threads."""
+    jax.config.update("jax_log_compiles", True)
+    yield
+    jax.config.update("jax_log_compiles", False)
+
+
+def test_nothing_is_compiled_after_the_warm_up(caplog, log_compiles):
     agent = policy_agent(batch_size=2)
     warm_up(agent.policy)
     served = TrainedAgent("ilql", agent, Batcher(10), method="ilql")
     conversations = [[Turn("human", "word " * n)] for n in (1, 5, 20)]
     conversations += [[*SAID, *SAID, Turn("human", "word " * n)] for n in (1, 9)]
-    ask(served, HI)
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        for turns in (*conversations, SAID[:1], SAID[:3]):
-            [answer] = ask(served, turns)
-            ask(served, *conversations)
-            ask(served, [*turns, Turn("agent", answer.text), Turn("human", "And then?")])
+    caplog.clear()
+    for turns in (HI, *conversations, SAID[:1], SAID[:3]):
+        [answer] = ask(served, turns)
+        ask(served, *conversations)
+        ask(served, [*turns, Turn("agent", answer.text), Turn("human", "And then?")])
     compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
     assert not compiled

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import jax
 from small_networks import random_params
 
 from experiments.build import build
@@ -64,9 +65,9 @@ def tokenizer() -> DialogueTokenizer:
 
 @functools.cache
 def network() -> tuple[ModelConfig, dict]:
-    """Random everywhere, so that its values differ."""
+    """Random everywhere, so that its values differ; bound to its device, as what is restored."""
     shape = build(config()).network.shape(tokenizer().vocab_size)
-    return shape, random_params(shape, 0.3)
+    return shape, jax.device_put(random_params(shape, 0.3), jax.devices()[0])
 
 
 def policy_agent(decoding: str = "sampled, best of 2", batch_size: int = 4) -> PolicyAgent:
