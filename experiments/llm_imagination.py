@@ -34,6 +34,7 @@ from imagination.llm.cost import SAMPLE, LearnedForecast
 from imagination.llm.routing import RoutedClient
 from imagination.llm.session import DroppedDialogue
 from imagination.llm.watching import WatchedClient
+from imagination.prompts import other_versions
 from imagination.task import Task
 from imagination.transcript import transcript
 
@@ -47,6 +48,15 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> tuple[Im
 
 async def _run(experiment: Experiment, folder: RunFolder, console: Console) -> tuple[Imagined, str]:
     client = _open_client(experiment, folder)
+    if others := other_versions(client.prompt_versions):
+        listed = ", ".join(f"{version} ({count:,})" for version, count in others.items())
+        console.print(
+            f"{sum(others.values()):,} of the answers there are were given to other versions of "
+            f"the prompts: {listed}. They are kept and not used, so these questions are asked "
+            "anew; what they cost counts for config.llm.max_cost.",
+            markup=False,
+            highlight=False,
+        )
     try:
         task = await _task(experiment, folder, client)
         begin_stage(folder, "imagine", experiment)  # stamped with the task, now that it is known

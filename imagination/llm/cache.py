@@ -7,6 +7,7 @@ answered.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import logging
 from pathlib import Path
@@ -53,10 +54,12 @@ class Cache:
     Attributes:
         earlier_cost: Dollars spent for what the file held when it was opened, dropped lines
             included.
+        prompt_versions: How many of these replies each version of a prompt had.
     """
 
     def __init__(self, folder: Path, max_megabytes: float = 0, enabled: bool = True):
         self.earlier_cost = 0.0
+        self.prompt_versions: collections.Counter[str] = collections.Counter()
         self._replies: dict[str, Reply] = {}
         self._journal = Journal(folder / "cache.jsonl") if enabled else None
         if self._journal:
@@ -113,6 +116,9 @@ class Cache:
                 # As somebody may leave it who edits the file by hand.
                 logger.warning("%s: a line that is no answer is ignored (%s)", journal.path, error)
                 continue
+            asked = record.get("request")
+            if isinstance(asked, dict) and isinstance(asked.get("prompt_version"), str):
+                self.prompt_versions[asked["prompt_version"]] += 1
             sizes[key] = sizes.get(key, 0) + size
             self._replies[key] = reply
             self.earlier_cost += reply.usage.cost

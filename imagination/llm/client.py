@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,11 @@ class Client:
         self._left_behind: list[Transport | None] = []
         self._batches: Batches | None = None
         self._slots = asyncio.Semaphore(config.max_in_flight)
+
+    @property
+    def prompt_versions(self) -> Mapping[str, int]:
+        """Version of a prompt -> replies to it that earlier runs left."""
+        return self._cache.prompt_versions
 
     async def ask(self, request: Request) -> Answer | Failure:
         """Asks one question, by a call of its own (in batch mode too).

@@ -45,6 +45,11 @@ class RoutedClient:
     def meter(self) -> Meter:
         return self._client.meter
 
+    @property
+    def prompt_versions(self) -> Mapping[str, int]:
+        """Version of a prompt -> replies to it that earlier runs left."""
+        return self._client.prompt_versions
+
     def of(self, purpose: str) -> Client:
         """The client of a purpose: the one of all other steps where it has no model of its own."""
         return self._others.get(purpose, self._client)

@@ -135,6 +135,16 @@ def read_versioned(name: str) -> tuple[str, str]:
     return first.removeprefix("version: "), body
 
 
+def other_versions(counts: Mapping[str, int]) -> dict[str, int]:
+    """Picks from counts by version those of other versions of the prompts in this folder."""
+    current = {read_versioned(name)[0] for name in prompt_names()}
+    return {
+        version: count
+        for version, count in sorted(counts.items())
+        if version not in current and version.rpartition("/")[0] in prompt_names()
+    }
+
+
 def _files() -> list[Path]:
     return list(FOLDER.rglob("*.md"))
 

@@ -174,6 +174,20 @@ def test_a_preview_shows_the_first_dialogues_of_the_run_and_ends(tmp_path):
     assert ended.status == 1 and "config.imagination.engine=anthropic" in ended.output
 
 
+def test_answers_to_other_versions_of_the_prompts_are_told_and_not_used(tmp_path):
+    before = {"prompt_version": "engine/agent/0", "system": "", "messages": [["user", "Hi"]]}
+    answer = {"text": "Hello.", "stop_reason": "end_turn", "model": "world", "max_tokens": 9}
+    record = {"key": "k", "step": "engine/agent", "request": before, "answer": answer}
+    (tmp_path / "llm").mkdir()
+    line = json.dumps({**record, "usage": {"input_tokens": 1, "output_tokens": 1, "cost": 0.01}})
+    (tmp_path / "llm" / "cache.jsonl").write_text(line + "\n")
+    with MessagesServer(WorldLLM("teaching")) as server:
+        ended = in_process.run(tmp_path, *arguments(server, "--config.imagination.dialogues=2"))
+    assert ended.status == 0, ended
+    assert "1 of the answers there are were given to other versions" in ended.output
+    assert "engine/agent/0 (1)" in ended.output
+
+
 def test_a_run_goes_on_with_what_the_limit_left(tmp_path):
     with MessagesServer(WorldLLM("teaching")) as server:
         limit = ("--config.llm.max_cost=0.06", "--config.llm.max_tokens=300")
