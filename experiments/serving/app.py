@@ -34,12 +34,11 @@ from experiments.serving.answer import (
 from experiments.serving.batching import Batcher
 from experiments.serving.metrics import Metrics
 from experiments.serving.web import BodyError, Strict, WebConfig, read_body
-from experiments.serving.wire import EXTRA, Asked, Failing, RequestError, Wire
+from experiments.serving.wire import EXTRA, Asked, Failing, RequestError, Wire, body_of
 from experiments.serving.wire_chat import CHAT
 from experiments.serving.wire_messages import MESSAGES
 from ilql_jax.errors import shown
 from imagination.checks import without_surrogates
-from imagination.plain_data import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -151,14 +150,7 @@ class _Api:
             content = await read_body(request, self._config.most_kilobytes * 1024)
         except BodyError as error:
             raise RequestError(str(error), status=error.status, code="body_not_read") from None
-        try:
-            body = parse_json(content, "the body", ValueError)
-        except ValueError as error:
-            problem = str(error).removesuffix(" Repair or delete this line.")
-            raise RequestError(without_surrogates(problem)) from None
-        if not isinstance(body, dict):
-            raise RequestError("The body is no JSON object.")
-        return body
+        return body_of(content)
 
     def _agent(self, name: str) -> ServedAgent:
         if name not in self._agents:

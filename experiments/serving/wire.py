@@ -16,6 +16,7 @@ from experiments.serving.answer import Answer
 from ilql_jax.errors import UserError, shown
 from imagination.checks import is_whole, without_surrogates
 from imagination.dialogue import SPEAKER_OF_ROLE, Turn
+from imagination.plain_data import parse_json
 
 EXTRA = "ilql"  # field of values, candidates and decoding in every answer
 _MOST_MESSAGES = 10_000
@@ -118,11 +119,23 @@ def pieces(text: str) -> list[str]:
 # --- fields of a body ---------------------------------------------------------------------------
 
 
+def body_of(content: bytes) -> dict[str, Any]:
+    """The object that a body is. Raises `RequestError`."""
+    try:
+        body = parse_json(content, "the body", ValueError)
+    except ValueError as error:
+        problem = str(error).removesuffix(" Repair or delete this line.")
+        raise RequestError(without_surrogates(problem)) from None
+    if not isinstance(body, dict):
+        raise RequestError("The body is no JSON object.")
+    return body
+
+
 def model_of(body: Mapping[str, Any]) -> str:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise RequestError("model: name one of those that GET /v1/models lists.", "model")
-    return model
+    return without_surrogates(model)
 
 
 def truth(body: Mapping[str, Any], field: str) -> bool:
