@@ -29,7 +29,7 @@ WISHES = {
     NO_END: "The human has the last word, and it ends the conversation, not with a question.",
 }
 
-LANGUAGE = "language"  # field of a dialogue's source: the one that was asked for
+LANGUAGE, EXAMPLES = "language", "examples"  # fields of a dialogue's source
 _OTHER = {"human": "agent", "agent": "human"}
 _SHORT = 3  # words of what may well be said twice ("Yes, please.")
 _RECITED = 6  # words in a row that nobody says by chance
@@ -43,7 +43,8 @@ def flaws(dialogue: Dialogue, task: Task) -> dict[str, str]:
 
     Args:
         dialogue: One turn at least. Its source may name the language that was asked for
-            (`LANGUAGE`), which else is that of the task's description.
+            (`LANGUAGE`), which else is that of the task's description, and the example utterances
+            of the prompt (`EXAMPLES`).
         task: Its task.
 
     Returns:
@@ -82,7 +83,8 @@ def _names(speaker: str, task: Task) -> tuple[str, ...]:
 
 
 def _recited(dialogue: Dialogue, task: Task) -> str:
-    sentences = _sentences_of((*task.criteria, task.success, task.description))
+    examples = dialogue.source.get(EXAMPLES) or ()
+    sentences = _sentences_of((*task.criteria, task.success, task.description, *examples))
     for turn in dialogue.turns:
         words = f" {_words(turn.text)} "
         if any(f" {sentence} " in words for sentence in sentences):

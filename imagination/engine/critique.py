@@ -10,7 +10,7 @@ import pydantic
 
 from imagination.dialogue import ROLE_OF_SPEAKER, Dialogue, Turn
 from imagination.engine.write import DialogueSpec, outcome_in_words
-from imagination.flaws import LANGUAGE, WISHES, flaws
+from imagination.flaws import EXAMPLES, LANGUAGE, WISHES, flaws
 from imagination.llm.play import play_script, script_schema
 from imagination.llm.requests import Request
 from imagination.llm.schemas import (
@@ -198,7 +198,7 @@ async def critique_and_refine(
 
 def flaws_of(spec: DialogueSpec, turns: tuple[Turn, ...]) -> dict[str, str]:
     """Flaws of the words of a dialogue -> what shows them (see `imagination/flaws.py`)."""
-    source = {LANGUAGE: spec.speech[LANGUAGE]}
+    source = {field: spec.speech[field] for field in (LANGUAGE, EXAMPLES)}
     dialogue = Dialogue(spec.id, spec.task.name, turns, persona=spec.persona, source=source)
     return flaws(dialogue, spec.task)
 

@@ -30,7 +30,7 @@ from imagination.engine.write import (
     load_behaviours,
     write_dialogue,
 )
-from imagination.flaws import LANGUAGE
+from imagination.flaws import EXAMPLES, LANGUAGE
 from imagination.llm.requests import CostLimitError
 from imagination.llm.session import (
     LLM,
@@ -331,6 +331,7 @@ def _source(
         REVEALS: spec.profile.reveals,
         "details": dict(spec.details),
         LANGUAGE: config.language,
+        EXAMPLES: list(config.examples),
         "difficult": spec.profile.difficult,
         PRIOR_PROBABILITY: 1 / math.prod(map(len, spec.task.persona_axes.values())),
         "ended_by": ended_by,

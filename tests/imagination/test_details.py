@@ -8,7 +8,7 @@ from imagination_client import TASK, FakeClient, imagine, words
 from ilql_jax.settings import SettingError
 from imagination.engine import EngineConfig, EngineError
 from imagination.engine.details import draw_details
-from imagination.flaws import OTHER_LANGUAGE
+from imagination.flaws import OTHER_LANGUAGE, RECITES
 
 SCRIPT = {"way": "script", "rewards": "outcome"}
 
@@ -59,6 +59,12 @@ def test_both_sides_speak_as_the_settings_say(settings):
         assert "- Na, alles klar?" in words(request)
     with pytest.raises(SettingError, match="style"):
         EngineConfig(dialogues=1, style=" ")
+
+
+def test_an_example_that_is_said_again_is_a_flaw():
+    example = "This is what somebody might say here in one or two sentences of ordinary size."
+    with pytest.raises(EngineError, match=RECITES):
+        imagine(FakeClient(), dialogues=1, examples=(example,), flaws="drop")
 
 
 def test_another_language_than_asked_for_is_a_flaw():
