@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import sqlite3
 from pathlib import Path
 
+import httpx
 import pytest
 from rich.console import Console
 
@@ -106,3 +108,39 @@ def test_an_agent_that_cannot_begin_is_told(tmp_path: Path):
         command(
             f"--runs={AGENTS}", f"--questionnaire={path}", "--pilot=1", f"--folder={tmp_path}/s"
         )
+
+
+def test_what_is_served_answers_to_its_names_and_counts_by_who_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said: list[str] = []
+
+    async def ask(app) -> None:
+        transport = httpx.ASGITransport(app=app, client=("127.0.0.1", 1))
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://study.example"
+        ) as client:
+            assert (await client.get("/healthz")).json() == {"status": "ok"}
+            assert (await client.get("/admin")).status_code == 200
+            other = await client.get("/", headers={"Host": "evil.example"})
+            assert other.status_code == 421
+            flood = {"X-Forwarded-For": "203.0.113.5"}
+            for _ in range(15):
+                limited = await client.get("/healthz", headers=flood)
+            assert limited.status_code == 429
+            assert (await client.get("/healthz")).status_code == 200
+
+    def run(app, where, listening, lines, console) -> None:
+        said.extend(lines)
+        asyncio.run(ask(app))
+        with pytest.raises(UserError, match=r"another process.*--folder"):
+            command(f"--runs={AGENTS}", f"--folder={tmp_path}", "--port=0")
+
+    monkeypatch.setattr("experiments.serving.web.run", run)
+    monkeypatch.setenv("STUDY_TOKEN", "a token that nobody guesses")
+    arguments = ("--port=0", "--behind_tls", "--names=study.example", "--requests_per_second=1")
+    command(f"--runs={AGENTS}", f"--folder={tmp_path}", *arguments)
+    assert "http://127.0.0.1:" in said[0] and "/admin" in said[2]
+    monkeypatch.setenv("STUDY_TOKEN", "short")
+    with pytest.raises(UserError, match="can be guessed"):
+        command(f"--runs={AGENTS}", f"--folder={tmp_path}", "--port=0")
