@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import measuring, memory, pipeline, scaling, train_step
+from experiments.benchmarks import gpu, measuring, memory, pipeline, scaling, train_step
 from ilql_jax import METHODS, ModelConfig
 
 
@@ -202,3 +202,19 @@ def test_decoding_is_compared_with_torch(heads, tmp_path):
     for row, (how, times) in zip(table[2:], found["times_faster"].items(), strict=True):
         assert how in row
         assert times == pytest.approx(rates[f"ours {how}"] / rates[f"Hugging Face {how}"])
+
+
+def test_the_accelerators_script_is_rehearsed(tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    found = {each["part"]: each for each in gpu.run("tiny", ["peak", "generate"], 120.0, path)}
+    assert found["peak"]["tflops"] > 0
+    assert found["generate"]["skipped"].startswith("torch")
+    assert [json.loads(line) for line in path.read_text().splitlines()] == list(found.values())
+    assert "peak  width 128" in capsys.readouterr().out
+    step = gpu.parts_of("tiny")["step-gpt2-small"]("tiny")
+    assert step["ms"] > 0 and step["tflops"] > 0 and np.isfinite(step["first_loss"])
+
+
+def test_a_part_that_takes_too_long_or_fails_costs_only_itself():
+    assert gpu.run_part("tiny", "peak", limit=0.01)["failed"] == "took longer than 0.01 s"
+    assert gpu.run_part("tiny", "no such part", 60.0)["failed"].startswith("KeyError")
