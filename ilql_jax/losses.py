@@ -294,6 +294,8 @@ def _recurrence_in_parallel(constants: Array, factors: Array) -> Array:
         return constant, _times(earlier[1], later[1])
 
     axis = constants.ndim - 1
+    if not constants.shape[axis]:
+        return constants  # older releases of JAX cannot scan nothing
     return lax.associative_scan(joined, (constants, factors), reverse=True, axis=axis)[0]
 
 
