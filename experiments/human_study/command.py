@@ -36,7 +36,9 @@ from experiments.serving.specs import parse_spec, split_specs
 from experiments.serving.web import WebConfig
 from experiments.terminal import progress_bars
 from imagination.dialogue import Turn
+from imagination.llm.config import LLMConfig
 from imagination.simulation import World, load_world
+from imagination.task import Task
 
 DATABASE = "study.sqlite"
 PILOT = "-pilot"  # after the folder's name
@@ -252,7 +254,7 @@ def pilot(
     folder = folder_of(config)
     folder = folder.with_name(folder.name + PILOT)
     if config.judge:  # before anybody takes part
-        _judging_run(split_specs(config.runs))
+        _judging_run(split_specs(config.runs), overrides)
     config = dataclasses.replace(
         config, answer_floor=0.0, participants=config.pilot, requests_per_second=_FREELY
     )
@@ -369,35 +371,46 @@ def _judged(store: Store, folder: Path, overrides: Sequence[str]) -> Callable[[T
     """Ratings by the LLM that the first run among the agents is evaluated with.
 
     Raises:
-        StudyError: There is no run among the agents.
-        LLMError: The model cannot be asked.
+        UserError: There is no such run or LLM, or it cannot be asked.
     """
     from experiments.human_study.judge import judge_talks
-    from experiments.serving.runs import open_run
-    from experiments.tasks import load_task
     from imagination.llm import Client
-    from imagination.llm.secrets import check_keys
     from imagination.llm.session import run_async
 
-    experiment, run = open_run(_judging_run(json.loads(store.fact("agents"))), overrides)
-    check_keys(experiment.evaluation.llm.api)
-    client = Client(experiment.evaluation.llm, folder / "judge")
+    llm, task = _judging_run(json.loads(store.fact("agents")), overrides)
+    client = Client(llm, folder / "judge")
     try:
         rated = [talk for talk in store.talks() if talk.rated_at is not None]
-        ratings = judge_talks(client, load_task(experiment, run), rated)
+        ratings = judge_talks(client, task, rated)
     finally:
         run_async(client.close())
     return lambda talk: ratings.get(talk.number)
 
 
-def _judging_run(specs: Sequence[str]) -> str:
-    """Folder of the first run among the agents. Raises `StudyError` where there is none."""
-    for spec in map(parse_spec, specs):
-        if spec.kind in ("run", "prompted"):
-            return spec.place
-    raise StudyError(
-        "--judge takes the task and the LLM of a run, and no agent of this study is of one."
-    )
+def _judging_run(specs: Sequence[str], overrides: Sequence[str]) -> tuple[LLMConfig, Task]:
+    """LLM and task of the first run among the agents.
+
+    Raises:
+        StudyError: There is no run, or no LLM takes part in its evaluation.
+        LLMError: The LLM has no key.
+    """
+    from experiments.serving.runs import open_run
+    from experiments.tasks import load_task
+    from imagination.llm.secrets import check_keys
+
+    places = [s.place for s in map(parse_spec, specs) if s.kind in ("run", "prompted")]
+    if not places:
+        raise StudyError(
+            "--judge takes the task and the LLM of a run, and no agent of this study is of one."
+        )
+    experiment, run = open_run(places[0], overrides)
+    if (llm := experiment.evaluation.llm) is None:
+        raise StudyError(
+            f"--judge: no LLM takes part in the evaluation of {places[0]}. Add "
+            "--config.evaluation.prompted=plain --config.llm.model=MODEL (and its prices)."
+        )
+    check_keys(llm.api)
+    return llm, load_task(experiment, run)
 
 
 def show_power(config: StudyConfig, console: Console) -> None:

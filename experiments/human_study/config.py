@@ -82,7 +82,7 @@ class StudyConfig(Settings):
     report: bool = setting("Write the report and the data of a study, and serve nothing.", False)
     judge: bool = setting(
         "The report also asks an LLM to rate the conversations: that of the run's evaluation "
-        "(--config.llm.model=...), with its limit on cost.",
+        "(--config.evaluation.prompted=plain --config.llm.model=...), with its limit on cost.",
         False,
     )
     power: bool = setting(
