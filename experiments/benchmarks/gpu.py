@@ -390,7 +390,7 @@ def run(size: str, names: Sequence[str], limit: float, path: Path | None) -> lis
 
 
 def run_part(size: str, name: str, limit: float) -> dict[str, Any]:
-    """What a part found, in a process that is killed after its limit; or why there is nothing."""
+    """Findings of a part, in a process that is killed after its limit; or why there is nothing."""
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     process = context.Process(target=_in_process, args=(size, name, answers), daemon=True)
