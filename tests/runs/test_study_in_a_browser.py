@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +33,12 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed o
 @pytest.fixture(scope="module")
 def chromium() -> Iterator:
     with playwright.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            # As root, and in a container with little shared memory.
+            switches = ["--no-sandbox", "--disable-dev-shm-usage"]
+            browser = tools.chromium.launch(executable_path=CHROMIUM, args=switches)
+        except playwright.Error as error:
+            pytest.skip(f"{CHROMIUM} does not start here: {error}")
         yield browser
         browser.close()
 
@@ -42,7 +49,7 @@ class Person:
     def __init__(self, chromium, address: str, **context):
         self.address = address
         self.context = chromium.new_context(**{"viewport": {"width": 360, "height": 740}} | context)
-        self.context.set_default_timeout(10_000)
+        self.context.set_default_timeout(30_000)
         self.page = self.context.new_page()
         self.errors: list[str] = []
         self.context.on("weberror", lambda error: self.errors.append(str(error.error)))
@@ -97,16 +104,32 @@ def shoot(person: Person, name: str) -> None:
             person.page.screenshot(path=path, full_page=True)
 
 
+class Gated(Echo):
+    """Answers once it may."""
+
+    def __init__(self, name: str, may_answer: threading.Event):
+        super().__init__(name)
+        self._may_answer = may_answer
+
+    async def answer(self, dialogue_turns, seed, system=None):
+        while not self._may_answer.is_set():
+            await asyncio.sleep(0.01)
+        return await super().answer(dialogue_turns, seed, system)
+
+
 def crash(text: str) -> Answer:
     raise AgentError("gone")
 
 
 def test_the_whole_way_with_reload_back_double_click_and_two_tabs(chromium, tmp_path: Path):
     form = Questionnaire.load(FOLDER / "teaching.yaml")
-    config = StudyConfig(
-        answer_floor=0.3, requests_per_second=1e6, return_url="http://127.0.0.1:9/"
-    )
-    with study_server.served(tmp_path, questionnaire=form, config=config) as (_, address):
+    config = StudyConfig(answer_floor=0, requests_per_second=1e6, return_url="http://127.0.0.1:9/")
+    may_answer = threading.Event()
+    agents = [Gated("alpha", may_answer), Gated("beta", may_answer)]
+    with study_server.served(tmp_path, questionnaire=form, config=config, agents=agents) as (
+        _,
+        address,
+    ):
         person = Person(chromium, address)
         page = person.page
         page.goto(f"{address}/?PROLIFIC_PID=p1&SESSION_ID=s1")
@@ -126,6 +149,8 @@ def test_the_whole_way_with_reload_back_double_click_and_two_tabs(chromium, tmp_
         page.get_by_text("Agent A is writing").wait_for()
         shoot(person, "3-writing")
         page.reload()
+        page.get_by_text("Agent A is writing").wait_for()
+        may_answer.set()
         page.locator(".talk .agent").first.wait_for()
         assert page.locator(".talk li").count() == 2
 
