@@ -67,7 +67,8 @@ def test_what_is_too_long_is_cut_or_refused(agent: TrainedAgent):
     [cut, refused] = ask(agent, long, words)
     read = cut.details["prompt_tokens"]
     forgotten = cut.details["forgotten_turns"]
-    assert read <= 122 < len(tokenizer().context(long[forgotten - 1 :]))
+    room = agent._agent.policy.max_context
+    assert read <= room < len(tokenizer().context(long[forgotten - 1 :]))
     assert len(tokenizer().context(long[forgotten:])) == read
     assert isinstance(refused, TooLongError) and "fewer words" in str(refused)
     strict = trained_agent(Batcher(10), forgets=False)
@@ -127,7 +128,7 @@ def test_nothing_is_compiled_after_the_warm_up(caplog, log_compiles):
     agent = policy_agent(batch_size=2)
     warm_up(agent.policy)
     served = TrainedAgent("ilql", agent, Batcher(10), method="ilql")
-    conversations = [[Turn("human", "word " * n)] for n in (1, 5, 20)]
+    conversations = [[Turn("human", "word " * n)] for n in (1, 5, 12)]
     conversations += [[*SAID, *SAID, Turn("human", "word " * n)] for n in (1, 9)]
     caplog.clear()
     for turns in (HI, *conversations, SAID[:1], SAID[:3]):
