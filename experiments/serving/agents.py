@@ -47,7 +47,14 @@ from ilql_jax.policy import DecodingConfig
 from imagination.agents import prompted_agent
 from imagination.dialogue import Turn, iterate_dialogues
 from imagination.llm import Client, LLMConfig
-from imagination.simulation import BehaviourAgent, OptimalAgent, load_world
+from imagination.simulation import (
+    BehaviourAgent,
+    OptimalAgent,
+    SimulatedHuman,
+    load_world,
+    sample_conversations,
+)
+from imagination.speakers import converse
 
 __all__ = [
     "AgentError",
@@ -68,6 +75,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 OPTIMUM = "optimum"  # of a world, beside its behaviours
+_WARM_UP = 8  # conversations
 
 
 class Guarded:
@@ -274,6 +282,9 @@ class _Finder:
         def load(name: str) -> ServedAgent:
             is_optimum = spec.choice == OPTIMUM
             agent = OptimalAgent(world) if is_optimum else BehaviourAgent(world, spec.choice)
+            if self._settings.warm_up:  # what it solves at first takes seconds in large worlds
+                humans = sample_conversations(world, "average", _WARM_UP, seed=0, prefix="warm-up")
+                converse(agent, SimulatedHuman(world), humans, world.task)
             details = {"agent": "world", "world": world.name, "behaviour": spec.choice}
             return WorldAgent(name, agent, self._batcher, details)
 

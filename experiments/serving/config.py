@@ -32,5 +32,5 @@ class AgentSettings(Settings):
         choices=("forget", "refuse"),
     )
     warm_up: bool = setting(
-        "Compile before the first question, not with it: some seconds for each network.", True
+        "Compile networks and solve worlds before the first question, not with it.", True
     )
