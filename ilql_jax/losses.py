@@ -282,7 +282,8 @@ def _recurrence_one_by_one(constants: Array, factors: Array) -> Array:
         return result, result
 
     time_first = tuple(jnp.moveaxis(x, -1, 0) for x in (constants, factors))
-    _, returns = lax.scan(backwards, jnp.zeros_like(time_first[0][0]), time_first, reverse=True)
+    nothing = jnp.zeros(constants.shape[:-1], constants.dtype)
+    _, returns = lax.scan(backwards, nothing, time_first, reverse=True)
     return jnp.moveaxis(returns, 0, -1)
 
 
@@ -294,8 +295,6 @@ def _recurrence_in_parallel(constants: Array, factors: Array) -> Array:
         return constant, _times(earlier[1], later[1])
 
     axis = constants.ndim - 1
-    if not constants.shape[axis]:
-        return constants  # older releases of JAX cannot scan nothing
     return lax.associative_scan(joined, (constants, factors), reverse=True, axis=axis)[0]
 
 
@@ -453,7 +452,7 @@ def transitions_from_mask(
     lengths = jnp.full(batch, time) if lengths is None else lengths
     terminal = jnp.ones(batch, bool) if terminal is None else terminal
     # A stable sort of the inverted mask brings the agent's columns to the front, in order.
-    columns = jnp.argsort(~is_action[:, 1:], axis=1, stable=True) + 1
+    columns = jnp.argsort(~is_action[:, 1:], stable=True) + 1
     count = is_action[:, 1:].sum(axis=1, keepdims=True)
     slot = jnp.arange(columns.shape[1])[None]
     is_real, is_last = slot < count, slot == count - 1
@@ -523,7 +522,7 @@ _by_slot.defvjp(_by_slot_forward, _by_slot_backward)
 
 def _times(factor: Float[Array, "..."], values: Float[Array, "..."]) -> Float[Array, "..."]:
     """The product, which is 0 where the factor is, whatever the value."""
-    return jnp.where(factor == 0, 0, factor * jnp.where(factor == 0, 0, values))
+    return factor * jnp.where(factor == 0, 0, values)
 
 
 def _same_shape(**arrays: Array) -> None:

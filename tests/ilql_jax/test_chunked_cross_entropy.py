@@ -152,3 +152,20 @@ def test_no_more_scores_than_those_of_a_chunk_are_in_memory(size):
     assert f"f32[1,{ROWS * max(1, size // ROWS)},{WORDS}]" in text
     for more in range(max(1, size // ROWS) + 1, SLOTS + 1):
         assert f"f32[1,{ROWS * more},{WORDS}]" not in text
+
+
+def test_what_is_masked_out_may_be_nan():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(1, 2, 3, 5)).astype(np.float32)
+    matrix = jnp.asarray(rng.normal(size=(1, 7, 5)), jnp.float32)
+    actions, weight = jnp.array([[0, 1, 2], [3, 4, 0]]), jnp.array([[1.0, 1, 0], [0, 1, 0]])
+
+    def loss(features, matrix):
+        return chunked_cross_entropy.chunked_cross_entropy(
+            features, matrix, None, actions, weight, 2
+        )
+
+    compute = jax.value_and_grad(loss, (0, 1))
+    plain = compute(jnp.asarray(features), matrix)
+    features[:, np.asarray(weight) == 0] = np.nan
+    jax.tree.map(np.testing.assert_array_equal, compute(jnp.asarray(features), matrix), plain)

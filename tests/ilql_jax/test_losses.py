@@ -281,6 +281,28 @@ def test_returns_give_no_gradient():
     close(to_values, np.zeros(3), 0)
 
 
+def test_returns_across_the_ends_of_windows_by_hand():
+    """Behind a cut the Monte-Carlo return of what follows stands for the λ-return."""
+    kinds = [losses.NEXT_UTTERANCE, losses.CUT, losses.SAME_UTTERANCE, losses.END]
+    assert len(set(kinds)) == 4
+    row = jnp.zeros((1, 4), jnp.int32)
+    transitions = losses.Transitions(
+        state=row,
+        value_state=row,
+        action=row,
+        reward=jnp.array([[1.0, 2.0, 3.0, 4.0]]),
+        next_state=row + 1,
+        discount=jnp.array([[0.5, 0.5, 0.5, 0.0]]),
+        weight=jnp.ones((1, 4)),
+        boundary=jnp.array([kinds]),
+        tail=jnp.array([[0.0, 10.0, 0.0, 0.0]]),
+    )
+    next_v, traces = jnp.array([[6.0, 8.0, 2.0, 9.0]]), jnp.array([[0.5, 0.25, 1.0, 0.0]])
+    cut = 2 + 0.5 * (0.75 * 8 + 0.25 * 10)
+    expected = [1 + 0.5 * (0.5 * 6 + 0.5 * cut), cut, 3 + 0.5 * 4, 4]
+    close(losses.returns_of(transitions, next_v, traces), [expected])
+
+
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 64), (2, 2, 33)])
 def test_accelerators_solve_the_same_recurrence_in_parallel(shape):
     rng = np.random.default_rng(len(shape))

@@ -13,6 +13,7 @@ from ilql_jax import METHODS, PackingConfig, Trajectory, TrajectoryError, make_b
 from ilql_jax.methods.loss_terms import Normalizers, normalizers_of
 from ilql_jax.models import DecoderConfig, ModelConfig, with_params
 from ilql_jax.preferences import PreferencePair, make_preference_batches, packing_for_pairs
+from ilql_jax.settings import SettingError
 
 VOCAB = 13
 SUM = ModelConfig(DecoderConfig(VOCAB, 8, 1, 2, 16, 24, initializer_range=0.3), 8)
@@ -341,3 +342,11 @@ def test_dpo_by_hand():
     assert len(numbers) >= 2
     assert {name: float(x) for name, x in metrics.items()} == pytest.approx(expected, rel=1e-4)
     assert float(loss) == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_values_of_tokens_need_heads_that_give_them():
+    by_token = METHODS["ilql"].configured(credit="token")
+    with pytest.raises(SettingError, match="utterance_q is 'sum', but must be last"):
+        by_token.network_for(SUM)
+    last = dataclasses.replace(SUM, utterance_q="last")
+    assert by_token.network_for(last) == last

@@ -58,7 +58,7 @@ def test_the_loss_is_its_formula():
     shape = QSFT.network_for(SHAPE)
     params, other = (
         jax.tree.map(
-            lambda x, s=seed: x + 0.3 * jax.random.normal(jax.random.key(s + x.size), x.shape),
+            lambda x, s=seed: x + 0.8 * jax.random.normal(jax.random.key(s + x.size), x.shape),
             init_params(shape, seed),
         )
         for seed in (0, 1)
@@ -82,7 +82,7 @@ def test_the_loss_is_its_formula():
 
     learned = log_p(model, of_values)
     of_target = log_p(target, target.value_trunk(batch.tokens, batch.segment_ids, batch.positions))
-    tokens, cloning, valued, count = batch.by_token, 0.0, 0.0, 0
+    tokens, cloning, valued, total, count = batch.by_token, 0.0, 0.0, 0.0, 0
     for row, slot in zip(*np.nonzero(tokens.weight), strict=True):
         state, after, action = (
             x[row, slot] for x in (tokens.state, tokens.next_state, tokens.action)
@@ -93,11 +93,13 @@ def test_the_loss_is_its_formula():
         w = tokens.reward[row, slot] + tokens.discount[row, slot] * ratio[likely].max()
         w = np.clip(w, 0, 1)
         cloning -= log_policy[row, state, action]
+        total += w
         valued -= w * learned[row, state, action] + (1 - w) * learned[row, state, -1]
         count += 1
     assert count == tokens.weight.sum() > 4
     np.testing.assert_allclose(metrics["policy_loss"], cloning / count, rtol=1e-5)
     np.testing.assert_allclose(metrics["q_loss"], valued / count, rtol=1e-5)
+    np.testing.assert_allclose(metrics["return_mean"], total / count, rtol=1e-5)
     np.testing.assert_allclose(value, (cloning + 0.7 * valued) / count, rtol=1e-5)
 
 
