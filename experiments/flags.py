@@ -67,13 +67,19 @@ def asked_help(arguments: Sequence[str]) -> bool:
     return any(each.partition("=")[0] in ("--help", "-h", "-help") for each in arguments[1:])
 
 
-def print_help(about: str, kinds: Mapping[str, type[Settings]], console: Console) -> None:
+def print_help(
+    about: str,
+    kinds: Mapping[str, type[Settings]],
+    console: Console,
+    opens_runs: bool = True,
+) -> None:
     """Prints every flag with its default and its meaning.
 
     Args:
         about: The program's docstring.
         kinds: Title -> class of the flags below it.
         console: Where it goes.
+        opens_runs: The program takes settings of runs, too.
     """
     console.print(about.strip(), markup=False, highlight=False)
     for title, kind in kinds.items():
@@ -86,10 +92,12 @@ def print_help(about: str, kinds: Mapping[str, type[Settings]], console: Console
             default = "" if defaults[name] is REQUIRED else defaults[name]
             choices = ", ".join(map(str, setting.choices))
             meaning = f"{setting.doc} ({choices})" if choices else setting.doc
-            text = '""' if default == "" else str(default)
+            text = ",".join(default) if isinstance(default, tuple) else str(default)
+            text = text or '""'
             table.add_row(f"--{name}", escape(text), escape(meaning))
         console.print(table)
-    console.print("\n--help prints this; --config.KEY=VALUE changes a setting of the runs.")
+    of_runs = "; --config.KEY=VALUE changes a setting of the runs" if opens_runs else ""
+    console.print(f"\n--help prints this{of_runs}.")
 
 
 def _given(
@@ -123,6 +131,8 @@ def _given(
 
 def _converted(flag: str, value: str, hint: Any) -> Any:
     kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+    if hint == tuple[str, ...]:
+        return tuple(name.strip() for name in value.split(",") if name.strip())
     try:
         if hint is bool:
             return _TRUTH[value.strip().lower()]

@@ -7,7 +7,6 @@ same episodes.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -17,12 +16,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from experiments import launch
-from experiments.build import errors_of
+from experiments import flags, launch
+from experiments.config import ConfigError
 from experiments.evaluation.statistics import Interval, bootstrap_mean, pairwise_tests
 from experiments.files import DAMAGE, read_json_object, write_atomically
 from experiments.looks import look_of
@@ -31,7 +29,7 @@ from ilql_jax import METHODS, Policy, TrainConfig, Trajectory, fit
 from ilql_jax.environment import Environment, evaluate
 from ilql_jax.fitting import small_network
 from ilql_jax.methods import Method
-from ilql_jax.settings import Setting, SettingError, Settings, setting
+from ilql_jax.settings import SettingError, Settings, setting
 from imagination.simulation import normalized_score
 
 CLONES = ("sampled", "greedy")
@@ -76,15 +74,17 @@ class EnvironmentTask:
 class EnvironmentConfig(Settings):
     """Settings of such an experiment."""
 
+    workdir: str = setting("Folder; runs/NAME if not given.", "")
     methods: tuple[str, ...] = setting(
         "Methods that are trained, with commas between.",
+        ("bc", "fbc", "mc", "ilql"),
         choices=tuple(name for name in METHODS if METHODS[name].learns_from == "dialogues"),
     )
     seeds: int = setting("Trainings of each method.", 5, least=1)
     seed: int = setting("Of the data; training k has seed + k.", 0, least=0)
     episodes: int = setting("Episodes that are learned from.", 1000, least=10)
     test_episodes: int = setting("Episodes that each trained agent plays.", 200, least=2)
-    steps: int = setting("Optimizer steps of a training.", 400, least=1)
+    steps: int = setting("Optimizer steps of a training.", 1200, least=1)
     batch_rows: int = setting("Rows of a batch.", 12, least=1)
     hidden_size: int = setting("Width of the network.", 32, least=8)
     max_positions: int = setting("Longest context, in tokens.", 32, least=8)
@@ -114,38 +114,17 @@ class Result:
     returns: list[list[float]]
 
 
-def main(task: EnvironmentTask, config: ConfigDict, about: str) -> None:
+def main(task: EnvironmentTask, about: str) -> None:
     """Runs the experiment with the settings of the command line."""
-    given = _parser(task, config, about).parse_args()
-    values = {name: value for name, value in vars(given).items() if name != "workdir"}
     with launch.told_errors() as console:
-        with errors_of(""):
-            settings = EnvironmentConfig(**{**config.to_dict(), **values})
-        run(task, settings, Path(given.workdir), console)
-
-
-def _parser(task: EnvironmentTask, config: ConfigDict, about: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--workdir", default=f"runs/{task.name}", help="default: %(default)s")
-    for field in dataclasses.fields(EnvironmentConfig):
-        described: Setting = field.metadata["setting"]
-        default = config[field.name]
-        is_list = isinstance(default, tuple)
-        parser.add_argument(
-            f"--config.{field.name}",
-            dest=field.name,
-            type=_names if is_list else type(default),
-            default=argparse.SUPPRESS,
-            metavar=field.name.upper(),
-            help=f"{described.doc} Default: {','.join(default) if is_list else default}.",
-        )
-    return parser
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+        if flags.asked_help(sys.argv):
+            flags.print_help(about, {task.title: EnvironmentConfig}, console, opens_runs=False)
+            return
+        parsed, overrides = flags.parse((EnvironmentConfig,), sys.argv)
+        if overrides:
+            raise ConfigError(f"{overrides[0]}: settings here are flags, as --seeds=3; see --help.")
+        config = parsed[EnvironmentConfig]
+        run(task, config, Path(config.workdir or f"runs/{task.name}"), console)
 
 
 def run(task: EnvironmentTask, config: EnvironmentConfig, home: Path, console: Console) -> None:
@@ -173,7 +152,7 @@ def _bind(home: Path, task: EnvironmentTask, config: EnvironmentConfig) -> None:
     """Keeps the settings; those of trainings that are there must not change."""
     path = home / "config.json"
     own = dataclasses.asdict(config) | {"task": task.name}
-    free = ("methods", "seeds")  # more of them may be added
+    free = ("methods", "seeds", "workdir")  # more of them may be added, and folders moved
     if path.exists():
         try:
             before = read_json_object(path)
@@ -184,7 +163,7 @@ def _bind(home: Path, task: EnvironmentTask, config: EnvironmentConfig) -> None:
         for name, value in own.items():
             if name not in free and before.get(name) != value:
                 raise RunError(
-                    f"{home}: config.{name} was {before.get(name)!r}, now {value!r}. Give another "
+                    f"{home}: --{name} was {before.get(name)!r}, now {value!r}. Give another "
                     "--workdir, or the same settings."
                 )
     write_atomically(path, json.dumps(own, indent=1))
@@ -377,10 +356,3 @@ def draw(found: Mapping[str, Any]):
         axis.set_ylim(-0.6, len(methods) - 0.4)
         axis.set_xlabel("normalized score (0 = the data's players, 1 = optimum)")
     return panels.figure
-
-
-__all__ = ["EnvironmentConfig", "EnvironmentTask", "main", "run"]
-
-
-if __name__ == "__main__":
-    sys.exit("This module has no experiment of its own: python experiments/maze.py")

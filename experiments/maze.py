@@ -1,7 +1,7 @@
 """A maze in words, where one step of improvement is not enough: values have to be stitched.
 
 python experiments/maze.py
-python experiments/maze.py --config.seeds=5 --config.methods=bc,fbc,mc,ilql,qsft --workdir=runs/maze
+python experiments/maze.py --seeds=1 --methods=bc,ilql,qsft --workdir=runs/maze1
 
 The example of an environment that is no dialogue, in the spirit of LMRL-Gym's maze (Abdulhai et
 al., 2023). Two kinds of poor players walk to the goal, and every step costs 1. The careful ones go
@@ -21,11 +21,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Float
-from ml_collections import ConfigDict
 
 from experiments import in_environment
-from experiments.config import section
-from experiments.in_environment import EnvironmentConfig, EnvironmentTask
+from experiments.in_environment import EnvironmentTask
 from ilql_jax import Trajectory
 from ilql_jax.environment import ScriptedPlayer, Step, rollout
 
@@ -220,12 +218,6 @@ def _visits(
 # --- the experiment -----------------------------------------------------------------------------
 
 
-def get_config() -> ConfigDict:
-    return section(
-        EnvironmentConfig, methods=("bc", "fbc", "mc", "ilql"), episodes=1000, steps=1200
-    )
-
-
 def task() -> EnvironmentTask:
     exact = references()
     return EnvironmentTask(
@@ -243,4 +235,4 @@ def task() -> EnvironmentTask:
 
 
 if __name__ == "__main__":
-    in_environment.main(task(), get_config(), __doc__)
+    in_environment.main(task(), __doc__)

@@ -162,7 +162,13 @@ def test_every_module_says_what_it_is_for():
 # Experiments choose what they train; each of these has one tuple of names.
 CHOICES = {
     f"experiments.{name}"
-    for name in ("config", "counseling", "persuasion", "maze", "benchmarks.hindsight_errors")
+    for name in (
+        "config",
+        "counseling",
+        "persuasion",
+        "in_environment",
+        "benchmarks.hindsight_errors",
+    )
 }
 
 

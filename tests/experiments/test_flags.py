@@ -28,12 +28,22 @@ class Way(Settings):
     seconds: float = setting("Longest time.", 1.5, above=0)
     quick: bool = setting("In haste.", True)
     kind: str = setting("Kind of way.", "road", choices=("road", "path"))
+    over: tuple[str, ...] = setting("Places on it, with commas between.", ("here",))
 
 
 def test_flags_become_the_settings_of_their_classes():
-    words = ["x.py", "--folder=a=b", "--port", "8", "--seconds=2", "--quick=no", "--kind=path"]
+    words = [
+        "x.py",
+        "--folder=a=b",
+        "--port",
+        "8",
+        "--seconds=2",
+        "--quick=no",
+        "--kind=path",
+        "--over=a, b",
+    ]
     parsed, overrides = parse((Place, Way), [*words, "--config.train.steps=5"])
-    assert parsed[Place] == Place("a=b", 8) and parsed[Way] == Way(2.0, False, "path")
+    assert parsed[Place] == Place("a=b", 8) and parsed[Way] == Way(2.0, False, "path", ("a", "b"))
     assert overrides == ["--config.train.steps=5"]
     parsed, _ = parse((Place, Way), ["x.py", "--folder=a", "--quick", "--port=1", "--port=2"])
     assert parsed[Way] == Way() and parsed[Place].port == 2

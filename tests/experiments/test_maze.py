@@ -121,7 +121,7 @@ def test_a_second_run_trains_nothing_and_a_damaged_result_is_made_again(finished
 def test_other_settings_in_a_used_folder_are_told(finished):
 
     other = dataclasses.replace(TINY, steps=3)
-    with pytest.raises(RunError, match=r"config\.steps was 2, now 3"):
+    with pytest.raises(RunError, match=r"--steps was 2, now 3"):
         in_environment.run(SHORT, other, finished, Console(quiet=True))
 
 

@@ -71,6 +71,7 @@ PARSED = {
     "benchmarks/": "takes minutes; runs in tests/experiments/test_benchmarks.py",
     "ilql_jax.plan": "runs in tests/ilql_jax/test_plan.py",
     "fuzz_counts.py": "the tests themselves",
+    "maze.py": "runs in tests/experiments/test_maze.py",
     "study.py": "runs in tests/experiments/test_human_study_command.py",
     "serve.py": "serves until it is stopped; runs in tests/experiments/test_serve.py",
     "imagination.simulation": "runs in tests/imagination/test_worlds.py",
