@@ -157,6 +157,8 @@ def prepare(
     if not specs:
         raise StudyError("No agent is named. Give some with --runs=runs/teaching; see --help.")
     tasks, world, most_turns = _tasks(specs, config, overrides)
+    if config.pilot and world is None:
+        raise StudyError("A pilot needs agents of one embedded world, whose humans can take part.")
     path = Path(config.questionnaire).expanduser() if config.questionnaire else path_for(tasks[0])
     questionnaire = Questionnaire.load(path)
     reward_of(config, questionnaire)
@@ -262,10 +264,6 @@ def pilot(
         for path in folder.glob(f"{DATABASE}*"):  # of an earlier pilot
             path.unlink()
         setup = prepare(config, how, folder, overrides, console)
-        if setup.world is None:
-            raise StudyError(
-                "A pilot needs agents of one embedded world, whose humans can take part."
-            )
         answering = Answering(setup.study, setup.agents, 0.0, _longest(config, how))
         app = build_app(setup.study, answering, config, setup.notices)
 
