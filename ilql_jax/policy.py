@@ -196,17 +196,15 @@ class Policy:
             self.WIDTHS = (32, min(self.BUCKET, max(self.WIDTHS)))
         _check_tokens(model_config, stop_token, allowed)
         _check_params(model_config, params)
-        _check_decoding(model_config, params, decoding)
-        self.decoding = decoding
         self.stop_token = stop_token
         self.max_utterance = max_utterance
         self.batch_size = batch_size
         self.reward_scale, self.baseline = reward_scale, baseline
-        self._steer = steer if decoding.steering_strength else None
+        self._steer = steer
         self._config, self._params = decoding_layout(model_config, params)
         self.allowed = jnp.asarray(allowed, bool)
-        # The cloned policy is decoded without the values' trunk, if they have one of their own.
-        self._trunks = model_config.num_trunks if decoding.reads_values else 1
+        _check_decoding(model_config, params, decoding)
+        self._decoding = decoding
         # What is read last may be padded to the next width.
         self._columns = _round_up(self.max_context + max(self.WIDTHS), self.BUCKET)
         entry = jax.eval_shape(self._empty_cache)
@@ -262,6 +260,27 @@ class Policy:
             saved.baseline,
         )
 
+    @property
+    def decoding(self) -> DecodingConfig:
+        """Rule by which utterances are chosen; another one may be set.
+
+        Raises:
+            PolicyError: One that this network cannot do.
+        """
+        return self._decoding
+
+    @decoding.setter
+    def decoding(self, decoding: DecodingConfig) -> None:
+        _check_decoding(self._config, self._params, decoding)
+        before, self._decoding = self._trunks, decoding
+        if self._trunks != before:
+            self.forget()  # other trunks have read it
+
+    @property
+    def _trunks(self) -> int:
+        """Trunks that read: the cloned policy does without the values', if these have their own."""
+        return self._config.num_trunks if self._decoding.reads_values else 1
+
     def respond(
         self, contexts: Sequence[Int[np.ndarray, " time"]], seeds: Sequence[int]
     ) -> list[Response]:
@@ -310,7 +329,7 @@ class Policy:
                 jnp.float32(self.decoding.temperature),
                 jnp.float32(self.decoding.steering_strength),
                 stop_token=self.stop_token,
-                steer=self._steer,
+                steer=self._steer if self.decoding.steering_strength else None,
             )
             samples = slots.samples
             done = np.asarray(slots.done).all(axis=1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_networks import random_params
 
 from ilql_jax import decode, policy
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
@@ -200,6 +201,25 @@ def test_the_method_says_how_values_steer(params):
             context[None], np.ones_like(context[None]), np.arange(len(context))[None]
         )
         assert answer.tokens[0] == np.argmin(model.trunk.logits(hidden[0, -1]))
+
+
+def test_a_decoding_that_is_set_later_is_as_one_from_the_start():
+    """With values in a trunk of their own, which the first rule leaves unread."""
+    config = dataclasses.replace(LAST, value_trunk="separate")
+    params = random_params(config, 0.5)
+    options = {"stop_token": STOP, "allowed": np.ones(VOCAB, bool), "max_utterance": LONGEST}
+    contexts = [words(seed, 6) for seed in range(4)]
+    rules = [DecodingConfig.parse(text) for text in ("greedy", "greedy, steered by 3")]
+    changing, steered = (Policy(config, params, each, batch_size=4, **options) for each in rules)
+    unsteered = changing.respond(contexts, range(4))
+    changing.decoding = rules[1]
+    now, expected = (each.respond(contexts, range(4)) for each in (changing, steered))
+    for one, other in zip(now, expected, strict=True):
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        assert one.q == pytest.approx(other.q, abs=1e-4)
+    assert any(a.tokens.tolist() != b.tokens.tolist() for a, b in zip(now, unsteered, strict=True))
+    with pytest.raises(PolicyError, match="steers every token"):
+        make_policy(random_params(MODEL, 0.3)).decoding = rules[1]
 
 
 # --- what is refused ----------------------------------------------------------------------------
