@@ -350,6 +350,7 @@ def _count_utterances(trajectory: Trajectory) -> int:
 def assemble_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Drops the packer's bookkeeping and moves indices from the dialogue's start to the row's."""
     segments, positions = packed["tokens_segment_ids"], packed["tokens_positions"]
+    # Of segments 1, 2, ...; slots of no dialogue have segment 0, and stay where they are.
     starts = np.concatenate([[0], np.flatnonzero((positions == 0) & (segments > 0))])
     row = {
         "tokens": packed["tokens"],
@@ -360,7 +361,7 @@ def assemble_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for level in ("token", "utterance"):
         integers = packed[f"{level}_integers"].copy()
         owner = packed[f"{level}_integers_segment_ids"]
-        integers[:, : len(_INDICES)] += np.where(owner > 0, starts[owner], 0)[:, None]
+        integers[:, : len(_INDICES)] += starts[owner][:, None]
         integers[owner == 0, _INTEGERS.index("boundary")] = END
         row[f"{level}_integers"] = integers
         row[f"{level}_reals"] = packed[f"{level}_reals"]

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 
 from experiments import launch
@@ -148,8 +148,8 @@ async def _chat(
     address: str, model: str, world: World, people: int, answers: int, think: float
 ) -> list[float | None]:
     human = SimulatedHuman(world)
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=address, timeout=LIMIT, limits=limits) as client:
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(base_url=address, timeout=LIMIT, limits=limits) as client:
         found = await asyncio.gather(
             *(_person(p, client, model, world, human, answers, think) for p in range(people))
         )
@@ -158,7 +158,7 @@ async def _chat(
 
 async def _person(
     index: int,
-    client: httpx.AsyncClient,
+    client: httpx2.AsyncClient,
     model: str,
     world: World,
     human: SimulatedHuman,
@@ -189,7 +189,7 @@ async def _person(
         try:
             response = await client.post("/v1/chat/completions", json=body)
             text = response.raise_for_status().json()["choices"][0]["message"]["content"]
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             print(f"person {index}: {error}")
             seconds.append(None)
             conversation.finished = True

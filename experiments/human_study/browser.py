@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from html.parser import HTMLParser
 
-import httpx
+import httpx2
 
 
 @dataclasses.dataclass
@@ -55,7 +55,7 @@ class Browser:
         client: Of the server; its cookies are this participant's.
     """
 
-    def __init__(self, client: httpx.AsyncClient):
+    def __init__(self, client: httpx2.AsyncClient):
         self.client = client
 
     async def open(self, path: str) -> Page:
@@ -68,7 +68,7 @@ class Browser:
         )
         return self._page(response)
 
-    def _page(self, response: httpx.Response) -> Page:
+    def _page(self, response: httpx2.Response) -> Page:
         parser = _Parser(Page(response.status_code, response.url.path, response.text))
         parser.feed(response.text)
         return parser.page

@@ -11,7 +11,7 @@ import contextlib
 import random
 from collections.abc import Callable, Mapping
 
-import httpx
+import httpx2
 from starlette.types import ASGIApp
 
 from experiments.human_study.browser import Browser, Page
@@ -60,7 +60,7 @@ async def run_pilot(
     Raises:
         StudyError: A page that no participant could go on from.
     """
-    transport = httpx.ASGITransport(app=app)
+    transport = httpx2.ASGITransport(app=app)
     places = asyncio.Semaphore(at_once)
 
     async def go_on(person: _Simulated) -> None:
@@ -74,7 +74,7 @@ async def run_pilot(
             people = []
             # One after the other: who gets which order and card must not depend on who is quicker.
             for number in numbers:
-                client = httpx.AsyncClient(transport=transport, base_url=BASE)
+                client = httpx2.AsyncClient(transport=transport, base_url=BASE)
                 await clients.enter_async_context(client)
                 people.append(_Simulated(client, store, questionnaire, world, noise, seed, number))
                 await people[-1].begin(address)
@@ -91,7 +91,7 @@ class _Simulated:
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
+        client: httpx2.AsyncClient,
         store: Store,
         questionnaire: Questionnaire,
         world: World,

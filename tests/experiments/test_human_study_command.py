@@ -8,7 +8,7 @@ import json
 import sqlite3
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from rich.console import Console
 
@@ -116,8 +116,8 @@ def test_what_is_served_answers_to_its_names_and_counts_by_who_asks(
     said: list[str] = []
 
     async def ask(app) -> None:
-        transport = httpx.ASGITransport(app=app, client=("127.0.0.1", 1))
-        async with httpx.AsyncClient(
+        transport = httpx2.ASGITransport(app=app, client=("127.0.0.1", 1))
+        async with httpx2.AsyncClient(
             transport=transport, base_url="http://study.example"
         ) as client:
             assert (await client.get("/healthz")).json() == {"status": "ok"}

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-import httpx
+import httpx2
 import pytest
 from rich.console import Console
 
@@ -35,14 +35,14 @@ def test_it_serves_until_it_is_stopped(monkeypatch):
         time.sleep(0.01)
     line = next(line for line in output.getvalue().splitlines() if "Serving" in line)
     address = line.split()[-1].rstrip(".")
-    with httpx.Client(verify=False) as client:
+    with httpx2.Client(verify=False) as client:
         body = {"model": "teaching:optimum", "messages": [{"role": "user", "content": "Hi!"}]}
         found = client.post(f"{address}/v1/chat/completions", json=body)
     assert found.json()["ilql"]["act"] and "Warning" not in output.getvalue()
     servers[0].should_exit = True
     thread.join(20)
     assert not thread.is_alive()
-    with pytest.raises(httpx.ConnectError), httpx.Client(verify=False) as client:
+    with pytest.raises(httpx2.ConnectError), httpx2.Client(verify=False) as client:
         client.get(f"{address}/healthz")
 
 

@@ -10,7 +10,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import anthropic
-import httpx
+import httpx2
 import openai
 import pages
 import pytest
@@ -79,10 +79,10 @@ def messages(address: str):
 
 
 # One for all: each would read the system's certificates.
-http = httpx.Client(verify=False, timeout=20)
+http = httpx2.Client(verify=False, timeout=20)
 
 
-def post(address: str, body, path: str = "/v1/chat/completions", **headers) -> httpx.Response:
+def post(address: str, body, path: str = "/v1/chat/completions", **headers) -> httpx2.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"content-type": "application/json", **headers}
     return http.post(f"{address}{path}", content=content, headers=headers)
@@ -436,7 +436,7 @@ def test_a_network_that_is_stuck_is_told_by_its_health():
 
 
 def test_a_client_that_goes_away_leaves_nothing_behind(address: str, parrot: Parrot):
-    with contextlib.suppress(httpx.TimeoutException):
+    with contextlib.suppress(httpx2.TimeoutException):
         http.post(
             f"{address}/v1/chat/completions", json={"model": "hang", "messages": HI}, timeout=0.01
         )

@@ -185,6 +185,9 @@ def test_one_per_row_keeps_order_and_fills_up_with_empty_rows():
     batches = list(one_per_row(data, packing_for(data, 2, 16)))
     assert len(batches) == 3
     assert [tokens[0] for batch in batches for tokens, *_ in unpack(batch)] == [0, 1, 2, 3, 4]
+    for batch in batches:
+        counted = np.arange(16) * (batch.segment_ids > 0)
+        np.testing.assert_array_equal(batch.positions, counted)
     assert batches[-1].segment_ids[1].sum() == 0
     assert batches[-1].by_token.weight[1].sum() == 0
 

@@ -124,7 +124,14 @@ def test_a_slot_that_has_finished_is_refilled(params, monkeypatch):
         clocks.append(int(slots.clock))
         return slots
 
-    monkeypatch.setattr(policy, "generate", generate)
+    def generate_zeros_behind_the_end(*arguments, **options):
+        slots = generate(*arguments, **options)
+        found = slots.samples
+        behind = np.arange(found.tokens.shape[-1]) >= found.length[..., None]
+        assert behind.any() and (found.tokens[behind] == 0).all()
+        return slots
+
+    monkeypatch.setattr(policy, "generate", generate_zeros_behind_the_end)
     contexts = [words(i, 5) for i in range(40)]
     agent = make_policy(params, "sampled", max_utterance=30)
     answers = agent.respond(contexts, range(40))

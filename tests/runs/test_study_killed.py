@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from experiments.human_study.browser import Browser, Form, Page
@@ -66,7 +66,7 @@ class Person:
 
     @contextlib.asynccontextmanager
     async def _browser(self) -> AsyncIterator[Browser]:
-        async with httpx.AsyncClient(base_url=self._address, timeout=20) as client:
+        async with httpx2.AsyncClient(base_url=self._address, timeout=20) as client:
             yield Browser(client)
 
     async def _next(self, browser: Browser, page: Page) -> Page:
@@ -102,7 +102,7 @@ class Person:
                 page = await attempt
                 assert page.status == 200, page.html
                 return page
-            except httpx.TransportError:  # killed before, while or after it was kept
+            except httpx2.TransportError:  # killed before, while or after it was kept
                 await asyncio.sleep(0.1)
                 attempt = again()
 

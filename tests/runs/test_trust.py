@@ -118,9 +118,9 @@ def test_a_key_that_cannot_be_is_told_at_the_start_and_not_shown(monkeypatch, br
         monkeypatch.setattr("os.environ", {"ANTHROPIC_API_KEY": f"{KEY}\x00{KEY}"})
     console = Console(file=io.StringIO())
     with pytest.raises(LLMError, match="ANTHROPIC_API_KEY") as caught:
-        launch._check_keys([LLMConfig("m")], console)
+        launch.check_llms([LLMConfig("m")], console)
     assert "kkkk" not in str(caught.value)
-    launch._check_keys([], console)  # where no LLM takes part, no key is looked at
+    launch.check_llms([], console)  # where no LLM takes part, no key is looked at
 
 
 def test_no_error_shows_a_key_in_any_form(monkeypatch, capsys):
@@ -149,7 +149,7 @@ def test_no_error_shows_a_key_in_any_form(monkeypatch, capsys):
 def test_a_key_sent_by_plain_http_is_warned_of_once(monkeypatch, address, warned):
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
     console = Console(file=io.StringIO(), width=200)
-    launch._check_keys([LLMConfig("m", base_url=address)] * 3, console)
+    launch.check_llms([LLMConfig("m", base_url=address)] * 3, console)
     said = console.file.getvalue()
     assert said.count("Warning") == warned and "hidden" not in said
     if warned:

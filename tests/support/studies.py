@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from experiments.human_study.admin import Admin
 from experiments.human_study.answering import Answering
@@ -75,8 +75,8 @@ class Site:
 
     @contextlib.asynccontextmanager
     async def browser(self, address: str = "127.0.0.1") -> AsyncIterator[Browser]:
-        transport = httpx.ASGITransport(app=self.app, client=(address, 1))
-        async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+        transport = httpx2.ASGITransport(app=self.app, client=(address, 1))
+        async with httpx2.AsyncClient(transport=transport, base_url=BASE) as client:
             yield Browser(client)
 
     @contextlib.asynccontextmanager
