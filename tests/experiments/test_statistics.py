@@ -314,3 +314,14 @@ class TestCalibrationBins:
     def test_nothing_to_bin(self):
         with pytest.raises(ValueError, match="0 predictions in 10 bins"):
             statistics.calibration_bins(np.zeros(0), np.zeros(0))
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_auroc_of_one_class_alone_has_no_interval(label):
+    found = statistics.bootstrap_auroc(np.full(5, label), np.arange(5.0), seed=0)
+    assert np.isnan(found).all()
+
+
+def test_nothing_is_sorted_into_no_bins():
+    with pytest.raises(ValueError, match="3 predictions in 0 bins"):
+        statistics.calibration_bins(np.arange(3.0), np.arange(3.0), bins=0)
