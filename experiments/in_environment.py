@@ -347,7 +347,7 @@ def draw(found: Mapping[str, Any]):
             axis.plot(each["trainings"], [place] * len(each["trainings"]), "|", color=look.color)
         lines = {"optimum": 1.0, "the data's players": 0.0, **found["others"]}
         for name, score in lines.items():
-            axis.axvline(score, color=style.MUTED, ls=(0, (4, 2)), lw=1)
+            axis.axvline(score, color=style.MUTED, ls=(0, (4, 2)), lw=1, zorder=1)
             axis.annotate(
                 name, (score, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 4),
                 textcoords="offset points", ha="center", color=style.MUTED, fontsize=8,
