@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,15 +115,15 @@ class Result:
 
 def main(task: EnvironmentTask, about: str) -> None:
     """Runs the experiment with the settings of the command line."""
-    with launch.told_errors() as console:
-        if flags.asked_help(sys.argv):
-            flags.print_help(about, {task.title: EnvironmentConfig}, console, opens_runs=False)
-            return
-        parsed, overrides = flags.parse((EnvironmentConfig,), sys.argv)
+
+    def with_arguments(arguments: list[str], console: Console) -> None:
+        parsed, overrides = flags.parse((EnvironmentConfig,), arguments)
         if overrides:
             raise ConfigError(f"{overrides[0]}: settings here are flags, as --seeds=3; see --help.")
         config = parsed[EnvironmentConfig]
         run(task, config, Path(config.workdir or f"runs/{task.name}"), console)
+
+    launch.program(about, {task.title: EnvironmentConfig}, with_arguments, opens_runs=False)
 
 
 def run(task: EnvironmentTask, config: EnvironmentConfig, home: Path, console: Console) -> None:

@@ -22,12 +22,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import command_line, interrupts, provenance
+from experiments import command_line, flags, interrupts, provenance
 from experiments.build import Experiment, build, errors_of
 from experiments.checks import check
 from experiments.command_line import CommandLine, Variants
@@ -40,6 +40,7 @@ from experiments.terminal import make_console, quiet_libraries
 from ilql_jax import sharding
 from ilql_jax.errors import shown
 from ilql_jax.models.network_config import SHAPE_OF_FRESH
+from ilql_jax.settings import Settings
 from imagination.checks import without_surrogates
 from imagination.llm.config import LLMConfig
 from imagination.llm.secrets import (
@@ -67,6 +68,27 @@ def main(name: str, config: ConfigDict, variants: Variants = ()) -> None:
             command_line.print_help(name, about, config, sys.argv, console)
             return
         _run(name, config, variants, sys.argv, console)
+
+
+def program(
+    about: str,
+    kinds: Mapping[str, type[Settings]],
+    run: Callable[[list[str], Console], None],
+    opens_runs: bool = True,
+) -> None:
+    """Runs a program whose settings are flags (`flags.py`), or prints its help.
+
+    Args:
+        about: Its docstring.
+        kinds: Title -> class of settings, for the help.
+        run: Gets `sys.argv` and a console; its errors are told.
+        opens_runs: The program takes settings of runs, too.
+    """
+    with told_errors() as console:
+        if flags.asked_help(sys.argv):
+            flags.print_help(about, kinds, console, opens_runs)
+        else:
+            run(sys.argv, console)
 
 
 @contextlib.contextmanager

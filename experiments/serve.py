@@ -12,7 +12,6 @@ of the run's folder are changed by --config.KEY=VALUE, which are those of its ex
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 from rich.console import Console
 
@@ -39,11 +38,7 @@ KINDS = {"agents": ServeConfig, "how they answer": AgentSettings, "the server": 
 
 
 def main() -> None:
-    with launch.told_errors() as console:
-        if flags.asked_help(sys.argv):
-            flags.print_help(__doc__, KINDS, console)
-            return
-        run(sys.argv, console)
+    launch.program(__doc__, KINDS, run)
 
 
 def run(arguments: list[str], console: Console) -> None:

@@ -13,8 +13,6 @@ the variable STUDY_TOKEN. Settings of the runs are changed by --config.KEY=VALUE
 
 from __future__ import annotations
 
-import sys
-
 from rich.console import Console
 
 from experiments import flags, launch
@@ -26,11 +24,7 @@ KINDS = {"the study": StudyConfig, "its agents": AgentSettings, "its server": We
 
 
 def main() -> None:
-    with launch.told_errors() as console:
-        if flags.asked_help(sys.argv):
-            flags.print_help(__doc__, KINDS, console)
-            return
-        run(sys.argv, console)
+    launch.program(__doc__, KINDS, run)
 
 
 def run(arguments: list[str], console: Console) -> None:
