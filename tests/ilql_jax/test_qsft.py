@@ -166,3 +166,7 @@ def test_it_trains_a_second_language_model_instead_of_heads():
     assert set(params["q"]) == {"none_kernel", "none_bias"}
     with pytest.raises(SettingError, match="value_trunk is 'shared', but must be separate"):
         dataclasses.replace(SHAPE, value_heads="probabilities", utterance_q="last")
+
+
+def test_its_values_may_steer_every_token():
+    QSFT.check_decoding(DecodingConfig.parse("greedy, steered by 2"))
