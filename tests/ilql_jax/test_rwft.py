@@ -49,6 +49,12 @@ def test_equal_returns_are_told():
         RWFT.select_trajectories([dialogue(action, 2.0) for action in (1, 2, 3)])
 
 
+def test_returns_that_differ_little_tell_as_much():
+    """The unit of the rewards is the user's affair."""
+    weighted = RWFT.select_trajectories([dialogue(a, 2.0 + 1e-3 * a) for a in (1, 2, 3)])
+    np.testing.assert_allclose([t.clone[1] for t in weighted], [0.5, 1.0], rtol=1e-3)
+
+
 def test_the_loss_is_divided_by_tokens_not_by_weights():
     data = RWFT.select_trajectories([dialogue(*each) for each in RETURNS.items()])
     packing = packing_for(data, batch_rows=1, row_length=6)
