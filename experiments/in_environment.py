@@ -31,8 +31,6 @@ from ilql_jax.methods import Method
 from ilql_jax.settings import SettingError, Settings, setting
 from imagination.simulation import normalized_score
 
-CLONES = ("sampled", "greedy")
-WITH_VALUES = ("sampled, best of 4", "sampled, best of 16")
 VALIDATION_EPISODES, VALIDATION_SEED, TEST_SEED = 64, 10**6, 2 * 10**6
 
 
@@ -151,7 +149,8 @@ def _bind(home: Path, task: EnvironmentTask, config: EnvironmentConfig) -> None:
     """Keeps the settings; those of trainings that are there must not change."""
     path = home / "config.json"
     own = dataclasses.asdict(config) | {"task": task.name}
-    free = ("methods", "seeds", "workdir")  # more of them may be added, and folders moved
+    del own["workdir"]
+    free = ("methods", "seeds")  # more of them may be added
     if path.exists():
         try:
             before = read_json_object(path)
@@ -226,8 +225,7 @@ def _trained(
         folder=folder,
     )
     players = {
-        text: Policy.load(folder, decoding=text, steer=method.steer)
-        for text in (WITH_VALUES if method.learns_values else CLONES)
+        text: Policy.load(folder, decoding=text, steer=method.steer) for text in method.decodings
     }
     validated = {
         text: _play(task, player, VALIDATION_EPISODES, VALIDATION_SEED).mean()

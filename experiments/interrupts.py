@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,6 +17,10 @@ from pathlib import Path
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CTRL_C, TERMINATED = (128 + number for number in _SIGNALS)  # exit statuses
 _A_MOMENT = 0.05  # seconds, after which a garbage collection is over or has the next chance
+# How a program begins: its source is looked at, since it has not run so far.
+_BEGINS = re.compile(
+    rb"^    .*\b(launch|in_environment)\.(main|program|told_errors)\(", re.MULTILINE
+)
 _TOLD = "Stopped. The same command goes on from here."
 
 
@@ -38,7 +43,7 @@ def is_experiment() -> bool:
         program = Path(file).read_bytes() if file else b""
     except OSError:
         return False
-    return b"launch.main(" in program or b"launch.told_errors(" in program
+    return _BEGINS.search(program) is not None
 
 
 def end_at_once() -> None:

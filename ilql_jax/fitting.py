@@ -155,7 +155,7 @@ def fit(
     if model.value_heads == "probabilities":  # the method brings returns to [0, 1] itself
         reward_scale, baseline = _left_to_method(method, reward_scale, baseline)
     scale = _scale(reward_scale, trajectories)
-    by_token = _values_by_token(method)
+    by_token = method.values_every_token
     discount = token_discount if by_token else utterance_discount
     start_value = _baseline(baseline, trajectories, by_token, discount)
     description = PolicyDescription(
@@ -234,7 +234,7 @@ def _network(
     seed: int,
 ) -> tuple[ModelConfig, Callable[[], Params] | None]:
     """Shape of the network, and what makes the parameters to start from (None = fresh)."""
-    how = "last" if _values_by_token(method) else "sum"
+    how = "last" if method.values_every_token else "sum"
     if network is None:
         return method.network_for(small_network(vocab_size, max_positions, utterance_q=how)), None
     if isinstance(network, ModelConfig):
@@ -257,11 +257,6 @@ def _decoding(decoding: DecodingConfig | str | None, method: Method) -> Decoding
         decoding = DecodingConfig.parse(decoding)
     method.check_decoding(decoding)
     return decoding
-
-
-def _values_by_token(method: Method) -> bool:
-    """True where the values are those of tokens, not of utterances."""
-    return method.values_by_token is not None and method.values_by_token(method.config)
 
 
 def _left_to_method(

@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ilql_jax.batching import make_batches, packing_for
-from ilql_jax.methods import Method
+from ilql_jax.methods import Method, MethodError
 from ilql_jax.models import ModelConfig
 from ilql_jax.preferences import PreferencePair, make_preference_batches, packing_for_pairs
 from ilql_jax.train_step import TrainConfig, abstract_frozen, abstract_state, make_train_step
@@ -29,7 +30,7 @@ def rehearse(method: Method, model_config: ModelConfig, config: TrainConfig) -> 
         config: Optimizer.
 
     Raises:
-        MethodError: By the method's `select` or `loss`; the message names file and line.
+        MethodError: By the method's `select`, `loss` or `steer`; the message names file and line.
     """
     config = dataclasses.replace(config, gradient_accumulation=1)
     if method.learns_from == "pairs":
@@ -47,6 +48,15 @@ def rehearse(method: Method, model_config: ModelConfig, config: TrainConfig) -> 
     state = abstract_state(model_config, method, config)
     frozen = abstract_frozen(model_config, config)
     jax.eval_shape(step, state, batch, *([] if frozen is None else [frozen]))
+    if method.values_every_token:
+        scores = jax.ShapeDtypeStruct((_ROWS, model_config.decoder.vocab_size), jnp.float32)
+        v, strength = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((_ROWS,), ()))
+        steered = jax.eval_shape(method.steer, scores, scores, v, strength)
+        if getattr(steered, "shape", None) != scores.shape:
+            raise MethodError(
+                f"{method.name}: steer gives {steered} for scores {scores}, but must give scores "
+                "of that shape."
+            )
 
 
 def _dialogues() -> list[Trajectory]:

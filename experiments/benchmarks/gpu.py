@@ -436,18 +436,18 @@ def _where(error: BaseException) -> str:
     return ours[-1] if ours else ""
 
 
-def circumstances(size: str) -> dict[str, Any]:
+def machine(size: str) -> dict[str, Any]:
     """The device and versions, asked of a process of its own: this one must not hold the device."""
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    process = context.Process(target=_circumstances, args=(size, answers), daemon=True)
+    process = context.Process(target=_device, args=(size, answers), daemon=True)
     process.start()
     process.join(60)
     process.kill()
     return {"part": "machine", **(_last(answers) or {"failed": "the device did not answer"})}
 
 
-def _circumstances(size: str, answers) -> None:
+def _device(size: str, answers) -> None:
     import jax
 
     device = jax.local_devices()[0]
@@ -457,7 +457,7 @@ def _circumstances(size: str, answers) -> None:
             "platform": device.platform,
             "count": jax.local_device_count(),
             "size": size,
-            **measuring._circumstances(),
+            **measuring.circumstances(),
         }
     )
 
@@ -482,11 +482,11 @@ def main() -> None:
     path = Path(line.json) if line.json else None
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-    machine = circumstances(line.size)
-    print("  ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
+    about = machine(line.size)
+    print("  ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     if path:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(machine) + "\n")
+            file.write(json.dumps(about) + "\n")
     results = run(line.size, names, line.limit, path)
     if failed := [each["part"] for each in results if "failed" in each]:
         raise SystemExit(f"failed: {', '.join(failed)}")

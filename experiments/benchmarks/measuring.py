@@ -189,10 +189,11 @@ def write_json(path: str, result: Mapping[str, Any]) -> None:
         return
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**result, "measured": _circumstances()}, indent=1) + "\n")
+    file.write_text(json.dumps({**result, "measured": circumstances()}, indent=1) + "\n")
 
 
-def _circumstances() -> dict[str, Any]:
+def circumstances() -> dict[str, Any]:
+    """Date, processor and versions of a measurement."""
     versions = {}
     for name in ("jax", "flax", "optax", "torch", "transformers"):
         with contextlib.suppress(metadata.PackageNotFoundError):

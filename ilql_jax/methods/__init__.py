@@ -37,8 +37,7 @@ def load_method(path: str | Path, taken: Collection[str] = ()) -> Method:
 
     What its functions raise later is told as a `MethodError` with file and line.
     """
-    path = Path(path).expanduser().resolve()
-    return guarded(read_method(path, (*METHODS, *taken)), path)
+    return guarded(read_method(path, (*METHODS, *taken)))
 
 
 __all__ = [

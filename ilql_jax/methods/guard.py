@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ilql_jax.errors import UserError, shown
+from ilql_jax.errors import UserError, place_of_function, shown
 from ilql_jax.methods.method import Method, MethodError
 from ilql_jax.models import ModelConfig
 from ilql_jax.trajectory import Trajectory
@@ -25,30 +24,24 @@ from ilql_jax.trajectory import Trajectory
 Check = Callable[[Any], str | None]
 
 
-def guarded(method: Method, path: Path) -> Method:
-    """A copy whose functions raise `MethodError` for what they raise, and for results of no use.
-
-    Args:
-        method: As the file defines it.
-        path: Of the file, for messages.
-    """
+def guarded(method: Method) -> Method:
+    """A copy whose functions raise `MethodError` for what they raise, and for results of no use."""
     checks: dict[str, Check] = {
         "loss": _loss_problem,
         "select": _selection_problem,
         "network": _network_problem,
         "values_by_token": lambda value: None,
+        "steer": lambda value: None,
     }
     functions = {
-        name: _watched(function, path, name, problem_of)
+        name: _watched(function, f"{method.name}: {name}", problem_of)
         for name, problem_of in checks.items()
         if (function := getattr(method, name)) is not None
     }
     return dataclasses.replace(method, **functions)
 
 
-def _watched(
-    function: Callable[..., Any], path: Path, name: str, problem_of: Check
-) -> Callable[..., Any]:
+def _watched(function: Callable[..., Any], name: str, problem_of: Check) -> Callable[..., Any]:
     @functools.wraps(function, updated=())
     def watched(*arguments: Any, **named: Any) -> Any:
         try:
@@ -57,24 +50,14 @@ def _watched(
             raise
         except (Exception, SystemExit) as error:
             # JAX explains an error over many lines; the first one says what it is.
-            said = f"{type(error).__name__}: {shown(str(error).strip().partition(chr(10))[0], 300)}"
-            raise MethodError(f"{path}{_line_of(path, function, error)}: {name}: {said}") from error
+            said = shown(str(error).strip().partition("\n")[0], 300)
+            raised = f"{name} raised {type(error).__name__}: {said}"
+            raise MethodError(f"{raised}{place_of_function(function, error)}") from error
         if (problem := problem_of(value)) is not None:
-            raise MethodError(f"{path}{_line_of(path, function)}: {name} {problem}")
+            raise MethodError(f"{name} {problem}{place_of_function(function)}")
         return value
 
     return watched
-
-
-def _line_of(path: Path, function: Callable[..., Any], error: BaseException | None = None) -> str:
-    """The last line of the method's file that an error came through, or where a function begins."""
-    lines = []
-    if (code := getattr(function, "__code__", None)) is not None:
-        lines.append(code.co_firstlineno)
-    if error is not None:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines += [frame.lineno or 0 for frame in frames if Path(frame.filename) == path]
-    return f", line {lines[-1]}" if lines else ""
 
 
 def _loss_problem(value: Any) -> str | None:
@@ -90,7 +73,10 @@ def _loss_problem(value: Any) -> str | None:
 
 
 def _is_scalar(value: Any) -> bool:
-    return isinstance(value, (int, float, jax.Array)) and jnp.shape(value) == ()
+    return (
+        isinstance(value, (int, float, np.generic, np.ndarray, jax.Array))
+        and jnp.shape(value) == ()
+    )
 
 
 def _described(value: Any) -> str:

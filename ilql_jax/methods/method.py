@@ -146,6 +146,11 @@ class Method:
             )
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
 
+    @property
+    def values_every_token(self) -> bool:
+        """True if Q is a value of every token, so that it can steer them."""
+        return self.values_by_token is not None and self.values_by_token(self.config)
+
     def select_trajectories(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
         """Trajectories that are learned from, of these."""
         return self.select(trajectories, self.config) if self.select else list(trajectories)
@@ -172,8 +177,7 @@ class Method:
         """Raises `MethodError` if the decoding asks for values that are not learned."""
         if decoding.reads_values and not self.learns_values:
             raise MethodError(f"{str(decoding)!r} needs values, and {self.name} learns none.")
-        by_token = self.values_by_token is not None and self.values_by_token(self.config)
-        if decoding.steering_strength and not by_token:
+        if decoding.steering_strength and not self.values_every_token:
             raise MethodError(
                 f"{str(decoding)!r} needs values of every token, but those of {self.name} are of "
                 "whole utterances: set its credit to 'token'."

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import traceback
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from ilql_jax.errors import shown
+from ilql_jax.errors import place_of_function, shown
 from imagination.checks import is_finite
 from imagination.simulation.world import Persona, World, WorldError
 
@@ -128,24 +127,12 @@ def _watched(
             raise
         except (Exception, SystemExit) as error:
             told = f"{place}{where(*arguments)}: it raised {shown(error, 300, repr)}"
-            raise WorldError(f"{told}{_line_of(function, error)}") from error
+            raise WorldError(f"{told}{place_of_function(function, error)}") from error
         if (problem := problem_of(value)) is not None:
-            raise WorldError(f"{place}{where(*arguments)}{problem}{_line_of(function)}")
+            raise WorldError(f"{place}{where(*arguments)}{problem}{place_of_function(function)}")
         return value
 
     return watched
-
-
-def _line_of(function: Callable[..., Any], error: BaseException | None = None) -> str:
-    """The line of a file that an error comes from, or else where the function begins."""
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return ""
-    lines = [code.co_firstlineno]
-    if error is not None:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines += [frame.lineno or 0 for frame in frames if frame.filename == code.co_filename]
-    return f" ({code.co_filename}, line {lines[-1]})"
 
 
 def _hash_problem(state: Any) -> str | None:

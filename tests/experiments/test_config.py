@@ -218,5 +218,7 @@ def test_a_slip_in_a_method_of_ones_own_is_told_by_the_checks(tmp_path):
     path.write_text(OWN_METHOD)
     settings = config(methods=("bc", str(path)))
     add_method(settings, load_own(str(path)))
-    with pytest.raises(ConfigError, match=r"config\.methods: .*own\.py, line 6: loss: Attribute"):
+    with pytest.raises(
+        ConfigError, match=r"config\.methods: own: loss raised Attribute.*own\.py, line 6"
+    ):
         checked(settings)

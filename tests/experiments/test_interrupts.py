@@ -122,3 +122,19 @@ def test_a_signal_while_garbage_is_collected_is_not_lost(number, status):
 
 def test_importing_from_experiments_changes_no_handler():
     assert not interrupts.is_experiment()
+
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = [
+    path
+    for folder in ("experiments", "experiments/benchmarks")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if "experiments import" in path.read_text() and '__name__ == "__main__"' in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_every_program_that_tells_its_errors_is_known_as_one(path, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(path), raising=False)
+    source = path.read_text()
+    assert interrupts.is_experiment() == ("launch" in source or "in_environment" in source)

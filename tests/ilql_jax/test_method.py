@@ -110,7 +110,7 @@ def file(tmp_path):
         (
             "return cloning + config.pull * pull",
             "return cloning + pul",
-            r"loss: NameError: .*'pul'",
+            r"loss raised NameError: .*'pul'",
         ),
         ("return cloning + config.pull * pull", "return distance", r"loss gives a loss of shape"),
         (', {"policy_loss": cloning, "pull": pull}', "", "loss gives .* must give a pair"),
@@ -118,9 +118,9 @@ def file(tmp_path):
         (
             "    distance =",
             "    distance = 1 if (slow > 0).any() else",
-            "loss: TracerBoolConversionError",
+            "loss raised TracerBoolConversionError",
         ),
-        ("t.total_reward >=", "t.total >=", "select: AttributeError: .*'total'"),
+        ("t.total_reward >=", "t.total >=", "select raised AttributeError: .*'total'"),
         ("return [t for", "return tuple(t for", "select gives .* must give a list"),
     ],
 )
@@ -131,8 +131,27 @@ def test_a_slip_in_a_method_is_told_with_its_line_before_any_work(tmp_path, righ
         source = source.replace("config.threshold]", "config.threshold)")
     (tmp_path / "own.py").write_text(source)
     method = load_method(tmp_path / "own.py")
-    with pytest.raises(MethodError, match=rf"own\.py, line \d+: {told}"):
+    with pytest.raises(MethodError, match=rf"winners: {told}.*own\.py, line \d+\)"):
         rehearse(method, method.network_for(SHAPE), TrainConfig(10, 1e-3))
+
+
+def test_a_slip_in_steering_is_told_before_any_work(tmp_path):
+    source = (
+        OWN
+        + """
+def steer(policy_logits, q, v, strength):
+    return policy_logits + strength * (q - v)
+
+
+METHOD = dataclasses.replace(
+    METHOD, values_by_token=lambda config: True, steer=steer, learns_values=True
+)
+"""
+    )
+    (tmp_path / "own.py").write_text(source)
+    method = load_method(tmp_path / "own.py")
+    with pytest.raises(MethodError, match=r"steer raised .*own\.py, line 45\)"):
+        rehearse(method, SHAPE, TrainConfig(10, 1e-3))
 
 
 @pytest.mark.parametrize("name", METHODS)
