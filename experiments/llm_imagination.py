@@ -26,8 +26,8 @@ from imagination.engine import (
     Imagined,
     derive_task,
     forecast_imagination,
+    imagination_forecast,
     imagine_dialogues,
-    plan_imagination,
 )
 from imagination.llm import Answer, Failure, Request
 from imagination.llm.cost import SAMPLE, LearnedForecast
@@ -168,15 +168,15 @@ async def _imagine(
 ) -> tuple[Imagined, LearnedForecast]:
     """Imagines with a bar of calls, whose number is learned on the way."""
     engine, llm = experiment.imagination.engine, experiment.imagination.llm
-    planned = await plan_imagination(task, engine, llm, experiment.imagination.models)
-    if llm.max_cost and planned.cost > llm.max_cost:
+    beforehand = await imagination_forecast(task, engine, llm, experiment.imagination.models)
+    if llm.max_cost and beforehand.cost > llm.max_cost:
         console.print(
-            f"Forecast: about ${planned.cost:,.2f}, more than config.llm.max_cost, "
+            f"Forecast: about ${beforehand.cost:,.2f}, more than config.llm.max_cost, "
             f"${llm.max_cost:,.2f}. The run will stop there.",
             style="yellow",
         )
     ids = [f"{task.name}-{index}" for index in range(engine.dialogues)]
-    costs = LearnedForecast(planned, ids, first or SAMPLE)
+    costs = LearnedForecast(beforehand, ids, first or SAMPLE)
     with progress_bars(console) as bars:
         bar = _Bar(bars, costs, client, first or engine.dialogues, len(ids))
 

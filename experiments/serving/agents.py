@@ -154,15 +154,15 @@ def load_agents(
         raise SpecError("no agent is named.")
     batcher = batcher or Batcher(settings.most_waiting)
     finder = _Finder(settings, overrides, batcher, console)
-    planned = [each for spec in parsed for each in finder.find(spec)]
-    often = Counter(each.name for each in planned)
-    names = [each.name if often[each.name] == 1 else each.spec for each in planned]
+    found = [each for spec in parsed for each in finder.find(spec)]
+    often = Counter(each.name for each in found)
+    names = [each.name if often[each.name] == 1 else each.spec for each in found]
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise SpecError(f"agent {twice!r} is named twice.")
     return {
         name: Guarded(each.load(name), settings.answer_seconds)
-        for name, each in zip(names, planned, strict=True)
+        for name, each in zip(names, found, strict=True)
     }
 
 

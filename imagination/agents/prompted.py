@@ -230,13 +230,13 @@ class GdpZeroAgent(PromptedAgent):
         """Model, prompts and settings of the search."""
         return {**super().model_and_version, "search": dataclasses.asdict(self.search)}
 
-    async def _respond_to_all(self, conversations: Sequence[Conversation]) -> list[Utterance]:
+    async def answers(self, conversations: Sequence[Conversation]) -> list[Utterance]:
         if self.acts is None and conversations:
             try:
                 await self._list_acts()
             except NoAnswer as reason:
                 return [gave_up(self._session(c), reason) for c in conversations]
-        return await super()._respond_to_all(conversations)
+        return await super().answers(conversations)
 
     async def _list_acts(self) -> None:
         # The same request in every run and conversation: answered from the cache but for once.

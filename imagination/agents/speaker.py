@@ -36,9 +36,6 @@ class PromptedSpeaker:
 
     async def answers(self, conversations: Sequence[Conversation]) -> list[Utterance]:
         """`respond`, on the loop of the caller, which is then the client's."""
-        return await self._respond_to_all(conversations)
-
-    async def _respond_to_all(self, conversations: Sequence[Conversation]) -> list[Utterance]:
         return await gather_all([self._respond(c) for c in conversations])
 
     async def _respond(self, conversation: Conversation) -> Utterance:

@@ -16,7 +16,7 @@ from imagination.engine.config import (
     EngineConfig,
     EngineError,
 )
-from imagination.engine.cost import forecast_imagination, plan_imagination
+from imagination.engine.cost import forecast_imagination, imagination_forecast
 from imagination.engine.run import Imagined, imagine_dialogues
 from imagination.engine.task_from_prompt import derive_task
 
@@ -28,6 +28,6 @@ __all__ = [
     "Imagined",
     "derive_task",
     "forecast_imagination",
+    "imagination_forecast",
     "imagine_dialogues",
-    "plan_imagination",
 ]

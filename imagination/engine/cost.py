@@ -45,10 +45,10 @@ def forecast_imagination(
         llm: Prices, and whether batches are used.
         models: The same of purposes that have a model of their own.
     """
-    return asyncio.run(plan_imagination(task, config, llm, models))
+    return asyncio.run(imagination_forecast(task, config, llm, models))
 
 
-async def plan_imagination(
+async def imagination_forecast(
     task: Task | Mapping[str, Any],
     config: EngineConfig,
     llm: LLMConfig,

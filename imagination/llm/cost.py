@@ -132,12 +132,12 @@ class Forecast:
 class LearnedForecast:
     """A forecast that learns from the answers as they come.
 
-    At first the calls are those planned, each at the mean price of those of its step so far. Once
-    the dialogues of the sample are finished, what they took counts for the others. They are fixed
-    beforehand: those that happen to be finished first are the short ones.
+    At first the calls are those forecast beforehand, each at the mean price of those of its step
+    so far. Once the dialogues of the sample are finished, what they took counts for the others.
+    The sample is fixed at the start: those that happen to be finished first are the short ones.
 
     Args:
-        planned: Calls and prices without any answer.
+        beforehand: Calls and prices without any answer.
         dialogues: Ids of all dialogues, in their order: the labels of their requests.
         sample: Number of the first of them from which is learned.
 
@@ -147,8 +147,8 @@ class LearnedForecast:
         first: The cost as it was forecast when the sample was finished; None before.
     """
 
-    def __init__(self, planned: Forecast, dialogues: Sequence[str], sample: int = SAMPLE):
-        self._planned = {step.step: step for step in planned.steps}
+    def __init__(self, beforehand: Forecast, dialogues: Sequence[str], sample: int = SAMPLE):
+        self._beforehand = {step.step: step for step in beforehand.steps}
         self._sample = frozenset(dialogues[:sample])
         self._waiting = set(self._sample)
         self._factor = len(dialogues) / len(self._sample)
@@ -191,19 +191,19 @@ class LearnedForecast:
         )
 
     def _estimates(self) -> list[tuple[float, float]]:
-        return [self._estimate(step) for step in {**self._planned, **self._seen}]
+        return [self._estimate(step) for step in {**self._beforehand, **self._seen}]
 
     def _estimate(self, step: str) -> tuple[float, float]:
         """Calls of a step in all, and their dollars."""
-        planned, seen, sampled = self._planned.get(step), self._seen[step], self._sampled[step]
+        before, seen, sampled = self._beforehand.get(step), self._seen[step], self._sampled[step]
         if not self._waiting and sampled.calls:
             # Personas and the like, which are no dialogue's, are in `seen` alone.
             calls = max(sampled.calls * self._factor, seen.calls)
             return calls, sampled.cost * calls / sampled.calls
-        calls = max(planned.calls if planned else 0, seen.calls)
+        calls = max(before.calls if before else 0, seen.calls)
         if seen.calls:
             return calls, seen.cost * calls / seen.calls
-        return calls, planned.cost if planned else 0.0
+        return calls, before.cost if before else 0.0
 
 
 @dataclasses.dataclass

@@ -24,8 +24,8 @@ from imagination.dialogue import read_dialogues
 from imagination.engine import (
     EngineConfig,
     forecast_imagination,
+    imagination_forecast,
     imagine_dialogues,
-    plan_imagination,
 )
 from imagination.llm import Answer, Client, CostLimitError, LLMConfig, Meter, Usage
 from imagination.llm.cost import LearnedForecast
@@ -46,7 +46,7 @@ def imagined_with_costs(server, folder, config, **llm):
     async def run():
         settings = LLMConfig(model="small", base_url=server.url, **PRICES, **llm)
         client = Client(settings, folder)
-        planned = await plan_imagination(TASK, config, settings)
+        planned = await imagination_forecast(TASK, config, settings)
         costs = LearnedForecast(planned, [f"{TASK.name}-{i}" for i in range(config.dialogues)])
         watched = WatchedClient(client, costs.saw)
         try:

@@ -66,6 +66,7 @@ PARSED = {
     "runs/with": "runs in tests/runs/test_own_task.py",
     "--stage=evaluate": "a stage of the run that is there already",
     "config.train.steps=2000": "the default run, shorter",
+    "runs/short": "likewise",
     "own_data.py": "runs in tests/runs/test_own_data.py",
     "hindsight_errors.py": "runs in tests/runs/test_hindsight_runs.py",
     "benchmarks/": "takes minutes; runs in tests/experiments/test_benchmarks.py",
