@@ -234,5 +234,9 @@ def task() -> EnvironmentTask:
     )
 
 
-if __name__ == "__main__":
+def main() -> None:
     in_environment.main(task(), __doc__)
+
+
+if __name__ == "__main__":
+    main()
