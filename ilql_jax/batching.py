@@ -293,7 +293,7 @@ def _later(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
     cut off itself: its return is not known then, so the window's values bootstrap at its own end.
     """
     episode, later = trajectory.episode, trajectory.later
-    if episode is None or later is None or not episode.terminal:
+    if later is None or not episode.terminal:
         return np.zeros(0, int), np.zeros(0)
     is_action = episode.is_action[later]
     first, _ = utterance_bounds(is_action)
@@ -350,8 +350,8 @@ def _count_utterances(trajectory: Trajectory) -> int:
 def assemble_row(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Drops the packer's bookkeeping and moves indices from the dialogue's start to the row's."""
     segments, positions = packed["tokens_segment_ids"], packed["tokens_positions"]
-    # Of segments 1, 2, ...; slots of no dialogue have segment 0, and stay where they are.
-    starts = np.concatenate([[0], np.flatnonzero((positions == 0) & (segments > 0))])
+    # Of segments 0, 1, 2, ...: segment 0 is the row's unused end, whose indices stay as they are.
+    starts = np.concatenate([[0], np.flatnonzero(positions == 0)])
     row = {
         "tokens": packed["tokens"],
         "segment_ids": segments,

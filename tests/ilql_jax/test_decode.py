@@ -116,6 +116,16 @@ def test_long_conversations_are_read_in_pieces(params, spied, monkeypatch):
         same(one, other)
 
 
+def test_the_value_of_an_answer_is_that_of_its_context(params):
+    contexts = [words(i, 4 + 3 * i) for i in range(3)]
+    answers = make_policy(params).respond(contexts, range(3))
+    model = with_params(MODEL, params)
+    for context, answer in zip(contexts, answers, strict=True):
+        row = jnp.asarray(context)[None]
+        _, hidden = model.hidden_states(row, jnp.ones_like(row), jnp.arange(len(context))[None])
+        assert answer.v == pytest.approx(float(model.state_value(hidden[0, -1])), abs=1e-4)
+
+
 def test_a_slot_that_has_finished_is_refilled(params, monkeypatch):
     clocks = []
 
