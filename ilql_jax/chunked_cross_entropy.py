@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from ilql_jax.products import product
+from ilql_jax.products import even_rows, product
 from ilql_jax.sharding import platform, row_parts
 
 
@@ -57,6 +57,10 @@ def chunked_cross_entropy(
         heads = len(features)
         features = jnp.concatenate(features, axis=1)[None]
         actions, weight = (jnp.tile(x, (1, heads)) for x in (actions, weight))
+    vocab, matrix = matrix.shape[1], even_rows(matrix)
+    if added := matrix.shape[1] - vocab:  # nobody says these
+        bias = jnp.zeros((1, vocab)) if bias is None else bias
+        bias = jnp.pad(bias, ((0, 0), (0, added)), constant_values=-jnp.inf)
     features = jnp.where(weight[..., None] == 0, 0, features)  # what is masked out may be NaN
     features, actions, weight = _split((jnp.moveaxis(features, 0, 2), actions, weight), size)
     parts, heads, width = len(features), features.shape[3], features.shape[4]
@@ -83,7 +87,8 @@ def _weighted_sum_forward(dtype, *inputs):
     matrix, bias, features, actions, weight = (
         None if argument is None else argument.value for argument in inputs
     )
-    learns = inputs[0].perturbed  # False for tied heads: the shared matrix gets no gradient
+    # False for tied heads: the shared matrix gets no gradient; and for a bias that is no parameter.
+    learns, bias_learns = inputs[0].perturbed, bias is not None and inputs[1].perturbed
     rounded_matrix = matrix.astype(dtype)
 
     def of_part(part):
@@ -101,7 +106,7 @@ def _weighted_sum_forward(dtype, *inputs):
         sums = {"value": jnp.sum(weight * value)}
         if learns:
             sums["matrix"] = product("knv,knm->kvm", to_scores.astype(dtype), rounded)
-        if bias is not None:
+        if bias_learns:
             # A product with ones: on XLA:CPU a sum over columns is several times slower.
             ones = jnp.ones_like(to_scores[..., 0])
             sums["bias"] = product("kn,knv->kv", ones, to_scores)

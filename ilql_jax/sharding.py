@@ -28,6 +28,7 @@ from ilql_jax.settings import Settings, setting
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that a batch's rows are split over
+VOCABULARY = "vocabulary"  # in rules: `tensor` where that divides it, else whole on each device
 
 # Regular expression for the end of a parameter's name -> mesh axes of its last dimensions; those
 # before them (twin heads, layers stacked for a scan) are never split. The first match counts.
@@ -36,8 +37,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Value heads: [heads, width, inner] and [heads, vocabulary, inner]; V's [inner, 1].
     (r"q/inner_kernel", ("fsdp", "tensor")),
     (r"q/inner_bias", ("tensor",)),
-    (r"q/out_kernel", ("tensor", "fsdp")),
-    (r"q/out_bias", ("tensor",)),
+    (r"q/out_kernel", (VOCABULARY, "fsdp")),
+    (r"q/out_bias", (VOCABULARY,)),
     # Tied ones: [heads, inner, width] and [heads, inner].
     (r"q/map_kernel", ("tensor", "fsdp")),
     (r"q/shared_kernel", ("tensor",)),
@@ -46,7 +47,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"v/out/kernel", ("tensor", None)),
     # Trunk: embeddings, and an output matrix of its own, [vocabulary, width].
     (r"position_embedding/embedding", (None, "fsdp")),
-    (r"embedding", ("tensor", "fsdp")),
+    (r"embedding", (VOCABULARY, "fsdp")),
     # Adapters are thin: [width, rank] and [rank, width].
     (r"lora_a", ("fsdp", None)),
     (r"lora_b", (None, "fsdp")),
@@ -221,6 +222,10 @@ def partition_spec(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec
     else:
         last = _longest_over_fsdp(shape, mesh)
     spec = (None,) * (len(shape) - len(last)) + last
+    if VOCABULARY in spec:
+        vocabulary = spec.index(VOCABULARY)
+        axis = None if shape[vocabulary] % mesh.shape["tensor"] else "tensor"
+        spec = (*spec[:vocabulary], axis, *spec[vocabulary + 1 :])
     for dimension, axis in enumerate(spec):
         if axis and shape[dimension] % mesh.shape[axis]:
             raise MeshError(
@@ -359,6 +364,21 @@ def row_parts() -> int:
     """Number of devices that a batch's rows are split over, while tracing for a mesh; or 1."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def tensor_parts() -> int:
+    """Number of devices that matrices are split over, while tracing for a mesh; or 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["tensor"]
+
+
+def over_tensor(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """Constrains an axis to be split over `tensor`, the others as XLA likes; no-op without it."""
+    if tensor_parts() == 1:
+        return x
+    spec = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    spec[axis] = "tensor"
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def platform() -> str:

@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ilql_jax.models.config import ModelConfig, Params
-from ilql_jax.products import product
+from ilql_jax.products import even_rows, product
 from ilql_jax.sharding import platform
 
 FEW = 64  # rows; with more, arithmetic is the bound
@@ -34,10 +34,13 @@ def matmul_t(
         x: Between heads and width there may be any number of axes of rows.
         matrix: [size_out, size_in] for each head.
     """
-    *heads, _, size_in = matrix.shape
+    *heads, size_out, size_in = matrix.shape
     leading = x.shape[:-1]
     rows = x.reshape(*heads, -1, size_in)
-    if platform() != "cpu" or rows.shape[-2] > FEW:
+    if rows.shape[-2] > FEW:
+        result = product("...ri,...oi->...ro", rows, even_rows(matrix))
+        return result[..., :size_out].reshape(*leading, -1)
+    if platform() != "cpu":
         return product("...ri,...oi->...ro", rows, matrix).reshape(*leading, -1)
     result = product("...oi,...ri->...or", matrix, rows)
     # Without the barrier XLA turns it into the other product.
