@@ -15,6 +15,7 @@ from experiments.human_study.pages import templates
 from experiments.human_study.records import StudyError
 from experiments.human_study.session import Study
 from experiments.human_study.web import Signer, is_from_here, read_form
+from experiments.human_study.words import ENGLISH
 
 VARIABLE = "STUDY_TOKEN"
 COOKIE = "study_admin"
@@ -72,6 +73,7 @@ class Admin:
 
     def _page(self, status: int = 200, error: str = "", **values: object) -> HTMLResponse:
         shared = {"title": "Study", "notices": (), "csrf": "", "reload": 0, "error": error}
+        shared["say"] = ENGLISH  # the researcher reads English
         template = self._templates.get_template("admin.html.j2")
         return HTMLResponse(template.render(**{**shared, "seen": None, **values}), status)
 

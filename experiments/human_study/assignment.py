@@ -52,7 +52,7 @@ def emptiest(cells: Sequence[Cell], number: int, seed: int) -> int:
 
 
 def alias(position: int) -> str:
-    """Neutral name of the agent that somebody talks with at this place: Agent A, Agent B, ..."""
+    """Neutral name of the agent that somebody talks with at this place: A, B, ..."""
     letters = string.ascii_uppercase
     before, place = divmod(position, len(letters))
-    return f"Agent {letters[before - 1] if before else ''}{letters[place]}"
+    return f"{letters[before - 1] if before else ''}{letters[place]}"

@@ -48,9 +48,6 @@ NO_SCRIPT_SECONDS = 2  # without the script a page asks again
 MOST_ID = 100  # characters of a platform's id
 # As Prolific names them in the address.
 PLATFORM_IDS = ("PROLIFIC_PID", "STUDY_ID", "SESSION_ID")
-_GONE = "This page is not there, or not for you. If you take part, go on from the first page."
-_FORGED = "This form is too old, or came from another page. Please reload the page, and try again."
-_DISK = "This could not be kept just now. Please wait a moment, and send it again."
 
 
 def templates() -> jinja2.Environment:
@@ -91,7 +88,7 @@ class Pages:
         self, study: Study, answering: Answering, config: StudyConfig, notices: Sequence[str]
     ):
         self._study, self._answering, self._config = study, answering, config
-        self._notices = tuple(notices)
+        self._notices, self._say = tuple(notices), study.questionnaire.words
         self._templates = templates()
         self._signer = Signer(study.store.secret())
 
@@ -123,13 +120,29 @@ class Pages:
 
     def page(self, name: str, status: int = 200, **values: Any) -> HTMLResponse:
         """Renders a template."""
-        shared = {"title": self._study.questionnaire.title, "notices": self._notices}
+        shared = {
+            "title": self._study.questionnaire.title,
+            "notices": self._notices,
+            "say": self._say,
+            "csrf": "",
+            "reload": 0,
+        }
         template = self._templates.get_template(f"{name}.html.j2")
-        return HTMLResponse(template.render(**shared | {"csrf": "", "reload": 0} | values), status)
+        return HTMLResponse(template.render(**shared | values), status)
 
-    def message(self, text: str, status: int, heading: str = "Just a moment") -> HTMLResponse:
-        """A friendly page with one message."""
-        return self.page("message", status, heading=heading, text=text)
+    def message(
+        self, word: str, status: int, heading: str = "problem_heading", **values: Any
+    ) -> HTMLResponse:
+        """A friendly page with one message; `values` fill the blanks of its words."""
+        told = {"heading": self._say(heading), "text": self._say(word, **values)}
+        return self.page("message", status, **told)
+
+    def _told(self, reason: Refused) -> str:
+        return self._say(reason.word, **reason.values)
+
+    def _agent(self, position: int) -> str:
+        """Neutral name of the agent at this place."""
+        return self._say("agent", letter=alias(position))
 
     async def healthz(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -147,8 +160,7 @@ class Pages:
         if visitor.number is not None and not any(n in request.query_params for n in PLATFORM_IDS):
             return RedirectResponse("/study", 303)
         if kind == TALKER and not self._study.is_open:
-            text = "This study takes no further participants at the moment. Thank you!"
-            return self.message(text, 200, "Thank you for your interest")
+            return self.message("closed", 200, "closed_heading")
         return self._consent_page(kind, {n: request.query_params.get(n, "") for n in PLATFORM_IDS})
 
     def _consent_page(
@@ -168,17 +180,16 @@ class Pages:
     async def consent(self, request: Request) -> Response:
         form = await read_form(request)
         if not is_from_here(request) or not self._signer.is_ours(form.get("form", "")):
-            return self.message(_FORGED, 403)
+            return self.message("old_form", 403)
         kind = RATER if form.get("kind") == RATER else TALKER
         ids = {name: form.get(name, "")[:MOST_ID] for name in PLATFORM_IDS}
         if form.get("agree") != "yes":
-            error = "To take part, please tick the box. If you do not want to, close this page."
-            return self._consent_page(kind, ids, error, 422)
+            return self._consent_page(kind, ids, self._say("tick_the_box"), 422)
         try:
             known = [cleaned(value, MOST_ID, single_line=True) for value in ids.values()]
             _, token = self._study.begin(form["form"], Platform(*known), kind)
         except Refused as reason:
-            return self.message(str(reason), 409, "Thank you for your interest")
+            return self.message(reason.word, 409, "closed_heading", **reason.values)
         response = RedirectResponse("/study", 303)
         response.set_cookie(
             COOKIE,
@@ -213,7 +224,7 @@ class Pages:
             "error": "",
             "answers": {},
             "text": "",
-            "agent": alias(step.talk.position) if step.talk and step.name != JUDGE else "the agent",
+            "agent": self._agent(step.talk.position) if step.talk else "",
         }
         if step.name == CHAT:
             self._answering.ensure(step.talk)
@@ -230,8 +241,11 @@ class Pages:
             values["questions"] = self._study.questions(step)
         elif step.name == RANKING:
             talks = self._study.store.progress(visitor.number).talks
-            said = {alias(talk.position): talk.messages for talk in talks}
-            values["agents"] = [(n, said[n]) for n, _ in self._study.to_rank(visitor.number)]
+            said = {alias(talk.position): talk for talk in talks}
+            values["agents"] = [
+                (letter, self._agent(said[letter].position), said[letter].messages)
+                for letter, _ in self._study.to_rank(visitor.number)
+            ]
         elif step.name == DONE:
             code = self._config.code or participant.code
             values |= {
@@ -250,7 +264,7 @@ class Pages:
         """Messages from a place on, as JSON; waits while the agent has the word."""
         visitor = Visitor(request, self._study)
         if visitor.number is None:
-            return JSONResponse({"error": _GONE}, 403)
+            return JSONResponse({"error": self._say("not_there")}, 403)
         step = self._study.step(visitor.number)
         if step.name == CHAT and step.key == request.query_params.get("key"):
             await self._answering.wait(step.talk, POLL_SECONDS)
@@ -285,10 +299,10 @@ class Pages:
             form = await read_form(request)
             visitor = Visitor(request, self._study)
             if visitor.number is None:
-                return self.message(_GONE, 403, "We do not know you yet")
+                return self.message("not_there", 403, "unknown_heading")
             signed = self._signer.matches(f"participant {visitor.token}", form.get("csrf", ""))
             if not signed or not is_from_here(request):
-                return self.message(_FORGED, 403)
+                return self.message("old_form", 403)
             return handle(visitor, form, request) or RedirectResponse("/study", 303)
 
         return handled
@@ -306,9 +320,9 @@ class Pages:
                 and self._study.say(visitor.number, int(place), form.get("form", "")[:200], text)
             )
             if not kept:
-                error = "The conversation has gone on in another window. This is where it is now."
+                error = self._say("other_window")
         except Refused as reason:
-            error = str(reason)
+            error = self._told(reason)
         step = self._study.step(visitor.number)
         if step.name == CHAT:
             self._answering.ensure(step.talk)
@@ -332,7 +346,7 @@ class Pages:
         try:
             self._study.rate(visitor.number, form.get("key", ""), answers)
         except Refused as reason:
-            return self._show(visitor, 422, error=str(reason), answers=answers)
+            return self._show(visitor, 422, error=self._told(reason), answers=answers)
         return None
 
     def rank(self, visitor: Visitor, form: Fields, request: Request) -> Response | None:
@@ -340,14 +354,14 @@ class Pages:
         try:
             self._study.rank(visitor.number, places)
         except Refused as reason:
-            return self._show(visitor, 422, error=str(reason), answers=places)
+            return self._show(visitor, 422, error=self._told(reason), answers=places)
         return None
 
     def comment(self, visitor: Visitor, form: Fields, request: Request) -> Response | None:
         try:
             self._study.comment(visitor.number, form.get("text", ""))
         except Refused as reason:
-            return self._show(visitor, 422, error=str(reason))
+            return self._show(visitor, 422, error=self._told(reason))
         is_done = self._study.step(visitor.number).name == DONE
         return self._show(visitor, saved=True) if is_done else None
 
@@ -386,13 +400,16 @@ def build_app(
 
     async def not_found(request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
-        return pages.message(_GONE, status, "Nothing here")
+        return pages.message("not_there", status, "not_there_heading")
 
     async def too_large(request: Request, error: Exception) -> Response:
-        return pages.message("This is too long to be kept. Please go back and write less.", 413)
+        return pages.message("too_large", 413)
 
     async def not_kept(request: Request, error: Exception) -> Response:
-        return pages.message(_DISK, 503)
+        return pages.message("not_kept", 503)
+
+    async def broken(request: Request, error: Exception) -> Response:
+        return pages.message("broken", 500)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -407,7 +424,8 @@ def build_app(
             405: not_found,
             TooLarge: too_large,
             sqlite3.Error: not_kept,
+            Exception: broken,
         },
         lifespan=lifespan,
     )
-    return Guard(app, config.requests_per_second)
+    return Guard(app, config.requests_per_second, study.questionnaire.words)

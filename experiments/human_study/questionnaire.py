@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from experiments.human_study.words import ENGLISH, Words, blanks, english
 from experiments.notices import NOTICES
 from ilql_jax.errors import UserError, shown
 from imagination.checks import is_whole, require
@@ -24,6 +25,7 @@ from imagination.yaml_files import YAMLProblem, parse_yaml
 FOLDER = Path(__file__).with_name("questionnaires")
 MOST_TEXT, MOST_QUESTIONS, MOST_POINTS, MOST_TURNS = 20_000, 40, 11, 200
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8}){0,4}")
 
 
 class QuestionnaireError(UserError, ValueError):
@@ -92,6 +94,7 @@ class Questionnaire:
         thanks: Text of the last page.
         reward: Question whose rating becomes the reward of a conversation.
         judging: Instructions of those who rate the conversations of others.
+        words: Headings, buttons and errors of the pages, and their language.
     """
 
     title: str
@@ -112,6 +115,7 @@ class Questionnaire:
     judging: str = (
         "You read conversations that other people had with agents, and rate the agent in each."
     )
+    words: Words = ENGLISH
 
     @classmethod
     def load(cls, path: Path) -> Questionnaire:
@@ -177,8 +181,8 @@ class _Reader:
         self._where, self._text = where, text
 
     def questionnaire(self, record: Mapping[str, Any]) -> Questionnaire:
-        fields = {field.name: field for field in dataclasses.fields(Questionnaire)}
-        self._known(record, fields, "")
+        fields = [field.name for field in dataclasses.fields(Questionnaire)]
+        self._known(record, [*fields, "lang"], "")
         values: dict[str, Any] = {}
         for name in ("title", "consent", "agree", "instructions", "card", "thanks"):
             values[name] = self._words(record, name, "")
@@ -200,7 +204,24 @@ class _Reader:
         values["personas"] = self._personas(record.get("personas"))
         if record.get("attention") is not None:
             values["attention"] = self._attention(record["attention"], questions[0])
+        values["words"] = self._words_of_pages(record)
         return Questionnaire(**values)
+
+    def _words_of_pages(self, record: Mapping[str, Any]) -> Words:
+        lang, given = record.get("lang", "en"), record.get("words")
+        valid = isinstance(lang, str) and bool(_LANGUAGE.fullmatch(lang))
+        self.check(valid, "lang", lang, "a language such as en, de or pt-BR (no in quotes)")
+        if given is None:
+            return Words(lang)
+        self.check(isinstance(given, Mapping), "words", given, "name: words, as in words.yaml")
+        self._known(given, english(), "words")
+        own = {name: self._words(given, name, "words") for name in given}
+        for name, text in own.items():
+            needed = blanks(english()[name])
+            rule = " and ".join(f"{{{blank}}}" for blank in sorted(needed))
+            rule = f"words with {rule}, which is filled in" if needed else "words without {}"
+            self.check(blanks(text) == needed, f"words.{name}", text, rule)
+        return Words(lang, own)
 
     def _questions(self, given: Any) -> tuple[Question, ...]:
         self.check(

@@ -30,6 +30,7 @@ from experiments.human_study.records import (
     Talk,
 )
 from experiments.human_study.store import Store
+from experiments.human_study.words import ENGLISH
 from imagination.checks import without_surrogates
 from imagination.dialogue import Turn
 
@@ -42,7 +43,16 @@ _TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u20
 
 
 class Refused(Exception):
-    """An answer that cannot be kept as it is; its message is for the participant."""
+    """An answer that cannot be kept as it is.
+
+    Attributes:
+        word: Name of the words for the participant (`words.yaml`).
+        values: Fill their blanks.
+    """
+
+    def __init__(self, word: str, **values: Any):
+        super().__init__(ENGLISH(word, **values))
+        self.word, self.values = word, values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +117,7 @@ def cleaned(text: str, most: int, single_line: bool = False) -> str:
         Refused: It is longer than `most` characters.
     """
     if len(text) > most:
-        raise Refused(f"This is too long: at most {most:,} characters can be kept.")
+        raise Refused("too_long", count=most)
     text = without_surrogates(text.replace("\r\n", "\n").replace("\r", "\n"))
     kept = "".join(
         " " if unicodedata.category(each) == "Cc" and each != "\n" else each
@@ -203,12 +213,9 @@ class Study:
             if participant.platform.session == platform.session and participant.kind == kind:
                 return participant, token
         if any(participant.kind == kind for participant, _ in before):
-            raise Refused(
-                "Somebody with your id has begun already. Please go on in the window, or with the "
-                "link, with which you began."
-            )
+            raise Refused("begun_elsewhere")
         if kind == TALKER and not self.is_open:
-            raise Refused("This study takes no further participants at the moment. Thank you!")
+            raise Refused("closed")
         return self.store.begin(
             form, platform, kind, self.clock(), lambda number: self._place(number, kind, platform)
         )
@@ -220,7 +227,7 @@ class Study:
             rules = self.rules
             chosen = self.store.to_judge(rules.transcripts, rules.raters, platform.participant)
             if not chosen:
-                raise Refused("There is no conversation to rate at the moment. Thank you!")
+                raise Refused("nothing_to_rate")
             return 0, (), {}, chosen
         since = self.clock() - self.rules.dropout_after
         cells = self.store.cells(len(self.design), since)
@@ -273,7 +280,7 @@ class Study:
             return said.speaker == "human" and said.token == token
         text = cleaned(text, MOST_CHARACTERS, single_line=True)
         if not text:
-            raise Refused("Please write something.")
+            raise Refused("empty")
         if self.awaits_agent(step.talk) or place != len(step.talk.messages):
             return False
         message = Message(place, "human", text, self.clock(), token)
@@ -382,7 +389,7 @@ class Study:
             value = _whole(answers.get(name, ""))
             low, high = question.scale
             if value is None or not low <= value <= high:
-                raise Refused(f"Please choose an answer to each question: {question.text}")
+                raise Refused("choose_an_answer", question=question.text)
             if is_check:
                 attention = value, value == self.questionnaire.attention.answer
             else:
@@ -414,7 +421,7 @@ class Study:
         agents = self.to_rank(number)
         chosen = {agent: _whole(places.get(name, "")) for name, agent in agents}
         if sorted(chosen.values(), key=lambda p: p or 0) != list(range(1, len(agents) + 1)):
-            raise Refused("Please give each agent a place of its own, from 1 for the best on.")
+            raise Refused("own_places")
         self.store.rank(number, sorted(chosen, key=lambda agent: chosen[agent]), self.clock())
         self._go_on(number)
 

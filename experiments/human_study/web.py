@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from experiments.human_study.words import ENGLISH, Words
+
 MOST_BYTES = 256 * 1024  # of a form; the longest text that is kept has 5,000 characters
 MOST_FIELDS = 200
 MOST_ADDRESSES = 10_000  # remembered, in memory alone
@@ -44,13 +46,18 @@ class Guard:
     Args:
         app: The pages.
         per_second: Requests from one address in the long run; ten times as many at once.
+        words: Of the study.
         clock: Seconds.
     """
 
     def __init__(
-        self, app: ASGIApp, per_second: float, clock: Callable[[], float] = time.monotonic
+        self,
+        app: ASGIApp,
+        per_second: float,
+        words: Words = ENGLISH,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        self._app, self._per_second, self._clock = app, per_second, clock
+        self._app, self._per_second, self._words, self._clock = app, per_second, words, clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,13 +75,13 @@ class Guard:
             await send(message)
 
         if not self._allows(scope["client"][0] if scope.get("client") else ""):
-            text = "Too many requests came from your address. Please wait a moment, and reload."
+            text = self._words("too_many_requests")
             response = Response(text, 429, {"Retry-After": "2"}, "text/plain; charset=utf-8")
             await response(scope, receive, with_headers)
             return
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdigit() or int(length[:12]) > MOST_BYTES:
-            text = "This is too long to be kept. Please go back and write less."
+            text = self._words("too_large")
             response = Response(text, 413, media_type="text/plain; charset=utf-8")
             await response(scope, receive, with_headers)
             return

@@ -39,4 +39,4 @@ def test_who_comes_first_depends_on_the_seed():
 
 
 def test_aliases_say_nothing_but_the_place():
-    assert [alias(i) for i in (0, 1, 25, 26)] == ["Agent A", "Agent B", "Agent Z", "Agent AA"]
+    assert [alias(i) for i in (0, 1, 25, 26)] == ["A", "B", "Z", "AA"]

@@ -289,7 +289,7 @@ POSTS = ("consent", "instructions", "say", "finish", "told", "rate", "rank", "co
 def test_odd_fields_in_every_form_break_nothing(tmp_path: Path):
     site, rng = Site(tmp_path), random.Random(0)
     names = ("key", "place", "form", "text", "kind", "agree", "q-goal", "q-attention!", "q-é")
-    names += ("place-Agent A", "place-Agent B", "PROLIFIC_PID", "SESSION_ID")
+    names += ("place-A", "place-B", "PROLIFIC_PID", "SESSION_ID")
 
     async def way():
         async with site.joined() as browser:

@@ -56,6 +56,11 @@ def test_a_changed_question_needs_no_code():
         ("opens: human", "opens: nobody", r"human or agent"),
         ("title: Talking", "titel: Talking", r"line 4, field 'titel'"),
         ("agree: I", "agree: [I", "not valid YAML"),
+        ("opens: human", "lang: no", r"field 'lang'.*no in quotes"),
+        ("opens: human", "words: {sned: Los}", r"words\.sned.*one of the fields skip"),
+        ("opens: human", "words: {send: 3}", r"words\.send.*text"),
+        ("opens: human", "words: {agent: Agent}", r"words\.agent.*words with \{letter\}"),
+        ("opens: human", "words: {send: '{now}'}", r"line \d+, field 'words\.send'.*without \{\}"),
     ],
 )
 def test_what_cannot_be_is_told_with_line_and_field(old: str, new: str, told: str):

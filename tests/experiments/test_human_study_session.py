@@ -80,7 +80,7 @@ def test_the_whole_way(study: Study):
         assert study.step(number).name == "rate"
         rated(study, number)
     assert study.step(number).name == "ranking"
-    study.rank(number, {"Agent A": "3", "Agent B": "1", "Agent C": "2"})
+    study.rank(number, {"A": "3", "B": "1", "C": "2"})
     assert study.step(number).name == "done"
     participant = study.store.participant(number)
     assert participant.ranking == (order[1], order[2], order[0]) and participant.finished_at
@@ -173,10 +173,10 @@ def test_an_agent_that_fails_costs_its_own_conversation_alone(study: Study):
     while study.step(number).name == "chat":
         talked(study, number)
         rated(study, number)
-    assert [name for name, _ in study.to_rank(number)] == ["Agent B", "Agent C"]
+    assert [name for name, _ in study.to_rank(number)] == ["B", "C"]
     with pytest.raises(Refused, match="a place of its own"):
-        study.rank(number, {"Agent B": "1", "Agent C": "1"})
-    study.rank(number, {"Agent B": "2", "Agent C": "1"})
+        study.rank(number, {"B": "1", "C": "1"})
+    study.rank(number, {"B": "2", "C": "1"})
     assert study.store.participant(number).finished_at
 
 

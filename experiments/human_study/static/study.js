@@ -21,7 +21,7 @@ if (chat) {
   const hint = document.querySelector("#finish .hint");
   const typing = document.getElementById("typing");
   const error = document.getElementById("error");
-  const { key, agent } = chat.dataset;
+  const { key, agent, you, writing } = chat.dataset;
   let count = talk.children.length;
   let sending = false;
   let asking = false;
@@ -32,7 +32,7 @@ if (chat) {
   const add = (speaker, words) => {
     const item = document.createElement("li");
     item.className = speaker;
-    for (const [name, content] of [["who", speaker === "agent" ? agent : "You"], ["say", words]]) {
+    for (const [name, content] of [["who", speaker === "agent" ? agent : you], ["say", words]]) {
       const part = document.createElement("span");
       part.className = name;
       part.textContent = content;
@@ -52,7 +52,7 @@ if (chat) {
       dots.className = "dots";
       dots.setAttribute("aria-hidden", "true");
       dots.append(...[1, 2, 3].map(() => document.createElement("i")));
-      typing.replaceChildren(dots, ` ${agent} is writing …`);
+      typing.replaceChildren(dots, ` ${writing}`);
     } else {
       typing.replaceChildren();
     }
@@ -84,7 +84,7 @@ if (chat) {
         if (!news.waits) break;
       } catch {
         lost = true;
-        tell("The connection is lost. Nothing that you have sent is lost; we keep trying.");
+        tell(chat.dataset.lost);
         await pause(2);
       }
     }
@@ -117,7 +117,7 @@ if (chat) {
         }
         break;
       } catch {
-        tell("The connection is lost. Your message is sent as soon as it is back.");
+        tell(chat.dataset.sending);
         await pause(2);
       }
     }
