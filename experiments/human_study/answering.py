@@ -7,11 +7,11 @@ import logging
 import sqlite3
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from experiments.human_study.records import Talk
 from experiments.human_study.session import Study
-from experiments.serving.answer import OverloadedError, ServedAgent
+from experiments.serving.answer import AgentError, OverloadedError, ServedAgent
 from ilql_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,8 @@ class Answering:
                 answer = await self._ask(talk)
         except TimeoutError:
             return self._failed(talk, f"no answer within {self._timeout:g} s")
+        except AgentError as error:
+            return self._failed(talk, str(error), error.spent)
         except UserError as error:
             return self._failed(talk, str(error))
         except Exception as error:  # whatever an agent raises, the participant goes on
@@ -87,6 +89,7 @@ class Answering:
         # Read again: meanwhile the participant may have withdrawn.
         details = {**answer.details, "seconds": round(took, 3)}
         try:
+            self._study.spent(talk, details)
             self._study.answered(talk, answer.text, answer.is_over, details)
         except sqlite3.Error:
             logger.exception("an answer could not be kept")  # and is asked for again
@@ -100,8 +103,9 @@ class Answering:
             except OverloadedError as error:
                 await self._sleep(error.retry_after)
 
-    def _failed(self, talk: Talk, reason: str) -> None:
+    def _failed(self, talk: Talk, reason: str, spent: Mapping[str, Any] | None = None) -> None:
         try:
+            self._study.spent(talk, spent or {})
             self._study.failed(talk, reason)
         except sqlite3.Error:
             logger.exception("a failure could not be kept")

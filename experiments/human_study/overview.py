@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from experiments.human_study.records import FAILED, TALKER, TOO_SHORT, Participant, Talk
 from experiments.human_study.session import Study
@@ -18,7 +18,8 @@ class AgentRow:
         begun, rated, failed, too_short: Conversations.
         seconds: Mean time of its answers, without the floor; None = it gave none.
         slow: Share of its answers that took longer than the floor, by which it could be told.
-        cost: Dollars, where it is an LLM.
+        calls, tokens, cost: Where it is an LLM, also of those who have withdrawn; 0 = it is none,
+            or the price is not known.
         failures: The last reasons for which it failed.
     """
 
@@ -29,6 +30,8 @@ class AgentRow:
     too_short: int
     seconds: float | None
     slow: float
+    calls: int
+    tokens: int
     cost: float
     failures: tuple[str, ...]
 
@@ -87,15 +90,19 @@ def overview(study: Study, floor: float) -> Overview:
         )
         for row, (order, cell) in enumerate(zip(study.design, counts, strict=True))
     ]
-    agents = [_agent(name, [t for t in talks if t.agent == name], floor) for name in study.agents]
+    agents = [
+        _agent(name, [t for t in talks if t.agent == name], floor, study.store.spending(name))
+        for name in study.agents
+    ]
     rows = [_person(person, study, since) for person in people]
     return Overview(tuple(agents), tuple(cells), tuple(rows), study.is_open)
 
 
-def _agent(name: str, talks: Sequence[Talk], floor: float) -> AgentRow:
+def _agent(
+    name: str, talks: Sequence[Talk], floor: float, spending: Mapping[str, float]
+) -> AgentRow:
     details = [m.details for talk in talks for m in talk.messages if m.speaker == "agent"]
     seconds = [d["seconds"] for d in details if isinstance(d.get("seconds"), int | float)]
-    costs = [d["cost"] for d in details if isinstance(d.get("cost"), int | float)]
     failures = dict.fromkeys(talk.failure for talk in talks if talk.failure)
     return AgentRow(
         name,
@@ -105,7 +112,9 @@ def _agent(name: str, talks: Sequence[Talk], floor: float) -> AgentRow:
         sum(talk.aside == TOO_SHORT for talk in talks),
         sum(seconds) / len(seconds) if seconds else None,
         sum(each > floor for each in seconds) / len(seconds) if seconds else 0.0,
-        sum(costs),
+        int(spending.get("calls", 0)),
+        int(spending.get("tokens", 0)),
+        spending.get("cost", 0.0),
         tuple(failures)[-3:],
     )
 

@@ -314,6 +314,12 @@ class Study:
         elif talk.human_turns >= self.most_turns:
             self._end(talk, "limit", talk.human_turns)
 
+    def spent(self, talk: Talk, details: Mapping[str, Any]) -> None:
+        """Counts what an answer cost, or the try, where the agent is an LLM."""
+        names = ("calls", "tokens", "cost")
+        if spent := {name: details[name] for name in names if name in details}:
+            self.store.spend(talk.agent, spent)
+
     def recover(self) -> None:
         """Ends what a kill left between an answer and the end that follows from it."""
         for talk in self.store.talks():

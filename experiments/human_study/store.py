@@ -150,6 +150,18 @@ class Store:
         if value is not None:
             self._db.execute("INSERT INTO facts VALUES (?, ?)", (name, value))
 
+    def spend(self, agent: str, spent: Mapping[str, float]) -> None:
+        """Adds to what an agent has cost; it stays when a participant withdraws."""
+        with self._transaction():
+            total = self.spending(agent)
+            for name, value in spent.items():
+                total[name] = total.get(name, 0) + value
+            self._set_fact(f"spent by {agent}", json.dumps(total))
+
+    def spending(self, agent: str) -> dict[str, float]:
+        """Everything that an agent has cost so far, by the names that `spend` was given."""
+        return json.loads(self.fact(f"spent by {agent}") or "{}")
+
     def secret(self) -> str:
         """A key of the study's own, which outlives a restart."""
         with self._transaction():

@@ -321,18 +321,25 @@ class _Finder:
             cache=False,
             max_retries=2,
             timeout=self._settings.answer_seconds,
+            price_input=self._settings.price_input,
+            price_output=self._settings.price_output,
         )
         check_llms([config], self._console)
         return [_Planned(spec.choice, spec.text, lambda name: ChatAgent(name, config))]
 
 
 class _SharedClient:
-    """The LLM client of a run, for all prompted agents of it; the folder is locked meanwhile."""
+    """The LLM client of a run, for all prompted agents of it; the folder is locked meanwhile.
+
+    It keeps no words: who withdraws from a study, or asks a server that says it keeps nothing,
+    would leave theirs in the run's folder.
+    """
 
     def __init__(self, experiment: Experiment, folder: RunFolder):
         self._held = contextlib.ExitStack()
         self._held.enter_context(folder.lock())
-        self._client = Client(experiment.evaluation.llm, folder.answers(experiment.answers))
+        answers = folder.answers(experiment.answers)
+        self._client = Client(experiment.evaluation.llm, answers, keeps_words=False)
         self._users = 0
 
     def enter(self) -> Client:

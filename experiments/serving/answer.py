@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from ilql_jax.errors import UserError
@@ -13,7 +14,15 @@ FAILED = "The agent failed; what happened is in the server's log."
 
 
 class AgentError(UserError, RuntimeError):
-    """An agent that crashed, hung or gave no answer. The message holds no key and no traceback."""
+    """An agent that crashed, hung or gave no answer. The message holds no key and no traceback.
+
+    Attributes:
+        spent: Of an LLM that was asked in vain: its `calls`, `tokens` and `cost`.
+    """
+
+    def __init__(self, message: str, spent: Mapping[str, Any] = MappingProxyType({})):
+        super().__init__(message)
+        self.spent = spent
 
 
 class HungError(AgentError):
@@ -51,7 +60,8 @@ class Answer:
             `decoding`, `q` and `v` (values of the utterance and of the state before it),
             `candidates` (text and q of each, best first), `log_prob`, `prompt_tokens`,
             `cached_tokens` (of these, read before), `completion_tokens`, `forgotten_turns`
-            (oldest turns that the network has no room for).
+            (oldest turns that the network has no room for); of an LLM `calls`, `tokens` (read and
+            written) and `cost` in dollars.
     """
 
     text: str

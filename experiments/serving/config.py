@@ -31,6 +31,14 @@ class AgentSettings(Settings):
         "forget",
         choices=("forget", "refuse"),
     )
+    price_input: float = setting(
+        "Dollars per million tokens that an agent chat:URL#MODEL reads; 0 = not known.",
+        0.0,
+        least=0,
+    )
+    price_output: float = setting(
+        "Dollars per million tokens that it writes; 0 = not known.", 0.0, least=0
+    )
     warm_up: bool = setting(
         "Compile networks and solve worlds before the first question, not with it.", True
     )

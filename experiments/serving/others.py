@@ -94,7 +94,7 @@ class PromptedServedAgent:
         except LLMError as error:
             raise AgentError(f"The agent's LLM gave no answer: {error}") from None
         if reason := utterance.annotations.get(FAILURE):
-            raise AgentError(f"The agent's LLM gave no answer: {reason}")
+            raise AgentError(f"The agent's LLM gave no answer: {reason}", utterance.annotations)
         details = {"agent": "prompted", **self._agent.model_and_version}
         return _answer(utterance, details, system)
 
@@ -135,15 +135,17 @@ class ChatAgent:
                 message, _ = await self._transport.ask(request)
         except (LLMError, NotDelivered) as error:
             raise AgentError(f"The agent's server gave no answer: {error}") from None
-        if not message["text"].strip():
-            raise AgentError("The agent's server gave an empty answer.")
         usage = self._config.usage(message["usage"])
+        spent = {"calls": 1, "tokens": usage.tokens, "cost": round(usage.cost, 9)}
+        if not message["text"].strip():
+            raise AgentError("The agent's server gave an empty answer.", spent)
         details = {
             "agent": "chat",
             "model": message["model"],
             "prompt_tokens": usage.input_tokens + usage.cache_read_tokens,
             "cached_tokens": usage.cache_read_tokens,
             "completion_tokens": usage.output_tokens,
+            **spent,
         }
         return Answer(message["text"].strip(), details=details)
 

@@ -19,7 +19,7 @@ NO_ANSWER = "(no answer)"
 class PromptedSpeaker:
     """Concurrent turns with counted calls; a speaker without an answer ends the conversation.
 
-    Every turn is annotated with its `calls` and `cost`, and with `failure` where the model gave no
+    Every turn is annotated with its `calls`, `tokens` and `cost`, and with `failure` where the model gave no
     answer.
 
     Args:
@@ -61,8 +61,9 @@ def without_own_name(text: str, role: str) -> str:
 
 
 def spent(session: Session) -> dict[str, float]:
-    """Calls and dollars of a session, as annotations of a turn."""
-    return {"calls": session.calls, "cost": round(session.cost, 9)}
+    """Calls, tokens and dollars of a session, as annotations of a turn."""
+    spending = {"calls": session.calls, "tokens": session.tokens}
+    return {**spending, "cost": round(session.cost, 9)}
 
 
 def gave_up(

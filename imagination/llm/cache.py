@@ -51,14 +51,27 @@ class Reply:
 class Cache:
     """Replies by key, in `cache.jsonl`: read once when it is opened, then kept in memory.
 
+    Args:
+        folder: Of the file.
+        max_megabytes: The oldest replies above this size are dropped; 0 = none.
+        enabled: False = nothing is kept.
+        keeps_words: False = of new replies the file gets the cost alone, and no word of anybody.
+
     Attributes:
         earlier_cost: Dollars spent for what the file held when it was opened, dropped lines
             included.
         prompt_versions: How many of these replies each version of a prompt had.
     """
 
-    def __init__(self, folder: Path, max_megabytes: float = 0, enabled: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        max_megabytes: float = 0,
+        enabled: bool = True,
+        keeps_words: bool = True,
+    ):
         self.earlier_cost = 0.0
+        self._keeps_words = keeps_words
         self.prompt_versions: collections.Counter[str] = collections.Counter()
         self._replies: dict[str, Reply] = {}
         self._journal = Journal(folder / "cache.jsonl") if enabled else None
@@ -84,6 +97,9 @@ class Cache:
         if self._journal is None:
             return
         self._replies[key] = reply
+        if not self._keeps_words:
+            self._journal.append({"dropped_cost": reply.usage.cost})
+            return
         self._journal.append(
             {
                 "key": key,
@@ -109,7 +125,7 @@ class Cache:
         for size, record in journal.read():
             try:
                 if "dropped_cost" in record:
-                    dropped_cost = _dollars(record["dropped_cost"])
+                    dropped_cost += _dollars(record["dropped_cost"])
                     continue
                 key, reply = str(record["key"]), _reply(record)
             except (KeyError, TypeError, ValueError) as error:

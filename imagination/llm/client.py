@@ -51,18 +51,28 @@ class Client:
         folder: For its files.
         beside: Another client, of another model: answers, limit on cost and meter are that one's,
             which is to be closed last. Only `batches.jsonl` is in the folder then.
+        keeps_words: False = nothing of what is asked and answered goes to disk, but what it cost.
 
     Raises:
         LLMError: The folder's files cannot be put in order.
     """
 
-    def __init__(self, config: LLMConfig, folder: Path, beside: Client | None = None):
+    def __init__(
+        self,
+        config: LLMConfig,
+        folder: Path,
+        beside: Client | None = None,
+        keeps_words: bool = True,
+    ):
         self.config = config
+        self._keeps_words = keeps_words
         self.folder = Path(folder)
         self._beside = beside
         if beside is None:
             self.meter = Meter()
-            self._cache = Cache(self.folder, config.cache_max_megabytes, enabled=config.cache)
+            self._cache = Cache(
+                self.folder, config.cache_max_megabytes, config.cache, keeps_words=keeps_words
+            )
             self._failed = Journal(self.folder / "failed.jsonl")
             # What earlier runs set aside is asked anew, and set aside once more at most now.
             self._runs_before = collections.Counter(
@@ -329,5 +339,7 @@ class Client:
         key = self._key(request)
         if key not in self._set_aside_now:
             self._set_aside_now.add(key)
-            what = {"key": key, "step": request.step, "reason": failure.reason}
-            self._failed.append({**what, "model": self.config.model, **exchange.to_json()})
+            what = {"key": key, "step": request.step, "model": self.config.model}
+            if self._keeps_words:
+                what |= {"reason": failure.reason, **exchange.to_json()}
+            self._failed.append(what)

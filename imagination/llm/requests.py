@@ -48,6 +48,12 @@ class Usage:
     cache_write_tokens: int = 0
     cost: float = 0.0
 
+    @property
+    def tokens(self) -> int:
+        """All of them, read and written."""
+        read = self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
+        return read + self.output_tokens
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.input_tokens + other.input_tokens,

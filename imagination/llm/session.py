@@ -75,6 +75,7 @@ class Session:
         prompts: Step -> version of its prompt.
         calls: Requests so far, failed ones included.
         cost: Dollars so far, as if nothing had come from the cache of an earlier run.
+        tokens: Tokens so far, read and written, likewise.
     """
 
     llm: LLM
@@ -85,6 +86,7 @@ class Session:
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     calls: int = 0
     cost: float = 0.0
+    tokens: int = 0
 
     async def ask(self, request: Request) -> Any:
         """Returns the answer as the request's schema. Raises `NoAnswer`."""
@@ -103,6 +105,7 @@ class Session:
             self.models[request.step] = answer.model
             self.prompts[request.step] = request.prompt_version
             self.cost += answer.usage.cost
+            self.tokens += answer.usage.tokens
         return [answer.parsed for answer in answers]
 
     async def ask_prompt(

@@ -467,6 +467,35 @@ def test_the_researchers_page_wants_the_token(tmp_path: Path):
     run(way())
 
 
+def test_what_llms_cost_is_shown_also_of_failures_and_of_those_who_withdrew(tmp_path: Path):
+    spent = {"calls": 2, "tokens": 700, "cost": 0.25}
+
+    def fail(text: str) -> Answer:
+        raise AgentError("nothing came", spent)
+
+    site = Site(tmp_path, [Echo("llm", lambda _: Answer("Hm.", details=spent)), Echo("bad", fail)])
+
+    async def way():
+        async with site.joined() as browser:
+            for _ in range(2):
+                page = await exchange(browser)
+                if "/told" in page.forms:
+                    await browser.send(page.forms["/told"])
+                else:
+                    page = await exchange(browser)
+                    await browser.send(page.forms["/finish"])
+                    await rate(browser)
+            await browser.send((await browser.open("/withdraw")).forms["/withdraw"])
+        async with site.browser() as browser:
+            page = await browser.open("/admin")
+            return await browser.send(page.forms["/admin/enter"], {"token": TOKEN})
+
+    page = run(way())
+    assert "Agents have cost $0.7500" in page.html
+    assert re.search(r"<td>4</td><td>1,400</td><td>\$0.5000</td>", page.html)
+    assert re.search(r"<td>2</td><td>700</td><td>\$0.2500</td>", page.html)
+
+
 def test_without_a_token_there_is_no_such_page(tmp_path: Path):
     from experiments.human_study.admin import Admin, admin_token
     from experiments.human_study.records import StudyError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 from pathlib import Path
 
@@ -149,11 +150,15 @@ def test_the_same_seed_gives_the_same_words_and_another_others():
 def test_a_server_that_speaks_chat_completions_is_an_agent(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with MessagesServer(lambda body: f"{len(body['messages'])} messages") as server:
-        agents = load_agents([f"chat:{server.url}/v1#some/model"], QUICK)
+        priced = dataclasses.replace(QUICK, price_input=2)
+        agents = load_agents([f"chat:{server.url}/v1#some/model"], priced)
         found = answers(agents, SAID[:3], system="Be kind.")
     [answer] = found["some/model"]
     assert answer.text == "4 messages" and answer.details["model"] == "some/model"
-    assert answer.details["completion_tokens"] > 0
+    told = answer.details
+    assert told["completion_tokens"] > 0 and told["calls"] == 1
+    assert told["tokens"] == told["prompt_tokens"] + told["completion_tokens"]
+    assert told["cost"] == pytest.approx(2e-6 * told["prompt_tokens"])
     [call] = server.calls
     roles = [each["role"] for each in call.body["messages"]]
     assert roles == ["system", "user", "assistant", "user"] and call.key == KEY
@@ -165,10 +170,11 @@ def test_a_server_that_gives_no_answer_fails_the_agent_without_its_key(monkeypat
         agents = load_agents([f"chat:{server.url}/v1#m"], QUICK)
 
         async def talk():
-            for _ in range(2):
+            for calls in (0, 1):  # what was refused cost nothing
                 with pytest.raises(AgentError, match="gave") as caught:
                     await agents["m"].answer(HI, 0)
                 assert KEY not in str(caught.value)
+                assert caught.value.spent.get("calls", 0) == calls
             await close_agents(agents)
 
         asyncio.run(talk())
@@ -199,10 +205,15 @@ def test_prompted_agents_answer_through_the_runs_client_and_stop_at_its_limit(tm
             return first, again
 
         first, again = asyncio.run(talk())
+        assert 1 <= len(server.calls) < 15
+        # The folder is free again; it has what was spent, and no word of what was said.
+        with pytest.raises(AgentError, match="max_cost"):
+            answers(load_agents([f"prompted:{path}:plain"], QUICK, overrides), SAID[:1])
     assert first.text == again.text == "What do you like?"
     assert first.details["model"] == "small" and first.details["calls"] == 1
-    assert 1 <= len(server.calls) < 15
-    answers(load_agents([f"prompted:{path}:plain"], QUICK, overrides))  # the folder is free again
+    assert first.details["tokens"] > 0 and first.details["cost"] > 0
+    kept = "".join(file.read_text("utf-8") for file in path.rglob("cache.jsonl"))
+    assert "dropped_cost" in kept and "fractions" not in kept and "you like" not in kept
 
 
 # --- guards -------------------------------------------------------------------------------------

@@ -136,6 +136,30 @@ def test_a_bounded_cache_drops_the_oldest_and_remembers_their_cost(tmp_path):
     assert len(server.calls) == 21
 
 
+def test_a_client_that_keeps_no_words_keeps_what_they_cost(tmp_path):
+    def talk(asked, **more):
+        async def run():
+            client = Client(config(server, max_asks=0), tmp_path, **more)
+            found = await client.ask_all(asked)
+            await client.close()
+            return found, client
+
+        return asyncio.run(run())
+
+    with MessagesServer(lambda body: "no JSON" if "odd" in str(body) else answer(body)) as server:
+        before, _ = talk(requests(1))
+        found, client = talk([*requests(3), *requests(3), request("odd")], keeps_words=False)
+        assert len(server.calls) == 4, "asked once each, also without a file"
+        assert isinstance(found[-1], Failure) and texts(found[:1]) == texts(before)
+        spent = client.meter.usage.cost
+        written = "".join(path.read_text("utf-8") for path in tmp_path.iterdir())
+        for word in ("odd", "no JSON", requests(3)[2].label):
+            assert word not in written
+        _, again = talk([])
+    first = lines(tmp_path / "cache.jsonl")[0]["usage"]["cost"]
+    assert again._budget.spent == pytest.approx(first + spent) and spent > first
+
+
 def test_two_clients_share_a_folder(tmp_path):
     async def run():
         first, second = Client(config(server), tmp_path), Client(config(server), tmp_path)
