@@ -19,8 +19,8 @@ NO_ANSWER = "(no answer)"
 class PromptedSpeaker:
     """Concurrent turns with counted calls; a speaker without an answer ends the conversation.
 
-    Every turn is annotated with its `calls`, `tokens` and `cost`, and with `failure` where the model gave no
-    answer.
+    Every turn is annotated with its `calls`, `tokens` and `cost`, and with `failure` where the
+    model gave no answer.
 
     Args:
         client: Asks the model.

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import study_server
 from served import Parrot, run_folder, serving_agents, trained_agent
+from studies import Echo
 
 from experiments.benchmarks import serving
+from experiments.human_study.config import StudyConfig
+from experiments.human_study.store import Store
 from experiments.serving.agents import Guarded
 from experiments.serving.batching import Batcher
 from experiments.serving.config import AgentSettings
@@ -22,6 +26,16 @@ def test_people_chat_and_their_answers_are_timed():
     batcher = Batcher(8)
     with serving_agents({"ilql": trained_agent(batcher)}, batcher) as address:
         check(serving.chat(address, "ilql", load_world("teaching"), 3, 4, 0.01), 3)
+
+
+def test_people_go_through_the_pages_of_a_study(tmp_path):
+    quick = StudyConfig(answer_floor=0, requests_per_second=1e6)
+    with study_server.served(tmp_path, agents=[Echo("ilql")], config=quick) as (site, address):
+        found = serving.chat(address, "", load_world("teaching"), 2, 5, 0.0, serving.PAGES)
+    check(found, 2)
+    assert 0 < found["pages_p95"] < 10
+    store = Store(site.study.store.path)
+    assert len(store.participants()) >= 2 and store.talks()[0].messages
 
 
 def test_answers_that_fail_are_counted(capsys):
