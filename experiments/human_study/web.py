@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import secrets
 import time
 from collections import OrderedDict
@@ -74,7 +75,7 @@ class Guard:
                 headers.setdefault("Cache-Control", "max-age=3600" if is_file else "no-store")
             await send(message)
 
-        if not self._allows(scope["client"][0] if scope.get("client") else ""):
+        if not self._allows(_network(scope["client"][0] if scope.get("client") else "")):
             text = self._words("too_many_requests")
             response = Response(text, 429, {"Retry-After": "2"}, "text/plain; charset=utf-8")
             await response(scope, receive, with_headers)
@@ -96,6 +97,17 @@ class Guard:
         if len(self._buckets) > MOST_ADDRESSES:
             self._buckets.popitem(last=False)
         return left >= 1
+
+
+def _network(address: str) -> str:
+    """The address; of IPv6 the network of 2^64 addresses that one subscriber has."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(parsed.ipv4_mapped or int(parsed) >> 64)
 
 
 async def read_form(request: Request) -> dict[str, str]:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import html
 import logging
 import random
 import re
 import sqlite3
+import time
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
+import yaml
+from markupsafe import escape
 from studies import QUICK, TOKEN, Echo, Site, answered, exchange, rate, talk_and_rate
 
 from experiments.human_study.config import StudyConfig
+from experiments.human_study.overview import overview
 from experiments.human_study.questionnaire import FOLDER, Questionnaire, notices
 from experiments.human_study.session import Rules
+from experiments.human_study.web import MOST_ADDRESSES, Guard
 from experiments.serving.answer import AgentError, Answer, OverloadedError
 
 
@@ -171,6 +178,37 @@ def test_an_agent_that_hangs_is_given_up(tmp_path: Path):
     assert "within 0.05 s" in site.study.store.talks()[0].failure
 
 
+def test_an_agent_that_fails_touches_no_cell_of_another(tmp_path: Path):
+    def fail(text: str) -> Answer:
+        raise AgentError("it crashed")
+
+    site = Site(tmp_path, [Echo("bad", fail), Echo("good"), Echo("fine")])
+
+    async def way():
+        for _ in range(6):
+            async with site.joined() as browser:
+                page = await browser.open("/study")
+                while "/say" in page.forms:
+                    page = await exchange(browser)
+                    if "/told" in page.forms:
+                        page = await browser.send(page.forms["/told"])
+                    else:
+                        page = await exchange(browser)
+                        await browser.send(page.forms["/finish"])
+                        page = await rate(browser)
+                names = page.forms["/rank"].choices
+                await browser.send(
+                    page.forms["/rank"], {name: str(i + 1) for i, name in enumerate(names)}
+                )
+
+    run(way())
+    seen = overview(site.study, 0.0)
+    found = {a.name: (a.begun, a.rated, a.failed) for a in seen.agents}
+    assert found == {"bad": (6, 0, 6), "good": (6, 6, 0), "fine": (6, 6, 0)}
+    assert [(cell.begun, cell.kept, cell.finished) for cell in seen.cells] == [(1, 1, 1)] * 6
+    assert len(site.study.store.ratings()) == 6 * 2 * 4
+
+
 def test_an_agent_that_is_overloaded_is_asked_again(tmp_path: Path):
     tries = []
 
@@ -211,6 +249,110 @@ def test_words_of_anybody_come_back_as_words(tmp_path: Path):
             assert page.status == 422 and page.error == "Please write something."
             page = await browser.send(page.forms["/say"], {"text": "y" * 2001})
             assert page.status == 422 and "too long" in page.error
+
+    run(way())
+
+
+def test_markup_in_every_field_is_words_on_every_page(tmp_path: Path):
+    bad = HOSTILE[1]
+    record = yaml.safe_load((FOLDER / "default.yaml").read_text("utf-8"))
+    texts = ("title", "consent", "agree", "instructions", "card", "ranking", "comment", "thanks")
+    record |= dict.fromkeys(texts, bad)
+    record |= {
+        "personas": {"mood": {"good": bad}},
+        "words": {"send": bad, "agent": bad + "{letter}"},
+    }
+    for question in record["questions"]:
+        question |= {"text": bad, "anchors": [bad, bad]}
+    record["attention"]["text"] = bad
+
+    def fail(text: str) -> Answer:
+        raise AgentError(bad)
+
+    site = Site(
+        tmp_path,
+        [Echo(bad), Echo(bad * 2), Echo("bad", fail)],
+        questionnaire=Questionnaire.from_yaml(yaml.safe_dump(record)),
+        notices=[bad],
+    )
+    seen: list[str] = []
+
+    async def way():
+        async with site.browser() as browser:
+
+            async def keep(response):
+                await response.aread()
+                seen.append(response.text)
+
+            browser.client.event_hooks["response"] = [keep]
+            sql = "'; DROP TABLE participants; --"
+            page = await browser.open(f"/?{urlencode({'PROLIFIC_PID': bad, 'SESSION_ID': sql})}")
+            page = await browser.send(page.forms["/consent"], {"agree": "yes"})
+            page = await browser.send(page.forms["/instructions"])
+            while "/rank" not in page.forms:
+                page = await exchange(browser, bad)
+                if "/told" in page.forms:
+                    page = await browser.send(page.forms["/told"])
+                    continue
+                page = await exchange(browser, bad)
+                await browser.send(page.forms["/finish"])
+                page = await rate(browser)
+            names = page.forms["/rank"].choices
+            await browser.send(page.forms["/rank"], dict.fromkeys(names, bad))
+            page = await browser.send(
+                page.forms["/rank"], {name: str(i + 1) for i, name in enumerate(names)}
+            )
+            await browser.send(page.forms["/comment"], {"text": bad})
+            await browser.open("/withdraw")
+            page = await browser.open("/admin")
+            await browser.send(page.forms["/admin/enter"], {"token": TOKEN})
+
+    run(way())
+    pages = [text for text in seen if text]
+    assert len(pages) > 15 and sum(str(escape(bad)) in page for page in pages) > 12
+    assert not any("<img" in page for page in pages)
+    [person] = site.study.store.participants()
+    assert person.platform.participant == bad and "DROP TABLE" in person.platform.session
+    assert person.comment == bad and person.finished_at
+
+
+def test_forms_of_later_pages_change_nothing(tmp_path: Path):
+    site = Site(tmp_path)
+
+    async def way():
+        async with site.browser() as browser:
+            page = await browser.open("/")
+            page = await browser.send(page.forms["/consent"], {"agree": "yes"})
+            token = page.forms["/instructions"].fields["csrf"]
+            later = {
+                "say": {"key": "chat-1", "place": "0", "form": "f", "text": "Too early"},
+                "finish": {"key": "chat-1"},
+                "told": {"key": "told-1"},
+                "rate": {"key": "rate-1", **{f"q-{n}": "3" for n in ("goal", "overall")}},
+                "rank": {"place-A": "1", "place-B": "2"},
+                "comment": {"text": "Too early"},
+            }
+            for path, fields in later.items():
+                await browser.client.post(f"/{path}", data={"csrf": token, **fields})
+                assert (await browser.open("/study")).heading == "Before you begin"
+
+    run(way())
+    [person] = site.study.store.participants()
+    assert not site.study.store.talks() and not person.comment and not person.ranking
+
+
+def test_a_page_that_was_left_open_for_a_day_goes_on(tmp_path: Path):
+    site = Site(tmp_path)
+
+    async def way():
+        async with site.joined() as browser:
+            page = await exchange(browser)
+            site.study.clock = lambda: time.time() + 24 * 3600
+            await browser.send(page.forms["/say"], {"text": "I am back"})
+            page = await answered(browser)
+            assert page.said[-1] == ("agent", "You said: I am back")
+            await browser.send(page.forms["/finish"])
+            assert (await rate(browser)).heading == "Agent B"
 
     run(way())
 
@@ -356,6 +498,41 @@ def test_too_many_requests_of_one_address_are_refused_and_others_served(tmp_path
     run(way())
 
 
+def test_10_000_requests_of_one_address_cost_little_and_others_are_served():
+    served = []
+
+    async def app(scope, receive, send) -> None:
+        served.append(scope["client"][0])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    guard = Guard(app, 20, clock=lambda: 0.0)
+    statuses: collections.Counter[int] = collections.Counter()
+
+    async def ask(address: str) -> None:
+        async def send(message) -> None:
+            statuses[message.get("status", 0)] += 1
+
+        scope = {"type": "http", "path": "/", "headers": [], "client": (address, 1)}
+        await guard(scope, None, send)
+
+    async def flood() -> None:
+        for _ in range(10_000):
+            await ask("203.0.113.9")
+        assert served == ["203.0.113.9"] * 200 and statuses[429] == 9_800
+        await ask("203.0.113.8")
+        for last in range(300):  # one subscriber has all of these
+            await ask(f"2001:db8:0:1::{last:x}")
+        await ask("2001:db8:0:2::1")
+        await ask("::ffff:203.0.113.9")
+        for network in range(20_000):
+            guard._allows(str(network))
+
+    before = time.process_time()
+    run(flood())
+    assert time.process_time() - before < 20
+    assert len(served) == 200 + 1 + 200 + 1 and len(guard._buckets) == MOST_ADDRESSES
+
+
 def test_no_address_is_kept_or_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
     site = Site(tmp_path)
@@ -387,6 +564,27 @@ def test_a_disk_that_keeps_nothing_is_told_and_nothing_is_lost(tmp_path: Path, m
             assert len((await answered(browser)).said) == 4
 
     run(way())
+
+
+def test_an_answer_that_a_full_disk_did_not_keep_is_asked_for_again(tmp_path: Path, monkeypatch):
+    echo = Echo("only")
+    site = Site(tmp_path, [echo])
+    keep, refused = site.study.store.add_message, []
+
+    def full(talk: int, message):
+        if message.speaker == "agent" and not refused:
+            refused.append(message.text)
+            raise sqlite3.OperationalError("database or disk is full")
+        return keep(talk, message)
+
+    async def way():
+        async with site.joined() as browser:
+            monkeypatch.setattr(site.study.store, "add_message", full)
+            page = await exchange(browser)
+            assert page.said == [("human", "Hello"), ("agent", "You said: Hello")]
+
+    run(way())
+    assert len(refused) == 1 and len(echo.asked) == 2
 
 
 def test_withdrawal_needs_a_second_click_and_leaves_nothing(tmp_path: Path):
