@@ -292,6 +292,14 @@ class EvaluationConfig(Settings):
         most=MOST_EPISODES,
         shapes_result=False,
     )
+    sample_replies: int = setting(
+        "Turns of dialogues that were set apart at which the report sets what methods would say "
+        "beside what was said; 0 = none.",
+        4,
+        least=0,
+        most=100,
+        shapes_result=False,
+    )
     human: str = setting(
         "Who agents talk with: humans of the world, or prompted ones, played by an LLM.",
         "world",

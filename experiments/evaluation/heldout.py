@@ -1,8 +1,9 @@
 """Judges networks on dialogues that were set apart, where there is no human to talk with.
 
-Two questions: how likely are the words of real agents under the policy (perplexity), and do the
-values foretell how a dialogue really ended, at several points of it (AUROC of success,
-calibration)?
+Two questions: how likely are the words of real agents under the policy (perplexity; before the
+training too, if it began with a pretrained network), and do the values foretell how a dialogue
+really ended, at several points of it (AUROC of success, calibration)? And for the eye, at a few
+turns, what each network says in the place of the real agent.
 """
 
 from __future__ import annotations
@@ -20,20 +21,32 @@ from experiments.evaluation.summary import (
     CalibrationBin,
     Heldout,
     HeldoutPolicy,
+    Moment,
     PredictionPoint,
+    Reply,
     Success,
 )
 from experiments.files import read_or_none
 from experiments.looks import look_of
-from experiments.networks import load_tokenizer, trained_network, units
+from experiments.networks import (
+    chosen_decoding,
+    load_agent,
+    load_tokenizer,
+    pretrained_start,
+    trained_network,
+    units,
+)
 from experiments.run_folder import RunFolder, Unit
 from experiments.tasks import load_task
 from ilql_jax import sharding
 from ilql_jax.batching import packing_for
 from ilql_jax.checkpoint import read_metadata
 from ilql_jax.methods import Method
+from ilql_jax.models import ModelConfig, Params
+from ilql_jax.models.lora import merge_adapters
 from ilql_jax.scoring import Scores, score
 from imagination.dialogue import Dialogue, read_dialogues
+from imagination.speakers import Conversation
 from imagination.task import Task
 
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the agent's utterances in a dialogue
@@ -41,20 +54,23 @@ POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the agent's utterances in a
 
 def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     """Writes `heldout.json`, unless it is there for the same trainings."""
+    dialogues = read_dialogues(folder.dialogues)
+    parts = {
+        part: [d for d in dialogues if d.source.get("part") == part] for part in ("train", "test")
+    }
+    moments = choose_moments(parts["test"], experiment.evaluation.config.sample_replies)
     before = read_or_none(folder.heldout, lambda: Heldout.read(folder.heldout), console)
     if before is not None:
         judged = before.methods
         if {name: len(each.per_seed) for name, each in judged.items()} == dict.fromkeys(
             [each.name for each in experiment.methods], experiment.run.seeds
-        ):
+        ) and [(each.dialogue, each.turn) for each in before.moments] == [
+            (dialogue.id, turn) for dialogue, turn in moments
+        ]:
             return
-    dialogues = read_dialogues(folder.dialogues)
-    parts = {
-        part: [d for d in dialogues if d.source.get("part") == part] for part in ("train", "test")
-    }
     console.print(f"Judging on {len(parts['test'])} dialogues that were set apart.")
     task = load_task(experiment, folder)
-    scores = {u: _score(experiment, folder, u, parts["test"]) for u in units(experiment)}
+    scores = {u: _score_trained(experiment, folder, u, parts["test"]) for u in units(experiment)}
     result = Heldout(
         task=dialogues[0].task,
         sizes={part: len(group) for part, group in parts.items()},
@@ -63,6 +79,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
             each.name: _policy_quality(scores, each.name, experiment.method_by_name)
             for each in experiment.methods
         },
+        pretrained_perplexity=_pretrained_perplexity(experiment, folder, parts["test"]),
         value_prediction={
             each.name: _value_prediction(
                 scores, each.name, parts["test"], task.success_reward, experiment.seed
@@ -70,18 +87,44 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
             for each in experiment.methods
             if each.learns_values
         },
+        moments=_moments(experiment, folder, moments),
     )
     result.write(folder.heldout)
 
 
-def _score(
+def _score_trained(
     experiment: Experiment, folder: RunFolder, unit: Unit, dialogues: list[Dialogue]
 ) -> list[Scores]:
     """Scores the dialogues with the network of a unit; values are in the task's unit."""
-    tokenizer = load_tokenizer(folder)
     shape, params = trained_network(experiment, folder, unit)
     scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
-    trajectories = tokenizer.trajectories(dialogues, scale)
+    return _score(experiment, folder, shape, params, scale, dialogues)
+
+
+def _pretrained_perplexity(
+    experiment: Experiment, folder: RunFolder, dialogues: list[Dialogue]
+) -> float | None:
+    """Perplexity before training; None where training began with a fresh network."""
+    unit = units(experiment)[0]
+    shape = ModelConfig.from_dict(read_metadata(folder.checkpoints(unit))["model"])
+    mesh = sharding.mesh_to_use(experiment.mesh)
+    start = pretrained_start(experiment.network, shape, experiment.seed, mesh)
+    if start is None:
+        return None
+    shape, params = merge_adapters(shape, start())
+    return _perplexity(_score(experiment, folder, shape, params, 1.0, dialogues))
+
+
+def _score(
+    experiment: Experiment,
+    folder: RunFolder,
+    shape: ModelConfig,
+    params: Params,
+    scale: float,
+    dialogues: list[Dialogue],
+) -> list[Scores]:
+    """Scores the dialogues with a network whose rewards were multiplied by `scale`."""
+    trajectories = load_tokenizer(folder).trajectories(dialogues, scale)
     packing = packing_for(
         trajectories, experiment.batches.batch_rows, experiment.network.max_positions
     )
@@ -96,12 +139,78 @@ def _policy_quality(
     scores: dict[Unit, list[Scores]], method: str, methods: Mapping[str, Method]
 ) -> HeldoutPolicy:
     """Perplexity per agent token."""
-    per_seed = tuple(
-        float(np.exp(-np.concatenate([s.log_prob for s in group]).mean()))
-        for unit, group in scores.items()
-        if unit.method == method
-    )
+    per_seed = tuple(_perplexity(group) for unit, group in scores.items() if unit.method == method)
     return HeldoutPolicy(look_of(method, methods), float(np.mean(per_seed)), per_seed)
+
+
+def _perplexity(scores: list[Scores]) -> float:
+    return float(np.exp(-np.concatenate([s.log_prob for s in scores]).mean()))
+
+
+# --- replies for the eye ------------------------------------------------------------------------
+
+
+def choose_moments(dialogues: list[Dialogue], count: int) -> list[tuple[Dialogue, int]]:
+    """Chooses turns of the agent to set replies beside, by a rule that looks at no words.
+
+    Dialogues are taken at equal distances, the first turns of the first of them and the last of the
+    last. A turn of the agent counts if the human speaks before it.
+
+    Args:
+        dialogues: That were set apart.
+        count: Of turns, one a dialogue; fewer where there are not so many dialogues.
+
+    Returns:
+        Dialogues, each with the number of a turn of its agent.
+    """
+    answers = {
+        index: [
+            turn
+            for turn in range(1, len(dialogue.turns))
+            if dialogue.turns[turn].speaker == "agent"
+            and dialogue.turns[turn - 1].speaker == "human"
+        ]
+        for index, dialogue in enumerate(dialogues)
+    }
+    able = [index for index, turns in answers.items() if turns]
+    count = min(count, len(able))
+    chosen = [able[place * len(able) // count] for place in range(count)]
+    return [
+        (dialogues[index], answers[index][place * len(answers[index]) // count])
+        for place, index in enumerate(chosen)
+    ]
+
+
+def _moments(
+    experiment: Experiment, folder: RunFolder, moments: list[tuple[Dialogue, int]]
+) -> tuple[Moment, ...]:
+    """Replies of each method's first training, by the first of its decodings."""
+    methods = experiment.methods if moments else ()
+    replies = {
+        each.name: _replies(experiment, folder, Unit(each.name, 0), moments) for each in methods
+    }
+    return tuple(
+        Moment(dialogue.id, turn, {name: given[place] for name, given in replies.items()})
+        for place, (dialogue, turn) in enumerate(moments)
+    )
+
+
+def _replies(
+    experiment: Experiment, folder: RunFolder, unit: Unit, moments: list[tuple[Dialogue, int]]
+) -> list[Reply]:
+    decoding = chosen_decoding(experiment.method(unit.method), folder, unit)
+    agent = load_agent(experiment, folder, unit, decoding, batch_size=len(moments))
+    conversations = [
+        Conversation(said.id, {}, experiment.seed, list(said.turns[:turn]), system=said.system)
+        for said, turn in moments
+    ]
+    return [
+        Reply(each.text, str(decoding), each.annotations.get("q"), each.annotations.get("v"))
+        for each in agent.respond(conversations)
+    ]
+
+
+# --- values -------------------------------------------------------------------------------------
 
 
 def success_of(task: Task, dialogues: list[Dialogue]) -> Success:

@@ -21,7 +21,7 @@ from experiments.looks import Look
 from imagination.simulation import normalized_score
 
 EVALUATION_SCHEMA = 1  # raised when fields of the classes below are added, removed or redefined
-HELDOUT_SCHEMA = 1
+HELDOUT_SCHEMA = 2
 UNIT_SCHEMA = 1
 
 Bounds = tuple[float, float]  # low, high
@@ -372,6 +372,38 @@ class Success:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reply:
+    """Words of a method's first training at a moment of a held-out dialogue.
+
+    Attributes:
+        text: The utterance.
+        decoding: By which it was chosen.
+        q: Its value; None where the method learned none, or chose without them.
+        v: Value of the moment before it, or None, as `q`.
+    """
+
+    text: str
+    decoding: str
+    q: float | None
+    v: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """A turn of an agent in a held-out dialogue, and what the methods say in its place.
+
+    Attributes:
+        dialogue: Id of the dialogue.
+        turn: Number of the turn in it, from 0 on.
+        replies: Name of a method -> its reply to the turns before.
+    """
+
+    dialogue: str
+    turn: int
+    replies: Mapping[str, Reply]
+
+
+@dataclasses.dataclass(frozen=True)
 class Heldout:
     """Content of `heldout.json`.
 
@@ -380,15 +412,20 @@ class Heldout:
         sizes: Part of the data ("train", "test") -> number of dialogues.
         success: The outcome that values are to foretell.
         methods: Name -> policy.
+        pretrained_perplexity: Of the network that all started from, as it was before training, on
+            the same words; None where they started from fresh ones.
         value_prediction: Name of a method that learns values -> points, from the start of a
             dialogue to its end.
+        moments: Turns at which the methods' replies can be set beside what was said.
     """
 
     task: str
     sizes: Mapping[str, int]
     success: Success
     methods: Mapping[str, HeldoutPolicy]
+    pretrained_perplexity: float | None
     value_prediction: Mapping[str, tuple[PredictionPoint, ...]]
+    moments: tuple[Moment, ...]
     schema: int = HELDOUT_SCHEMA
 
     def write(self, path: Path) -> None:

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from experiments.evaluation.summary import Moment
 from experiments.looks import Look, ordered
 from experiments.report import wording
 from ilql_jax.methods import METHODS
-from imagination.dialogue import Dialogue
+from imagination.dialogue import Dialogue, Turn
 
 MOST_BEHAVIOURS = 8
+TURNS_BEFORE = 4  # of a real dialogue that stand before a reply
 POPULATIONS_FIRST = ("average", "difficult")
 
 Episode = tuple[str, int]  # population, number
@@ -195,6 +197,49 @@ def bubbles(dialogue: Dialogue) -> list[dict[str, Any]]:
                 "not_understood": turn.speaker == "agent"
                 and "understood_as" in answer
                 and answer["understood_as"] is None,
+            }
+        )
+    return shown
+
+
+def replies(
+    moments: Sequence[Moment], dialogues: Sequence[Dialogue], looks: Mapping[str, Look]
+) -> list[dict[str, Any]]:
+    """The methods' replies beside what was said; dialogues that are not there are left out."""
+    by_id = {dialogue.id: dialogue for dialogue in dialogues}
+    shown = []
+    for moment in moments:
+        dialogue = by_id.get(moment.dialogue)
+        if dialogue is None or moment.turn >= len(dialogue.turns):
+            continue
+        turns = bubbles(dialogue)
+        said = {
+            "method": "",
+            "title": "as it was said",
+            "decoding": "",
+            "turns": [turns[moment.turn]],
+        }
+        columns = [said]
+        for method in ordered(moment.replies):
+            reply = moment.replies[method]
+            notes = {"q": reply.q, "v": reply.v}
+            spoken = Dialogue("", "", (Turn("agent", reply.text, annotations=notes),))
+            columns.append(
+                {
+                    "method": method,
+                    "title": looks[method].title,
+                    "decoding": reply.decoding,
+                    "turns": bubbles(spoken),
+                }
+            )
+        before = turns[: moment.turn][-TURNS_BEFORE:]
+        shown.append(
+            {
+                "dialogue": dialogue.id,
+                "left_out": moment.turn - len(before),
+                "before": before,
+                "rating": rating(dialogue, None),
+                "columns": columns,
             }
         )
     return shown

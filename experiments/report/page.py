@@ -63,7 +63,7 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
     environment.filters |= {"typeset": _typeset, "words": _words, "capital": _capital}
     looks = run.looks
     colors = style.palette(looks)
-    rule, shown, shown_tables, pair = "", [], [], None
+    rule, shown, shown_tables, pair, replies = "", [], [], None, []
     if run.evaluation is not None:
         bar = run.evaluation.success_reward
         rule, shown = examples.pick_examples(run.conversations, bar, looks)
@@ -73,6 +73,7 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
             shown_tables += tables.diagnosis_tables(run.diagnosis, run.evaluation)
     if run.heldout is not None:
         shown_tables += tables.heldout_tables(run.heldout)
+        replies = examples.replies(run.heldout.moments, run.dialogues, looks)
     return environment.get_template("report.html.j2").render(
         run_name=run_name,
         task=run.task,
@@ -85,6 +86,7 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
         pair=pair,
         rule=rule,
         examples=shown,
+        replies=replies,
         hindsight=hindsight.section(run.hindsight),
         behaviours=examples.behaviours(run.dialogues),
         dialogue_count=len(run.dialogues),

@@ -241,6 +241,9 @@ def _policy_table(heldout: Heldout) -> ResultTable:
         policy = heldout.methods[name]
         cells = (policy.look.title, number(policy.perplexity), str(len(policy.per_seed)))
         rows.append(Row(name, "method", tuple(map(Cell, cells))))
+    if heldout.pretrained_perplexity is not None:
+        cells = ("before training", number(heldout.pretrained_perplexity), "")
+        rows.append(Row("pretrained", "reference", tuple(map(Cell, cells))))
     title = f"{heldout.task}, held-out dialogues: policy"
     headers = ("method", "perplexity", "seeds")
     return ResultTable("policy", title, headers, tuple(rows), (sizes_note(heldout),))

@@ -257,6 +257,28 @@ def test_heldout_alone_is_a_report(tmp_path, without_figures):
     success = "The <persuadee> gives (a reward of 0.01 or more; 54 % of the test dialogues)."
     assert html.escape(success) in text
     assert "813 train, 103 test dialogues" in text
+    assert '<h2 id="replies">' not in text  # the dialogues are not there
+
+
+def test_replies_stand_beside_what_was_said(run_folder):
+    text = (run_folder / "report.html").read_text("utf-8")
+    section = text.split('<h2 id="replies">')[1].split("<h2")[0]
+    said = text_of(section)
+    for words in ("hello", "a lecture", "Would <you> give?", "What do you care for?", "0.71"):
+        assert words in said
+    assert said.index("as it was said") < said.index("ILQL") < said.index("BC")
+    assert "<you>" not in section
+
+
+def test_a_moment_whose_dialogue_is_not_there_is_left_out():
+    dialogue = Dialogue("0", "t", (Turn("human", "hello"), Turn("agent", "hi")), 1.0)
+    looks = {name: look_of(name) for name in ("bc", "ilql")}
+    moments = evaluations.heldout().moments
+    [shown] = examples.replies(moments, [dialogue], looks)
+    assert [column["title"] for column in shown["columns"]] == ["as it was said", "ILQL", "BC"]
+    assert not examples.replies(moments, [dataclasses.replace(dialogue, id="1")], looks)
+    late = dataclasses.replace(moments[0], turn=2)
+    assert not examples.replies([late], [dialogue], looks)
 
 
 @pytest.mark.parametrize(

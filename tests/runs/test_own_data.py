@@ -13,6 +13,7 @@ SMALL = (
     "--config.workers=1",
     "--config.model.max_positions=128",
     "--config.tokenizer.vocab_size=400",
+    "--config.evaluation.sample_replies=2",
 )
 
 
@@ -49,8 +50,12 @@ def test_a_file_is_enough(task: str, tmp_path: Path):
     assert set(heldout["methods"]) == {"bc", "ilql"}
     assert heldout["methods"]["ilql"]["perplexity"] > 1
     assert all(point["auroc_v"] is not None for point in heldout["value_prediction"]["ilql"])
+    assert heldout["pretrained_perplexity"] is None
+    assert [set(each["replies"]) for each in heldout["moments"]] == [{"bc", "ilql"}] * 2
+    replies = heldout["moments"][0]["replies"]
+    assert replies["bc"]["q"] is None and replies["ilql"]["q"] is not None
     assert "success_reward: 0.5" in (folder / "task.yaml").read_text()
-    assert "<html" in (folder / "report.html").read_text()
+    assert '<h2 id="replies">' in (folder / "report.html").read_text()
 
 
 def test_what_is_missing_is_told_before_training(tmp_path: Path):

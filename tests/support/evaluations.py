@@ -10,9 +10,11 @@ from experiments.evaluation.summary import (
     Evaluation,
     Heldout,
     HeldoutPolicy,
+    Moment,
     Population,
     PredictionPoint,
     References,
+    Reply,
     Scores,
     Success,
     Training,
@@ -106,12 +108,23 @@ def heldout(
             name: HeldoutPolicy(look_of(name), perplexity, (perplexity,))
             for name, perplexity in (("bc", 21.37), ("ilql", 23.91))
         },
+        pretrained_perplexity=48.05,
         value_prediction={
             "ilql": tuple(
                 PredictionPoint(point, *auroc, 0.58, (0.47, 0.68), bins)
                 for point in (0.25, 0.5, 1.0)
             )
         },
+        moments=(
+            Moment(
+                "0",
+                1,
+                {
+                    "bc": Reply("Would <you> give?", "sampled", None, None),
+                    "ilql": Reply("What do you care for?", "sampled, best of 8", 0.71, 0.52),
+                },
+            ),
+        ),
     )
 
 

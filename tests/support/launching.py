@@ -25,6 +25,7 @@ TINY = (
     "--config.evaluation.average_episodes=4",
     "--config.evaluation.difficult_episodes=3",
     "--config.evaluation.diagnosed_episodes=0",
+    "--config.evaluation.sample_replies=0",
     "--config.decoding.batch_size=4",
     "--config.decoding.max_utterance=12",
     '--config.decoding.ilql=("sampled, best of 2",)',
