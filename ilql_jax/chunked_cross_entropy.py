@@ -102,10 +102,11 @@ def _weighted_sum_forward(dtype, *inputs):
         is_taken = lax.broadcasted_iota(actions.dtype, (1, scores.shape[-1]), 1)
         is_taken = is_taken == actions[..., None]
         to_scores = _barrier(weight[..., None] * (exponential / normalizer - is_taken))
-        to_features = product("knv,kvm->knm", to_scores.astype(dtype), rounded_matrix)
+        to_scores = to_scores.astype(dtype)
+        to_features = product("knv,kvm->knm", to_scores, rounded_matrix)
         sums = {"value": jnp.sum(weight * value)}
         if learns:
-            sums["matrix"] = product("knv,knm->kvm", to_scores.astype(dtype), rounded)
+            sums["matrix"] = product("knv,knm->kvm", to_scores, rounded)
         if bias_learns:
             # A product with ones: on XLA:CPU a sum over columns is several times slower.
             ones = jnp.ones_like(to_scores[..., 0])

@@ -58,6 +58,21 @@ def _backward(indices, factors, gradient):
 _product_of_short.defvjp(_forward, _backward)
 
 
+def times_kernel(
+    x: Float[Array, "*heads rows size_in"], kernel: Float[Array, "*heads size_in size_out"]
+) -> Float[Array, "*heads rows size_out"]:
+    """Computes `x kernel` for each head, float32, with the kernel rounded to the dtype of `x`.
+
+    Args:
+        x: Between heads and width there may be any number of axes of rows.
+        kernel: A parameter; in float32 beside an `x` of 16 bits, the product would be of 32.
+    """
+    *heads, size_in, _ = kernel.shape
+    rows = x.reshape(*heads, -1, size_in)
+    result = product("...ri,...io->...ro", rows, kernel.astype(x.dtype))
+    return result.reshape(*x.shape[:-1], -1)
+
+
 def even_rows(matrix: Float[Array, "... rows width"]) -> Float[Array, "... rows_or_more width"]:
     """Appends zeros to a matrix with a row a token, so that products with it are fast.
 

@@ -1,8 +1,10 @@
-"""Attention over packed rows, with a backward pass of its own on CPU.
+"""Attention over packed rows, with a backward pass of its own.
 
-XLA:CPU fuses the softmax's backward pass into loops that read the [T, T] scores many times over;
-with barriers between the passes it is faster (`experiments/benchmarks/attention.py` measures it).
-Accelerators use `jax.nn.dot_product_attention`.
+On accelerators that makes each product one of two factors in the compute dtype, which
+`jax.nn.dot_product_attention` does not in its backward pass, and what is kept for it is in that
+dtype too. XLA:CPU fuses the softmax's backward pass into loops that read the [T, T] scores many
+times over; with barriers between the passes it is faster (`experiments/benchmarks/attention.py`
+measures it).
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ def attend(
             al., 2023).
         k: Keys.
         v: Values.
-        mask: True where a query may see a key.
+        mask: True where a query may see a key, none that is later.
         implementation: On accelerators: "xla", or "cudnn" for flash attention on GPUs.
     """
-    if platform() != "cpu":
+    if implementation == "cudnn" and platform() != "cpu":
+        # The mask says it already, but is added to scores, of which this leaves half out.
         return jax.nn.dot_product_attention(
-            q, k, v, mask=mask[:, None], implementation=implementation
+            q, k, v, mask=mask[:, None], is_causal=True, implementation=implementation
         )
     batch, time, heads, head_size = q.shape
     kv_heads = k.shape[2]
@@ -45,7 +48,7 @@ def attend(
     # Queries that share keys stand one after the other along time.
     q = q.reshape(batch, time, kv_heads, group, head_size).transpose(0, 2, 3, 1, 4)
     q = q.reshape(batch, kv_heads, group * time, head_size)
-    out = _attend_on_cpu(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), _repeat(mask, group))
+    out = _attend(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), _repeat(mask, group))
     out = out.reshape(batch, kv_heads, group, time, head_size).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, time, heads, head_size)
 
@@ -64,34 +67,39 @@ def _repeat(mask: Array, group: int) -> Array:
 
 
 @jax.custom_vjp
-def _attend_on_cpu(q: Array, k: Array, v: Array, mask: Array) -> Array:
+def _attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
     """Attends; q [B, heads, queries, size], k and v [B, heads, keys, size], mask without heads."""
     return _forward(q, k, v, mask)[0]
 
 
 def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple[Array, ...]]:
-    barrier = lax.optimization_barrier
     scores = product("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k)
-    scores = barrier(jnp.where(mask[:, None], scores, NEGATIVE))
-    largest = barrier(scores.max(-1, keepdims=True))
-    weights = barrier(jnp.exp(scores - largest))
-    weights = barrier(weights / barrier(weights.sum(-1, keepdims=True)))
-    out = product("bhqk,bhkd->bhqd", weights, v)
-    return out.astype(q.dtype), (q, k, v, weights, out)
+    scores = _barrier(jnp.where(mask[:, None], scores, NEGATIVE))
+    largest = _barrier(scores.max(-1, keepdims=True))
+    weights = _barrier(jnp.exp(scores - largest))
+    weights = _barrier(weights / _barrier(weights.sum(-1, keepdims=True)))
+    weights = weights.astype(v.dtype)
+    out = product("bhqk,bhkd->bhqd", weights, v).astype(q.dtype)
+    return out, (q, k, v, weights, out)
 
 
 def _backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array | None, ...]:
-    barrier = lax.optimization_barrier
     q, k, v, weights, out = saved
     to_v = product("bhqk,bhqd->bhkd", weights, gradient)
-    to_weights = barrier(product("bhqd,bhkd->bhqk", gradient, v))
+    to_weights = _barrier(product("bhqd,bhkd->bhqk", gradient, v))
     # Σ_k weights · to_weights, without another pass over [T, T].
-    shared = barrier((gradient * out).sum(-1, keepdims=True))
-    to_scores = barrier(weights * (to_weights - shared))
+    shared = gradient.astype(jnp.float32) * out.astype(jnp.float32)
+    shared = _barrier(shared.sum(-1, keepdims=True))
+    to_scores = _barrier(weights * (to_weights - shared)).astype(q.dtype)
     scale = q.shape[-1] ** -0.5
     to_q = product("bhqk,bhkd->bhqd", to_scores, k * scale)
     to_k = product("bhqk,bhqd->bhkd", to_scores, q * scale)
     return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype), None
 
 
-_attend_on_cpu.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)
+
+
+def _barrier(x: Array) -> Array:
+    """Keeps XLA:CPU from fusing passes; others fuse them well."""
+    return lax.optimization_barrier(x) if platform() == "cpu" else x

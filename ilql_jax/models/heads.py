@@ -1,5 +1,6 @@
 """The value heads: V, and twin Q heads with one value per token of the vocabulary.
 
+Their products are in the dtype of the hidden states, summed up in float32; values are float32.
 They read hidden states that were gathered at decisions, never a whole row. `at_actions` computes
 the value of the action taken alone, from one row of the output matrix per decision, without a
 vocabulary-wide product; the target network is used through it alone.
@@ -26,9 +27,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from ilql_jax.models.cpu_matmul import matmul_t
+from ilql_jax.products import times_kernel
 from ilql_jax.sharding import embedding_lookup
 
 NUM_HEADS = 2
@@ -54,9 +56,11 @@ class VHead(nnx.Module):
 
     def __call__(self, hidden: Float[Array, "... width"]) -> Float[Array, "..."]:
         """Returns V of each state, float32."""
+        dtype = hidden.dtype
         if self.kind != "linear":
-            hidden = jax.nn.gelu(self.inner(hidden))
-        return self.out(hidden)[..., 0]
+            inner = times_kernel(hidden, self.inner.kernel[...]) + self.inner.bias[...]
+            hidden = jax.nn.gelu(inner).astype(dtype)
+        return (times_kernel(hidden, self.out.kernel[...]) + self.out.bias[...])[..., 0]
 
 
 class QHeads(nnx.Module):
@@ -104,8 +108,10 @@ class QHeads(nnx.Module):
         """Returns the value of every token."""
         if self.kind == "tied":
             mapped, shared = self.mapped(hidden)
-            return matmul_t(mapped, self._output_matrix()) + shared[..., None]
-        product = matmul_t(self._features(hidden), self.out_kernel[...])
+            product = matmul_t(mapped.astype(hidden.dtype), self._output_matrix(hidden.dtype))
+            return product + shared[..., None]
+        features = self._features(hidden).astype(hidden.dtype)
+        product = matmul_t(features, self.out_kernel[...].astype(hidden.dtype))
         return product + _by_head(self.out_bias[...], product.ndim)
 
     def last_layer(
@@ -141,26 +147,26 @@ class QHeads(nnx.Module):
         hidden = jnp.broadcast_to(hidden, (NUM_HEADS, *hidden.shape))
         if self.kind == "linear":
             return hidden
-        product = jnp.einsum("k...d,kdm->k...m", hidden, self.inner_kernel[...])
+        product = times_kernel(hidden, self.inner_kernel[...])
         return jax.nn.gelu(product + _by_head(self.inner_bias[...], product.ndim))
 
     def mapped(
         self, hidden: Float[Array, "... width"]
     ) -> tuple[Float[Array, "heads ... width"], Float[Array, "heads ..."]]:
         """Returns f_k(h) and g_k(h) of tied heads."""
-        inner = self._features(hidden)
-        product = jnp.einsum("k...m,kmd->k...d", inner, self.map_kernel[...])
+        inner = self._features(hidden).astype(hidden.dtype)
+        product = times_kernel(inner, self.map_kernel[...])
         mapped = product + _by_head(self.map_bias[...], product.ndim)
-        shared = jnp.einsum("k...m,km->k...", inner, self.shared_kernel[...])
+        shared = times_kernel(inner, self.shared_kernel[...][..., None])[..., 0]
         return mapped, shared + _by_head(self.shared_bias[...], shared.ndim)
 
-    def _output_matrix(self) -> Float[Array, "vocab width"]:
+    def _output_matrix(self, dtype: DTypeLike = jnp.float32) -> Float[Array, "vocab width"]:
         if self.tied_to is None:
             raise ValueError(
                 "tied Q heads have no output matrix of their own: get them from `with_params`, "
                 "which sets `tied_to`."
             )
-        return lax.stop_gradient(self.tied_to)
+        return lax.stop_gradient(self.tied_to).astype(dtype)
 
 
 class ValueProbabilities(nnx.Module):
@@ -193,7 +199,7 @@ class ValueProbabilities(nnx.Module):
         self, hidden: Float[Array, "... width"]
     ) -> tuple[Float[Array, "... vocab"], Float[Array, "..."]]:
         """Returns log p of every token, and of "no token"."""
-        logits = matmul_t(hidden, self.output_matrix)
+        logits = matmul_t(hidden, self.output_matrix.astype(hidden.dtype))
         none = self._none_logit(hidden)
         total = jnp.logaddexp(jax.nn.logsumexp(logits, axis=-1), none)
         return logits - total[..., None], none - total
@@ -210,7 +216,7 @@ class ValueProbabilities(nnx.Module):
         return -jnp.expm1(self.log_probs(hidden)[1])
 
     def _none_logit(self, hidden: Float[Array, "... width"]) -> Float[Array, "..."]:
-        return hidden.astype(jnp.float32) @ self.none_kernel[...] + self.none_bias[...]
+        return times_kernel(hidden, self.none_kernel[...][:, None])[..., 0] + self.none_bias[...]
 
 
 def q_from_log_probs(
