@@ -12,11 +12,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from ilql_jax.products import product
 from ilql_jax.sharding import platform
 
+ATTENTION = "attention"  # name of what a policy of `jax.checkpoint` should keep of it
 NEGATIVE = -1e9  # a masked score; finite, so that a row with nothing to attend to gives no NaN
 
 
@@ -78,8 +80,9 @@ def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple[Ar
     largest = _barrier(scores.max(-1, keepdims=True))
     weights = _barrier(jnp.exp(scores - largest))
     weights = _barrier(weights / _barrier(weights.sum(-1, keepdims=True)))
-    weights = weights.astype(v.dtype)
+    weights = checkpoint_name(weights.astype(v.dtype), ATTENTION)
     out = product("bhqk,bhkd->bhqd", weights, v).astype(q.dtype)
+    out = checkpoint_name(out, ATTENTION)
     return out, (q, k, v, weights, out)
 
 

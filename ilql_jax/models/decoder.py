@@ -18,12 +18,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ilql_jax.models.attention import attend, packed_causal_mask
+from ilql_jax.models.attention import ATTENTION, attend, packed_causal_mask
 from ilql_jax.models.blocks import Block, compute_dtype, norm, param_dtype
 from ilql_jax.models.config import DecoderConfig
 from ilql_jax.models.cpu_matmul import matmul_t
 from ilql_jax.models.rotary import Rotation, rotation
-from ilql_jax.sharding import embedding_lookup, shard_batch
+from ilql_jax.sharding import embedding_lookup, platform, shard_batch
 
 
 class Decoder(nnx.Module):
@@ -138,7 +138,31 @@ class Decoder(nnx.Module):
         return Rotation(jnp.where(rotates, sin, 0.0), jnp.where(rotates, cos, 1.0))
 
     def _rematerialized(self, function):
-        return jax.checkpoint(function) if self.config.remat else function
+        """Computes a block again in the backward pass: all of it, or what is cheap.
+
+        What a scan keeps goes through memory once more, stacked over the layers. Of layers apart,
+        XLA itself computes again what is cheap.
+        """
+        if self.config.remat:
+            return jax.checkpoint(function)
+        if not self.config.scan_layers or platform() == "cpu":
+            return function
+        kept = jax.checkpoint_policies.save_from_both_policies(
+            functools.partial(_is_product, compute_dtype(self.config)),
+            jax.checkpoint_policies.save_only_these_names(ATTENTION),
+        )
+        return jax.checkpoint(function, policy=kept, prevent_cse=False)
+
+
+def _is_product(dtype: jnp.dtype, primitive: Any, *inputs: Any, **parameters: Any) -> bool:
+    """Selects what blocks keep for the backward pass: products, and cuDNN's attention.
+
+    Norms, activations and rotations are computed again: in float32 they are as large as two
+    products. So are attention's scores, which alone are float32 in another dtype's place.
+    """
+    if primitive.name == "dot_general":
+        return (parameters["preferred_element_type"] or inputs[0].dtype) == dtype
+    return primitive.name.startswith("dot_product_attention_fwd")
 
 
 def _embedding(config: DecoderConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:

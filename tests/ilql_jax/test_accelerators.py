@@ -1,15 +1,20 @@
 """What a step on an accelerator consists of, by the program that is traced for it."""
 
+import dataclasses
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_networks
 from accelerators import for_gpu, products
+from jax.ad_checkpoint import print_saved_residuals
 
 from ilql_jax import METHODS
 from ilql_jax.batching import make_batches, packing_for
-from ilql_jax.models import DecoderConfig, ModelConfig
+from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.models.attention import attend, packed_causal_mask
 from ilql_jax.train_step import TrainConfig, init_state, make_train_step
 
@@ -56,11 +61,57 @@ def test_cudnn_is_told_that_attention_is_causal_beside_the_mask_of_packed_rows(m
         def weighted(q, k, v):
             return jnp.sum(jnp.sin(attend(q, k, v, mask, implementation)))
 
-        return jax.value_and_grad(weighted, (0, 1, 2))(q, k, v)
+        return jax.jit(jax.value_and_grad(weighted, (0, 1, 2)))(q, k, v)
 
     with for_gpu():
         found = value_and_gradients("cudnn")
     assert asked == [("cudnn", True)]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, value_and_gradients("xla")
+    )
+
+
+def trunk_of(config):
+    """The sum of a trunk's states as a function of its parameters, and packed rows."""
+    tokens = np.arange(24, dtype=np.int32).reshape(1, 24)
+    segments = np.where(tokens < 10, 1, 2).astype(np.int32)
+    positions = np.where(tokens < 10, tokens, tokens - 10)
+
+    def total(params):
+        trunk = with_params(ModelConfig(config, 8), params).trunk
+        return jnp.sum(jnp.sin(trunk(tokens, segments, positions)).astype(jnp.float32))
+
+    return total
+
+
+def kept_for_the_backward_pass(config, capsys):
+    """Kinds and sizes of what is stacked over the layers, but for the parameters."""
+    shapes = jax.eval_shape(lambda: init_params(ModelConfig(config, 8), 0))
+    with for_gpu():
+        print_saved_residuals(trunk_of(config), shapes)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "argument" not in line]
+    found = [re.match(rf"(\w+)\[{config.num_layers},([\d,]+)\]", line) for line in lines]
+    return [(each[1], math.prod(map(int, each[2].split(",")))) for each in found if each]
+
+
+def test_scanned_layers_keep_products_in_the_compute_dtype_alone(capsys):
+    scanned = dataclasses.replace(HALF, num_layers=5, scan_layers=True)
+    kept = kept_for_the_backward_pass(scanned, capsys)
+    # Queries, keys and values; attention's weights, its result, and that projected; before the
+    # activation; and the residual stream between the blocks.
+    states = 24 * 16
+    assert sorted(kept) == sorted(
+        ("bf16", size) for size in (3 * states, 2 * 24 * 24, states, states, 2 * states, states)
+    )
+
+
+def test_layers_that_compute_again_what_is_cheap_have_the_same_gradients():
+    config = dataclasses.replace(HALF, num_layers=2, compute_dtype="float32")
+    scanned = dataclasses.replace(config, scan_layers=True)
+    params = small_networks.random_params(ModelConfig(scanned, 8), 0.3)
+    gradient = jax.jit(jax.grad(trunk_of(scanned)))
+    with for_gpu():
+        found = gradient(params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, gradient(params)
     )

@@ -11,7 +11,7 @@ import pytest
 from ilql_jax import losses
 from ilql_jax.decode import sample
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
-from ilql_jax.models.attention import _attend_on_cpu, attend, packed_causal_mask
+from ilql_jax.models.attention import _attend, attend, packed_causal_mask
 from ilql_jax.models.hugging_face.families import GPT2, PretrainedError
 from ilql_jax.models.hugging_face.read import params_from_gpt2
 from ilql_jax.policy import ContextError, DecodingConfig, Policy
@@ -47,7 +47,7 @@ def test_attention_agrees_with_jax_in_value_and_gradient(seed):
     def ours(q, k, v):
         # Called by name, so that it is also tried where `attend` would choose another way.
         swapped = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-        return jnp.swapaxes(_attend_on_cpu(*swapped, mask), 1, 2)
+        return jnp.swapaxes(_attend(*swapped, mask), 1, 2)
 
     def theirs(q, k, v):
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
