@@ -56,11 +56,18 @@ def attend(
 
 
 def packed_causal_mask(
-    segment_ids: Int[Array, "batch time"],
+    segment_ids: Int[Array, "batch time"], window: int = 0
 ) -> Bool[Array, "batch time time"]:
-    """Returns a mask, true where a query may see a key: not later, and of the same segment."""
+    """Returns a mask, true where a query may see a key: not later, and of the same segment.
+
+    Args:
+        segment_ids: Of packed rows.
+        window: Tokens that a query sees, its own included; 0 = all of them.
+    """
     time = segment_ids.shape[1]
     causal = jnp.tril(jnp.ones((time, time), bool))
+    if window:
+        causal &= ~jnp.tril(causal, -window)
     return causal & (segment_ids[:, :, None] == segment_ids[:, None, :])
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ilql_jax.models.config import DecoderConfig
+from ilql_jax.models.config import GATED_MLPS, DecoderConfig
 from ilql_jax.models.cpu_matmul import TransposedLinear
 from ilql_jax.models.lora import LoRALinear
 from ilql_jax.models.rotary import Rotation, rotate
@@ -60,6 +60,9 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
+        if config.query_pre_attn_scalar not in (0, config.head_size):
+            # Whoever attends divides by the root of the head's width.
+            q = q * (config.head_size / config.query_pre_attn_scalar) ** 0.5
         return q, k, v
 
     def merge(self, heads: Float[Array, "... heads head_size"]) -> Float[Array, "... width"]:
@@ -68,7 +71,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm attention and MLP."""
+    """Attention and MLP, each behind a norm, or between two."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         width, inner = config.hidden_size, config.mlp_size
@@ -76,7 +79,10 @@ class Block(nnx.Module):
         self.attention_norm = norm(config, width, rngs)
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm(config, width, rngs)
-        if config.mlp == "swiglu":
+        if config.post_norms:
+            self.attention_post_norm = norm(config, width, rngs)
+            self.mlp_post_norm = norm(config, width, rngs)
+        if config.mlp in GATED_MLPS:
             self.mlp_gate = _linear(config, width, inner, config.mlp_bias, rngs)
         self.mlp_in = _linear(config, width, inner, config.mlp_bias, rngs)
         self.mlp_out = _linear_out(config, inner, width, config.mlp_bias, rngs)
@@ -92,13 +98,18 @@ class Block(nnx.Module):
             attend: The attention itself.
         """
         q, k, v = self.attention.project(self.attention_norm(x), rotation)
-        x = x + self.attention.merge(attend(q, k, v))
-        return x + self.mlp(self.mlp_norm(x))
+        attended = self.attention.merge(attend(q, k, v))
+        x = x + (self.attention_post_norm(attended) if self.config.post_norms else attended)
+        inner = self.mlp(self.mlp_norm(x))
+        return x + (self.mlp_post_norm(inner) if self.config.post_norms else inner)
 
     def mlp(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        """Applies the MLP, without the norm before it."""
+        """Applies the MLP, without its norms."""
         if self.config.mlp == "swiglu":
             return self.mlp_out(jax.nn.silu(self.mlp_gate(x)) * self.mlp_in(x))
+        if self.config.mlp == "geglu":
+            gate = jax.nn.gelu(self.mlp_gate(x), approximate=True)
+            return self.mlp_out(gate * self.mlp_in(x))
         return self.mlp_out(jax.nn.gelu(self.mlp_in(x), approximate=True))
 
 

@@ -16,6 +16,7 @@ from ilql_jax.settings import SettingError, Settings, setting
 Params = dict[str, Any]  # nested dicts of arrays
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+GATED_MLPS = ("swiglu", "geglu")  # with a third matrix
 VALUE_HEAD_KINDS = ("mlp", "linear", "tied")  # regressed on returns
 
 
@@ -65,15 +66,37 @@ class DecoderConfig(Settings):
     layers_without_rotary: tuple[int, ...] = setting(
         "Layers, counted from 0, that see no positions (SmolLM3).", (), least=0
     )
+    sliding_layers: tuple[int, ...] = setting(
+        "Layers, counted from 0, that see the last sliding_window tokens alone (Gemma 3).",
+        (),
+        least=0,
+    )
+    sliding_window: int = setting(
+        "Tokens that those layers see, the one that is read included; 0 without such layers.",
+        0,
+        least=0,
+    )
+    sliding_rotary_base: float = setting(
+        "rotary_base of those layers, which rotary_scaling leaves alone.", 10_000.0, above=1
+    )
+    query_pre_attn_scalar: float = setting(
+        "Scores of attention are divided by its root; 0 = the width of a head.", 0.0, least=0
+    )
+    scaled_embedding: bool = setting(
+        "Token embeddings are multiplied by the root of hidden_size (Gemma 3).", False
+    )
     norm: str = setting(
         "Norms: layer_norm, or rms_norm (Llama, Qwen).",
         "layer_norm",
         choices=("layer_norm", "rms_norm"),
     )
     mlp: str = setting(
-        "MLPs: gelu (GPT-2; its tanh form), or swiglu (Llama, Qwen).",
+        "MLPs: gelu (GPT-2; its tanh form), swiglu (Llama, Qwen), or geglu (Gemma 3).",
         "gelu",
-        choices=("gelu", "swiglu"),
+        choices=("gelu", *GATED_MLPS),
+    )
+    post_norms: bool = setting(
+        "What attention and MLP give is normalized before it is added (Gemma 3).", False
     )
     fused_qkv: bool = setting("Queries, keys and values are one matrix (GPT-2), not three.", True)
     qk_norm: bool = setting(
@@ -130,6 +153,7 @@ class DecoderConfig(Settings):
             )
         self._check_heads()
         self._check_rotary()
+        self._check_layers()
         narrowest = min(self.hidden_size, self.mlp_size, self.kv_heads * self.head_size)
         if self.lora_rank > narrowest:
             raise SettingError(
@@ -174,11 +198,19 @@ class DecoderConfig(Settings):
                 f"must be a multiple of twice num_heads {self.num_heads}: rotary positions need "
                 "heads of an even width",
             )
-        if any(layer >= self.num_layers for layer in self.layers_without_rotary):
+
+    def _check_layers(self) -> None:
+        for name in ("layers_without_rotary", "sliding_layers"):
+            if any(layer >= self.num_layers for layer in getattr(self, name)):
+                raise SettingError(
+                    name, getattr(self, name), f"layers go from 0 to {self.num_layers - 1}"
+                )
+        if bool(self.sliding_layers) != bool(self.sliding_window):
             raise SettingError(
-                "layers_without_rotary",
-                self.layers_without_rotary,
-                f"layers go from 0 to {self.num_layers - 1}",
+                "sliding_window",
+                self.sliding_window,
+                f"must be above 0 exactly where there are sliding_layers, not for "
+                f"{self.sliding_layers}",
             )
 
     @property
@@ -195,7 +227,7 @@ class DecoderConfig(Settings):
     def matrix_parameters(self) -> int:
         """Number of parameters in its matrices, nearly all that it has."""
         heads = 2 * (self.num_heads + self.kv_heads) * self.head_size
-        mlp = (3 if self.mlp == "swiglu" else 2) * self.mlp_size
+        mlp = (3 if self.mlp in GATED_MLPS else 2) * self.mlp_size
         rows = self.vocab_size * (1 if self.tied_output else 2)
         rows += self.max_positions if self.position_encoding == "learned" else 0
         return (self.num_layers * (heads + mlp) + rows) * self.hidden_size

@@ -1,7 +1,7 @@
-"""One decoder-only transformer for GPT-2, Llama, Qwen, SmolLM and similar families (Flax NNX).
+"""One decoder-only transformer for GPT-2, Llama, Qwen, Gemma and similar families (Flax NNX).
 
 Differences between families are fields of `DecoderConfig`; `blocks.py` reads most of them.
-Differences between the layers of one network are in `Decoder.rotation_in` alone.
+Differences between the layers of one network are in `Decoder.rotation_in` and `Decoder.in_layer`.
 
 `Decoder.__call__` reads packed rows, as in training; `kv_cache.py` decodes with the same weights.
 """
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ilql_jax.models.attention import ATTENTION, attend, packed_causal_mask
 from ilql_jax.models.blocks import Block, compute_dtype, norm, param_dtype
@@ -24,6 +24,8 @@ from ilql_jax.models.config import DecoderConfig
 from ilql_jax.models.cpu_matmul import matmul_t
 from ilql_jax.models.rotary import Rotation, rotation
 from ilql_jax.sharding import embedding_lookup, platform, shard_batch
+
+Rotations = tuple[Rotation, ...]  # that of layers that see all; that of sliding ones, if there are
 
 
 class Decoder(nnx.Module):
@@ -47,6 +49,8 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "... width"]:
         """Embeds tokens, with learned positions where the network has them."""
         x = embedding_lookup(self.token_embedding.embedding[...], tokens)
+        if self.config.scaled_embedding:
+            x = x * jnp.asarray(self.config.hidden_size**0.5, compute_dtype(self.config))
         if self.config.position_encoding == "learned":
             x = x + embedding_lookup(self.position_embedding.embedding[...], positions)
         return x.astype(compute_dtype(self.config))
@@ -59,14 +63,16 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "batch time width"]:
         """Returns hidden states of packed rows; no attention across segments (0 = padding)."""
         config = self.config
-        rotation = self.rotation(positions)
-        attend_in_segment = functools.partial(
-            attend, mask=packed_causal_mask(segment_ids), implementation=config.attention
-        )
+        rotations = self.rotations(positions)
+        mask = near = packed_causal_mask(segment_ids)
+        if config.sliding_window:
+            near = packed_causal_mask(segment_ids, config.sliding_window)
 
         def apply(graph: Any, layer: int | Array, x: Array, params: Any) -> Array:
             block = nnx.merge(graph, params)
-            return shard_batch(block(x, self.rotation_in(layer, rotation), attend_in_segment))
+            visible = self.in_layer(layer, mask, near)
+            attend_here = functools.partial(attend, mask=visible, implementation=config.attention)
+            return shard_batch(block(x, self.rotation_in(layer, rotations), attend_here))
 
         x = shard_batch(self.embed(tokens, positions))
         if config.scan_layers:
@@ -84,11 +90,11 @@ class Decoder(nnx.Module):
                 x = self._rematerialized(functools.partial(apply, graph, layer))(x, params)
         return self.final_norm(x)
 
-    def layers(self, rotation: Rotation | None) -> Iterator[tuple[Block, Rotation | None]]:
+    def layers(self, rotations: Rotations | None) -> Iterator[tuple[Block, Rotation | None]]:
         """Yields each block with its rotation; stacked blocks are taken apart.
 
         Args:
-            rotation: That of the positions (see `rotation`).
+            rotations: Those of the positions (see `rotations`).
         """
         config = self.config
         for layer in range(config.num_layers):
@@ -96,7 +102,7 @@ class Decoder(nnx.Module):
             if config.scan_layers:
                 graph, params = nnx.split(block)
                 block = nnx.merge(graph, jax.tree.map(lambda x, i=layer: x[i], params))
-            yield block, self.rotation_in(layer, rotation)
+            yield block, self.rotation_in(layer, rotations)
 
     def logits(self, hidden: Float[Array, "... width"]) -> Float[Array, "... vocab"]:
         """Returns the logits of the next token, float32."""
@@ -107,35 +113,57 @@ class Decoder(nnx.Module):
         tied = self.config.tied_output
         return (self.token_embedding if tied else self.output_embedding).embedding[...]
 
-    def rotation(self, positions: Int[Array, "..."]) -> Rotation | None:
-        """Computes the rotation at these positions; None without rotary positions."""
+    def rotations(self, positions: Int[Array, "..."]) -> Rotations | None:
+        """Computes the rotations at these positions; None without rotary positions."""
         config = self.config
         if config.position_encoding != "rotary":
             return None
-        at = rotation(positions, config.head_size, config.rotary_base, config.rotary_scaling)
+        size = config.head_size
+        at = (rotation(positions, size, config.rotary_base, config.rotary_scaling),)
+        if config.sliding_window:
+            at += (rotation(positions, size, config.sliding_rotary_base, None),)
         # Otherwise XLA:CPU computes sines and cosines again in every layer that uses them.
         return jax.lax.optimization_barrier(at)
 
     def rotation_in(
-        self, layer: int | Int[Array, ""], rotation: Rotation | None
+        self, layer: int | Int[Array, ""], rotations: Rotations | None
     ) -> Rotation | None:
-        """Selects a layer's rotation: that of the positions, or none.
-
-        The one place that tells layers apart. A family whose layers differ in window or rotary base
-        selects that here too, for training (stacked or not) and decoding at once.
+        """Selects a layer's rotation, or none, for training (stacked or not) and decoding.
 
         Args:
             layer: Index of the layer; traced in a scan over stacked blocks.
-            rotation: That of the positions.
+            rotations: Those of the positions.
         """
         without = self.config.layers_without_rotary
-        if rotation is None or not without:
-            return rotation
+        if rotations is None:
+            return None
+        chosen = self.in_layer(layer, rotations[0], rotations[-1])
+        if not without:
+            return chosen
         if isinstance(layer, int):
-            return None if layer in without else rotation
-        rotates = jnp.asarray(~np.isin(np.arange(self.config.num_layers), without))[layer]
-        sin, cos = rotation
-        return Rotation(jnp.where(rotates, sin, 0.0), jnp.where(rotates, cos, 1.0))
+            return None if layer in without else chosen
+        sin, cos = chosen
+        is_without = self._is_one_of(without, layer)
+        return Rotation(jnp.where(is_without, 0.0, sin), jnp.where(is_without, 1.0, cos))
+
+    def in_layer(self, layer: int | Int[Array, ""], in_all: Any, in_sliding: Any) -> Any:
+        """Selects what is a layer's: arrays of layers that see all, or those of sliding ones.
+
+        Args:
+            layer: Index of the layer; traced in a scan over stacked blocks.
+            in_all: Arrays.
+            in_sliding: Arrays of the same shapes.
+        """
+        sliding = self.config.sliding_layers
+        if not sliding:
+            return in_all
+        if isinstance(layer, int):
+            return in_sliding if layer in sliding else in_all
+        slides = self._is_one_of(sliding, layer)
+        return jax.tree.map(lambda a, b: jnp.where(slides, b, a), in_all, in_sliding)
+
+    def _is_one_of(self, layers: tuple[int, ...], layer: Int[Array, ""]) -> Bool[Array, ""]:
+        return jnp.asarray(np.isin(np.arange(self.config.num_layers), layers))[layer]
 
     def _rematerialized(self, function):
         """Computes a block again in the backward pass: all of it, or what is cheap.

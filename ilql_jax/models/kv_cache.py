@@ -91,7 +91,9 @@ def prefill(
     # which no mask keeps out.
     known_positions = jnp.minimum(positions, decoder.config.max_positions - 1)
     # [batch, 1, new, columns]: itself and what is before it.
-    visible = (jnp.arange(cache.columns) <= positions[..., None])[:, None]
+    columns = jnp.arange(cache.columns)
+    all_before = (columns <= positions[..., None])[:, None]
+    near = (columns > positions[..., None] - decoder.config.sliding_window)[:, None] & all_before
     insert = jax.vmap(lambda row, new, at: lax.dynamic_update_slice(row, new, (0, at, 0)))
     keys, values = [], []
 
@@ -100,12 +102,13 @@ def prefill(
         values.append(insert(cache.values[layer], jnp.swapaxes(v, 1, 2), start))
         q = _scaled_by_group(q, k.shape[-2])
         scores = product("bnhgd,bhcd->bhgnc", q, keys[layer])
+        visible = decoder.in_layer(layer, all_before, near)
         weights = jax.nn.softmax(jnp.where(visible[:, None], scores, NEGATIVE), axis=-1)
         heads = product("bhgnc,bhcd->bnhgd", weights.astype(v.dtype), values[layer])
         return _merged_groups(heads).astype(q.dtype)
 
     x = decoder.embed(tokens, known_positions)
-    for layer, (block, rotation) in enumerate(decoder.layers(decoder.rotation(known_positions))):
+    for layer, (block, rotation) in enumerate(decoder.layers(decoder.rotations(known_positions))):
         x = block(x, rotation, functools.partial(attend, layer))
     return decoder.final_norm(x), KVCache(tuple(keys), tuple(values))
 
@@ -138,8 +141,13 @@ def decode_step(
     Returns:
         Hidden states, and `written` with the token in it.
     """
-    in_context = (jnp.arange(context.columns) < context_length[:, None])[:, None, None, None]
+    columns, room = jnp.arange(context.columns), visible.shape[-1]
+    in_context = (columns < context_length[:, None])[:, None, None, None]
     visible = visible[:, None, None, None]
+    # What sliding layers see of both, by the distance from the token that is read.
+    window = decoder.config.sliding_window
+    in_context_near = in_context & (columns > positions - window)[:, None, None, None]
+    visible_near = visible & ((column - jnp.arange(room)) % room < window)
     batch, samples = tokens.shape
     keys, values = [], []
 
@@ -160,7 +168,10 @@ def decode_step(
         # are small.
         far = product("bhsgd,bhcd->bhsgc", jnp.swapaxes(q, 1, 2), context.keys[layer])
         near = near_product("nhgd,nhwd->nhgw", q, keys[layer])
-        far, near = jnp.where(in_context, far, NEGATIVE), jnp.where(visible, near, NEGATIVE)
+        far_seen, near_seen = decoder.in_layer(
+            layer, (in_context, visible), (in_context_near, visible_near)
+        )
+        far, near = jnp.where(far_seen, far, NEGATIVE), jnp.where(near_seen, near, NEGATIVE)
         largest = jnp.maximum(near.max(axis=-1), jnp.swapaxes(far.max(axis=-1), 1, 2))[..., None]
         far, near = jnp.exp(far - jnp.swapaxes(largest, 1, 2)), jnp.exp(near - largest)
         total = near.sum(axis=-1) + jnp.swapaxes(far.sum(axis=-1), 1, 2)
@@ -172,7 +183,7 @@ def decode_step(
     # Continuations past the longest context are finished; their slot waits to be refilled.
     positions = jnp.minimum(positions, decoder.config.max_positions - 1)
     x = decoder.embed(tokens, positions)
-    for layer, (block, rotation) in enumerate(decoder.layers(decoder.rotation(positions))):
+    for layer, (block, rotation) in enumerate(decoder.layers(decoder.rotations(positions))):
         x = block(x, rotation, functools.partial(attend, layer))
     return decoder.final_norm(x), KVCache(tuple(keys), tuple(values))
 

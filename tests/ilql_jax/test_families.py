@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hugging_face import FAMILIES, VOCAB, pack, random_model, torch_logits
+from hugging_face import FAMILIES, GEMMA, VOCAB, pack, random_model, torch_logits
 
 from ilql_jax.decode import sample
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
@@ -21,6 +21,7 @@ from ilql_jax.models.hugging_face.families import (
     hugging_face_config,
 )
 from ilql_jax.models.hugging_face.read import read_config, start_params
+from ilql_jax.models.kv_cache import KVCache, prefill
 from ilql_jax.models.rotary import RotaryScaling, frequencies
 
 
@@ -223,6 +224,24 @@ def test_scanned_layers_decode_to_the_same_tokens():
     )
 
 
+def test_a_sliding_window_is_read_on_from_a_cache():
+    decoder = dataclasses.replace(GEMMA.decoder, scan_layers=False)
+    config = dataclasses.replace(GEMMA, decoder=decoder)
+    row = pack([np.arange(30) * 7 % 300], 30)
+
+    @jax.jit
+    def read_both_ways(params):
+        trunk = with_params(config, params).trunk
+        cache, read = KVCache.zeros(decoder, (1,), 32), []
+        for part in (slice(0, 12), slice(12, 30)):
+            states, cache = prefill(trunk, cache, row[0][:, part], jnp.asarray([part.start]))
+            read.append(states)
+        return trunk(*row), jnp.concatenate(read, axis=1)
+
+    at_once, in_parts = read_both_ways(init_params(config, 0))
+    np.testing.assert_allclose(in_parts, at_once, atol=1e-5)
+
+
 def test_what_is_compiled_for_scanned_layers_does_not_grow_with_depth():
     def size(layers):
         config = dataclasses.replace(LLAMA, num_layers=layers, scan_layers=True)
@@ -311,6 +330,8 @@ def test_grouped_heads_agree_with_repeated_ones_in_value_and_gradient(kv_heads):
             {"position_encoding": "rotary", "layers_without_rotary": (3,)},
             "layers_without_rotary is .3,., but layers go from 0 to 2",
         ),
+        ({"sliding_layers": (3,), "sliding_window": 4}, "sliding_layers is .3,., but layers go"),
+        ({"sliding_layers": (1,)}, "sliding_window is 0, but must be above 0 exactly where"),
     ],
 )
 def test_shapes_that_make_no_sense_are_refused(fields, message):
@@ -328,6 +349,10 @@ def test_shapes_that_make_no_sense_are_refused(fields, message):
         (
             {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 0},
             "'sliding_attention' is not supported",
+        ),
+        (
+            {"model_type": "gemma3_text", "final_logit_softcapping": 30.0},
+            "final_logit_softcapping is 30.0; only None is supported",
         ),
         ({"model_type": "llama", "hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
         (

@@ -18,7 +18,7 @@ import pytest
 import warm_start
 import yaml
 from chat_templates import CHATML, raw_tokenizer
-from hugging_face import LLAMA, OURS, ROW, SCANNED, pack, torch_logits, transformers_model
+from hugging_face import GEMMA, LLAMA, OURS, ROW, SCANNED, pack, torch_logits, transformers_model
 
 from ilql_jax.models import ModelConfig, init_params, with_params
 from ilql_jax.models.hugging_face.read import PretrainedError
@@ -43,6 +43,11 @@ def outputs(config, params, row):
     return [np.asarray(x) for x in (model.trunk.logits(hidden), model.q(hidden), model.v(hidden))]
 
 
+def logits(config, params, row):
+    trunk = with_params(config, params).trunk
+    return trunk.logits(trunk(*row))
+
+
 @pytest.mark.parametrize("config", [OURS, LLAMA, SCANNED], ids=["ours", "llama", "scanned"])
 def test_transformers_computes_the_same_logits_and_loading_back_the_same_values(config, tmp_path):
     params = random_params(config)
@@ -63,6 +68,18 @@ def test_transformers_computes_the_same_logits_and_loading_back_the_same_values(
     for dialogue in (slice(0, 17), slice(17, 26)):
         theirs = torch_logits(model, ROW[0][0, dialogue].astype(np.int64))
         np.testing.assert_allclose(theirs, expected[0][0, dialogue], atol=1e-4)
+
+
+def test_gemma_whose_layers_differ_is_written_and_loaded_back_though_they_are_stacked(tmp_path):
+    params = random_params(GEMMA)
+    save_pretrained(tmp_path, GEMMA, params, card="")
+    found, loaded, _ = load_network(tmp_path, scan_layers=True)
+    assert found == GEMMA
+    # Their norms keep another number, one less.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), loaded, params)
+    expected = jax.jit(lambda params: logits(GEMMA, params, ROW))(params)
+    theirs = torch_logits(transformers_model(tmp_path), ROW[0][0, :17].astype(np.int64))
+    np.testing.assert_allclose(theirs, expected[0, :17], atol=1e-4)
 
 
 def test_bfloat16_files_are_half_as_large_and_load_close(tmp_path):

@@ -49,6 +49,21 @@ FAMILIES = {
     "qwen2.5, yarn": ("qwen2", _SIZES | {"rope_parameters": _YARN}),
     "qwen3": ("qwen3", _SIZES | {"head_dim": 16}),
     "smollm3": ("smollm3", _SIZES | {"num_hidden_layers": 4}),
+    "gemma3": (
+        "gemma3_text",
+        _SIZES
+        | {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 7,
+            "layer_types": [*["sliding_attention"] * 2, "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            },
+        },
+    ),
     "gpt_neox": (
         "gpt_neox",
         {k: x for k, x in _SIZES.items() if k != "num_key_value_heads"}
@@ -119,6 +134,22 @@ LLAMA = ModelConfig(
     ),
     8,
     "last",
+)
+GEMMA = dataclasses.replace(
+    LLAMA,
+    decoder=dataclasses.replace(
+        LLAMA.decoder,
+        num_layers=3,
+        mlp="geglu",
+        qk_norm=True,
+        post_norms=True,
+        scaled_embedding=True,
+        query_pre_attn_scalar=6.0,
+        sliding_layers=(0, 2),
+        sliding_window=5,
+        sliding_rotary_base=50.0,
+        scan_layers=True,
+    ),
 )
 SCANNED = dataclasses.replace(LLAMA, decoder=dataclasses.replace(LLAMA.decoder, scan_layers=True))
 ROW = pack([np.arange(17) * 3 % 60, np.arange(9) * 7 % 60], 28)

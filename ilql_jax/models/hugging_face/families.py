@@ -49,6 +49,14 @@ TRANSPOSED = Layout(
 )
 
 
+# Gemma's norms multiply by 1 + weight.
+ONE_LESS = Layout(
+    lambda ours: ours,
+    lambda theirs, index: theirs[index].astype(np.float32) + 1,
+    lambda ours: ours - 1,
+)
+
+
 def by_head(heads: int) -> Layout:
     """Layout of GPT-NeoX's queries, keys and values, which are interleaved by head."""
 
@@ -113,6 +121,23 @@ LLAMA: Table = {
 }
 
 
+def _gemma3_table(config: DecoderConfig) -> Table:
+    """Names after the order of the norms, of which there are two more; they count from -1."""
+    norms = {
+        "post_attention_layernorm": "attention_post_norm",
+        "pre_feedforward_layernorm": "mlp_norm",
+        "post_feedforward_layernorm": "mlp_post_norm",
+    }
+    table = LLAMA | {
+        f"layers.{{}}.{theirs}.weight": (f"blocks/{{}}/{ours}/scale", SAME)
+        for theirs, ours in norms.items()
+    }
+    return {
+        name: (path, ONE_LESS if path.endswith("/scale") else layout)
+        for name, (path, layout) in table.items()
+    }
+
+
 def _gpt_neox_table(config: DecoderConfig) -> Table:
     qkv = by_head(config.num_heads)
     return {
@@ -140,6 +165,7 @@ OUTPUTS = ("lm_head.weight", "embed_out.weight")
 # Masks and frequencies in old checkpoints, which are no weights.
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 BUFFERS += ("rotary_emb.inv_freq",)
+SLIDING = "sliding_attention"
 
 # --- config.json --------------------------------------------------------------------------------
 
@@ -258,6 +284,53 @@ def _write_qwen3(config: DecoderConfig) -> dict[str, Any]:
 def _write_smollm3(config: DecoderConfig) -> dict[str, Any]:
     rotary = [int(n not in config.layers_without_rotary) for n in range(config.num_layers)]
     return _write_llama(config) | {"no_rope_layers": rotary}
+
+
+def _read_gemma3(hf: Mapping[str, Any]) -> DecoderConfig:
+    """Reads a text model: layers of two kinds, each with its rotary positions."""
+    _demand(hf, "hidden_activation", "gelu_pytorch_tanh")
+    _demand(hf, "use_bidirectional_attention", False, None)
+    _demand(hf, "attn_logit_softcapping", None)
+    _demand(hf, "final_logit_softcapping", None)
+    kinds = hf["layer_types"]
+    sliding = tuple(n for n, kind in enumerate(kinds) if kind == SLIDING)
+    others = [kind for kind in kinds if kind != SLIDING]
+    rotary = hf["rope_parameters"]
+    _demand(rotary[SLIDING], "rope_type", "default")
+    plain = {**hf, "layer_types": others, "rope_parameters": rotary["full_attention"]}
+    return DecoderConfig(
+        **_read_sizes(plain),
+        num_kv_heads=hf["num_key_value_heads"],
+        head_dim=hf["head_dim"],
+        norm_epsilon=hf["rms_norm_eps"],
+        norm="rms_norm",
+        mlp="geglu",
+        fused_qkv=False,
+        qk_norm=True,
+        qkv_bias=hf["attention_bias"],
+        attention_bias=hf["attention_bias"],
+        mlp_bias=False,
+        post_norms=True,
+        scaled_embedding=True,
+        query_pre_attn_scalar=float(hf["query_pre_attn_scalar"]),
+        sliding_layers=sliding,
+        sliding_window=hf["sliding_window"] if sliding else 0,
+        sliding_rotary_base=float(rotary[SLIDING]["rope_theta"]),
+    )
+
+
+def _write_gemma3(config: DecoderConfig) -> dict[str, Any]:
+    layers = range(config.num_layers)
+    sliding = {"rope_type": "default", "rope_theta": config.sliding_rotary_base}
+    return _without(_write_llama(config), "hidden_act", "mlp_bias") | {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": int(config.query_pre_attn_scalar or config.head_size),
+        "layer_types": [
+            SLIDING if n in config.sliding_layers else "full_attention" for n in layers
+        ],
+        "sliding_window": config.sliding_window or None,
+        "rope_parameters": {"full_attention": _write_rotary(config), SLIDING: sliding},
+    }
 
 
 def _read_gpt_neox(hf: Mapping[str, Any]) -> DecoderConfig:
@@ -393,6 +466,14 @@ FAMILIES = (
     _llama_like("qwen2", "Qwen2ForCausalLM", _write_qwen2),
     _llama_like("qwen3", "Qwen3ForCausalLM", _write_qwen3),
     _llama_like("smollm3", "SmolLM3ForCausalLM", _write_smollm3),
+    Family(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        "model.",
+        _read_gemma3,
+        _write_gemma3,
+        _gemma3_table,
+    ),
     # The networks that are trained from scratch here: GPT-2's blocks with rotary positions.
     Family(
         "gpt_neox",
@@ -493,6 +574,12 @@ def shape_alone(config: DecoderConfig) -> DecoderConfig:
     fields = {name: defaults[name] for name in NOT_IN_CONFIG_JSON}
     if config.position_encoding != "rotary":
         fields["rotary_base"] = defaults["rotary_base"]
+    if not config.sliding_layers:
+        fields["sliding_rotary_base"] = defaults["sliding_rotary_base"]
     return dataclasses.replace(
-        config, num_kv_heads=config.kv_heads, head_dim=config.head_size, **fields
+        config,
+        num_kv_heads=config.kv_heads,
+        head_dim=config.head_size,
+        query_pre_attn_scalar=config.query_pre_attn_scalar or config.head_size,
+        **fields,
     )
