@@ -72,6 +72,9 @@ class Person:
         self.page.keyboard.press("Enter")
         self.page.locator(".talk .agent").nth(said).wait_for()
         self.page.locator("#say button:enabled").wait_for()
+        # Where the next message is written can be seen without scrolling.
+        bottom = "document.getElementById('text').getBoundingClientRect().bottom"
+        self.page.wait_for_function(f"{bottom} <= innerHeight")
 
     def rate(self) -> None:
         for group in self.page.locator("fieldset").all():
@@ -179,7 +182,7 @@ def test_the_whole_way_with_reload_back_double_click_and_two_tabs(chromium, tmp_
         page.go_back()
         page.get_by_role("heading", name="Agent B").wait_for()
 
-        for text in ("Hello", "Thanks"):
+        for text in ("Hello", "Go on " * 60, "Thanks"):
             person.say(text)
         page.get_by_role("button", name="Finish").click()
         person.rate()
@@ -206,7 +209,7 @@ def test_the_whole_way_with_reload_back_double_click_and_two_tabs(chromium, tmp_
         "Hello, can you teach me <b>gravity</b>?",
         "From the second tab",
     ]
-    assert len(last.messages) == 4 and len(store.ratings()) == 8
+    assert len(last.messages) == 6 and len(store.ratings()) == 8
 
 
 @pytest.mark.slow

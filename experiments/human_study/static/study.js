@@ -27,6 +27,12 @@ if (chat) {
   let asking = false;
   let lost = false;
 
+  // The newest message, and where to answer it; of what does not fit at once, its beginning.
+  const show = (item) => {
+    say.scrollIntoView({ block: "nearest" });
+    if (item.getBoundingClientRect().top < 0) item.scrollIntoView({ block: "start" });
+  };
+
   const tell = (words) => { error.textContent = words; error.hidden = !words; };
 
   const add = (speaker, words) => {
@@ -41,7 +47,7 @@ if (chat) {
     talk.append(item);
     count += 1;
     say.elements.place.value = count;
-    item.scrollIntoView({ block: "nearest" });
+    show(item);
   };
 
   const wait = (waits) => {
@@ -89,7 +95,7 @@ if (chat) {
       }
     }
     asking = false;
-    text.focus();
+    text.focus({ preventScroll: true });
   };
 
   say.addEventListener("submit", async (event) => {
@@ -128,10 +134,11 @@ if (chat) {
   text.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
-      say.requestSubmit();
+      // Not with nothing in it, as after a second Enter: the browser would complain of that.
+      if (!send.disabled && text.value.trim()) say.requestSubmit();
     }
   });
 
-  if (talk.children.length) talk.lastElementChild.scrollIntoView({ block: "nearest" });
-  if (send.disabled) ask(); else text.focus();
+  if (send.disabled) ask(); else text.focus({ preventScroll: true });
+  if (talk.children.length) show(talk.lastElementChild);
 }
