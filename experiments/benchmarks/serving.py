@@ -338,7 +338,7 @@ async def _person(
         try:
             text = await way.ask(conversation)
         except (httpx2.HTTPError, NoAnswer) as error:
-            print(f"person {index}: {error}")
+            print(f"person {index}: {type(error).__name__} {error}")
             seconds.append(None)
             conversation.finished = True
             continue

@@ -39,7 +39,7 @@ from experiments.human_study.session import (
     Study,
     cleaned,
 )
-from experiments.human_study.web import Guard, Signer, TooLarge, is_from_here, read_form
+from experiments.human_study.web import Durable, Guard, Signer, TooLarge, is_from_here, read_form
 
 HERE = Path(__file__).parent
 COOKIE = "study"
@@ -428,4 +428,4 @@ def build_app(
         },
         lifespan=lifespan,
     )
-    return Guard(app, config.requests_per_second, study.questionnaire.words)
+    return Guard(Durable(app, study.store), config.requests_per_second, study.questionnaire.words)

@@ -341,6 +341,9 @@ def side_by_side(study: Study) -> list[dict[str, Any]]:
     for rating in study.ratings:
         if rating.rater == talked[rating.talk]:
             own.setdefault(rating.talk, {})[rating.question] = rating.value
+    asked = [question.name for question in study.questionnaire.questions]
+    for talk, values in own.items():
+        own[talk] = {name: values[name] for name in asked if name in values}
     people: dict[int, list[Talk]] = {}
     for talk in study.talks:
         if own.get(talk.number):

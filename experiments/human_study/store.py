@@ -1,14 +1,15 @@
-"""`Store`: a study in one SQLite file. What has been acknowledged is committed.
+"""`Store`: a study in one SQLite file. What has been acknowledged is committed, and on disk.
 
-Each method is one transaction. What is sent twice is kept once: a form that begins a participant
-by its token, a message by its place and token, ratings by rater, conversation and question. There
-is no address of anybody in the file.
+Each method is one transaction; `web.Durable` flushes it before anybody is told of it. What is sent
+twice is kept once: a form that begins a participant by its token, a message by its place and token,
+ratings by rater, conversation and question. There is no address of anybody in the file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,12 +74,15 @@ class Store:
         path: The file; made where it is missing.
         identity: What may not change while a study goes on (agents, questionnaire), name -> text.
 
+    Attributes:
+        commits: Transactions so far.
+
     Raises:
         StudyError: A file of another version or study, or one that is no database.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, str] | None = None):
-        self.path = path
+        self.path, self.commits = path, 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10)
@@ -96,14 +100,26 @@ class Store:
                 f"{path} is the file of a study of version {version}, and this is version "
                 f"{VERSION}. Use the release that made it, or give another folder (--folder=...)."
             )
-        # WAL: a reader never waits. FULL: committed means on disk, a power cut included. What is
-        # deleted is overwritten.
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
+        # WAL: a reader never waits. NORMAL: a commit outlives the process, and with `flush` a power
+        # cut; with FULL all would wait for the disk at each. What is deleted is overwritten.
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
             self._db.execute(f"PRAGMA {pragma}")
         if not tables:
             self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
         if identity is not None:
             self._check(identity)
+        self.flush()
+        _sync(path.parent)
+
+    def flush(self) -> None:
+        """Makes everything that is committed outlive a power cut; from any thread.
+
+        Raises:
+            OSError: The disk does not keep it.
+        """
+        log = self.path.with_name(self.path.name + "-wal")
+        # Without a log SQLite has put all of it into the file, and waited for the disk.
+        _sync(log if log.exists() else self.path)
 
     def close(self) -> None:
         self._db.close()
@@ -114,6 +130,7 @@ class Store:
         try:
             yield self._db
             self._db.execute("COMMIT")
+            self.commits += 1
         except BaseException:
             if self._db.in_transaction:  # a full disk may have ended it already
                 self._db.execute("ROLLBACK")
@@ -537,6 +554,14 @@ class Store:
             (raters, not_of, count),
         )
         return [row["number"] for row in rows]
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _participant(row: sqlite3.Row) -> Participant:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from experiments.human_study.store import Store
 from experiments.human_study.words import ENGLISH, Words
 
 MOST_BYTES = 256 * 1024  # of a form; the longest text that is kept has 5,000 characters
@@ -97,6 +99,40 @@ class Guard:
         if len(self._buckets) > MOST_ADDRESSES:
             self._buckets.popitem(last=False)
         return left >= 1
+
+
+class Durable:
+    """ASGI middleware: nothing is answered before what is committed is on disk.
+
+    The disk is waited for outside of the event loop, once for all who wait at that time.
+
+    Args:
+        app: The pages.
+        store: Of the study.
+    """
+
+    def __init__(self, app: ASGIApp, store: Store):
+        self._app, self._store = app, store
+        self._flushing = asyncio.Lock()
+        self._on_disk = 0  # of the store's commits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def once_kept(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await self._keep()
+            await send(message)
+
+        await self._app(scope, receive, once_kept)
+
+    async def _keep(self) -> None:
+        needed = self._store.commits
+        if self._on_disk >= needed:
+            return
+        async with self._flushing:
+            if self._on_disk < needed:  # else it went along with others
+                there = self._store.commits
+                await asyncio.to_thread(self._store.flush)
+                self._on_disk = there
 
 
 def _network(address: str) -> str:

@@ -587,6 +587,37 @@ def test_an_answer_that_a_full_disk_did_not_keep_is_asked_for_again(tmp_path: Pa
     assert len(refused) == 1 and len(echo.asked) == 2
 
 
+def test_nothing_is_answered_before_it_is_on_disk_and_many_wait_for_the_disk_once(tmp_path: Path):
+    site, people = Site(tmp_path), 8
+    store, flush = site.study.store, site.study.store.flush
+    flushed: list[int] = []
+    before = store.commits
+    until = time.monotonic() + 30
+
+    def slow() -> None:
+        there = store.commits
+        while store.commits < before + people and time.monotonic() < until:  # until all are waiting
+            time.sleep(0.01)
+        flush()
+        flushed.append(there)
+
+    async def way():
+        async with site.browser() as browser:
+            forms = [(await browser.open("/")).forms["/consent"] for _ in range(people)]
+            store.flush = slow
+
+            async def begin(form) -> None:
+                fields = {**form.fields, "agree": "yes"}
+                answer = await browser.client.post("/consent", data=fields)
+                assert answer.status_code == 303
+                assert flushed, "it came before anything was on disk"
+
+            await asyncio.gather(*map(begin, forms))
+
+    run(way())
+    assert len(flushed) <= 3 and flushed[-1] == store.commits
+
+
 def test_withdrawal_needs_a_second_click_and_leaves_nothing(tmp_path: Path):
     site = Site(tmp_path)
 
