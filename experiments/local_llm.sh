@@ -29,8 +29,10 @@ fi
 [ -z "${FETCH_ONLY:-}" ] || exit 0
 
 export LD_LIBRARY_PATH=$packages/libggml/lib64:$bin
+# Without a penalty on what was said already (DRY), so small a model says one sentence again and
+# again up to the limit of its schema.
 echo "SmolLM2-135M-Instruct at http://127.0.0.1:$port/v1 (chat completions)"
 exec "$bin/llama-server" --model "$model" --alias smollm2-135m-instruct \
     --host 127.0.0.1 --port "$port" --device none --log-verbosity 1 \
     --threads "$threads" --threads-batch "$threads" \
-    --parallel "$slots" --ctx-size "$((slots * context))"
+    --dry-multiplier 0.8 --parallel "$slots" --ctx-size "$((slots * context))"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pydantic
@@ -13,6 +14,7 @@ from imagination.plain_data import parse_json
 
 # Keywords that only servers understand which compile a schema into a grammar.
 GRAMMAR_ONLY = ("prefixItems", "oneOf")
+_SCALARS = {"boolean": "true or false", "integer": "a number", "number": "a number"}
 _FENCES = ("```", "```json")
 
 
@@ -26,6 +28,37 @@ def schema_in_words(schema: type[pydantic.BaseModel]) -> str:
     """The JSON schema as it stands in a prompt: without what only a grammar needs."""
     short = without_keywords(schema.model_json_schema(), (*GRAMMAR_ONLY, "title"))
     return json.dumps(short, sort_keys=True, separators=(",", ":"))
+
+
+@functools.cache
+def form_in_words(schema: type[pydantic.BaseModel]) -> str:
+    """The fields of the schema as one line of JSON, for models that a grammar holds.
+
+    Many servers hold an answer to its schema and show the model none of it: a weak one then writes
+    whatever fits between the quotes.
+    """
+    whole = schema.model_json_schema()
+    return _form(whole, whole.get("$defs", {}))
+
+
+def _form(schema: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """An example of what a schema describes, as short as can be."""
+    if "$ref" in schema:
+        return _form(known[schema["$ref"].rpartition("/")[2]], known)
+    if "const" in schema:
+        return json.dumps(schema["const"])
+    kind = schema.get("type")
+    if kind == "object":
+        fields = schema.get("properties", {}).items()
+        return "{" + ", ".join(f"{json.dumps(n)}: {_form(each, known)}" for n, each in fields) + "}"
+    if kind == "array":
+        alike = [schema.get("items", {})] * min(2, schema.get("maxItems", 2))
+        return (
+            "[" + ", ".join(_form(each, known) for each in schema.get("prefixItems", alike)) + "]"
+        )
+    if kind in _SCALARS:
+        return _SCALARS[kind]
+    return json.dumps(" or ".join(map(str, schema.get("enum", ()))) or "...")
 
 
 def without_keywords(schema: Any, keywords: tuple[str, ...]) -> Any:

@@ -26,12 +26,12 @@ def test_a_question_is_put_and_its_answer_read_and_counted(tmp_path):
         settings = chat_config(server, temperature=0.7, top_p=0.9)
         first = ask(settings, tmp_path, request("hi"))
         second = ask(settings, tmp_path, request("ho", schema=None))
+        third = ask(settings, tmp_path, request("hu"))
     assert first.parsed == Line(text="hi", length=2) and second.text == "You said: ho"
-    structured, plain = (call.body for call in server.calls)
-    assert structured["messages"] == [
-        {"role": "system", "content": "You write."},
-        {"role": "user", "content": "hi"},
-    ]
+    structured, plain, _ = (call.body for call in server.calls)
+    told, said = structured["messages"]
+    assert told["role"] == "system" and told["content"].startswith("You write.\n\nAnswer with")
+    assert said == {"role": "user", "content": "hi"}
     assert (structured["temperature"], structured["top_p"]) == (0.7, 0.9)
     assert structured["response_format"]["json_schema"]["strict"]
     schema = structured["response_format"]["json_schema"]["schema"]
@@ -39,8 +39,8 @@ def test_a_question_is_put_and_its_answer_read_and_counted(tmp_path):
     assert schema["properties"]["text"] == {"maxLength": 200, "type": "string"}
     assert "response_format" not in plain
     assert {call.key for call in server.calls} == {KEY}
-    # The second prefix was cached, and is not counted twice.
-    assert second.usage.input_tokens == 0 and second.usage.cache_read_tokens > 0
+    # A prefix that was cached is not counted twice.
+    assert third.usage.input_tokens == 0 and third.usage.cache_read_tokens > 0
     assert second.usage.output_tokens == 3 and second.usage.cost > 0
 
 

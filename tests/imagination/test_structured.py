@@ -15,6 +15,7 @@ from imagination.llm import Answer, LLMConfig, LLMError
 from imagination.llm.play import script_schema
 from imagination.llm.requests import Request
 from imagination.llm.schemas import EndableLine, rating_schema, specialize
+from imagination.llm.structured import form_in_words
 from imagination.llm.transports import open_transport
 
 APIS = [config, chat_config]
@@ -74,12 +75,42 @@ def test_a_call_that_is_refused_for_another_reason_ends_in_its_message(tmp_path)
         ask_all(chat_config(server), tmp_path, requests(3))
 
 
-def test_servers_that_hold_to_schemas_are_told_nothing_in_words(tmp_path, caplog):
+def test_servers_that_hold_to_schemas_are_told_nothing_but_the_form(tmp_path, caplog):
     with MessagesServer(answer) as server:
         ask_all(chat_config(server), tmp_path, requests(3))
     assert all("schema" not in system_of(call.body) for call in server.calls)
+    form = 'Answer with one line of JSON: {"text": "...", "length": a number}'
+    for call in server.calls:
+        assert call.body["messages"][0]["content"] == f"You write.\n\n{form}"
     caplog.set_level(logging.WARNING)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("schema", "form"),
+    [
+        (EndableLine, '{"text": "...", "ends": true or false}'),
+        (rating_schema((0.0, 2.0)), '{"reason": "...", "rating": a number}'),
+        (
+            specialize(Verdicts, count=1),
+            '{"verdicts": [{"number": 1, "reason": "...", "fulfilled": true or false}]}',
+        ),
+        (
+            script_schema(1),
+            '{"turns": [{"speaker": "human or agent", "text": "..."}, '
+            '{"speaker": "human or agent", "text": "..."}]}',
+        ),
+    ],
+)
+def test_the_form_of_an_answer_is_one_line(schema, form):
+    assert form_in_words(schema) == form
+
+
+def test_the_official_services_show_the_schema_themselves():
+    for settings in ({"base_url": ""}, {"base_url": "", "api": "chat_completions"}):
+        transport = open_transport(LLMConfig("m", **settings))
+        body = transport.body(Request("a", "You write.", (("user", "hi"),), schema=EndableLine))
+        assert "JSON" not in system_of(body)
 
 
 def schema_of(schema, **settings):

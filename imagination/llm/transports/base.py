@@ -31,7 +31,7 @@ from imagination.llm.secrets import (
     without_password,
     without_secrets,
 )
-from imagination.llm.structured import has_form, json_wish
+from imagination.llm.structured import form_in_words, has_form, json_wish
 from imagination.plain_data import parse_json
 
 PLACEHOLDER_KEY = "no-key-is-set"
@@ -63,6 +63,7 @@ class Transport(abc.ABC):
 
     name: ClassVar[str]  # of the wire format, for messages
     dialects: ClassVar[int]  # forms of a schema, the tightest first
+    shows_form: ClassVar[bool] = False  # servers other than the official one show models no schema
 
     def __init__(self, config: LLMConfig, library: types.ModuleType):
         self.config = config
@@ -112,6 +113,9 @@ class Transport(abc.ABC):
         system = without_surrogates(request.system)
         if request.schema and self._explained:
             system = f"{system}\n\nAnswer with {json_wish(request)}".lstrip()
+        elif request.schema and self.shows_form and not self.is_official:
+            form = form_in_words(request.schema)
+            system = f"{system}\n\nAnswer with one line of JSON: {form}".lstrip()
         sends_schema = request.schema is not None and self._dialect < self.dialects
         return self._body(request, system, self._dialect if sends_schema else None)
 

@@ -24,6 +24,7 @@ class ChatCompletionsTransport(Transport):
 
     name = "chat completions"
     dialects = 2
+    shows_form = True
 
     def __init__(self, config: LLMConfig):
         try:
