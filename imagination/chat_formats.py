@@ -32,6 +32,10 @@ MARKER_TEMPLATE = (
 )
 
 
+class NoRoomError(DialogueError):
+    """A last turn, or a system message, that does not fit by itself."""
+
+
 class Chat(NamedTuple):
     """A conversation to be laid out: its turns, and the system message before them, if any."""
 
@@ -71,6 +75,9 @@ class Format(Protocol):
         """Lays out conversations up to where the agent speaks next.
 
         Of too long ones the system message and the newest turns are kept.
+
+        Raises:
+            NoRoomError: The last turn, or the system message, does not fit alone.
         """
         ...
 
@@ -139,13 +146,15 @@ class MarkerFormat:
         for index, (system, pieces) in enumerate(self._encoded(chats)):
             size = len(system) + 1 + sum(map(len, pieces))
             first = 0
-            while max_length and size > max_length and first < len(pieces):
+            while max_length and size > max_length and first < len(pieces) - 1:
                 size -= len(pieces[first])
                 first += 1
             if max_length and size > max_length:
-                raise DialogueError(
-                    f"conversation {index}: its system message alone does not fit in {max_length} "
-                    "tokens. Shorten it, or give the network more room."
+                only_turns = pieces and len(system) < max_length
+                raise NoRoomError(
+                    f"conversation {index}: its {'last turn' if only_turns else 'system message'} "
+                    f"alone does not fit in {max_length} tokens. Shorten it, or give the network "
+                    "more room."
                 )
             kept = [token for piece in pieces[first:] for token in piece]
             result.append([*system, *kept, self._agent])

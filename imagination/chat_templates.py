@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ilql_jax.errors import shown
-from imagination.chat_formats import NO_TURN, Chat, Layout, agent_turns
+from imagination.chat_formats import NO_TURN, Chat, Layout, NoRoomError, agent_turns
 from imagination.checks import without_surrogates
 from imagination.dialogue import ROLE_OF_SPEAKER, DialogueError, Turn
 from imagination.limits import memory_limit, time_limit
@@ -98,7 +98,7 @@ class TemplateFormat:
             while max_length and len(encoded[index]) > max_length:
                 chat = Chat(_without_oldest(chat.turns), chat.system)
                 if not chat.turns:
-                    raise DialogueError(
+                    raise NoRoomError(
                         f"conversation {index}: its last turn alone does not fit in {max_length} "
                         "tokens. Shorten it, or give the network more room."
                     )

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from imagination.dialogue import Dialogue, Turn
 from imagination.task import Task
 
+# Text of a turn for which there was no answer: a turn is never silently empty.
+NO_ANSWER = "(no answer)"
 FAILURE = "failure"  # annotation of a turn for which there was no answer: the reason
 
 

@@ -168,7 +168,7 @@ class DialogueTokenizer:
             system: Its system message, if any.
 
         Raises:
-            DialogueError: The last turn, or the system message, does not fit alone.
+            NoRoomError: The last turn, or the system message, does not fit alone.
         """
         return self.contexts([turns], max_length, [system])[0]
 

@@ -202,7 +202,7 @@ class NoAnswer(Exception):
 
 
 class _Way(Protocol):
-    """How somebody talks with the agent."""
+    """Way to talk with the agent."""
 
     async def begin(self) -> None:
         """Begins another conversation."""

@@ -13,7 +13,7 @@ from experiments.networks import check_checkpoints, chosen_decoding, is_trained,
 from experiments.run_folder import RunError, RunFolder, Unit
 from imagination.agents.policy import PolicyAgent
 from imagination.dialogue import Turn, iterate_dialogues
-from imagination.speakers import Conversation
+from imagination.speakers import FAILURE, Conversation
 
 HELP = "/values shows or hides the values, /new starts again, /quit ends."
 
@@ -72,6 +72,10 @@ def _begin(agent: PolicyAgent, agent_opens: bool, values: bool, console: Console
 
 def _answer(agent: PolicyAgent, conversation: Conversation, values: bool, console: Console) -> None:
     [utterance] = agent.respond([conversation])
+    if problem := utterance.annotations.get(FAILURE):
+        del conversation.turns[-1:]  # said again, in fewer words
+        console.print(problem, style="yellow", markup=False, highlight=False)
+        return
     conversation.turns.append(Turn("agent", utterance.text, annotations=utterance.annotations))
     console.print(f"[bold green]agent:[/] {escape(utterance.text)}")
     notes = utterance.annotations

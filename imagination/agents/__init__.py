@@ -22,8 +22,9 @@ from imagination.agents.prompted import (
     prompted_agent,
 )
 from imagination.agents.slips import SLIPS, slips
-from imagination.agents.speaker import NO_ANSWER, spending
+from imagination.agents.speaker import spending
 from imagination.llm.session import run_async
+from imagination.speakers import NO_ANSWER
 
 __all__ = [
     "AGENTS",

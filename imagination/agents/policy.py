@@ -6,7 +6,8 @@ import zlib
 from collections.abc import Sequence
 
 from ilql_jax.policy import Policy, Response
-from imagination.speakers import Conversation, Utterance
+from imagination.chat_formats import NoRoomError
+from imagination.speakers import FAILURE, NO_ANSWER, Conversation, Utterance
 from imagination.tokenization import DialogueTokenizer
 
 
@@ -38,6 +39,15 @@ class PolicyAgent:
         self.system = system
 
     def respond(self, conversations: Sequence[Conversation]) -> list[Utterance]:
+        """As of `Agent`; where a last turn does not fit, it fails as an LLM without an answer."""
+        try:
+            return self._respond(conversations)
+        except NoRoomError as error:
+            if len(conversations) > 1:  # one too long message is no fault of the others
+                return [utterance for each in conversations for utterance in self.respond([each])]
+            return [Utterance(NO_ANSWER, ends=True, annotations={FAILURE: str(error)})]
+
+    def _respond(self, conversations: Sequence[Conversation]) -> list[Utterance]:
         contexts = self.tokenizer.contexts(
             [c.turns for c in conversations],
             self.policy.max_context,

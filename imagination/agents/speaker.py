@@ -8,12 +8,9 @@ from typing import Any
 from imagination.dialogue import Dialogue
 from imagination.llm.schemas import EndableLine
 from imagination.llm.session import LLM, NoAnswer, Session, gather_all, run_async
-from imagination.speakers import FAILURE, Conversation, Utterance
+from imagination.speakers import FAILURE, NO_ANSWER, Conversation, Utterance
 from imagination.task import Task
 from imagination.transcript import strip_name
-
-# Text of a turn for which the model gave nothing: a turn is never silently empty.
-NO_ANSWER = "(no answer)"
 
 
 class PromptedSpeaker:

@@ -21,10 +21,11 @@ from chat_templates import (
     said,
 )
 
+from ilql_jax.policy import Response
 from imagination.agents.policy import PolicyAgent
-from imagination.chat_formats import LOSS_ON, learned_from
+from imagination.chat_formats import LOSS_ON, NoRoomError, learned_from
 from imagination.dialogue import Dialogue, DialogueError, Turn, usual_system
-from imagination.speakers import Conversation
+from imagination.speakers import FAILURE, NO_ANSWER, Conversation
 from imagination.tokenization import DialogueTokenizer
 
 # As Qwen 2.5: a system message of its own unless the conversation has one.
@@ -302,6 +303,35 @@ def test_of_too_long_conversations_the_system_message_is_kept(template):
     np.testing.assert_array_equal(kept, shorter)
     with pytest.raises(DialogueError, match=r"conversation 0: its .* alone does not fit in 3"):
         tokenizer.context(TURNS[:3], max_length=3, system=PIRATE.system)
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_a_last_turn_that_does_not_fit_is_told_and_never_left_out(template, system):
+    tokenizer = tokenizer_with(template)
+    turns = [*TURNS[:2], Turn("human", "What do plants live on? " * 20)]
+    whole = tokenizer.context(turns[2:], system=system)
+    np.testing.assert_array_equal(tokenizer.context(turns, len(whole), system), whole)
+    with pytest.raises(NoRoomError, match="conversation 0: its last turn alone does not fit"):
+        tokenizer.context(turns, len(whole) - 1, system)
+    assert len(tokenizer.context([], 60, system)) <= 60
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_an_agent_that_has_no_room_for_a_message_fails_in_that_conversation_alone(template):
+    class Says:
+        max_context = 40
+
+        def respond(self, contexts, seeds):
+            assert all(len(context) <= 40 for context in contexts)
+            return [Response(np.asarray(context[:1]), None, None, 0.0) for context in contexts]
+
+    agent = PolicyAgent(Says(), tokenizer_with(template))
+    long = [TURNS[0], Turn("agent", "Yes."), Turn("human", "why " * 100)]
+    said = agent.respond([Conversation(str(i), {}, 0, t) for i, t in enumerate([TURNS[:1], long])])
+    assert FAILURE not in said[0].annotations and not said[0].ends
+    assert said[1].ends and said[1].text == NO_ANSWER
+    assert "last turn alone does not fit in 40 tokens" in said[1].annotations[FAILURE]
 
 
 def test_a_trained_tokenizer_knows_the_words_of_system_messages():
