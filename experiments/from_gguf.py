@@ -26,7 +26,7 @@ class GgufError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class FromGgufConfig(Settings):
-    """Where from, and where to."""
+    """Source and destination."""
 
     gguf: str = setting("File of the model, as llama.cpp reads it.")
     folder: str = setting("Folder that is written; there must be nothing in it yet.")

@@ -1,4 +1,4 @@
-"""What a step on an accelerator consists of, by the program that is traced for it."""
+"""Steps on accelerators, by the programs that are traced for them."""
 
 import dataclasses
 import math
