@@ -160,10 +160,13 @@ def test_retry_after_is_honoured(tmp_path):
     assert time.monotonic() - start >= 0.9
 
 
-def test_a_slow_answer_times_out_and_is_asked_again(tmp_path):
+def test_a_slow_answer_times_out_and_is_asked_again(tmp_path, caplog):
     with MessagesServer(answer, schedule=["slow"], slow_seconds=20.0) as server:
         found = ask(config(server, timeout=1.5), tmp_path, request())
     assert isinstance(found, Answer) and len(server.calls) == 2
+    # Nothing happens for a while, and that is said.
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "no answer within 1.5 s" in said and "asked once more" in said
 
 
 def test_a_call_that_never_gets_through_is_set_aside_and_asked_anew_later(tmp_path):

@@ -77,6 +77,7 @@ class Transport(abc.ABC):
         self.key = self._find_key()
         self.sdk: Any = None
         self._was_reached = False
+        self._told_of_waiting = False
         self._given_up_in_a_row = 0
         self._dialect = 0  # `dialects` = none is accepted
         self._explained = False
@@ -241,6 +242,7 @@ class Transport(abc.ABC):
                 timeouts += 1
                 if timeouts > min(_MOST_TIMEOUTS, self.config.max_retries):
                     raise self._given_up(self._too_slow(timeouts)) from None
+                self._tell_of_waiting()
                 await asyncio.sleep(self.config.timeout)
             except self._library.APIConnectionError as error:
                 if retries >= self.config.max_retries:
@@ -269,6 +271,16 @@ class Transport(abc.ABC):
             f"{', twice' if times > 1 else ''}; raise timeout, or lower max_in_flight, for a slow "
             "server"
         )
+
+    def _tell_of_waiting(self) -> None:
+        """Says once that nothing is asked for a while: it looks as if the run stood still."""
+        if not self._told_of_waiting:
+            self._told_of_waiting = True
+            logger.warning(
+                "%s: %s. What it was too slow for is asked once more after as many seconds",
+                self.address,
+                self._too_slow(1),
+            )
 
     def _takes_simpler_schema(self, error: Any, request: Request) -> bool:
         """True if the call may be repeated with a simpler schema, or with one in words."""
