@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -12,16 +13,18 @@ from imagination.task import Task
 from imagination.transcript import USUAL_NAMES, leading_name, role_of
 
 REPEATS = "one side says the same twice"
+ECHOES = "one side says what the other said, word for word"
 SPEAKS_FOR_OTHER = "one side speaks for the other"
 RECITES = "words of the prompt or of a criterion are recited"
 NAMES_PERSONA = "the human names two hidden traits or more in one turn"
 OTHER_LANGUAGE = "another language than asked for"
 NO_END = "no end: the agent has the last word, or a question stays open"
-FLAWS = (REPEATS, SPEAKS_FOR_OTHER, RECITES, NAMES_PERSONA, OTHER_LANGUAGE, NO_END)
+FLAWS = (REPEATS, ECHOES, SPEAKS_FOR_OTHER, RECITES, NAMES_PERSONA, OTHER_LANGUAGE, NO_END)
 
 # What a dialogue without the flaw fulfils, as a criterion for whoever rewrites it.
 WISHES = {
     REPEATS: "Neither side says the same sentence twice.",
+    ECHOES: "Nobody answers with the other's own words.",
     SPEAKS_FOR_OTHER: "Each turn has the words of its own speaker alone.",
     RECITES: "Nobody recites instructions or criteria; both speak as people do.",
     NAMES_PERSONA: "The human never names hidden traits; they show in reactions, bit by bit.",
@@ -52,6 +55,7 @@ def flaws(dialogue: Dialogue, task: Task) -> dict[str, str]:
     """
     found = {
         REPEATS: _repeated(dialogue),
+        ECHOES: _echoed(dialogue),
         SPEAKS_FOR_OTHER: _spoken_for_other(dialogue, task),
         RECITES: _recited(dialogue, task),
         NAMES_PERSONA: _persona_named(dialogue),
@@ -68,6 +72,14 @@ def _repeated(dialogue: Dialogue) -> str:
         if len(words.split()) > _SHORT and (turn.speaker, words) in seen:
             return turn.text
         seen.add((turn.speaker, words))
+    return ""
+
+
+def _echoed(dialogue: Dialogue) -> str:
+    for before, turn in itertools.pairwise(dialogue.turns):
+        words = _words(turn.text)
+        if len(words.split()) > _SHORT and words == _words(before.text):
+            return turn.text
     return ""
 
 
@@ -89,7 +101,9 @@ def _recited(dialogue: Dialogue, task: Task) -> str:
         words = f" {_words(turn.text)} "
         if any(f" {sentence} " in words for sentence in sentences):
             return turn.text
-        if not _instructions().isdisjoint(_runs(words.split(), _RECITED)):
+        if not _instructions(task.agent_role, task.human_role).isdisjoint(
+            _runs(words.split(), _RECITED)
+        ):
             return turn.text
     return ""
 
@@ -100,16 +114,18 @@ def _sentences_of(texts: Iterable[str]) -> list[str]:
 
 
 @functools.cache
-def _instructions() -> frozenset[tuple[str, ...]]:
-    """Runs of words in the prompts' fixed parts."""
+def _instructions(agent_role: str, human_role: str) -> frozenset[tuple[str, ...]]:
+    """Runs of words in the prompts' fixed parts, and across the names of the two sides."""
     # Here, so that a card of other dialogues needs no prompts.
     from imagination.prompts import read_versioned
 
-    parts = [
-        part
-        for name in _PROMPTS
-        for part in re.split(r"\{[{%].*?[%}]\}|\n", read_versioned(name)[1], flags=re.DOTALL)
-    ]
+    names = {"{{ task.agent_role }}": agent_role, "{{ task.human_role }}": human_role}
+    parts = []
+    for prompt in _PROMPTS:
+        text = functools.reduce(
+            lambda t, n: t.replace(n, names[n]), names, read_versioned(prompt)[1]
+        )
+        parts += re.split(r"\{[{%].*?[%}]\}|\n", text, flags=re.DOTALL)
     return frozenset(run for part in parts for run in _runs(_words(part).split(), _RECITED))
 
 

@@ -16,6 +16,7 @@ from imagination.llm.schemas import (
     Bounded,
     EndableLine,
     Utterance,
+    has_words,
     specialize,
 )
 from imagination.llm.session import NoAnswer, Session
@@ -76,7 +77,7 @@ async def play_rollout(session: Session, players: Players, prefix: Sequence[Turn
         is_last = agent_ends or agent_turns >= players.max_turns
         request = players.human_request(turns, is_last)
         line: EndableLine = await session.ask(request)
-        if line.text.strip():
+        if has_words(line.text):
             turns.append(_turn("human", line.text, players.task, request.step))
         if agent_ends:
             return Played(tuple(turns), "agent")
@@ -131,8 +132,8 @@ class Script(Bounded):
     def _playable(self) -> Script:
         if not self.turns or self.turns[0].speaker != "human":
             raise ValueError("the dialogue must begin with a turn of the human")
-        if any(not turn.text.strip() for turn in self.turns):
-            raise ValueError("a turn without text")
+        if any(not has_words(turn.text) for turn in self.turns):
+            raise ValueError("a turn without words")
         agent_turns = 0
         for place, (before, turn) in enumerate(itertools.pairwise(self.turns), start=1):
             agent_turns += turn.speaker == "agent" and before.speaker == "human"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -97,8 +98,8 @@ class EndableLine(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="after")
     def _not_empty(self) -> EndableLine:
-        if not self.text.strip() and not self.ends:
-            raise ValueError("text is empty; say something, or set ends to true")
+        if not has_words(self.text) and not self.ends:
+            raise ValueError("text has no words; say something, or set ends to true")
         return self
 
     @classmethod
@@ -109,8 +110,13 @@ class EndableLine(pydantic.BaseModel):
 
 def says_something(line: EndableLine) -> None:
     """Raises `ValueError` for a line without words; for `Request.check`."""
-    if not line.text.strip():
-        raise ValueError("text is empty; say something")
+    if not has_words(line.text):
+        raise ValueError("text has no words; say something")
+
+
+def has_words(text: str) -> bool:
+    """True for a text of more than punctuation; an emoji is a word."""
+    return any(each.isalnum() or unicodedata.category(each) == "So" for each in text)
 
 
 class Rating(Bounded):

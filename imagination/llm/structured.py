@@ -14,7 +14,7 @@ from imagination.plain_data import parse_json
 
 # Keywords that only servers understand which compile a schema into a grammar.
 GRAMMAR_ONLY = ("prefixItems", "oneOf")
-_SCALARS = {"boolean": "true or false", "integer": "a number", "number": "a number"}
+_SCALARS = {"boolean": "boolean", "integer": "number", "number": "number"}
 _FENCES = ("```", "```json")
 
 
@@ -32,17 +32,17 @@ def schema_in_words(schema: type[pydantic.BaseModel]) -> str:
 
 @functools.cache
 def form_in_words(schema: type[pydantic.BaseModel]) -> str:
-    """The fields of the schema as one line of JSON, for models that a grammar holds.
+    """The fields of the schema in one line, with types for values, for models that a grammar holds.
 
     Many servers hold an answer to its schema and show the model none of it: a weak one then writes
-    whatever fits between the quotes.
+    whatever fits between the quotes. Values that look like values ("...") are copied.
     """
     whole = schema.model_json_schema()
     return _form(whole, whole.get("$defs", {}))
 
 
 def _form(schema: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    """An example of what a schema describes, as short as can be."""
+    """What a schema describes, as short as can be."""
     if "$ref" in schema:
         return _form(known[schema["$ref"].rpartition("/")[2]], known)
     if "const" in schema:
@@ -52,13 +52,11 @@ def _form(schema: Mapping[str, Any], known: Mapping[str, Any]) -> str:
         fields = schema.get("properties", {}).items()
         return "{" + ", ".join(f"{json.dumps(n)}: {_form(each, known)}" for n, each in fields) + "}"
     if kind == "array":
-        alike = [schema.get("items", {})] * min(2, schema.get("maxItems", 2))
-        return (
-            "[" + ", ".join(_form(each, known) for each in schema.get("prefixItems", alike)) + "]"
-        )
+        known_items = [_form(each, known) for each in schema.get("prefixItems", ())]
+        return f"[{', '.join(known_items) or _form(schema['items'], known) + ', ...'}]"
     if kind in _SCALARS:
         return _SCALARS[kind]
-    return json.dumps(" or ".join(map(str, schema.get("enum", ()))) or "...")
+    return " | ".join(map(json.dumps, schema.get("enum", ()))) or "string"
 
 
 def without_keywords(schema: Any, keywords: tuple[str, ...]) -> Any:

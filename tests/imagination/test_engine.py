@@ -122,7 +122,7 @@ def test_the_agent_may_end_and_the_human_has_the_last_word():
     silent = FakeClient(
         lambda r: EndableLine(text=" ", ends=True) if r.step == "engine/agent" else None
     )
-    with pytest.raises(EngineError, match="engine/agent: text is empty"):
+    with pytest.raises(EngineError, match="engine/agent: text has no words"):
         imagine(silent, dialogues=1)
 
 

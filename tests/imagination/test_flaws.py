@@ -8,6 +8,7 @@ from imagination.dataset_card import dataset_card, warnings_of
 from imagination.dialogue import Dialogue, Turn
 from imagination.engine import EngineConfig, EngineError
 from imagination.flaws import (
+    ECHOES,
     NAMES_PERSONA,
     NO_END,
     OTHER_LANGUAGE,
@@ -29,6 +30,8 @@ HELLO = ("I want to buy a bicycle.", "What do you want it for?")
         ((*HELLO, "Mountain trails, mostly."), ()),
         ((*HELLO, "Hm.", "What do you want it for?", "Bye."), (REPEATS,)),
         ((*HELLO, "i want to buy a bicycle!"), (REPEATS,)),
+        (("What is the other one?", "What other one is there?", "Bye."), ()),
+        (("What is the other one?", "What is the other one?", "Bye."), (ECHOES,)),
         (("Yes, please.", "This one?", "Yes, please."), ()),
         ((*HELLO, "Trails.\\nSeller: Then take this one!"), (SPEAKS_FOR_OTHER,)),
         ((HELLO[0], "User: for the mountains.", "Right."), (SPEAKS_FOR_OTHER,)),
@@ -36,6 +39,7 @@ HELLO = ("I want to buy a bicycle.", "What do you want it for?")
         (HELLO, (NO_END,)),
         ((*HELLO, "For the trails. Is it dear?"), (NO_END,)),
         (("A concrete bicycle is named.", "This one.", "Good."), (RECITES,)),
+        ((f"1. You meet the {TASK.agent_role}, speak first.", "Hello.", "Bye."), (RECITES,)),
         (
             (HELLO[0], "You give your full answer or best guess straight away.", "Well."),
             (RECITES,),

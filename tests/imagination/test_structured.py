@@ -79,26 +79,34 @@ def test_servers_that_hold_to_schemas_are_told_nothing_but_the_form(tmp_path, ca
     with MessagesServer(answer) as server:
         ask_all(chat_config(server), tmp_path, requests(3))
     assert all("schema" not in system_of(call.body) for call in server.calls)
-    form = 'Answer with one line of JSON: {"text": "...", "length": a number}'
+    form = 'Answer with one line of JSON: {"text": string, "length": number}'
     for call in server.calls:
         assert call.body["messages"][0]["content"] == f"You write.\n\n{form}"
     caplog.set_level(logging.WARNING)
     assert not caplog.records
 
 
+def test_a_line_of_nothing_but_dots_is_no_line():
+    with pytest.raises(ValueError, match="text has no words"):
+        EndableLine(text="...", ends=False)
+    assert EndableLine(text="👍", ends=False) and EndableLine(text="", ends=True)
+    turns = [{"speaker": "human", "text": "Hello."}, {"speaker": "agent", "text": " ... "}]
+    with pytest.raises(ValueError, match="a turn without words"):
+        script_schema(1)(turns=turns)
+
+
 @pytest.mark.parametrize(
     ("schema", "form"),
     [
-        (EndableLine, '{"text": "...", "ends": true or false}'),
-        (rating_schema((0.0, 2.0)), '{"reason": "...", "rating": a number}'),
+        (EndableLine, '{"text": string, "ends": boolean}'),
+        (rating_schema((0.0, 2.0)), '{"reason": string, "rating": number}'),
         (
             specialize(Verdicts, count=1),
-            '{"verdicts": [{"number": 1, "reason": "...", "fulfilled": true or false}]}',
+            '{"verdicts": [{"number": 1, "reason": string, "fulfilled": boolean}]}',
         ),
         (
             script_schema(1),
-            '{"turns": [{"speaker": "human or agent", "text": "..."}, '
-            '{"speaker": "human or agent", "text": "..."}]}',
+            '{"turns": [{"speaker": "human" | "agent", "text": string}, ...]}',
         ),
     ],
 )
