@@ -149,7 +149,7 @@ def test_the_outcome_fixed_beforehand_is_in_the_script_prompt():
         ([], "begin with a turn of the human"),
         ([("agent", "Hi.")], "begin with a turn of the human"),
         ([("human", "Hi.")], "1 to 4 turns"),
-        ([("human", "Hi."), ("agent", " ")], "without text"),
+        ([("human", "Hi."), ("agent", " ")], "without words"),
     ],
 )
 def test_scripts_that_are_no_dialogue_are_not_of_the_schema(turns, problem):
