@@ -64,6 +64,8 @@ def test_the_loss_is_its_formula():
         for seed in (0, 1)
     )
     data = every_episode(2)
+    for each in data:
+        each.rewards[1] = 1.0  # what follows makes it more than a probability can say
     packing = packing_for(data, batch_rows=2, row_length=12, token_discount=DISCOUNT)
     batch = next(make_batches(data, packing, seed=0))
     model = with_params(shape, params)
@@ -82,7 +84,7 @@ def test_the_loss_is_its_formula():
 
     learned = log_p(model, of_values)
     of_target = log_p(target, target.value_trunk(batch.tokens, batch.segment_ids, batch.positions))
-    tokens, cloning, valued, total, count = batch.by_token, 0.0, 0.0, 0.0, 0
+    tokens, cloning, valued, total, count, clipped = batch.by_token, 0.0, 0.0, 0.0, 0, 0
     for row, slot in zip(*np.nonzero(tokens.weight), strict=True):
         state, after, action = (
             x[row, slot] for x in (tokens.state, tokens.next_state, tokens.action)
@@ -91,12 +93,12 @@ def test_the_loss_is_its_formula():
         likely = policy_after >= policy_after.max() + np.log(config.support)
         ratio = np.minimum(np.exp(of_target[row, after, :-1] - policy_after), 1)
         w = tokens.reward[row, slot] + tokens.discount[row, slot] * ratio[likely].max()
-        w = np.clip(w, 0, 1)
+        clipped, w = clipped + (w > 1), np.clip(w, 0, 1)
         cloning -= log_policy[row, state, action]
         total += w
         valued -= w * learned[row, state, action] + (1 - w) * learned[row, state, -1]
         count += 1
-    assert count == tokens.weight.sum() > 4
+    assert count == tokens.weight.sum() > 4 and clipped
     np.testing.assert_allclose(metrics["policy_loss"], cloning / count, rtol=1e-5)
     np.testing.assert_allclose(metrics["q_loss"], valued / count, rtol=1e-5)
     np.testing.assert_allclose(metrics["return_mean"], total / count, rtol=1e-5)
