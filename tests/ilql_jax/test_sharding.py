@@ -95,6 +95,11 @@ def test_no_device_puts_a_table_together_to_look_something_up(on_meshes):
         assert found["error"] < 1e-5 and not found["whole"]
 
 
+def test_a_vocabulary_that_tensor_does_not_divide_is_split_all_the_same(on_meshes):
+    assert on_meshes["odd"]["error"] < 1e-5
+    assert 17 in on_meshes["odd"]["sizes"] and not {33, 34} & set(on_meshes["odd"]["sizes"])
+
+
 def test_a_device_looks_at_a_chunk_of_its_own_decisions():
     rows = jnp.zeros((8, 64))
     parts = len(chunked_cross_entropy._split((rows,), 16)[0])

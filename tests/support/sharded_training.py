@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 
 from ilql_jax import PreferencePair, Trajectory, packing_for, sharding
+from ilql_jax.chunked_cross_entropy import chunked_cross_entropy
 from ilql_jax.methods import METHODS
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params
 from ilql_jax.policy import DecodingConfig, Policy
@@ -156,6 +158,7 @@ def meshes(folder):
     there = sharding.mesh_to_use(MeshConfig(data=-1, fsdp=2, tensor=4))
     found["used"] = [used(params, mesh) for mesh in (None, there)]
     found["looked_up"] = [looked_up(sharding.make_mesh(MeshConfig(*s))) for s in LOOKED_UP_ON]
+    found["odd"] = odd_vocabulary(sharding.make_mesh(MeshConfig(2, 2, 2)))
     found["difference"] = float(max(jax.tree.leaves(difference)))
     return found
 
@@ -216,6 +219,36 @@ def looked_up(mesh):
     return {
         "error": float(np.abs(program(table, index, weight) - expected).max()),
         "whole": "f32[48,16]" in program.as_text(),
+    }
+
+
+def odd_vocabulary(mesh):
+    """Error of a loss over 33 words, and of its gradients, on a mesh; sizes of its products."""
+    rng = np.random.default_rng(0)
+    actions = rng.integers(0, 33, (8, 3))
+    shapes = {"features": (2, 8, 3, 8), "q/out_kernel": (2, 33, 8), "q/out_bias": (2, 33)}
+    arrays = [rng.standard_normal(shape, np.float32) for shape in shapes.values()]
+
+    def loss(*layer):
+        return chunked_cross_entropy(*layer, actions, np.full((8, 3), 1 / 24, np.float32), 100)
+
+    def on_mesh(*layer):
+        with sharding.tracing_for(mesh):
+            return jax.value_and_grad(loss, (0, 1, 2))(*layer)
+
+    lies = [
+        jax.NamedSharding(mesh, jax.P(None, sharding.ROWS))
+        if name == "features"
+        else jax.NamedSharding(mesh, sharding.partition_spec(name, shape, mesh))
+        for name, shape in shapes.items()
+    ]
+    program = jax.jit(on_mesh, in_shardings=lies).lower(*arrays).compile()
+    expected = jax.value_and_grad(loss, (0, 1, 2))(*arrays)
+    errors = jax.tree.map(lambda a, b: np.abs(a - b).max(), program(*arrays), expected)
+    sizes = re.findall(r"f32\[([\d,]+)\]\S* dot\(", program.as_text())
+    return {
+        "error": float(max(jax.tree.leaves(errors))),
+        "sizes": sorted({int(size) for each in sizes for size in each.split(",")}),
     }
 
 
