@@ -65,7 +65,9 @@ class PromptedHuman(PromptedSpeaker):
             TURN, EndableLine, check=says_something, **self._values(conversation)
         )
         text = without_own_name(line.text.strip(), self.task.human_role)
-        return Utterance(text, line.ends, spent(session))
+        # Who leaves before the agent said anything stays: there is nothing to rate it by.
+        has_begun = any(turn.speaker == "agent" for turn in conversation.turns)
+        return Utterance(text, line.ends and has_begun, spent(session))
 
     async def _rate(self, conversation: Conversation) -> float | None:
         session = self._session(conversation)

@@ -337,6 +337,14 @@ def test_failure_ends_the_conversation_with_words_and_is_counted(name, step):
     assert dialogue.reward == TASK.reward_range[0]
 
 
+def test_nobody_leaves_before_the_agent_has_spoken():
+    def leaving(request):
+        return {**ordinary(request), **({"ends": True} if request.step == "human/turn" else {})}
+
+    for dialogue in play("plain", FakeClient(leaving)):
+        assert [turn.speaker for turn in dialogue.turns] == ["human", "agent", "human"]
+
+
 def test_failure_of_the_human_ends_the_conversation():
     client = FakeClient(failing("human/turn"))
     dialogue, _ = play("plain", client)
@@ -549,7 +557,7 @@ def test_empty_line_and_rating_off_the_scale_are_not_answers():
     def empty(request):
         return {"text": "  ", "ends": False}
 
-    with pytest.raises(pydantic.ValidationError, match="empty"):
+    with pytest.raises(pydantic.ValidationError, match="no words"):
         prompted_agent("plain", FakeClient(empty), TASK).respond([opened()])
     client = FakeClient(lambda request: {"reason": "", "rating": 6})
     with pytest.raises(pydantic.ValidationError, match="from 1 to 5"):

@@ -72,6 +72,8 @@ PARSED = {
     "benchmarks/": "takes minutes; runs in tests/experiments/test_benchmarks.py",
     "ilql_jax.plan": "runs in tests/ilql_jax/test_plan.py",
     "fuzz_counts.py": "the tests themselves",
+    "drinks.py": "asks a model on this machine, as tests/runs/test_local_llm.py does",
+    "local_llm/": "needs the model of experiments/local_llm.sh",
     "maze.py": "runs in tests/experiments/test_maze.py",
     "study.py": "runs in tests/experiments/test_human_study_command.py",
     "serve.py": "serves until it is stopped; runs in tests/experiments/test_serve.py",
