@@ -42,7 +42,7 @@ def form_in_words(schema: type[pydantic.BaseModel]) -> str:
 
 
 def _form(schema: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    """What a schema describes, as short as can be."""
+    """Puts what a schema describes as short as can be."""
     if "$ref" in schema:
         return _form(known[schema["$ref"].rpartition("/")[2]], known)
     if "const" in schema:
