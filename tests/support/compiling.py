@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 # Neither LLVM's optimizations nor the newer emitters for fusions (a train step compiles in half).
 QUICK = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+if importlib.util.find_spec("libtpu"):
+    QUICK = QUICK[:1]  # the TPU compiler reads the same flags, and aborts at one it does not know
 
 
 def flags(given: str = "", *, devices: int = 0) -> str:
