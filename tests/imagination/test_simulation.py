@@ -246,6 +246,7 @@ def test_reference_values_are_consistent(world: World):
 # What a world must be like
 
 
+@SMALL_FIRST
 def test_behaviours_leave_room_and_the_optimum_is_high(world: World):
     found = reference_values(world)
     low, high = world.task.reward_range
@@ -265,6 +266,7 @@ def test_listening_is_what_is_rewarded(world: World):
     assert normalized_score(blind_value(world, width=10), found) < limit
 
 
+@SMALL_FIRST
 def test_every_part_of_an_optimal_conversation_is_in_the_data(world: World):
     def acts(dialogues: list) -> set[str]:
         return {turn.annotations["act"] for d in dialogues for turn in d.agent_turns}
@@ -275,7 +277,7 @@ def test_every_part_of_an_optimal_conversation_is_in_the_data(world: World):
     assert min(counts.values()) >= 10, counts
 
 
-@pytest.mark.parametrize("name", FOR_HINDSIGHT)
+@pytest.mark.parametrize("name", ["persuasion", pytest.param("counseling", marks=pytest.mark.slow)])
 def test_knowing_the_persona_is_worth_little_without_finding_out(name: str):
     world = load_world(name)
     found = reference_values(world)

@@ -328,6 +328,7 @@ def test_a_second_process_keeps_out(tmp_path: Path):
         first.wait()
 
 
+@pytest.mark.slow  # dialogues of one's own go the same way (test_own_data.py)
 def test_persuasion_trains_on_real_dialogues_and_judges_on_held_out_ones(tmp_path: Path):
     corpus = write_corpus(tmp_path / "corpus")
     folder = tmp_path / "run"

@@ -136,9 +136,8 @@ def test_ilql_over_tokens_steered_finds_the_optimum(tmp_path):
         assert found == pytest.approx(OPTIMUM)
 
 
-@pytest.mark.parametrize(
-    "model", [MODEL, pytest.param(LAST, marks=pytest.mark.slow)], ids=["sum", "last"]
-)
+@pytest.mark.slow  # over utterances the maze and its page need stitching, too
+@pytest.mark.parametrize("model", [MODEL, LAST], ids=["sum", "last"])
 def test_ilql_over_utterances_reranked_finds_the_optimum(tmp_path, model):
     params = learn(tmp_path, 300, ILQL, model)
     returns = [play(params, "sampled, best of 32", seed, model) for seed in range(3)]
