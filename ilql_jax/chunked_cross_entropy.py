@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from ilql_jax.products import even_rows, product
-from ilql_jax.sharding import platform, row_parts
+from ilql_jax.products import even_rows, product, unfused
+from ilql_jax.sharding import row_parts
 
 
 def chunked_cross_entropy(
@@ -95,13 +94,13 @@ def _weighted_sum_forward(dtype, *inputs):
         features, actions, weight = part
         rounded = features.astype(dtype)
         scores = _scores(rounded, rounded_matrix, bias)
-        largest = _barrier(scores.max(-1, keepdims=True))
-        exponential = _barrier(jnp.exp(scores - largest))
-        normalizer = _barrier(exponential.sum(-1, keepdims=True))
+        largest = unfused(scores.max(-1, keepdims=True))
+        exponential = unfused(jnp.exp(scores - largest))
+        normalizer = unfused(exponential.sum(-1, keepdims=True))
         value = (jnp.log(normalizer) + largest)[..., 0] - _at_actions(scores, actions)
         is_taken = lax.broadcasted_iota(actions.dtype, (1, scores.shape[-1]), 1)
         is_taken = is_taken == actions[..., None]
-        to_scores = _barrier(weight[..., None] * (exponential / normalizer - is_taken))
+        to_scores = unfused(weight[..., None] * (exponential / normalizer - is_taken))
         to_scores = to_scores.astype(dtype)
         to_features = product("knv,kvm->knm", to_scores, rounded_matrix)
         sums = {"value": jnp.sum(weight * value)}
@@ -135,11 +134,6 @@ def _weighted_sum_backward(dtype, saved, gradient):
 
 
 _weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward, symbolic_zeros=True)
-
-
-def _barrier(x: Any) -> Any:
-    """XLA:CPU would fuse a softmax into something much slower; others fuse it well."""
-    return lax.optimization_barrier(x) if platform() == "cpu" else x
 
 
 def _scores(features: Array, matrix: Array, bias: Array | None) -> Array:

@@ -1,4 +1,4 @@
-"""`product`: products of arrays in 16 bits, summed up in 32; `even_rows`: sizes that are fast."""
+"""Products that are fast: factors of 16 bits summed up in 32, even sizes, passes kept apart."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from ilql_jax.sharding import over_tensor, platform, tensor_parts
@@ -89,3 +90,8 @@ def even_rows(matrix: Float[Array, "... rows width"]) -> Float[Array, "... rows_
         return matrix
     padding = [(0, 0)] * (matrix.ndim - 2) + [(0, -rows % even), (0, 0)]
     return over_tensor(jnp.pad(matrix, padding), -2)
+
+
+def unfused(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns the same; XLA:CPU would fuse a softmax into something slow, others fuse it well."""
+    return lax.optimization_barrier(x) if platform() == "cpu" else x

@@ -53,21 +53,19 @@ POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the agent's utterances in a
 
 
 def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
-    """Writes `heldout.json`, unless it is there for the same trainings."""
+    """Writes `heldout.json`, unless it is there for the same trainings and as many replies."""
+    wanted = experiment.evaluation.config.sample_replies
+    before = read_or_none(folder.heldout, lambda: Heldout.read(folder.heldout), console)
+    if before is not None:
+        judged = before.methods
+        if before.sample_replies == wanted and {
+            name: len(each.per_seed) for name, each in judged.items()
+        } == dict.fromkeys([each.name for each in experiment.methods], experiment.run.seeds):
+            return
     dialogues = read_dialogues(folder.dialogues)
     parts = {
         part: [d for d in dialogues if d.source.get("part") == part] for part in ("train", "test")
     }
-    moments = choose_moments(parts["test"], experiment.evaluation.config.sample_replies)
-    before = read_or_none(folder.heldout, lambda: Heldout.read(folder.heldout), console)
-    if before is not None:
-        judged = before.methods
-        if {name: len(each.per_seed) for name, each in judged.items()} == dict.fromkeys(
-            [each.name for each in experiment.methods], experiment.run.seeds
-        ) and [(each.dialogue, each.turn) for each in before.moments] == [
-            (dialogue.id, turn) for dialogue, turn in moments
-        ]:
-            return
     console.print(f"Judging on {len(parts['test'])} dialogues that were set apart.")
     task = load_task(experiment, folder)
     scores = {u: _score_trained(experiment, folder, u, parts["test"]) for u in units(experiment)}
@@ -87,7 +85,8 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
             for each in experiment.methods
             if each.learns_values
         },
-        moments=_moments(experiment, folder, moments),
+        sample_replies=wanted,
+        moments=_moments(experiment, folder, choose_moments(parts["test"], wanted)),
     )
     result.write(folder.heldout)
 

@@ -416,6 +416,7 @@ class Heldout:
             the same words; None where they started from fresh ones.
         value_prediction: Name of a method that learns values -> points, from the start of a
             dialogue to its end.
+        sample_replies: Most of the moments, as the settings have it.
         moments: Turns at which the methods' replies can be set beside what was said.
     """
 
@@ -425,6 +426,7 @@ class Heldout:
     methods: Mapping[str, HeldoutPolicy]
     pretrained_perplexity: float | None
     value_prediction: Mapping[str, tuple[PredictionPoint, ...]]
+    sample_replies: int
     moments: tuple[Moment, ...]
     schema: int = HELDOUT_SCHEMA
 

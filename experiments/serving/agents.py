@@ -116,7 +116,7 @@ class Guarded:
             raise ConversationError("The last message must be the human's, and say something.")
 
 
-class _Planned(NamedTuple):
+class _Found(NamedTuple):
     """An agent that was found: its short name, its whole spec, and what loads it."""
 
     name: str
@@ -189,7 +189,7 @@ class _Finder:
         self._runs: dict[str, tuple[Experiment, RunFolder]] = {}
         self._clients: dict[str, _SharedClient] = {}
 
-    def find(self, spec: AgentSpec) -> list[_Planned]:
+    def find(self, spec: AgentSpec) -> list[_Found]:
         try:
             return {
                 "run": self._of_run,
@@ -207,7 +207,7 @@ class _Finder:
 
     # networks
 
-    def _of_run(self, spec: AgentSpec) -> list[_Planned]:
+    def _of_run(self, spec: AgentSpec) -> list[_Found]:
         experiment, folder = self._run(spec.place)
         if spec.choice:
             units = [Unit(experiment.method(spec.choice).name, spec.seed)]
@@ -227,7 +227,7 @@ class _Finder:
 
     def _planned(
         self, spec: AgentSpec, experiment: Experiment, folder: RunFolder, unit: Unit
-    ) -> _Planned:
+    ) -> _Found:
         method = experiment.method(unit.method)
         decoding = spec.decoding or chosen_decoding(method, folder, unit)
         method.method.check_decoding(decoding)
@@ -235,7 +235,7 @@ class _Finder:
         text = f"{spec.place}:{name}"
         if spec.decoding:
             name, text = f"{name}:{decoding}", f"{text}:{decoding}"
-        return _Planned(name, text, lambda n: self._load(n, experiment, folder, unit, decoding))
+        return _Found(name, text, lambda n: self._load(n, experiment, folder, unit, decoding))
 
     def _load(
         self,
@@ -271,7 +271,7 @@ class _Finder:
 
     # others
 
-    def _of_world(self, spec: AgentSpec) -> list[_Planned]:
+    def _of_world(self, spec: AgentSpec) -> list[_Found]:
         world = load_world(spec.place)
         choices = (*world.behaviours, OPTIMUM)
         if spec.choice not in choices:
@@ -288,9 +288,9 @@ class _Finder:
             details = {"agent": "world", "world": world.name, "behaviour": spec.choice}
             return WorldAgent(name, agent, self._batcher, details)
 
-        return [_Planned(f"{world.name}:{spec.choice}", spec.text, load)]
+        return [_Found(f"{world.name}:{spec.choice}", spec.text, load)]
 
-    def _prompted(self, spec: AgentSpec) -> list[_Planned]:
+    def _prompted(self, spec: AgentSpec) -> list[_Found]:
         experiment, folder = self._run(spec.place)
         if spec.choice not in experiment.evaluation.config.prompted:
             there_are = ", ".join(experiment.evaluation.config.prompted) or "none"
@@ -311,9 +311,9 @@ class _Finder:
             agent = prompted_agent(spec.choice, shared.enter(), task, **settings)
             return PromptedServedAgent(name, agent, shared.leave, experiment.chat.notice)
 
-        return [_Planned(spec.choice, spec.text, load)]
+        return [_Found(spec.choice, spec.text, load)]
 
-    def _chat(self, spec: AgentSpec) -> list[_Planned]:
+    def _chat(self, spec: AgentSpec) -> list[_Found]:
         config = LLMConfig(
             model=spec.choice,
             base_url=spec.place,
@@ -325,7 +325,7 @@ class _Finder:
             price_output=self._settings.price_output,
         )
         check_llms([config], self._console)
-        return [_Planned(spec.choice, spec.text, lambda name: ChatAgent(name, config))]
+        return [_Found(spec.choice, spec.text, lambda name: ChatAgent(name, config))]
 
 
 class _SharedClient:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from ilql_jax.products import product
+from ilql_jax.products import product, unfused
 from ilql_jax.sharding import platform
 
 ATTENTION = "attention"  # name of what a policy of `jax.checkpoint` should keep of it
@@ -83,10 +82,10 @@ def _attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
 
 def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple[Array, ...]]:
     scores = product("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k)
-    scores = _barrier(jnp.where(mask[:, None], scores, NEGATIVE))
-    largest = _barrier(scores.max(-1, keepdims=True))
-    weights = _barrier(jnp.exp(scores - largest))
-    weights = _barrier(weights / _barrier(weights.sum(-1, keepdims=True)))
+    scores = unfused(jnp.where(mask[:, None], scores, NEGATIVE))
+    largest = unfused(scores.max(-1, keepdims=True))
+    weights = unfused(jnp.exp(scores - largest))
+    weights = unfused(weights / unfused(weights.sum(-1, keepdims=True)))
     weights = checkpoint_name(weights.astype(v.dtype), ATTENTION)
     out = product("bhqk,bhkd->bhqd", weights, v).astype(q.dtype)
     out = checkpoint_name(out, ATTENTION)
@@ -96,11 +95,11 @@ def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple[Ar
 def _backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array | None, ...]:
     q, k, v, weights, out = saved
     to_v = product("bhqk,bhqd->bhkd", weights, gradient)
-    to_weights = _barrier(product("bhqd,bhkd->bhqk", gradient, v))
+    to_weights = unfused(product("bhqd,bhkd->bhqk", gradient, v))
     # Σ_k weights · to_weights, without another pass over [T, T].
     shared = gradient.astype(jnp.float32) * out.astype(jnp.float32)
-    shared = _barrier(shared.sum(-1, keepdims=True))
-    to_scores = _barrier(weights * (to_weights - shared)).astype(q.dtype)
+    shared = unfused(shared.sum(-1, keepdims=True))
+    to_scores = unfused(weights * (to_weights - shared)).astype(q.dtype)
     scale = q.shape[-1] ** -0.5
     to_q = product("bhqk,bhkd->bhqd", to_scores, k * scale)
     to_k = product("bhqk,bhqd->bhkd", to_scores, q * scale)
@@ -108,8 +107,3 @@ def _backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array | None, 
 
 
 _attend.defvjp(_forward, _backward)
-
-
-def _barrier(x: Array) -> Array:
-    """Keeps XLA:CPU from fusing passes; others fuse them well."""
-    return lax.optimization_barrier(x) if platform() == "cpu" else x

@@ -278,13 +278,7 @@ def test_markup_in_every_field_is_words_on_every_page(tmp_path: Path):
     seen: list[str] = []
 
     async def way():
-        async with site.browser() as browser:
-
-            async def keep(response):
-                await response.aread()
-                seen.append(response.text)
-
-            browser.client.event_hooks["response"] = [keep]
+        async with site.browser(seen=seen) as browser:
             sql = "'; DROP TABLE participants; --"
             page = await browser.open(f"/?{urlencode({'PROLIFIC_PID': bad, 'SESSION_ID': sql})}")
             page = await browser.send(page.forms["/consent"], {"agree": "yes"})

@@ -49,13 +49,7 @@ def test_a_study_in_another_language_needs_no_code(tmp_path: Path):
     seen: list[str] = []
 
     async def way():
-        async with site.browser() as browser:
-
-            async def keep(response):
-                await response.aread()
-                seen.append(response.text)
-
-            browser.client.event_hooks["response"] = [keep]
+        async with site.browser(seen=seen) as browser:
             page = await browser.open("/")
             await browser.send(page.forms["/consent"])  # without the tick
             page = await browser.send(page.forms["/consent"], {"agree": "yes"})
@@ -80,8 +74,7 @@ def test_a_study_in_another_language_needs_no_code(tmp_path: Path):
                 await browser.open(path)
             await browser.client.post("/say", data={"csrf": "forged"})
             await browser.client.post("/say", data={"text": "x" * 300_000})
-        async with site.browser() as browser:
-            browser.client.event_hooks["response"] = [keep]
+        async with site.browser(seen=seen) as browser:
             page = await browser.open("/judge")
             page = await browser.send(page.forms["/consent"], {"agree": "yes"})
             site.study.pause(True)

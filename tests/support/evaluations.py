@@ -115,6 +115,7 @@ def heldout(
                 for point in (0.25, 0.5, 1.0)
             )
         },
+        sample_replies=4,
         moments=(
             Moment(
                 "0",

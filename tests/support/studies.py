@@ -74,9 +74,20 @@ class Site:
         self.app = build_app(self.study, self.answering, config, notices, admin.routes())
 
     @contextlib.asynccontextmanager
-    async def browser(self, address: str = "127.0.0.1") -> AsyncIterator[Browser]:
+    async def browser(
+        self, address: str = "127.0.0.1", seen: list[str] | None = None
+    ) -> AsyncIterator[Browser]:
+        """A browser; `seen` gets the text of every answer, those on the way included."""
+
+        async def keep(response: httpx2.Response) -> None:
+            await response.aread()
+            seen.append(response.text)
+
         transport = httpx2.ASGITransport(app=self.app, client=(address, 1))
-        async with httpx2.AsyncClient(transport=transport, base_url=BASE) as client:
+        hooks = {} if seen is None else {"response": [keep]}
+        async with httpx2.AsyncClient(
+            transport=transport, base_url=BASE, event_hooks=hooks
+        ) as client:
             yield Browser(client)
 
     @contextlib.asynccontextmanager

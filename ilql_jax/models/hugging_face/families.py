@@ -352,7 +352,7 @@ def _write_gpt_neox(config: DecoderConfig) -> dict[str, Any]:
         "hidden_act": "gelu_new",
         "use_parallel_residual": False,
         "attention_bias": config.attention_bias,
-        # The older name: transformers 5.0 to 5.4 read it alone, and takes a quarter without it.
+        # The older name: transformers up to 5.4 reads it alone, and rotates a quarter without it.
         "rotary_pct": 1.0,
     }
 
