@@ -75,6 +75,7 @@ def work(loops):
     return step
 
 
+@pytest.mark.slow
 def test_a_side_with_ten_times_the_work_takes_about_ten_times_as_long():
     """Seconds of the processor: what else the machine does lengthens both alike."""
     sides = {

@@ -55,7 +55,10 @@ def test_q_of_the_action_taken_is_its_entry_of_all_q(kind):
     assert not np.allclose(every[0], every[1])  # twins, not copies
 
 
-@EACH_KIND
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=[pytest.mark.slow] * (k != "mlp")) for k in VALUE_HEAD_KINDS],
+)
 def test_fresh_values_are_zero_and_learn(kind):
     model = with_params(MODELS[kind], init_params(MODELS[kind], 0))
     hidden = jax.random.normal(jax.random.key(0), (3, WIDTH))

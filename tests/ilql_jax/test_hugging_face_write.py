@@ -48,7 +48,11 @@ def logits(config, params, row):
     return trunk.logits(trunk(*row))
 
 
-@pytest.mark.parametrize("config", [OURS, LLAMA, SCANNED], ids=["ours", "llama", "scanned"])
+@pytest.mark.parametrize(
+    "config",
+    [OURS, pytest.param(LLAMA, marks=pytest.mark.slow), SCANNED],
+    ids=["ours", "llama", "scanned"],
+)
 def test_transformers_computes_the_same_logits_and_loading_back_the_same_values(config, tmp_path):
     params = random_params(config)
     save_pretrained(tmp_path, config, params, card="# Card", about={"a": [1, 2.5]})

@@ -88,15 +88,19 @@ def noisy(params, seed=0):
     return jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), params)
 
 
-def outputs(config, params):
+@functools.partial(jax.jit, static_argnames="config")
+def computed(config, params):
     """Logits of packed rows, and of the same words read into a cache, and the values."""
     words = np.arange(17) * 3 % VOCAB
     model = with_params(config, params)
     hidden, of_values = model.hidden_states(*pack([words, words[:9]], 28))
     cache = KVCache.zeros(config.decoder, (1,), 20)
     cached, _ = prefill(model.trunk, cache, jnp.asarray(words[None]), jnp.zeros(1, jnp.int32))
-    found = [model.trunk.logits(hidden), model.trunk.logits(cached), model.q(of_values)]
-    return [np.asarray(each) for each in found]
+    return model.trunk.logits(hidden), model.trunk.logits(cached), model.q(of_values)
+
+
+def outputs(config, params):
+    return [np.asarray(each) for each in computed(config, params)]
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ def test_a_policy_in_bfloat16_speaks_with_many_at_a_time():
     assert len(best) == 16 and np.isfinite([each.q for each in best]).all()
 
 
+@pytest.mark.slow
 def test_a_policy_in_bfloat16_says_what_one_in_float32_says():
     params = small_networks.random_params(HALF, 0.1)
     decoder = dataclasses.replace(HALF.decoder, compute_dtype="float32")
