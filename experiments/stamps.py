@@ -47,7 +47,7 @@ class Stamp:
 
 def check_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
     """Raises `RunError` if the stage left files that were made with other settings."""
-    path, products = _path(folder, stage), _existing_products(folder, stage)
+    path, products = stamp_file(folder, stage), _existing_products(folder, stage)
     if not path.exists() or not products:
         return
     before, stamp = _read(path, products, stage), stamp_of(folder, stage, experiment)
@@ -78,7 +78,7 @@ def check_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
 def begin_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
     """Checks the stage and stamps it."""
     check_stage(folder, stage, experiment)
-    path = _path(folder, stage)
+    path = stamp_file(folder, stage)
     kept = {}
     if path.exists() and _existing_products(folder, stage):
         # What such additions were made from holds while they are there, asked for or not.
@@ -259,7 +259,8 @@ def _read(path: Path, products: Iterable[str], stage: str) -> dict[str, Any]:
         ) from None
 
 
-def _path(folder: RunFolder, stage: str) -> Path:
+def stamp_file(folder: RunFolder, stage: str) -> Path:
+    """File of a stage's stamp."""
     return folder.path / "stages" / f"{stage}.json"
 
 

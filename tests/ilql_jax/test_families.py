@@ -65,10 +65,7 @@ DECODED = ("gpt2", "qwen3", "gemma3", "gpt_neox")
 
 @pytest.mark.parametrize(
     "family",
-    [
-        name if name in DECODED else pytest.param(name, marks=pytest.mark.slow)
-        for name in FAMILIES
-    ],
+    [name if name in DECODED else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
     indirect=True,
 )
 def test_greedy_generation_agrees_with_torch(family):

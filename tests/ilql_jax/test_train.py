@@ -198,9 +198,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient_and_metrics(method, model):
         jax.jit(lambda batch, parts=parts: accumulated(gradient, batch, parts))(emptied)
         for parts in (1, 4)
     )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, whole
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, whole)
 
 
 def test_a_run_with_accumulation_learns_what_one_without_learns(tmp_path):

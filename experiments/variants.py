@@ -1,0 +1,451 @@
+"""Variants of an experiment side by side: runs, scores with intervals, tests, table and figure.
+
+A sweep (`sweeps.py`) is a question and the variants that answer it. Each variant is an ordinary run
+in a folder of its own below the sweep's: a command that was stopped goes on where it was, and each
+run has its own report. All talk with the same humans, so that variants are compared human by human.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console
+from rich.table import Table
+
+from experiments.evaluation import typed_json
+from experiments.evaluation.statistics import compare, compare_trainings, holm
+from experiments.evaluation.summary import STAGE, Bounds, Evaluation, References, Scores
+from experiments.looks import Look
+from experiments.run_folder import STAGES, RunError, RunFolder, Unit
+from experiments.stamps import stamp_file
+from imagination.dialogue import read_dialogues
+from imagination.simulation import POPULATIONS
+
+SWEEP_SCHEMA = 1
+_OF_EVALUATION = ("decoding.", "evaluation.")  # settings that no training depends on
+_OF_RESULTS = shutil.ignore_patterns("results*", "*.results")  # in the folder of metrics
+
+Execute = Callable[[Sequence[str]], int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A run of a sweep.
+
+    Attributes:
+        label: In tables, figures and folder names.
+        settings: Key -> value, as after `--config.`; they go before those of the whole sweep.
+        trained_as: Label of an earlier variant with the same dialogues and trainings, which are
+            copied from there; "" = none. Only settings of decoding and evaluation may differ.
+        at: Place on the sweep's axis; None in a sweep without one.
+        experiment: Experiment's file, without its ending.
+    """
+
+    label: str
+    settings: Mapping[str, Any]
+    trained_as: str = ""
+    at: float | None = None
+    experiment: str = "teaching"
+
+    @property
+    def folder_name(self) -> str:
+        return re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A question, and the variants that answer it.
+
+    Attributes:
+        name: On the command line and of the folder.
+        question: In one sentence.
+        variants: The first is what the others are compared with.
+        settings: Key -> value, of all variants.
+        axis: Name of what varies, where variants lie on an axis; "" = they are kinds.
+        is_logarithmic: Whether steps along the axis are factors.
+
+    Raises:
+        ValueError: Labels that are not unique, or a variant that cannot have been trained as the
+            one it names.
+    """
+
+    name: str
+    question: str
+    variants: tuple[Variant, ...]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    axis: str = ""
+    is_logarithmic: bool = False
+
+    def __post_init__(self):
+        known: dict[str, Variant] = {}
+        folders = {each.folder_name for each in self.variants}
+        if len(folders) < len(self.variants):
+            raise ValueError(f"sweep {self.name}: two variants have the same label.")
+        for each in self.variants:
+            if (each.at is None) == bool(self.axis):
+                raise ValueError(f"sweep {self.name}: {each.label!r} has no place on its axis.")
+            if each.trained_as:
+                self._check_is_trained_as(each, known.get(each.trained_as))
+            known[each.label] = each
+
+    def _check_is_trained_as(self, variant: Variant, other: Variant | None) -> None:
+        if other is None or other.experiment != variant.experiment:
+            raise ValueError(
+                f"sweep {self.name}: {variant.label!r} is trained as {variant.trained_as!r}, which "
+                "is no earlier variant of that experiment."
+            )
+        of_training = [
+            {k: v for k, v in each.settings.items() if not k.startswith(_OF_EVALUATION)}
+            for each in (variant, other)
+        ]
+        if of_training[0] != of_training[1]:
+            raise ValueError(
+                f"sweep {self.name}: {variant.label!r} and {other.label!r} differ in more than "
+                "decoding and evaluation, so they cannot share a training."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method of a variant with the humans of one population.
+
+    Attributes:
+        variant: Label.
+        method: Name.
+        look: Title, colour and marker of the method.
+        at: Place on the axis; None without one.
+        trainings: Number of them.
+        score: Normalized score; None where the world has none.
+        score_ci95: Its interval, over trainings and episodes.
+        difference: Score minus that of the first variant (its row of the same method, else its
+            first one); None for that itself, and in another experiment.
+        p: Of the difference, for the agents as trained.
+        p_holm: After Holm's correction for the rows of the population.
+        p_training: For training again; None with one training.
+        p_training_holm: After Holm's correction.
+    """
+
+    variant: str
+    method: str
+    look: Look
+    at: float | None
+    trainings: int
+    score: float | None
+    score_ci95: Bounds | None
+    difference: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    p_training: float | None = None
+    p_training_holm: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """Content of a sweep's `.json`.
+
+    Attributes:
+        name: Of the sweep.
+        question: That it answers.
+        axis: Name of what varies; "" where variants are kinds.
+        is_logarithmic: Whether steps along the axis are factors.
+        population: Name -> rows, in the order of the variants.
+    """
+
+    name: str
+    question: str
+    axis: str
+    is_logarithmic: bool
+    population: Mapping[str, tuple[Row, ...]]
+    schema: int = SWEEP_SCHEMA
+
+    def write(self, path: Path) -> None:
+        typed_json.write(path, self)
+
+    @classmethod
+    def read(cls, path: Path) -> SweepResult:
+        """Raises `ResultsError` for a file that `write` has not written."""
+        return typed_json.read(path, cls, STAGE)
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+def arguments(sweep: Sweep, variant: Variant, folder: Path) -> list[str]:
+    """Arguments of the run's command, after the experiment's file."""
+    settings = {**sweep.settings, **variant.settings}
+    return [f"--workdir={folder}", *(f"--config.{k}={v}" for k, v in settings.items())]
+
+
+def run(sweep: Sweep, home: Path, console: Console, execute: Execute | None = None) -> SweepResult:
+    """Does the runs as far as they are not done, and compares them.
+
+    Args:
+        sweep: The variants.
+        home: Folder of the sweep; each run has its folder in there.
+        console: Receives what is told.
+        execute: Runs a command and returns its exit status; None = as a process of its own, whose
+            output is shown.
+
+    Raises:
+        RunError: A run has failed. What is done stays; the same command goes on there.
+    """
+    execute = execute or (lambda command: subprocess.run(command, check=False).returncode)
+    folders = {each.label: home / each.folder_name for each in sweep.variants}
+    for number, each in enumerate(sweep.variants, start=1):
+        folder = folders[each.label]
+        title = f"{sweep.name}, variant {number} of {len(sweep.variants)}: {each.label}"
+        console.rule(f"{title} ({folder})", style="dim")
+        if each.trained_as and not (folder / "config.yaml").exists():
+            _copy_training(folders[each.trained_as], folder)
+        program = Path(__file__).with_name(f"{each.experiment}.py")
+        command = [sys.executable, str(program), *arguments(sweep, each, folder)]
+        if status := execute(command):
+            raise RunError(
+                f"{each.label!r} of the sweep {sweep.name} ended with exit status {status}; what "
+                f"it said stands above. To run it alone: {shlex.join(['python', *command[1:]])}"
+            )
+    return compared(sweep, folders)
+
+
+def _copy_training(source: Path, target: Path) -> None:
+    """Copies what a run has up to its trainings; an interrupted copy is made anew."""
+    run = RunFolder(source)
+    stages = STAGES[: STAGES.index("train") + 1]
+    wanted = [run.dataset_card, run.task, run.hindsight_card]
+    wanted += [path for stage in stages for path in (*run.products(stage), stamp_file(run, stage))]
+    unfinished = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for path in filter(Path.exists, wanted):
+        copy = unfinished / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            shutil.copytree(path, copy, dirs_exist_ok=True, ignore=_OF_RESULTS)
+        else:
+            shutil.copy2(path, copy)
+    unfinished.rename(target)
+
+
+# --- comparison ---------------------------------------------------------------------------------
+
+
+def compared(sweep: Sweep, folders: Mapping[str, Path]) -> SweepResult:
+    """Scores of all variants, tested against the first.
+
+    Args:
+        sweep: The variants.
+        folders: Label -> folder of a finished run.
+    """
+    runs = {label: RunFolder(path) for label, path in folders.items()}
+    evaluations = {label: Evaluation.read(run.evaluation) for label, run in runs.items()}
+    population = {}
+    for name in POPULATIONS:
+        of_first: dict[str, np.ndarray] = {}  # method -> rewards, of the first variant
+        rows = []
+        for variant in sweep.variants:
+            found = evaluations[variant.label].population[name]
+            for method, scores in found.methods.items():
+                own = _rewards(runs[variant.label], method, scores, name)
+                row = _row(variant, method, scores)
+                if variant is sweep.variants[0]:
+                    of_first[method] = own
+                elif variant.experiment == sweep.variants[0].experiment:
+                    other = of_first.get(method, next(iter(of_first.values())))
+                    row = _tested(row, own, other, found.references)
+                rows.append(row)
+        population[name] = _corrected(rows)
+    return SweepResult(sweep.name, sweep.question, sweep.axis, sweep.is_logarithmic, population)
+
+
+def _rewards(
+    run: RunFolder, method: str, scores: Scores, population: str
+) -> Float[np.ndarray, "seeds episodes"]:
+    rows = []
+    for training in scores.trainings:
+        dialogues = read_dialogues(run.unit_conversations(Unit(method, training.seed)))
+        rows.append([d.reward for d in dialogues if d.source["population"] == population])
+    return np.array(rows, float)
+
+
+def _row(variant: Variant, method: str, scores: Scores) -> Row:
+    return Row(
+        variant=variant.label,
+        method=method,
+        look=scores.look,
+        at=variant.at,
+        trainings=len(scores.trainings),
+        score=scores.normalized,
+        score_ci95=scores.normalized_ci95,
+    )
+
+
+def _tested(row: Row, own: np.ndarray, other: np.ndarray, references: References | None) -> Row:
+    """With the difference between two rows of rewards, human by human."""
+    both = min(own.shape[1], other.shape[1])  # fewer humans are the first ones of more
+    difference, p = compare(own[:, :both], other[:, :both], seed=0)
+    p_training = compare_trainings(own[:, :both], other[:, :both])
+    normalized = None if references is None else references.normalized_difference(difference)
+    return dataclasses.replace(row, difference=normalized, p=p, p_training=p_training)
+
+
+def _corrected(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """With Holm's correction, over the rows that were tested."""
+    for name in ("p", "p_training"):
+        p_values = [getattr(row, name) for row in rows]
+        adjusted = iter(holm([p for p in p_values if p is not None]))
+        rows = [
+            row if p is None else dataclasses.replace(row, **{f"{name}_holm": next(adjusted)})
+            for row, p in zip(rows, p_values, strict=True)
+        ]
+    return tuple(rows)
+
+
+# --- what is shown ------------------------------------------------------------------------------
+
+
+def table(result: SweepResult) -> Table:
+    """The scores for the terminal."""
+    made = Table(title=result.question, title_style="bold", caption=_about_tests(result))
+    for index, column in enumerate(_columns(result)):
+        made.add_column(column, justify="left" if index < 2 else "right")
+    for cells in _cells(result):
+        made.add_row(*cells)
+    return made
+
+
+def markdown(result: SweepResult) -> str:
+    """The scores as a page."""
+    columns = _columns(result)
+    marks = ["---", "---", *["---:"] * (len(columns) - 2)]
+    lines = [f"# {result.question}", "", f"| {' | '.join(columns)} |", f"| {' | '.join(marks)} |"]
+    lines += [f"| {' | '.join(cells)} |" for cells in _cells(result)]
+    return "\n".join([*lines, "", _about_tests(result), ""])
+
+
+def _columns(result: SweepResult) -> list[str]:
+    found = [result.axis or "variant", "method"]
+    for name in result.population:
+        found += [name, "difference"]
+    return found
+
+
+def _cells(result: SweepResult) -> Iterator[list[str]]:
+    for rows in zip(*result.population.values(), strict=True):
+        cells = [rows[0].variant, rows[0].look.title]
+        for row in rows:
+            cells += [_score(row), _difference(row)]
+        yield cells
+
+
+def _score(row: Row) -> str:
+    if row.score is None or row.score_ci95 is None:
+        return "–"
+    low, high = row.score_ci95
+    return f"{row.score:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _difference(row: Row) -> str:
+    p = row.p_holm if row.p_training_holm is None else row.p_training_holm
+    if row.difference is None or p is None:
+        return ""
+    return f"{row.difference:+.2f} ({'p < 0.001' if p < 0.001 else f'p = {p:.3f}'})"
+
+
+def _about_tests(result: SweepResult) -> str:
+    rows = [row for each in result.population.values() for row in each]
+    trainings = max(row.trainings for row in rows)
+    told = f"Normalized score, {trainings} training{'s' * (trainings > 1)} of each."
+    if all(row.p is None for row in rows):
+        return told
+    told += f" Differences are from {rows[0].variant}"
+    if len({row.method for row in rows if row.p is None}) > 1:
+        told += " with the same method"
+    if trainings > 1:
+        return f"{told}; p, after Holm's correction, says whether they would last in new trainings."
+    return (
+        f"{told}. With one training of each, intervals and p (after Holm's correction) speak of "
+        "other humans, not of new trainings."
+    )
+
+
+def draw(result: SweepResult):
+    """Scores with their intervals: along the axis, or one below the other; matplotlib `Figure`."""
+    from experiments.report.figures import style
+
+    with style.styled():
+        count = len(result.population)
+        kinds = _places(next(iter(result.population.values())))
+        height = 3.2 if result.axis else 0.8 + 0.34 * len(kinds)
+        panels = style.WIDE.panels(count, count, height, sharey=True, margin=0.9)
+        handles, looks = {}, {}
+        for axis, (name, rows) in zip(panels.all, result.population.items(), strict=True):
+            axis.set_title(f"{name} population")
+            for row in rows:
+                looks[row.method] = row.look
+            if result.axis:
+                handles |= _draw_curves(axis, result, rows)
+            else:
+                handles |= _draw_kinds(axis, rows, kinds)
+        if len(handles) > 1:
+            style.add_legend(panels.figure, handles, looks, style.WIDE)
+        if result.axis:
+            panels.all[0].set_ylabel("normalized score")
+        else:
+            labels = [style.plain(label, 40) for label, _ in kinds]
+            panels.all[0].set_yticks(range(len(kinds)), labels)
+            style.ink_labels(panels.all[0].get_yticklabels())
+            panels.all[0].set_ylim(len(kinds) - 0.4, -0.6)
+    return panels.figure
+
+
+def _places(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    return [(row.variant, row.method) for row in rows]
+
+
+def _draw_kinds(axis, rows: Sequence[Row], kinds: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    from experiments.report.figures import style
+
+    handles = {}
+    for line in (0.0, 1.0):  # the data's behaviours, the optimum
+        axis.axvline(line, color=style.MUTED, linestyle=style.DASHED, lw=1, zorder=1)
+    for row in rows:
+        if row.score is None or row.score_ci95 is None:
+            continue
+        place = kinds.index((row.variant, row.method))
+        axis.plot(row.score_ci95, [place, place], color=row.look.color, lw=2.4)
+        (handles[row.method],) = axis.plot(
+            row.score, place, row.look.marker, color=row.look.color, ms=7
+        )
+    axis.set_xlabel("normalized score")
+    return handles
+
+
+def _draw_curves(axis, result: SweepResult, rows: Sequence[Row]) -> dict[str, Any]:
+    from experiments.report.figures import style
+
+    handles = {}
+    axis.axhline(1.0, color=style.MUTED, linestyle=style.DASHED, lw=1, zorder=1)
+    for method in dict.fromkeys(row.method for row in rows):
+        own = [r for r in rows if r.method == method and r.score_ci95 is not None]
+        own.sort(key=lambda row: row.at)
+        if not own:
+            continue
+        look, at = own[0].look, [row.at for row in own]
+        low, high = zip(*(row.score_ci95 for row in own), strict=True)
+        axis.fill_between(at, low, high, color=look.color, alpha=0.15, lw=0)
+        (handles[method],) = axis.plot(
+            at, [row.score for row in own], f"{look.marker}-", color=look.color
+        )
+    if result.is_logarithmic:
+        axis.set_xscale("log")
+    axis.set_xlabel(result.axis)
+    return handles
