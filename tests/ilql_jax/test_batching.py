@@ -192,6 +192,12 @@ def test_one_per_row_keeps_order_and_fills_up_with_empty_rows():
     assert batches[-1].by_token.weight[1].sum() == 0
 
 
+def test_rows_have_slots_for_a_tenth_more_than_the_mean_in_eights():
+    """Here 64 · 5 / 7 = 45.7 agent tokens of a full row, and 64 · 2 / 7 = 18.3 utterances."""
+    packing = packing_for([make(TALK)] * 3, batch_rows=2, row_length=64)
+    assert (packing.actions_per_row, packing.utterances_per_row) == (56, 24)  # of 50 and 20
+
+
 def test_packing_leaves_little_room_unused():
     data = dataset(200)
     batches = make_batches(data, packing_for(data, 8, 128), seed=0)

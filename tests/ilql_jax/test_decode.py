@@ -126,6 +126,31 @@ def test_the_value_of_an_answer_is_that_of_its_context(params):
         assert answer.v == pytest.approx(float(model.state_value(hidden[0, -1])), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("utterance_q", "how"),
+    [("sum", DecodingConfig(candidates=2)), ("last", DecodingConfig(steering_strength=0.3))],
+    ids=["best of 2", "steered"],
+)
+def test_values_and_probabilities_are_those_of_the_words_read_at_once(params, utterance_q, how):
+    """In slots that are refilled, with a word that may not be said."""
+    shape = dataclasses.replace(MODEL, utterance_q=utterance_q)
+    allowed = np.arange(VOCAB) != 5
+    agent = Policy(shape, params, how, STOP, allowed, LONGEST, batch_size=2)
+    contexts = [words(i, 4 + 2 * i) for i in range(7)]
+    model = with_params(shape, params)
+    for context, answer in zip(contexts, agent.respond(contexts, range(7)), strict=True):
+        row = jnp.asarray(np.concatenate([context, answer.tokens]))[None]
+        hidden, of_values = model.hidden_states(row, jnp.ones_like(row), jnp.arange(row.size)[None])
+        states = slice(len(context) - 1, -1)  # before each word of the answer
+        said = np.arange(len(answer.tokens)), answer.tokens
+        logits = jnp.where(allowed, model.trunk.logits(hidden[0, states]), -jnp.inf)
+        q = model.q(of_values[0, states])[:, *said]  # of each head
+        log_prob = jax.nn.log_softmax(logits)[said]
+        assert answer.log_prob == pytest.approx(float(log_prob.sum()), abs=1e-3)
+        expected = jnp.min(q.sum(axis=1) if utterance_q == "sum" else q[:, -1])
+        assert answer.q == pytest.approx(float(expected), abs=1e-3)
+
+
 def test_a_slot_that_has_finished_is_refilled(params, monkeypatch):
     clocks = []
 

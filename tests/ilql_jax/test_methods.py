@@ -261,15 +261,19 @@ def test_cloning_is_the_mean_log_probability_weighted_by_clone(method):
 
 @KINDS
 def test_terms_are_divided_by_the_normalizers_they_are_given(credit, model_config):
-    """With gradient accumulation those of the whole batch, of which a loss sees a part."""
+    """With gradient accumulation those of the whole batch, of which a loss sees a part.
+
+    They may lie below 1, where little is cloned or credited.
+    """
     learned, progress = ILQL.configured(credit=credit), jnp.float32(PROGRESS)
     tokens, utterances, cloned = normalizers_of(BATCH)
-    larger = Normalizers(2 * tokens, 2 * utterances, 4 * cloned)
     _, metrics = metrics_of(learned, model_config, PARAMS, TARGET_PARAMS, progress)
-    _, divided = metrics_of(learned, model_config, PARAMS, TARGET_PARAMS, progress, larger)
-    for name in metrics.keys() - {"loss"}:
-        factor = 4 if name == "policy_loss" else 2
-        assert factor * float(divided[name]) == pytest.approx(float(metrics[name]), rel=1e-5)
+    for factor in (2.0, 1e-3):
+        given = Normalizers(factor * tokens, factor * utterances, 2 * factor * cloned)
+        _, divided = metrics_of(learned, model_config, PARAMS, TARGET_PARAMS, progress, given)
+        for name in metrics.keys() - {"loss"}:
+            times = 2 * factor if name == "policy_loss" else factor
+            assert times * float(divided[name]) == pytest.approx(float(metrics[name]), rel=1e-5)
 
 
 def test_filtered_cloning_keeps_the_best_in_order():

@@ -157,6 +157,8 @@ def test_returns_become_fractions_of_the_range():
     fractions = returns_as_fractions(data, QSFTConfig())
     assert [t.total_reward for t in fractions] == [1, 0, 0, 0]
     assert [t.total_reward for t in data] == [1, -3, -3, -3]
+    close = returns_as_fractions(every_episode(unit=1e-4), QSFTConfig())
+    assert [t.total_reward for t in close] == pytest.approx([1, 0, 0, 0])
     with pytest.raises(TrajectoryError, match="all 4 dialogues have the return 2"):
         returns_as_fractions(every_episode(unit=0.0, lowest=2.0), QSFTConfig())
 

@@ -114,6 +114,7 @@ def test_a_baseline_is_taken_from_every_return_and_value(level):
             values = np.random.default_rng(1).normal(size=len(plain.state)).astype(np.float32)
             traces = np.where(plain.boundary == END, 0.0, 0.6).astype(np.float32)
             expected = returns_of(plain, values, traces) + 7
+            assert not shifted.tail[plain.boundary != CUT].any()
             np.testing.assert_allclose(
                 returns_of(shifted, values + 7, traces), expected, rtol=1e-4, atol=1e-4
             )
