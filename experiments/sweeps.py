@@ -211,6 +211,7 @@ def main() -> None:
 
 def _run(arguments: list[str], console: Console) -> None:
     from experiments.report.figures import style
+    from experiments.report.tables import print_table, to_markdown
 
     parsed, overrides = flags.parse((SweepConfig,), arguments)
     if overrides:
@@ -224,9 +225,11 @@ def _run(arguments: list[str], console: Console) -> None:
     home = Path(config.workdir or f"runs/sweeps/{sweep.name}{small}")
     result = variants.run(sweep, home, console)
     result.write(home / f"{sweep.name}.json")
-    write_atomically(home / f"{sweep.name}.md", variants.markdown(result))
+    tables = variants.tables(result)
+    write_atomically(home / f"{sweep.name}.md", "\n\n".join(map(to_markdown, tables)) + "\n")
     write_atomically(home / f"{sweep.name}.png", style.to_png(variants.draw(result)))
-    console.print(variants.table(result))
+    for table in tables:
+        print_table(console, table)
     console.print(f"{home / sweep.name}.md, .json and .png have it, too.", highlight=False)
 
 

@@ -13,19 +13,21 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from rich.console import Console
-from rich.table import Table
 
 from experiments.evaluation import typed_json
 from experiments.evaluation.statistics import compare, compare_trainings, holm
 from experiments.evaluation.summary import STAGE, Bounds, Evaluation, References, Scores
 from experiments.looks import Look
+from experiments.report import tables as tables_of_runs
+from experiments.report import wording
+from experiments.report.tables import Cell, ResultTable
 from experiments.run_folder import STAGES, RunError, RunFolder, Unit
 from experiments.stamps import stamp_file
 from imagination.dialogue import read_dialogues
@@ -312,58 +314,37 @@ def _corrected(rows: Sequence[Row]) -> tuple[Row, ...]:
 # --- what is shown ------------------------------------------------------------------------------
 
 
-def table(result: SweepResult) -> Table:
-    """The scores for the terminal."""
-    made = Table(title=result.question, title_style="bold", caption=_about_tests(result))
-    for index, column in enumerate(_columns(result)):
-        made.add_column(column, justify="left" if index < 2 else "right")
-    for cells in _cells(result):
-        made.add_row(*cells)
-    return made
+def tables(result: SweepResult) -> list[ResultTable]:
+    """A table for each population, in the order of the variants."""
+    headers = (result.axis or "variant", "method", wording.NORMALIZED, "difference", "p")
+    return [
+        ResultTable(
+            name,
+            f"{result.question} {name.capitalize()} population",
+            headers,
+            tuple(_line(row) for row in rows),
+            (_about_tests(rows),),
+        )
+        for name, rows in result.population.items()
+    ]
 
 
-def markdown(result: SweepResult) -> str:
-    """The scores as a page."""
-    columns = _columns(result)
-    marks = ["---", "---", *["---:"] * (len(columns) - 2)]
-    lines = [f"# {result.question}", "", f"| {' | '.join(columns)} |", f"| {' | '.join(marks)} |"]
-    lines += [f"| {' | '.join(cells)} |" for cells in _cells(result)]
-    return "\n".join([*lines, "", _about_tests(result), ""])
-
-
-def _columns(result: SweepResult) -> list[str]:
-    found = [result.axis or "variant", "method"]
-    for name in result.population:
-        found += [name, "difference"]
-    return found
-
-
-def _cells(result: SweepResult) -> Iterator[list[str]]:
-    for rows in zip(*result.population.values(), strict=True):
-        cells = [rows[0].variant, rows[0].look.title]
-        for row in rows:
-            cells += [_score(row), _difference(row)]
-        yield cells
-
-
-def _score(row: Row) -> str:
-    if row.score is None or row.score_ci95 is None:
-        return "–"
-    low, high = row.score_ci95
-    return f"{row.score:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _difference(row: Row) -> str:
+def _line(row: Row) -> tables_of_runs.Row:
     p = row.p_holm if row.p_training_holm is None else row.p_training_holm
-    if row.difference is None or p is None:
-        return ""
-    return f"{row.difference:+.2f} ({'p < 0.001' if p < 0.001 else f'p = {p:.3f}'})"
+    difference = "" if row.difference is None else f"{row.difference:+.2f}"
+    cells = (
+        Cell(row.variant),
+        Cell(row.look.title),
+        Cell(wording.number(row.score), wording.interval(row.score_ci95)),
+        Cell(difference),
+        Cell("" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"),
+    )
+    return tables_of_runs.Row(f"{row.variant}/{row.method}", "method", cells)
 
 
-def _about_tests(result: SweepResult) -> str:
-    rows = [row for each in result.population.values() for row in each]
+def _about_tests(rows: Sequence[Row]) -> str:
     trainings = max(row.trainings for row in rows)
-    told = f"Normalized score, {trainings} training{'s' * (trainings > 1)} of each."
+    told = f"{trainings} training{'s' * (trainings > 1)} of each."
     if all(row.p is None for row in rows):
         return told
     told += f" Differences are from {rows[0].variant}"
@@ -446,6 +427,9 @@ def _draw_curves(axis, result: SweepResult, rows: Sequence[Row]) -> dict[str, An
             at, [row.score for row in own], f"{look.marker}-", color=look.color
         )
     if result.is_logarithmic:
+        places = sorted({row.at for row in rows})
         axis.set_xscale("log")
+        axis.set_xticks(places, [f"{at:,g}" for at in places])
+        axis.minorticks_off()
     axis.set_xlabel(result.axis)
     return handles

@@ -362,10 +362,11 @@ def _rich_cell(cell: Cell, row: Row) -> Text:
 
 def markdown(evaluation: Evaluation) -> str:
     """The tables of `print_results` as GitHub Markdown, for a README."""
-    return "\n\n".join(_markdown(table) for table in result_tables(evaluation)) + "\n"
+    return "\n\n".join(to_markdown(table) for table in result_tables(evaluation)) + "\n"
 
 
-def _markdown(table: ResultTable) -> str:
+def to_markdown(table: ResultTable) -> str:
+    """One table with its title and notes."""
     lines = [
         _line(table.headers),
         _line(["---"] + ["---" if h == "decoding" else "---:" for h in table.headers[1:]]),

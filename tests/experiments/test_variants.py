@@ -16,6 +16,7 @@ from rich.console import Console
 from experiments import variants
 from experiments.evaluation.summary import Evaluation
 from experiments.report.figures import style
+from experiments.report.tables import print_table, to_markdown
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.variants import Sweep, SweepResult, Variant
 from imagination.dialogue import Dialogue, Turn, write_dialogues
@@ -80,12 +81,15 @@ def test_rows_are_compared_with_the_first_variant_by_method_and_human(result):
 def test_it_is_written_and_shown(result, tmp_path: Path):
     result.write(tmp_path / "parts.json")
     assert SweepResult.read(tmp_path / "parts.json") == result
-    page = variants.markdown(result)
-    assert "| less | ILQL |" in page and "-0.36 (p < 0.001)" in page
-    assert "Differences are from whole with the same method" in page
-    console = Console(width=120, record=True)
-    console.print(variants.table(result))
-    assert "What do the parts do?" in console.export_text()
+    average, difficult = variants.tables(result)
+    page = to_markdown(average)
+    assert "| less | ILQL |" in page and "| -0.36 | < 0.001 |" in page
+    assert "Differences are from whole with the same method; p, after Holm's" in page
+    console = Console(width=100, record=True)
+    print_table(console, difficult)
+    shown = console.export_text()
+    assert "What do the parts do? Difficult population" in shown
+    assert max(map(len, shown.splitlines())) <= 100
     assert style.to_png(variants.draw(result))[1:4] == b"PNG"
 
 
