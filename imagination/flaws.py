@@ -6,6 +6,7 @@ import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from imagination.dialogue import Dialogue
 from imagination.languages import languages_of, speaks_another
@@ -32,11 +33,27 @@ WISHES = {
     NO_END: "The human has the last word, and it ends the conversation, not with a question.",
 }
 
+GRADUAL = "persona revealed gradually"
+CLOSING = "closing feeling fits the reward"
+
+# The two criteria of the paper (arXiv 2311.05584), in words for the critic and who rewrites.
+BUILT_IN = {
+    GRADUAL: (
+        "The human's hidden traits come out gradually, over several turns, in what the human "
+        "says and how they react. They are never recited, and not all told in one turn."
+    ),
+    CLOSING: (
+        "The human's feeling at the end of the dialogue fits the outcome: pleased, disappointed "
+        "or annoyed as its rating says, because of what was said before."
+    ),
+}
+
 LANGUAGE, EXAMPLES = "language", "examples"  # fields of a dialogue's source
 _OTHER = {"human": "agent", "agent": "human"}
 _SHORT = 3  # words of what may well be said twice ("Yes, please.")
 _RECITED = 6  # words in a row that nobody says by chance
 _SENTENCE = 4  # words of a whole criterion that nobody says by chance
+_LABEL = 5  # words before a colon, in a prompt, that nobody says by chance
 # Prompts whose instructions reach those who write the words of a dialogue.
 _PROMPTS = ("engine/human", "engine/agent", "engine/script", "engine/refine", "engine/behaviours")
 
@@ -97,13 +114,12 @@ def _names(speaker: str, task: Task) -> tuple[str, ...]:
 def _recited(dialogue: Dialogue, task: Task) -> str:
     examples = dialogue.source.get(EXAMPLES) or ()
     sentences = _sentences_of((*task.criteria, task.success, task.description, *examples))
+    instructions = _instructions(task.agent_role, task.human_role, tuple(task.criteria))
     for turn in dialogue.turns:
         words = f" {_words(turn.text)} "
-        if any(f" {sentence} " in words for sentence in sentences):
+        if any(f" {sentence} " in words for sentence in (*sentences, *instructions.labels)):
             return turn.text
-        if not _instructions(task.agent_role, task.human_role).isdisjoint(
-            _runs(words.split(), _RECITED)
-        ):
+        if not instructions.runs.isdisjoint(_runs(words.split(), _RECITED)):
             return turn.text
     return ""
 
@@ -113,20 +129,29 @@ def _sentences_of(texts: Iterable[str]) -> list[str]:
     return [sentence for sentence in sentences if len(sentence.split()) >= _SENTENCE]
 
 
+class _Instructions(NamedTuple):
+    """Words that are told to those who write a dialogue: runs of words, and labels."""
+
+    runs: frozenset[tuple[str, ...]]
+    labels: tuple[str, ...]
+
+
 @functools.cache
-def _instructions(agent_role: str, human_role: str) -> frozenset[tuple[str, ...]]:
-    """Runs of words in the prompts' fixed parts, and across the names of the two sides."""
+def _instructions(agent_role: str, human_role: str, criteria: tuple[str, ...]) -> _Instructions:
+    """The prompts' fixed parts, also across the names of the two sides, and all criteria."""
     # Here, so that a card of other dialogues needs no prompts.
     from imagination.prompts import read_versioned
 
     names = {"{{ task.agent_role }}": agent_role, "{{ task.human_role }}": human_role}
-    parts = []
+    parts = [*BUILT_IN.values(), *WISHES.values(), *criteria]
     for prompt in _PROMPTS:
         text = functools.reduce(
             lambda t, n: t.replace(n, names[n]), names, read_versioned(prompt)[1]
         )
         parts += re.split(r"\{[{%].*?[%}]\}|\n", text, flags=re.DOTALL)
-    return frozenset(run for part in parts for run in _runs(_words(part).split(), _RECITED))
+    runs = frozenset(run for part in parts for run in _runs(_words(part).split(), _RECITED))
+    labels = (_words(part) for part in parts if part.rstrip().endswith(":"))
+    return _Instructions(runs, tuple(each for each in labels if len(each.split()) >= _LABEL))
 
 
 def _runs(words: list[str], length: int) -> Iterator[tuple[str, ...]]:

@@ -10,7 +10,7 @@ import pydantic
 
 from imagination.dialogue import ROLE_OF_SPEAKER, Dialogue, Turn
 from imagination.engine.write import DialogueSpec, outcome_in_words
-from imagination.flaws import EXAMPLES, LANGUAGE, WISHES, flaws
+from imagination.flaws import BUILT_IN, EXAMPLES, LANGUAGE, WISHES, flaws
 from imagination.llm.play import play_script, script_schema
 from imagination.llm.requests import Request
 from imagination.llm.schemas import (
@@ -26,20 +26,6 @@ from imagination.task import Task
 from imagination.transcript import transcript
 
 REFINE = "engine/refine"
-GRADUAL = "persona revealed gradually"
-CLOSING = "closing feeling fits the reward"
-
-# The two criteria of the paper (arXiv 2311.05584), in words for the critic.
-BUILT_IN = {
-    GRADUAL: (
-        "The human's hidden traits come out gradually, over several turns, in what the human "
-        "says and how they react. They are never recited, and not all told in one turn."
-    ),
-    CLOSING: (
-        "The human's feeling at the end of the dialogue fits the outcome: pleased, disappointed "
-        "or annoyed as its rating says, because of what was said before."
-    ),
-}
 
 
 class Verdict(pydantic.BaseModel):

@@ -10,7 +10,7 @@ from imagination_client import TASK, FakeClient, failing_first_time, imagine
 
 from imagination import dataset_card
 from imagination.dialogue import Dialogue, Turn
-from imagination.engine.critique import CLOSING, GRADUAL
+from imagination.flaws import CLOSING, GRADUAL
 from imagination.prompts import load_prompt
 
 

@@ -25,10 +25,10 @@ from imagination.engine import (
     forecast_imagination,
     imagine_dialogues,
 )
-from imagination.engine.critique import CLOSING, GRADUAL
 from imagination.engine.task_from_prompt import PLACEHOLDER as DERIVE_PLACEHOLDER
 from imagination.engine.task_from_prompt import DerivedFields
 from imagination.engine.write import load_behaviours
+from imagination.flaws import CLOSING, GRADUAL
 from imagination.llm import Client, LLMConfig, LLMError
 from imagination.llm.play import Script
 from imagination.llm.schemas import EndableLine

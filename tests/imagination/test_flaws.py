@@ -40,6 +40,10 @@ HELLO = ("I want to buy a bicycle.", "What do you want it for?")
         ((*HELLO, "For the trails. Is it dear?"), (NO_END,)),
         (("A concrete bicycle is named.", "This one.", "Good."), (RECITES,)),
         ((f"1. You meet the {TASK.agent_role}, speak first.", "Hello.", "Bye."), (RECITES,)),
+        # As a small model wrote them once a critic had asked for more.
+        (("The human's feeling at the end of the dialogue fits.", "Oh.", "Yes."), (RECITES,)),
+        ((HELLO[0], "The human's hidden traits: mountains.", "Well."), (RECITES,)),
+        ((HELLO[0], "I sell in a small shop. How do you ride?", "Up hills."), ()),
         (
             (HELLO[0], "You give your full answer or best guess straight away.", "Well."),
             (RECITES,),
