@@ -34,7 +34,7 @@ def test_a_small_sweep_keeps_what_its_variants_set():
     sweep = sweeps.chosen(sweeps.SweepConfig(sweep="data", size="small"))
     words = variants.arguments(sweep, sweep.variants[1], Path("x"))
     assert [w for w in words if "imagination.dialogues" in w] == [
-        "--config.imagination.dialogues=500"
+        "--config.imagination.dialogues=1000"
     ]
 
 
