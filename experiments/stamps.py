@@ -21,6 +21,7 @@ from experiments.files import read_json_object, write_atomically
 from experiments.methods import file_digest
 from experiments.run_folder import STAGES, RunError, RunFolder, as_lists
 from ilql_jax.settings import REQUIRED, Settings, settings_of
+from imagination.engine.config import PURPOSES
 from imagination.llm.secrets import without_password
 
 # Fields of task.yaml among the settings. Where success begins may be set anew when there are
@@ -51,7 +52,7 @@ def check_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
     if not path.exists() or not products:
         return
     before, stamp = _read(path, products, stage), stamp_of(folder, stage, experiment)
-    now = dict(stamp.values)
+    before, now = _with_inherited(before, stamp.values), _with_inherited(stamp.values, before)
     # Settings that were added to the program since had their defaults.
     missing = {key for key in now.keys() - before.keys() if not _may_be_added(key)}
     before |= {key: stamp.defaults[key] for key in missing if key in stamp.defaults}
@@ -62,11 +63,12 @@ def check_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
             f"{folder.task} is gone, which {', '.join(products)} was made from. Put it back "
             f"({path} tells what it said), or give a new folder (--workdir=...)."
         )
-    differing = [
-        f"{_named(key, experiment)} was {before.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
+    changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    # What one setting says may hold for several models.
+    differing = dict.fromkeys(
+        f"{_named(key, experiment, before)} was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in changed
+    )
     if differing:
         raise RunError(
             f"{folder.path} was made from other settings ({stage}): {'; '.join(differing)}. "
@@ -225,7 +227,25 @@ def _of_task_file(folder: RunFolder, stage: str, experiment: Experiment) -> dict
 # --- names and files ----------------------------------------------------------------------------
 
 
-def _named(key: str, experiment: Experiment) -> str:
+# Models that have what is not set for them from another section.
+_INHERITS = {"evaluation.player": "evaluation"} | {
+    f"imagination.{purpose}": "imagination" for purpose in PURPOSES
+}
+
+
+def _inherited_from(key: str) -> str:
+    """The key whose value holds where this one is not set; "" = none."""
+    section, of_llm, name = key.partition(".llm.")
+    return f"{_INHERITS[section]}.llm.{name}" if of_llm and section in _INHERITS else ""
+
+
+def _with_inherited(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """The settings, with those of `keys` that hold by another."""
+    sources = {key: _inherited_from(key) for key in keys if key not in values}
+    return {**values, **{key: values[other] for key, other in sources.items() if other in values}}
+
+
+def _named(key: str, experiment: Experiment, before: Mapping[str, Any]) -> str:
     """The key as on the command line."""
     if key.startswith(_TASK):
         return key
@@ -234,7 +254,11 @@ def _named(key: str, experiment: Experiment) -> str:
     section, of_llm, name = key.partition(".llm.")
     if of_llm:
         own = functools.reduce(operator.getitem, section.split("."), experiment.settings)
-        is_own = bool(own.get(name))  # another model than config.llm
+        is_own = bool(own.get(name))  # another model than that of the section above
+        if other := _inherited_from(key):
+            if not is_own and before.get(key) == before.get(other):
+                return _named(other, experiment, before)
+            is_own = True
         return f"config.{section if is_own else 'llm'}.{name}"
     return f"config.{key.replace('decoding.by_method.', 'decoding.')}"
 

@@ -117,3 +117,25 @@ def test_another_model_is_told_by_the_section_that_names_it(tmp_path: Path):
     with pytest.raises(RunError, match=r"config\.imagination\.model was 'm', now 'n'"):
         other = experiment(**imagines, llm__model="m", imagination__model="n")
         check_stage(folder, "imagine", other)
+
+
+def test_models_of_purposes_are_told_once_and_by_the_section_that_names_them(tmp_path: Path):
+    imagines = {"imagination__engine": "anthropic", "imagination__dialogues": 10}
+    imagines |= {"llm__model": "m", "llm__temperature": 0.5}
+    folder = RunFolder(tmp_path)
+    critic = {"imagination__critic__model": "c"}
+    begin_stage(folder, "imagine", experiment(**imagines, **critic))
+    folder.dialogues.write_text("{}\n")
+    check_stage(folder, "imagine", experiment(**imagines, **critic))
+    for changes, told in (
+        ({**critic, "llm__temperature": 0.7}, ["config.llm.temperature was 0.5, now 0.7"]),
+        ({}, ["config.imagination.critic.model was 'c', now 'm'"]),
+        (
+            {**critic, "imagination__human__model": "h"},
+            ["config.imagination.human.model was 'm', now 'h'"],
+        ),
+    ):
+        with pytest.raises(RunError) as refused:
+            check_stage(folder, "imagine", experiment(**imagines | changes))
+        listed = str(refused.value).split("(imagine): ")[1].split(". Give a new folder")[0]
+        assert listed.split("; ") == told
