@@ -138,17 +138,25 @@ def test_values_and_probabilities_are_those_of_the_words_read_at_once(params, ut
     agent = Policy(shape, params, how, STOP, allowed, LONGEST, batch_size=2)
     contexts = [words(i, 4 + 2 * i) for i in range(7)]
     model = with_params(shape, params)
-    for context, answer in zip(contexts, agent.respond(contexts, range(7)), strict=True):
-        row = jnp.asarray(np.concatenate([context, answer.tokens]))[None]
+
+    @jax.jit
+    def read(row):
         hidden, of_values = model.hidden_states(row, jnp.ones_like(row), jnp.arange(row.size)[None])
-        states = slice(len(context) - 1, -1)  # before each word of the answer
-        said = np.arange(len(answer.tokens)), answer.tokens
-        logits = jnp.where(allowed, model.trunk.logits(hidden[0, states]), -jnp.inf)
-        q = model.q(of_values[0, states])[:, *said]  # of each head
-        log_prob = jax.nn.log_softmax(logits)[said]
-        assert answer.log_prob == pytest.approx(float(log_prob.sum()), abs=1e-3)
-        expected = jnp.min(q.sum(axis=1) if utterance_q == "sum" else q[:, -1])
-        assert answer.q == pytest.approx(float(expected), abs=1e-3)
+        return model.trunk.logits(hidden[0]), model.q(of_values[0])
+
+    for context, answer in zip(contexts, agent.respond(contexts, range(7)), strict=True):
+        row = np.zeros((1, 32), np.int32)  # what comes later is not seen
+        length = len(context) + len(answer.tokens)
+        row[0, :length] = np.concatenate([context, answer.tokens])
+        states = np.arange(len(context) - 1, length - 1)  # before each word of the answer
+        logits, q = map(np.asarray, read(row))
+        logits = np.where(allowed, logits, -np.inf)
+        log_prob = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        expected = log_prob[states, answer.tokens].sum()
+        assert answer.log_prob == pytest.approx(expected, abs=1e-3)
+        shares = q[:, states, answer.tokens]  # of each head
+        expected = np.min(shares.sum(axis=1) if utterance_q == "sum" else shares[:, -1])
+        assert answer.q == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_slot_that_has_finished_is_refilled(params, monkeypatch):

@@ -260,6 +260,7 @@ def test_difficult_personas_are_rare_but_there(world: World):
     assert 0.05 < share <= 0.2
 
 
+@SMALL_FIRST
 def test_listening_is_what_is_rewarded(world: World):
     found = reference_values(world)
     limit = 0.15 if world.name in FOR_HINDSIGHT else 0.0
