@@ -255,10 +255,10 @@ def _named(key: str, experiment: Experiment, before: Mapping[str, Any]) -> str:
     if of_llm:
         own = functools.reduce(operator.getitem, section.split("."), experiment.settings)
         is_own = bool(own.get(name))  # another model than that of the section above
-        if other := _inherited_from(key):
-            if not is_own and before.get(key) == before.get(other):
+        if (other := _inherited_from(key)) and not is_own:
+            if before.get(key) == before.get(other):
                 return _named(other, experiment, before)
-            is_own = True
+            is_own = True  # it was
         return f"config.{section if is_own else 'llm'}.{name}"
     return f"config.{key.replace('decoding.by_method.', 'decoding.')}"
 

@@ -181,9 +181,9 @@ SWEEPS: Mapping[str, Callable[[bool], Sweep]] = {
 class SweepConfig(Settings):
     """Choice of a sweep and its size."""
 
-    sweep: str = setting("Which one.", choices=tuple(SWEEPS))
+    sweep: str = setting("Name of the sweep.", choices=tuple(SWEEPS))
     size: str = setting(
-        "full, as documented results are; or small: a third of dialogues and steps.",
+        "full: the default run of the experiment; small: a third of its dialogues and steps.",
         "full",
         choices=("full", "small"),
     )

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from rich.console import Console
 
 from experiments.evaluation import typed_json
-from experiments.evaluation.statistics import compare, compare_trainings, holm
+from experiments.evaluation.statistics import compare, compare_trainings, holm, paired
 from experiments.evaluation.summary import STAGE, Bounds, Evaluation, References, Scores
 from experiments.looks import Look
 from experiments.report import tables as tables_of_runs
@@ -292,9 +292,9 @@ def _row(variant: Variant, method: str, scores: Scores) -> Row:
 
 def _tested(row: Row, own: np.ndarray, other: np.ndarray, references: References | None) -> Row:
     """With the difference between two rows of rewards, human by human."""
-    both = min(own.shape[1], other.shape[1])  # fewer humans are the first ones of more
-    difference, p = compare(own[:, :both], other[:, :both], seed=0)
-    p_training = compare_trainings(own[:, :both], other[:, :both])
+    own, other = paired(own, other)
+    difference, p = compare(own, other, seed=0)
+    p_training = compare_trainings(own, other)
     normalized = None if references is None else references.normalized_difference(difference)
     return dataclasses.replace(row, difference=normalized, p=p, p_training=p_training)
 
@@ -364,14 +364,13 @@ def draw(result: SweepResult):
 
     with style.styled():
         count = len(result.population)
-        kinds = _places(next(iter(result.population.values())))
+        first = next(iter(result.population.values()))
+        kinds = [(row.variant, row.method) for row in first]
         height = 3.2 if result.axis else 0.8 + 0.34 * len(kinds)
         panels = style.WIDE.panels(count, count, height, sharey=True, margin=0.9)
-        handles, looks = {}, {}
+        handles, looks = {}, {row.method: row.look for row in first}
         for axis, (name, rows) in zip(panels.all, result.population.items(), strict=True):
             axis.set_title(f"{name} population")
-            for row in rows:
-                looks[row.method] = row.look
             if result.axis:
                 handles |= _draw_curves(axis, result, rows)
             else:
@@ -386,10 +385,6 @@ def draw(result: SweepResult):
             style.ink_labels(panels.all[0].get_yticklabels())
             panels.all[0].set_ylim(len(kinds) - 0.4, -0.6)
     return panels.figure
-
-
-def _places(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    return [(row.variant, row.method) for row in rows]
 
 
 def _draw_kinds(axis, rows: Sequence[Row], kinds: Sequence[tuple[str, str]]) -> dict[str, Any]:

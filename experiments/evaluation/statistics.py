@@ -204,7 +204,7 @@ def pairwise_tests(
     """
     records: list[dict[str, Any]] = []
     for a, b in combinations(scores_by_method, 2):
-        scores_a, scores_b = _pair(scores_by_method[a], scores_by_method[b])
+        scores_a, scores_b = paired(scores_by_method[a], scores_by_method[b])
         record = {"a": a, "b": b, "episodes": scores_a.shape[1]}
         record |= dict.fromkeys(("difference", "p", "p_training"))
         if record["episodes"]:
@@ -219,8 +219,8 @@ def pairwise_tests(
     return records
 
 
-def _pair(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The columns in which neither lacks a score."""
+def paired(scores_a: np.ndarray, scores_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The columns in which neither lacks a score; fewer episodes are the first ones of more."""
     episodes = min(scores_a.shape[1], scores_b.shape[1])
     scores_a, scores_b = scores_a[:, :episodes], scores_b[:, :episodes]
     both = ~(np.isnan(scores_a).any(axis=0) | np.isnan(scores_b).any(axis=0))

@@ -171,18 +171,13 @@ WITH_SNIPPETS = [p for p in pages.PAGES if pages.snippets(p) and p.name not in R
 
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=by_page)
 def test_snippets_run(page: Path, workspace: Workspace):
-    workspace.execute(["-c", shorter(pages.snippets(page))])
-
-
-def shorter(snippets: str) -> str:
-    """With a training of a few steps."""
-    return re.sub(r"TrainConfig\(steps=\d+", "TrainConfig(steps=8", snippets)
+    workspace.execute(["-c", pages.shorter(pages.snippets(page))])
 
 
 @pytest.mark.slow
 def test_the_example_of_the_main_page_finds_all_points(workspace: Workspace):
     snippets = pages.snippets(ROOT / "README.md")
-    assert shorter(snippets) != snippets
+    assert pages.shorter(snippets) != snippets
     digits = [int(word) for word in re.findall(r"\d+", workspace.execute(["-c", snippets]))]
     # As its comment says: rising digits, and the stop token.
     assert digits[-1] == 9 and len(digits) == 6

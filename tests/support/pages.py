@@ -21,6 +21,11 @@ _BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 _FILE_NAME = re.compile(r"# (\w+\.py)\n")
 
 
+def shorter(text: str) -> str:
+    """Snippets with trainings of a few steps."""
+    return re.sub(r"TrainConfig\(steps=\d+", "TrainConfig(steps=8", text)
+
+
 def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
