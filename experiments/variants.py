@@ -249,6 +249,7 @@ def compared(sweep: Sweep, folders: Mapping[str, Path]) -> SweepResult:
     """
     runs = {label: RunFolder(path) for label, path in folders.items()}
     evaluations = {label: Evaluation.read(run.evaluation) for label, run in runs.items()}
+    rewards = {label: _rewards(runs[label], each) for label, each in evaluations.items()}
     population = {}
     for name in POPULATIONS:
         of_first: dict[str, np.ndarray] = {}  # method -> rewards, of the first variant
@@ -256,7 +257,7 @@ def compared(sweep: Sweep, folders: Mapping[str, Path]) -> SweepResult:
         for variant in sweep.variants:
             found = evaluations[variant.label].population[name]
             for method, scores in found.methods.items():
-                own = _rewards(runs[variant.label], method, scores, name)
+                own = rewards[variant.label][name, method]
                 row = _row(variant, method, scores)
                 if variant is sweep.variants[0]:
                     of_first[method] = own
@@ -269,13 +270,17 @@ def compared(sweep: Sweep, folders: Mapping[str, Path]) -> SweepResult:
 
 
 def _rewards(
-    run: RunFolder, method: str, scores: Scores, population: str
-) -> Float[np.ndarray, "seeds episodes"]:
-    rows = []
-    for training in scores.trainings:
-        dialogues = read_dialogues(run.unit_conversations(Unit(method, training.seed)))
-        rows.append([d.reward for d in dialogues if d.source["population"] == population])
-    return np.array(rows, float)
+    run: RunFolder, evaluation: Evaluation
+) -> dict[tuple[str, str], Float[np.ndarray, "seeds episodes"]]:
+    """Population and method -> rewards, nan where nobody rated."""
+    found: dict[tuple[str, str], list[list[float | None]]] = {}
+    for method, scores in evaluation.population[POPULATIONS[0]].methods.items():
+        for training in scores.trainings:
+            dialogues = read_dialogues(run.unit_conversations(Unit(method, training.seed)))
+            for name in POPULATIONS:
+                own = [d.reward for d in dialogues if d.source["population"] == name]
+                found.setdefault((name, method), []).append(own)
+    return {key: np.array(rows, float) for key, rows in found.items()}
 
 
 def _row(variant: Variant, method: str, scores: Scores) -> Row:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from imagination.criteria import BUILT_IN
 from imagination.dialogue import Dialogue
 from imagination.languages import languages_of, speaks_another
 from imagination.task import Task
@@ -31,21 +32,6 @@ WISHES = {
     NAMES_PERSONA: "The human never names hidden traits; they show in reactions, bit by bit.",
     OTHER_LANGUAGE: "Both sides speak the language that is asked for.",
     NO_END: "The human has the last word, and it ends the conversation, not with a question.",
-}
-
-GRADUAL = "persona revealed gradually"
-CLOSING = "closing feeling fits the reward"
-
-# The two criteria of the paper (arXiv 2311.05584), in words for the critic and who rewrites.
-BUILT_IN = {
-    GRADUAL: (
-        "The human's hidden traits come out gradually, over several turns, in what the human "
-        "says and how they react. They are never recited, and not all told in one turn."
-    ),
-    CLOSING: (
-        "The human's feeling at the end of the dialogue fits the outcome: pleased, disappointed "
-        "or annoyed as its rating says, because of what was said before."
-    ),
 }
 
 LANGUAGE, EXAMPLES = "language", "examples"  # fields of a dialogue's source

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import pydantic
 
+from imagination.criteria import BUILT_IN
 from imagination.dialogue import ROLE_OF_SPEAKER, Dialogue, Turn
 from imagination.engine.write import DialogueSpec, outcome_in_words
-from imagination.flaws import BUILT_IN, EXAMPLES, LANGUAGE, WISHES, flaws
+from imagination.flaws import EXAMPLES, LANGUAGE, WISHES, flaws
 from imagination.llm.play import play_script, script_schema
 from imagination.llm.requests import Request
 from imagination.llm.schemas import (

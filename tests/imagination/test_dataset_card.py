@@ -9,8 +9,8 @@ import pytest
 from imagination_client import TASK, FakeClient, failing_first_time, imagine
 
 from imagination import dataset_card
+from imagination.criteria import CLOSING, GRADUAL
 from imagination.dialogue import Dialogue, Turn
-from imagination.flaws import CLOSING, GRADUAL
 from imagination.prompts import load_prompt
 
 

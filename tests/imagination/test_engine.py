@@ -17,6 +17,7 @@ from imagination_client import TASK, FakeClient, failing_first_time, imagine, se
 from messages_server import MessagesServer
 
 from imagination import dataset_card
+from imagination.criteria import CLOSING, GRADUAL
 from imagination.dialogue import Dialogue
 from imagination.engine import (
     EngineConfig,
@@ -28,7 +29,6 @@ from imagination.engine import (
 from imagination.engine.task_from_prompt import PLACEHOLDER as DERIVE_PLACEHOLDER
 from imagination.engine.task_from_prompt import DerivedFields
 from imagination.engine.write import load_behaviours
-from imagination.flaws import CLOSING, GRADUAL
 from imagination.llm import Client, LLMConfig, LLMError
 from imagination.llm.play import Script
 from imagination.llm.schemas import EndableLine
