@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import warm_start
 import yaml
-from launching import ROOT, TINY, command, flattened, launch, write_corpus
+from launching import TINY, command, flattened, launch, write_corpus
 
 from ilql_jax.checkpoint import read_metadata
 from ilql_jax.models.hugging_face.write import load_network
@@ -131,19 +130,15 @@ def killed_in_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _kill(folder: Path, sign: Path, lines: int = 1) -> None:
     """Starts the run, and kills it when this file has so many lines."""
-    process = subprocess.Popen(
-        command(f"--workdir={folder}", *TINY),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    process = warm_start.start(
+        command(f"--workdir={folder}", *TINY), env=os.environ | {"JAX_PLATFORMS": "cpu"}
     )
     deadline = time.monotonic() + 300
     while not _has_content(sign, lines):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
 
 
@@ -313,9 +308,7 @@ def test_broken_dialogues_are_told_before_training(
 
 def test_a_second_process_keeps_out(tmp_path: Path):
     folder = tmp_path / "run"
-    first = subprocess.Popen(
-        command(f"--workdir={folder}", *TINY), cwd=ROOT, stdout=subprocess.DEVNULL
-    )
+    first = warm_start.start(command(f"--workdir={folder}", *TINY), env=os.environ)
     try:
         while not (folder / "config.yaml").exists():
             assert first.poll() is None

@@ -9,15 +9,14 @@ import json
 import math
 import os
 import shutil
-import signal
-import subprocess
 import time
 from pathlib import Path
 
 import evaluations
 import pytest
+import warm_start
 from hindsight_llm import BETTER, HindsightLLM
-from launching import ROOT, TINY, command, flattened, launch, write_corpus
+from launching import TINY, command, flattened, launch, write_corpus
 from messages_server import MessagesServer
 from rich.console import Console
 
@@ -153,12 +152,8 @@ def test_pairs_of_which_none_fits_are_told(monkeypatch, run_folder):
 def test_a_killed_round_goes_on_to_the_same_bytes(finished: Path, tmp_path: Path):
     folder = _with_dialogues_of(finished, tmp_path / "killed")
     asked = (f"--workdir={folder}", *LOOKING_BACK, "--config.hindsight.error_rate=0.2")
-    process = subprocess.Popen(
-        command(*asked, "--stage=regenerate"),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    process = warm_start.start(
+        command(*asked, "--stage=regenerate"), env=os.environ | {"JAX_PLATFORMS": "cpu"}
     )
     journal = folder / "hindsight" / "round1.chunks.jsonl"
     deadline = time.monotonic() + 120
@@ -166,7 +161,7 @@ def test_a_killed_round_goes_on_to_the_same_bytes(finished: Path, tmp_path: Path
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert not (folder / "hindsight" / "round2.jsonl").exists()
     if journal.exists():  # as if it had been killed in the middle of a line

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -112,17 +111,11 @@ def test_a_run_that_was_killed_goes_on_to_the_same_dataset(finished, llm, tmp_pa
     folder = tmp_path / "killed"
     with MessagesServer(llm, seed=2) as server:
         arguments = ("--stage=imagine", "--config.llm.max_in_flight=4")
-        process = subprocess.Popen(
-            command(folder, server.url, *arguments),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=ROOT,
-            env=environment(),
-        )
+        process = warm_start.start(command(folder, server.url, *arguments), env=environment())
         deadline = time.monotonic() + 120
         while sum(server.answered.values()) < 300 and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
         assert not (folder / "dialogues.jsonl").exists()
         result = launch(folder, server.url, *arguments)
