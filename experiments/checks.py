@@ -80,6 +80,12 @@ def _check_methods(experiment: Experiment, config: ConfigDict) -> None:
                 f"config.methods: {each.name} learns from pairs, so it needs a reference policy: "
                 "let its METHOD name one as starts_from, e.g. 'bc'."
             )
+        if experiment.data.importance_weights and each.rounds and not each.learns_from_pairs:
+            raise ConfigError(
+                f"config.data.importance_weights is true, but {each.name} learns from regenerated "
+                "dialogues too, whose personas are inferred and of no known probability. Set it to "
+                "false, or leave this method out of config.methods."
+            )
     for each in experiment.library.values():
         for decoding in each.decodings:
             try:

@@ -97,6 +97,12 @@ class DataConfig(Settings):
         "agent",
         choices=LOSS_ON,
     )
+    importance_weights: bool = setting(
+        "Dialogues count in every loss, but that of pairs, as if their personas were drawn from "
+        "the prior: a dialogue's weight is the prior probability of its persona over its share of "
+        "the dialogues.",
+        False,
+    )
     max_reward: float = setting(
         "Donations above this are capped (persuasionforgood).", 2.0, above=0
     )

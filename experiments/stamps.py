@@ -106,13 +106,15 @@ def stamp_of(folder: RunFolder, stage: str, experiment: Experiment) -> Stamp:
 
 Pairs = dict[str, tuple[Any, Any]]
 
+HOW_LEARNED = ("loss_on", "importance_weights")  # of `config.data`: they change training alone
+
 
 def _of_imagine(experiment: Experiment) -> Pairs:
     data, task, imagination = experiment.data, experiment.task, experiment.imagination
     pairs = {"seed": (experiment.seed, 0), "data.source": (data.source, "world")}
     pairs |= _pairs("task", task)
     if data.source != "world":
-        return pairs | _pairs("data", data, leave_out=("loss_on",))
+        return pairs | _pairs("data", data, leave_out=HOW_LEARNED)
     engine = "world" if imagination.llm is None else "anthropic"
     pairs |= {
         "imagination.engine": (engine, "world"),
@@ -142,7 +144,9 @@ def _of_regenerate(experiment: Experiment) -> Pairs:
 
 def _of_train(experiment: Experiment) -> Pairs:
     pairs = _pairs("tokenizer", experiment.tokenizer)
-    pairs["data.loss_on"] = (experiment.data.loss_on, "agent")
+    defaults = {field.name: field.default for field in dataclasses.fields(experiment.data)}
+    for name in HOW_LEARNED:
+        pairs[f"data.{name}"] = (getattr(experiment.data, name), defaults[name])
     pairs |= _pairs("train", experiment.train) | _pairs("train", experiment.batches)
     for kind in SECTIONS["model"]:
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}

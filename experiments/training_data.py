@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 
 from experiments.build import Experiment, Network
@@ -27,6 +28,7 @@ from ilql_jax.models.hugging_face.read import find, read_config
 from ilql_jax.preferences import packing_for_pairs
 from imagination.chat_formats import LossOn
 from imagination.dialogue import Dialogue, place_of, read_dialogues
+from imagination.persona_sampling import PRIOR_PROBABILITY, importance_weights
 from imagination.tokenization import DialogueTokenizer
 
 CUT_OFF = 0.01  # share of utterances longer than an agent may speak that is worth telling
@@ -38,8 +40,9 @@ def check_dialogues(
     """Returns the run's tokenizer, after checking that all dialogues can be learned from.
 
     Raises:
-        RunError: A dialogue is too long, of another task, has the id of another or no part; or none
-            is learned from, or all have the reward 0.
+        RunError: A dialogue is too long, of another task, has the id of another or no part, or the
+            probability of its persona is asked for and unknown; or none is learned from, or all
+            have the reward 0.
         TrajectoryError: It breaks another rule.
     """
     check_words(experiment.network, dialogues)
@@ -50,11 +53,35 @@ def check_dialogues(
         tokenizer = make_tokenizer(experiment, [d for d in dialogues if is_for_training(d)])
         for note in tokenizer.notes(dialogues):
             console.print(note, markup=False, highlight=False)
+    if experiment.data.importance_weights:
+        _tell_weights([d for d in dialogues if is_for_training(d)], console)
     trajectories = tokenizer.trajectories(dialogues, loss_on=experiment.data.loss_on)
     _check_rewards(experiment, trajectories)
     check_lengths(experiment.network, trajectories, experiment.speaking.max_utterance, console)
     packing(experiment.batches, experiment.network.max_positions, trajectories)
     return tokenizer
+
+
+def _tell_weights(dialogues: list[Dialogue], console: Console) -> None:
+    """Tells what is left of the data when it is weighted to the prior of its personas."""
+    weights = _weights_of(dialogues)
+    effective = float(weights.sum() ** 2 / (weights**2).sum())
+    console.print(
+        f"Weighted to the prior of their personas by {weights.min():.2g} to {weights.max():.2g}, "
+        f"{len(dialogues):,} dialogues are worth {effective:,.0f}."
+    )
+
+
+def _weights_of(dialogues: list[Dialogue]) -> Float[np.ndarray, " dialogues"]:
+    weights = importance_weights(dialogues)
+    if weights is None:
+        unknown = next(d for d in dialogues if not d.source.get(PRIOR_PROBABILITY, 0) > 0)
+        raise RunError(
+            f"dialogue {unknown.id}: source.{PRIOR_PROBABILITY} is "
+            f"{unknown.source.get(PRIOR_PROBABILITY)}, but must be above 0 where dialogues are "
+            "weighted by it. Set it in every dialogue, or config.data.importance_weights=false."
+        )
+    return weights
 
 
 def _check_rewards(experiment: Experiment, trajectories: list[Trajectory]) -> None:
@@ -189,14 +216,29 @@ class TrainingData:
 
     @classmethod
     def load(
-        cls, folder: RunFolder, max_positions: int, rounds: int = 0, loss_on: LossOn = "agent"
+        cls,
+        folder: RunFolder,
+        max_positions: int,
+        rounds: int = 0,
+        loss_on: LossOn = "agent",
+        importance_weights: bool = False,
     ) -> TrainingData:
-        """Tokenizes the originals, and those of so many rounds of hindsight that fit."""
+        """Tokenizes the originals, and those of so many rounds of hindsight that fit.
+
+        Raises:
+            RunError: Weights are asked for, and an original does not say how probable its persona
+                is.
+        """
         originals = [d for d in read_dialogues(folder.dialogues) if is_for_training(d)]
         tokenizer = load_tokenizer(folder)
         scale = reward_scale(originals)
         made = regenerated(folder, tokenizer, rounds, scale, loss_on)
         trajectories = tokenizer.trajectories(originals, scale, loss_on)
+        if importance_weights:
+            trajectories = [
+                dataclasses.replace(trajectory, weight=float(weight))
+                for trajectory, weight in zip(trajectories, _weights_of(originals), strict=True)
+            ]
         trajectories += [each for each in made if fits(each, max_positions)]
         return cls(trajectories, tokenizer, scale)
 

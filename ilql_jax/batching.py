@@ -30,7 +30,8 @@ class Batch(NamedTuple):
         positions: int32 [B, T], counted from 0 in each dialogue.
         by_token: Transitions [B, A], one per agent token.
         by_utterance: Transitions [B, U], one per agent utterance.
-        clone_weight: float32 [B, A], weight of each agent token's cloning loss; 0 = padding.
+        clone_weight: float32 [B, A], weight of each agent token's cloning loss, with that
+            of its dialogue; 0 = padding.
     """
 
     tokens: Int[Array, "batch time"]
@@ -219,7 +220,7 @@ def to_element(trajectory: Trajectory, packing: PackingConfig) -> dict[str, np.n
     """A trajectory as the packer takes it: named arrays, indices counted from its start."""
     element = {
         "tokens": np.asarray(trajectory.tokens, np.int32),
-        "clone_weight": trajectory.clone_weight[trajectory.is_action],
+        "clone_weight": trajectory.weight * trajectory.clone_weight[trajectory.is_action],
     }
     by_token = token_transitions(trajectory, packing.token_discount, packing.baseline)
     by_utterance = utterance_transitions(trajectory, packing.utterance_discount, packing.baseline)
@@ -260,7 +261,7 @@ def token_transitions(
         reward=trajectory.rewards[at],
         next_state=following,
         boundary=np.where(following == at, SAME_UTTERANCE, NEXT_UTTERANCE),
-        weight=trajectory.credited[at],
+        weight=trajectory.weight * trajectory.credited[at],
     )
 
 
@@ -282,7 +283,7 @@ def utterance_transitions(
         reward=np.add.reduceat(trajectory.rewards, first),
         next_state=np.append(start[1:], len(trajectory.tokens) - 1),
         boundary=np.full(len(first), NEXT_UTTERANCE),
-        weight=np.logical_or.reduceat(trajectory.credited, first),
+        weight=trajectory.weight * np.logical_or.reduceat(trajectory.credited, first),
     )
 
 

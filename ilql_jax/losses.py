@@ -39,8 +39,9 @@ class Transitions(NamedTuple):
         reward: float32, received on it.
         next_state: int32, index of the hidden state of the next decision (of the same dialogue).
         discount: float32, γ, or 0 at a terminal end.
-        weight: float32, 1 where values learn from the decision; 0 where they do not, though
-            returns pass through it, and where the slot is padding.
+        weight: float32, that of the dialogue (1 in most data) where values learn from the
+            decision; 0 where they do not, though returns pass through it, and where the slot is
+            padding.
         boundary: int32, what lies between this decision and the next: `SAME_UTTERANCE`,
             `NEXT_UTTERANCE` (the human spoke), `END` (of the dialogue) or `CUT` (the dialogue goes
             on, but not in this row).

@@ -36,10 +36,10 @@ class PreferencePair:
         """Returns itself, or raises `TrajectoryError` if the two do not make a pair."""
         before = []
         for half in (self.chosen, self.rejected):
-            if half.clone is not None or half.credit is not None:
+            if half.clone is not None or half.credit is not None or half.weight != 1:
                 raise TrajectoryError(
-                    f"{half.name}: clone or credit is given, but a pair is learned from as a "
-                    "whole; leave both None."
+                    f"{half.name}: clone, credit or weight is given, but a pair is learned from as "
+                    "a whole, and counts once; leave them as they are by default."
                 )
             at = np.flatnonzero(half.validate().is_action)
             if at[-1] - at[0] >= len(at):

@@ -39,6 +39,9 @@ class Trajectory:
         credit: bool [T], true where the values learn from the decision, false wherever the agent
             did not write; None = every agent token. An utterance is credited if one of its tokens
             is.
+        weight: Factor of all that is learned from it, above 0: with weight 2 it counts as if it
+            were there twice. For data that was drawn otherwise than it should be learned from
+            (importance sampling).
         episode: The whole episode that this is a window of (see `windows.py`); None = this is a
             whole episode.
         start: Index of the window's first token in the episode.
@@ -51,6 +54,7 @@ class Trajectory:
     name: str = "trajectory"
     clone: Float[np.ndarray, " time"] | None = None
     credit: Bool[np.ndarray, " time"] | None = None
+    weight: float = 1.0
     episode: Trajectory | None = None
     start: int = 0
 
@@ -61,7 +65,7 @@ class Trajectory:
 
     @property
     def clone_weight(self) -> Float[np.ndarray, " time"]:
-        """Weight of each token's cloning loss, float32."""
+        """Weight of each token's cloning loss, float32, but for that of the dialogue."""
         return np.asarray(self.is_action if self.clone is None else self.clone, np.float32)
 
     @property
@@ -111,6 +115,11 @@ class Trajectory:
             )
         self._check_clone()
         self._check_credit()
+        if not (np.isfinite(self.weight) and self.weight > 0):
+            self._fail(
+                f"weight is {self.weight}, but must be finite and above 0; drop dialogues that "
+                "should not count"
+            )
         if not self.clone_weight.any() and not self.credited.any():
             self._fail("clone and credit leave no token to learn from; drop it")
         if self.episode is not None:

@@ -93,6 +93,7 @@ def _window(trajectory: Trajectory, start: int, end: int, first_own: int) -> Tra
         name=f"{trajectory.name}[{start}:{end}]",
         clone=trajectory.clone_weight[part] * is_own,
         credit=trajectory.credited[part] & is_own,
+        weight=trajectory.weight,
         episode=trajectory,
         start=start,
     )

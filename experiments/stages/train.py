@@ -167,7 +167,8 @@ def train_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -
     mesh = sharding.make_mesh(experiment.mesh) if experiment.is_on_mesh else None
     limit = experiment.network.max_positions
     rounds = 0 if method.learns_from_pairs else method.rounds
-    data = TrainingData.load(folder, limit, rounds, experiment.data.loss_on)
+    chosen = experiment.data
+    data = TrainingData.load(folder, limit, rounds, chosen.loss_on, chosen.importance_weights)
     shape = method.method.network_for(experiment.network.shape(data.tokenizer.vocab_size))
     start_from = pretrained_start(experiment.network, shape, seed, mesh)
     before = method.method.starts_from

@@ -98,7 +98,8 @@ def conservative_loss(
         if model.config.utterance_q == "last":
             tokens, weight = batch.by_utterance, batch.by_utterance.weight
         else:
-            length = jnp.maximum(sum_by_utterance(weight, batch), 1.0)
+            credited = (weight > 0).astype(weight.dtype)
+            length = jnp.maximum(sum_by_utterance(credited, batch), 1.0)
             weight = weight * of_own_utterance(1 / length, batch)
 
     states = gather(hidden, tokens.state)

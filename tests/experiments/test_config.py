@@ -66,6 +66,10 @@ def test_what_travels_survives_the_way_to_another_process():
         ({"seeds": 0}, r"config\.seeds is 0"),
         ({"method__mc__credit": "sentence"}, r"config\.method\.mc\.credit is 'sentence'"),
         ({"methods": ("bc", "dpo", "bc")}, "name each method once"),
+        (
+            {"methods": ("bc", "ilql_hindsight1"), "data__importance_weights": True},
+            r"config\.data\.importance_weights is true, but ilql_hindsight1 learns",
+        ),
         ({"methods": ("dpo",)}, "dpo goes on from the bc of its seed"),
         ({"train__freeze_trunk": True}, r"config\.train\.freeze_trunk is True, but bc learns"),
         (

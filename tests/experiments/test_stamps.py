@@ -75,6 +75,7 @@ def test_whom_to_imagine_holds_for_the_data_that_is_there(tmp_path: Path):
         ({"model__compute_dtype": "bfloat16"}, r"config\.model\.compute_dtype"),
         ({"seed": 5}, r"config\.seed was 0, now 5"),
         ({"data__loss_on": "agent_last"}, r"config\.data\.loss_on"),
+        ({"data__importance_weights": True}, r"config\.data\.importance_weights"),
         ({"task__world": "travel"}, r"config\.task\.world was 'teaching', now 'travel'"),
     ],
 )

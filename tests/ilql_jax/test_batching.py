@@ -345,8 +345,9 @@ def test_weights_count_credited_decisions_and_cloning_has_its_own():
 
 
 def losses_of(talk, params, method, **fields):
-    """Metrics of one trajectory alone under a method."""
-    batch = next(make_batches([talk], PackingConfig(1, 8, 8, 4), seed=0))
+    """Metrics of one trajectory, or of several in a row each, under a method."""
+    talks = talk if isinstance(talk, list) else [talk]
+    batch = next(one_per_row(talks, PackingConfig(len(talks), 8, 8, 4)))
     shape = dataclasses.replace(MODEL, utterance_q="sum" if method == "ilql" else "last")
     model = with_params(shape, params)
     learned = METHODS[method].configured(**fields)
@@ -359,6 +360,29 @@ def losses_of(talk, params, method, **fields):
         normalizers=normalizers_of(batch),
     )
     return {name: float(value) for name, value in metrics.items()}, batch, model
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("bc", {}),
+        ("mc", {"cql_weight": 0.3}),
+        ("rwft", {}),
+        ("ilql", {"credit": "token", "cql_weight": 0.3, "awac_temperature": 0.5}),
+        ("ilql", {"credit": "utterance", "cql_weight": 0.3, "awac_temperature": 0.5}),
+    ],
+)
+def test_a_dialogue_of_weight_two_counts_as_if_it_were_there_twice(params, method, fields):
+    rewards = [0, 1, 0, 0, 0, 0, 0.5]
+    talk = make(TALK, rewards=rewards, clone=CLONE, credit=CREDIT)
+    other = make([0, 1, 1, 1, 0, 0, 0], rewards=[0, 0, 0, 1, 0, 0, 0])
+    heavy = dataclasses.replace(talk, weight=2.0)
+    (twice, *_), (once, *_) = (
+        losses_of(data, params, method, **fields) for data in ([talk, other, talk], [heavy, other])
+    )
+    assert once == pytest.approx(twice, rel=1e-5)
+    plain, *_ = losses_of([talk, other], params, method, **fields)
+    assert plain["loss"] != pytest.approx(twice["loss"], rel=1e-3)
 
 
 def test_the_policys_loss_is_a_mean_weighted_by_clone(params):
@@ -436,6 +460,8 @@ def with_field(**fields):
             with_field(rewards=np.float32([0, 0, 0, 2.5, 0, 0, 0])),
             r"rewards\[3\] is 2.5, but token 3",
         ),
+        (with_field(weight=0.0), "weight is 0.0, but must be finite and above 0"),
+        (with_field(weight=float("nan")), "weight is nan"),
         (with_field(rewards=np.zeros(6, np.float32)), r"\(7,\), \(7,\), \(6,\)"),
         (with_field(tokens=np.zeros(7, np.float32)), "tokens must be integers.*float32"),
         (with_field(is_action=np.ones(7, np.int32)), "is_action bool, got int32 and int32"),
