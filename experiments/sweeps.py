@@ -9,6 +9,7 @@ its folder. Each variant is a run of its own there, with its report.
 
 gain       choosing by Q, advantage weights, bootstrapping, the credit of a token: what each adds
 coverage   share of difficult humans among those who are imagined
+personas   whom to imagine: balanced, evenly, as they come; and balanced, but weighted back
 data       number of imagined dialogues
 steps      length of the training
 width      width of the network
@@ -80,6 +81,22 @@ def coverage(is_small: bool) -> Sweep:
         "imagination.difficult_share",
         (0.4, 0.0, 0.12, 0.25, 0.6),
         settings={"imagination.personas": "balanced"},
+    )
+
+
+def personas(is_small: bool) -> Sweep:
+    """Ways to choose whom to imagine; weights tell what is seen often from what counts much."""
+    ilql, key = {"methods": "ilql"}, "imagination.personas"
+    balanced = ilql | {key: "balanced"}
+    return Sweep(
+        "personas",
+        "Whom to imagine?",
+        (
+            Variant("balanced", balanced),
+            Variant("balanced, weighted back", balanced | {"data.importance_weights": True}),
+            Variant("each as often", ilql | {key: "uniform"}),
+            Variant("as they come", ilql | {key: "prior"}),
+        ),
     )
 
 
@@ -173,7 +190,7 @@ def _along(
 
 
 SWEEPS: Mapping[str, Callable[[bool], Sweep]] = {
-    each.__name__: each for each in (gain, coverage, data, steps, width, methods)
+    each.__name__: each for each in (gain, coverage, personas, data, steps, width, methods)
 }
 
 
