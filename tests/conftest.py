@@ -31,7 +31,7 @@ _OWN_FOLDER = warm_start.make_folder()
 # suite takes a twentieth less time.
 gc.set_threshold(7_000, 100, 100)
 
-_LONG = ("test_sharding.py", "test_simulation.py")  # two minutes and more, besides whole runs
+_LONG = ("test_sharding.py", "test_simulation.py")  # a minute and more
 
 
 def pytest_unconfigure():
@@ -43,8 +43,21 @@ def pytest_unconfigure():
 
 
 def pytest_collection_modifyitems(items):
-    """Long files first: they must not be left for a single process at the end."""
-    items.sort(key=lambda item: ("runs" not in item.path.parts, item.path.name not in _LONG))
+    """Long files first: they must not be left for a single process at the end.
+
+    Before whole runs those that need no program: the process that forks these is not ready yet.
+    """
+    items.sort(key=lambda item: (item.path.name not in _LONG, not _is_run(item)))
+
+
+def pytest_collection_finish(session):
+    """Begins what whole runs need as soon as a process knows that it has some to do."""
+    if any(map(_is_run, session.items)) and not session.config.option.collectonly:
+        warm_start.begin()
+
+
+def _is_run(item) -> bool:
+    return "runs" in item.path.parts
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -166,8 +166,8 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _connection() -> socket.socket:
-    """A connection to the process that forks, which the first who asks starts."""
+def begin() -> None:
+    """Starts the process that forks, unless somebody has; it gets ready beside the first tests."""
     folder = Path(os.environ[FOLDER])
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -179,10 +179,17 @@ def _connection() -> socket.socket:
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
                 start_new_session=True,
             )
-            while not (folder / "socket").exists():
-                assert process.poll() is None, "the process that forks did not start"
-                time.sleep(0.05)
             (folder / "pid").write_text(str(process.pid))
+
+
+def _connection() -> socket.socket:
+    """A connection to the process that forks, once it is ready."""
+    begin()
+    folder = Path(os.environ[FOLDER])
+    end = time.monotonic() + 300
+    while not (folder / "socket").exists():
+        assert time.monotonic() < end, "the process that forks did not start"
+        time.sleep(0.05)
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(str(folder / "socket"))
     return connection
