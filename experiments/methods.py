@@ -107,7 +107,10 @@ def load_own(file: str) -> Method:
     Raises:
         MethodError: The file cannot be used; the message says why.
     """
-    return load_method(file)
+    try:
+        return load_method(file)
+    except MethodError as error:
+        raise MethodError(f"config.methods: {error}") from error
 
 
 def own_files(entries: Iterable[str]) -> tuple[str, ...]:

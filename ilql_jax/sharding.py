@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from ilql_jax.errors import UserError
-from ilql_jax.settings import Settings, setting
+from ilql_jax.settings import SettingError, Settings, setting
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that a batch's rows are split over
@@ -69,7 +69,7 @@ class MeshConfig(Settings):
     """Number of devices along each axis of the mesh; one may be -1: all that are left.
 
     Raises:
-        MeshError: A size that cannot be.
+        SettingError: A size that cannot be, or more than one axis left open.
     """
 
     data: int = setting(
@@ -83,9 +83,12 @@ class MeshConfig(Settings):
         for axis in AXES:
             size = getattr(self, axis)
             if size < 1 and size != -1:
-                raise MeshError(f"mesh.{axis} is {size}, but must be at least 1, or -1.")
-        if [getattr(self, axis) for axis in AXES].count(-1) > 1:
-            raise MeshError(f"{self} leaves more than one axis open; only one may be -1.")
+                raise SettingError(axis, size, "must be at least 1, or -1")
+        left_open = [axis for axis in AXES if getattr(self, axis) == -1]
+        if len(left_open) > 1:
+            raise SettingError(
+                left_open[1], -1, f"{left_open[0]} is open (-1) too; only one may be -1"
+            )
 
     @property
     def is_single(self) -> bool:
@@ -98,7 +101,8 @@ class HostsConfig(Settings):
     """Rendezvous of the hosts of a cluster.
 
     Raises:
-        MeshError: A host without a coordinator, or the other way round.
+        SettingError: A host without a coordinator, an address of another form, or an index beyond
+            the number of processes.
     """
 
     coordinator: str = setting(
@@ -117,21 +121,20 @@ class HostsConfig(Settings):
     def __post_init__(self):
         super().__post_init__()
         if self.coordinator in ("", "auto"):
-            if (self.processes, self.id) != (1, 0):
-                raise MeshError(
-                    f"processes is {self.processes} and id {self.id}, but coordinator is "
-                    f"{self.coordinator!r}: give the host:port of process 0."
-                )
+            for name, alone in (("processes", 1), ("id", 0)):
+                if (value := getattr(self, name)) != alone:
+                    raise SettingError(
+                        name,
+                        value,
+                        f"must be {alone} while coordinator is {self.coordinator!r}: give the "
+                        "host:port of process 0",
+                    )
             return
         if not re.fullmatch(r".+:\d+", self.coordinator):
-            raise MeshError(
-                f"coordinator is {self.coordinator!r}, but must be host:port, auto, or empty."
-            )
+            raise SettingError("coordinator", self.coordinator, "must be host:port, auto, or empty")
         if not 0 <= self.id < self.processes:
-            raise MeshError(
-                f"id is {self.id}, but must lie in [0, {self.processes - 1}] for {self.processes} "
-                "processes."
-            )
+            problem = f"must lie in [0, {self.processes - 1}] for {self.processes} processes"
+            raise SettingError("id", self.id, problem)
 
 
 def start_hosts(config: HostsConfig) -> None:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from ilql_jax import losses
 from ilql_jax.decode import Steer
-from ilql_jax.errors import UserError
+from ilql_jax.errors import UserError, shown
 from ilql_jax.models import ModelConfig
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.settings import Settings, setting
@@ -195,9 +195,13 @@ def read_method(path: str | Path, taken: Collection[str]) -> Method:
         MethodError: No such file, it raises, it defines no `METHOD` or one that is no `Method`, or
             its name is taken.
     """
-    path = Path(path).expanduser().resolve()
-    if not path.is_file():
-        raise MethodError(f"{path}: no such file. Name a .py file that defines METHOD.")
+    try:
+        path = Path(path).expanduser().resolve()
+        is_file = path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, a null character, an unknown ~user
+        is_file = False
+    if not is_file:
+        raise MethodError(f"{shown(path, 300)}: no such file. Name a .py file that defines METHOD.")
     # A name of its own for each file: dataclasses look their module up by it.
     name = f"method_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)

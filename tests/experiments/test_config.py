@@ -100,7 +100,7 @@ def test_what_travels_survives_the_way_to_another_process():
             r"config\.model\.hidden_size is 6, but must be a multiple",
         ),
         ({"decoding__bc": ("greedy, best of 4",)}, r"config\.decoding\.bc: decoding 'greedy, best"),
-        ({"mesh__data": 0}, r"config\.mesh: mesh\.data is 0"),
+        ({"mesh__data": 0}, r"config\.mesh\.data is 0"),
         ({"imagination__model": "m"}, r"config\.imagination\.model is for an LLM"),
     ],
 )

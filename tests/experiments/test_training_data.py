@@ -1,4 +1,4 @@
-"""What training makes of a run's dialogues: weights by the prior of their personas."""
+"""Dialogues as training takes them: weights by the prior of their personas."""
 
 import io
 
