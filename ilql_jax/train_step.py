@@ -205,7 +205,10 @@ def averaged_groups(method: Method, params: Params) -> Params:
 
 def abstract_state(model_config: ModelConfig, method: Method, config: TrainConfig) -> TrainState:
     """Shapes and dtypes of the training state."""
-    return jax.eval_shape(lambda: init_state(model_config, method, config, 0))
+    # From the parameters' shapes, which are known once traced: their initialization is the slow
+    # part of tracing a fresh state.
+    shapes = abstract_params(model_config)
+    return jax.eval_shape(lambda start: init_state(model_config, method, config, 0, start), shapes)
 
 
 def abstract_frozen(model_config: ModelConfig, config: TrainConfig) -> Params | None:

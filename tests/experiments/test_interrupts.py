@@ -81,7 +81,10 @@ def signals_its_parent(number: int, report) -> None:
     time.sleep(60)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_while_workers_work(number, status, capfd):
     """Sent by one of them as it begins, while the other may still start."""
     with pytest.raises(SystemExit) as ended, launch.told_errors() as console:

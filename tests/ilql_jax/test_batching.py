@@ -365,10 +365,14 @@ def losses_of(talk, params, method, **fields):
 @pytest.mark.parametrize(
     ("method", "fields"),
     [
-        ("bc", {}),
-        ("mc", {"cql_weight": 0.3}),
+        pytest.param("bc", {}, marks=pytest.mark.slow),
+        pytest.param("mc", {"cql_weight": 0.3}, marks=pytest.mark.slow),
         ("rwft", {}),
-        ("ilql", {"credit": "token", "cql_weight": 0.3, "awac_temperature": 0.5}),
+        pytest.param(
+            "ilql",
+            {"credit": "token", "cql_weight": 0.3, "awac_temperature": 0.5},
+            marks=pytest.mark.slow,
+        ),
         ("ilql", {"credit": "utterance", "cql_weight": 0.3, "awac_temperature": 0.5}),
     ],
 )

@@ -18,7 +18,7 @@ def close(actual, expected, tolerance=1e-5):
 
 ROWS, SLOTS, WIDTH, WORDS = 2, 7, 3, 11
 # Of two rows with seven slots each, one, two, three and all slots at a time.
-CHUNKS = pytest.mark.parametrize("size", [1, 4, 6, 1000])
+CHUNKS = pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 4, 6, 1000])
 
 
 def chunk_arguments():

@@ -323,7 +323,13 @@ def policy(params, decoding, **fields):
     return Policy(config, params, how, **(options | fields))
 
 
-@pytest.mark.parametrize("decoding", ["sampled", "sampled at 0.8, steered by 2, best of 3"])
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        pytest.param("sampled", marks=pytest.mark.slow),
+        "sampled at 0.8, steered by 2, best of 3",
+    ],
+)
 def test_an_answer_does_not_depend_on_who_else_is_in_the_batch(params, decoding):
     many = [*CONTEXTS, *CONTEXTS[::-1], CONTEXTS[0]]
     seeds = [11, 12, 13, 14, 15, 16, 17]

@@ -169,7 +169,7 @@ def test_values_while_decoding_are_those_of_reading_it_back(kind):
         np.testing.assert_allclose(scores.log_prob.sum(), samples.log_prob[0, n], atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["linear", "tied"])
+@pytest.mark.parametrize("kind", [pytest.param("linear", marks=pytest.mark.slow), "tied"])
 def test_checkpoints_hold_the_kind(kind, tmp_path):
     params = train(DATA, MODELS[kind], ILQL, TRAIN, PACKING, 0, tmp_path)
     saved = restore_params(tmp_path, MODELS[kind])

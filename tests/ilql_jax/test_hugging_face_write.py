@@ -50,7 +50,7 @@ def logits(config, params, row):
 
 @pytest.mark.parametrize(
     "config",
-    [OURS, pytest.param(LLAMA, marks=pytest.mark.slow), SCANNED],
+    [OURS, *(pytest.param(each, marks=pytest.mark.slow) for each in (LLAMA, SCANNED))],
     ids=["ours", "llama", "scanned"],
 )
 def test_transformers_computes_the_same_logits_and_loading_back_the_same_values(config, tmp_path):

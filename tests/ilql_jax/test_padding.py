@@ -58,7 +58,7 @@ def setting_of(name):
     return jax.value_and_grad(loss), small_networks.random_params(config, 0.3)
 
 
-@pytest.mark.parametrize("name", ["mlp", "tied"])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("tied", marks=pytest.mark.slow)])
 def test_loss_and_gradients_are_those_without_padding(name, monkeypatch):
     function, params = setting_of(name)
     with for_gpu():

@@ -117,7 +117,7 @@ def bases(tmp_path_factory):
 # --- adapters -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("llama", marks=pytest.mark.slow), "scan"])
 def test_a_network_with_fresh_adapters_computes_what_the_one_without_does(bases, name):
     plain, adapted = ModelConfig(DECODERS[name], 8), with_adapters(DECODERS[name])
     without, params = (start_of(bases[name], each) for each in (plain, adapted))
@@ -131,7 +131,13 @@ def test_a_network_with_fresh_adapters_computes_what_the_one_without_does(bases,
 
 
 @pytest.mark.parametrize(
-    ("name", "value_trunk"), [*((name, "shared") for name in DECODERS), ("llama", "separate")]
+    ("name", "value_trunk"),
+    [
+        ("gpt2", "shared"),
+        ("llama", "shared"),
+        pytest.param("scan", "shared", marks=pytest.mark.slow),
+        pytest.param("llama", "separate", marks=pytest.mark.slow),
+    ],
 )
 def test_merged_adapters_and_their_export_compute_the_same(tmp_path, name, value_trunk):
     config = with_adapters(DECODERS[name], lora_scale=0.5)

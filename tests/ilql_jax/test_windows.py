@@ -51,7 +51,9 @@ def returns_in(window, level, discount, traces, next_values=None):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("length", [12, 17, 30, 50, 1000])
+@pytest.mark.parametrize(
+    "length", [12, 17, *(pytest.param(each, marks=pytest.mark.slow) for each in (30, 50)), 1000]
+)
 @pytest.mark.parametrize("context", [0, 5, None])
 def test_monte_carlo_returns_are_those_of_the_whole_episode(level, length, context):
     whole = episode()

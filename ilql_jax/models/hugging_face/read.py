@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from ilql_jax.errors import shown
-from ilql_jax.models.actor_critic import copy_for_values, init_params
+from ilql_jax.models.actor_critic import abstract_params, copy_for_values, init_params
 from ilql_jax.models.config import DecoderConfig, ModelConfig, Params
 from ilql_jax.models.decoder import Decoder
 from ilql_jax.models.hugging_face.families import (
@@ -170,7 +170,8 @@ def start_params(
         # XLA removes the trunks, which are not used.
         return {name: x for name, x in init_params(config, seed).items() if name in ("q", "v")}
 
-    shardings = {name: under(sharding, name) for name in jax.eval_shape(heads)}
+    names = [name for name in abstract_params(config) if name in ("q", "v")]
+    shardings = {name: under(sharding, name) for name in names}
     trunk = load_trunk(folder, config.decoder, under(sharding, "trunk"), seed)
     started = {"trunk": trunk, **jax.jit(heads, out_shardings=shardings)()}
     if config.value_trunk == "separate":
@@ -241,13 +242,13 @@ def name_of(path: Any) -> str:
 
 def trunk_shapes(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of the trunk's parameters by path."""
-    return dict(_trunk_shapes(config))
+    return flat(_abstract_trunk(config))
 
 
 @functools.cache
-def _trunk_shapes(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def _abstract_trunk(config: DecoderConfig) -> Params:
     """Traces a trunk once per shape: it takes a tenth of a second to seconds."""
-    return flat(jax.eval_shape(lambda: _fresh_trunk(config)))
+    return jax.eval_shape(lambda: _fresh_trunk(config))
 
 
 def _fresh_trunk(config: DecoderConfig, seed: int = 0) -> Params:
@@ -362,7 +363,7 @@ def _load(
         for name, (path, layout) in table.items()
     }
     vocabulary = checkpoint.vocab_size, wanted.vocab_size
-    shapes = jax.eval_shape(lambda: _fresh_trunk(wanted))
+    shapes = _abstract_trunk(wanted)
     layout = for_each(sharding, shapes)
     adapters = _fresh_adapters(wanted, layout, seed)
 
