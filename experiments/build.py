@@ -27,6 +27,7 @@ from experiments.config import (
     HindsightConfig,
     ImaginerConfig,
     LLMOverride,
+    RoundsConfig,
     RunConfig,
     SpeakingConfig,
     TaskConfig,
@@ -99,6 +100,7 @@ class Imagination:
         engine: Settings of an LLM that imagines; None = the embedded world does.
         llm: The LLM; None = the embedded world.
         models: Purpose (critic, judge, human) -> its LLM, where it has one of its own.
+        rounds: Settings of rounds in which trained agents take part.
     """
 
     dialogues: int
@@ -106,6 +108,7 @@ class Imagination:
     engine: EngineConfig | None = None
     llm: LLMConfig | None = None
     models: Mapping[str, LLMConfig] = dataclasses.field(default_factory=dict)
+    rounds: RoundsConfig = dataclasses.field(default_factory=RoundsConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +188,20 @@ class Experiment:
     def rounds(self) -> int:
         """Rounds of hindsight that the methods need; 0 = none."""
         return rounds_of(self.methods)
+
+    @property
+    def imagination_rounds(self) -> int:
+        """Rounds of imagination that the methods need; 0 = none."""
+        return max(each.imagination_rounds for each in self.methods)
+
+    def decoding_of_rounds(self, method: TrainedMethod) -> DecodingConfig:
+        """Decoding of the agent that takes part in a method's rounds of imagination.
+
+        Raises:
+            PolicyError: The text of the settings is none.
+        """
+        text = self.imagination.rounds.round_decoding
+        return DecodingConfig.parse(text) if text else method.decodings[0]
 
     @property
     def imagines_with_llm(self) -> bool:
@@ -382,13 +399,14 @@ def _imagination(config: ConfigDict) -> Imagination:
     sampling = _make(PersonaSampling, config.imagination, "imagination")
     more = {"seed": config.seed, "sampling": sampling}
     engine = _make(EngineConfig, config.imagination, "imagination", **more)
+    rounds = _make(RoundsConfig, config.imagination, "imagination")
     if imaginer.engine == "world" or config.data.source != "world":
-        return Imagination(engine.dialogues, sampling)
+        return Imagination(engine.dialogues, sampling, rounds=rounds)
     llm, models = _llm(config, "imagination"), {}
     for purpose in PURPOSES:
         if set_of(config.imagination[purpose]):
             models[purpose] = _llm(config, f"imagination.{purpose}", like=llm)
-    return Imagination(engine.dialogues, sampling, engine, llm, models)
+    return Imagination(engine.dialogues, sampling, engine, llm, models, rounds)
 
 
 def _hindsight(config: ConfigDict) -> HindsightSettings:

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.build import Experiment, build, errors_of, set_of
-from experiments.config import TASK_FIELDS, ConfigError, WorldHindsightConfig
+from experiments.config import TASK_FIELDS, ConfigError, RoundsConfig, WorldHindsightConfig
 from experiments.methods import TrainedMethod, in_order
 from experiments.metrics import check_backends
 from experiments.provenance import accelerators
@@ -61,6 +61,7 @@ def check(
     _check_imagination(experiment, config)
     _check_world(experiment, judged)
     _check_hindsight(experiment, config)
+    _check_rounds_of_imagination(experiment, config)
     _check_evaluation(experiment, config)
     _check_speaking(experiment)
     if trained:
@@ -229,6 +230,40 @@ def _check_hindsight(experiment: Experiment, config: ConfigDict) -> None:
             f"those of {whose}, which no embedded world can look back on. Set "
             "config.hindsight.engine=anthropic and config.llm.model, or leave these methods out."
         )
+
+
+def _check_rounds_of_imagination(experiment: Experiment, config: ConfigDict) -> None:
+    """Somebody has to talk with the agents, and these have to speak in a way that they can."""
+    given = _changed(config.imagination, RoundsConfig)
+    if given and not experiment.imagination_rounds:
+        raise ConfigError(
+            f"config.imagination.{given[0]} is about rounds of imagination, but no method of "
+            f"config.methods ({', '.join(experiment.run.methods)}) learns from them; add one such "
+            "as ilql_imagination1."
+        )
+    learners = [each for each in experiment.methods if each.imagination_rounds]
+    if not learners:
+        return
+    what = f"config.methods is {config.methods}, which asks for rounds of imagination, but"
+    if experiment.data.source != "world":
+        raise ConfigError(
+            f"{what} the dialogues are those of {experiment.data.source}, and nobody is there to "
+            "talk with the agents. Leave these methods out."
+        )
+    if experiment.imagines_with_llm and experiment.evaluation.config.human != "prompted":
+        raise ConfigError(
+            f"{what} the humans of the dialogues are played by an LLM, and those who would talk "
+            "with the agents are not. Set config.evaluation.human=prompted, or leave these methods "
+            "out."
+        )
+    if experiment.machine.coordinator:
+        raise ConfigError(
+            f"{what} several hosts (config.machine) only train. Leave these methods out, or train "
+            "on one host."
+        )
+    for each in learners:
+        with errors_of("imagination.round_decoding"):
+            each.method.check_decoding(experiment.decoding_of_rounds(each))
 
 
 def _changed(section: ConfigDict, kind: type) -> list[str]:

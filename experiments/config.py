@@ -147,6 +147,24 @@ class ImaginerConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
+class RoundsConfig(Settings):
+    """Rounds of imagination, in which a trained agent takes part. Held only where a method learns
+    from them (ilql_imagination1)."""
+
+    round_dialogues: int = setting(
+        "Conversations that an agent holds in a round of imagination, to learn from.",
+        4000,
+        least=1,
+        most=10_000_000,
+    )
+    round_decoding: str = setting(
+        "Decoding of the agent in a round of imagination, e.g. 'sampled at 0.6, best of 16'; "
+        "empty = the first that is tried for its method.",
+        "",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class LLMOverride(Settings):
     """Another model than `config.llm` for one purpose; empty or 0 = as there."""
 
@@ -366,7 +384,7 @@ SECTIONS: dict[str, tuple[type[Settings], ...]] = {
     "data": (DataConfig,),
     "task": (TaskConfig,),
     "llm": (LLMConfig, AnswersConfig),
-    "imagination": (ImaginerConfig, EngineConfig, PersonaSampling, LLMOverride),
+    "imagination": (ImaginerConfig, EngineConfig, PersonaSampling, RoundsConfig, LLMOverride),
     **{f"imagination.{purpose}": (LLMOverride,) for purpose in PURPOSES},
     "hindsight": (HindsightConfig, WorldHindsightConfig, LLMHindsightConfig, LLMOverride),
     "tokenizer": (TokenizerConfig,),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +29,53 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         error.filename = error.filename or str(path)  # a full disk's error names none
         raise
     partial.replace(path)
+
+
+Write = Callable[[Iterable[str]], None]
+
+
+@contextlib.contextmanager
+def written_in_chunks(path: Path, chunk: int) -> Iterator[tuple[int, Write]]:
+    """Opens a JSON Lines file that is written chunk by chunk, and goes on with one begun before.
+
+    A killed process loses at most one chunk: until the end, what there is lies beside the file.
+
+    Args:
+        path: The file.
+        chunk: Lines that are made together.
+
+    Yields:
+        The lines that are there already, and a function that writes those of a chunk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    done = _keep_whole_chunks(partial, chunk)
+    with partial.open("a", encoding="utf-8") as file:
+
+        def write(lines: Iterable[str]) -> None:
+            file.write("".join(lines))
+            file.flush()
+
+        yield done, write
+    partial.replace(path)
+
+
+def _keep_whole_chunks(partial: Path, chunk: int) -> int:
+    """Cuts an unfinished file back to whole chunks and returns how many lines it holds."""
+    if not partial.exists():
+        return 0
+    lines = partial.read_bytes().split(b"\n")[:-1]  # what follows the last newline is cut off
+    whole = next((i for i, line in enumerate(lines) if not _is_whole(line)), len(lines))
+    keep = whole - whole % chunk
+    os.truncate(partial, sum(len(line) + 1 for line in lines[:keep]))
+    return keep
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Title, colour and marker of each method in tables and figures.
 
 Trained methods bring theirs (`ilql_jax.methods.METHODS`, or a `Method` of somebody's own); prompted
-agents have them here. A method with rounds of hindsight, `ilql_hindsight1`, derives its look from
-the method that it is named after. One without a colour gets a colour that depends on its name
-alone. The evaluation keeps the looks with its results, so that a report needs nothing else.
+agents have them here. A method with rounds of hindsight or of imagination, `ilql_hindsight1`,
+derives its look from the method that it is named after. One without a colour gets a colour that
+depends on its name alone. The evaluation keeps the looks with its results, so that a report needs
+nothing else.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from collections.abc import Iterable, Mapping
 from ilql_jax.methods import METHODS, Method
 
 _MARKERS = "osD^pvPX*hd"
-_HINDSIGHT_MARKERS = {1: "<", 2: ">"}
-_WITH_HINDSIGHT = re.compile(r"(.+)_hindsight([1-9]\d*)")
+_MARKERS_OF_ROUNDS = {"hindsight": {1: "<", 2: ">"}, "imagination": {1: "8", 2: "H"}}
+_HUE_OF_ROUNDS = {"hindsight": 0.0, "imagination": 0.12}  # of a turn
+_WITH_ROUNDS = re.compile(r"(.+)_(hindsight|imagination)([1-9]\d*)")
 _NO_COLOR = {field.name: field.default for field in dataclasses.fields(Method)}["color"]
 
 
@@ -65,12 +67,12 @@ def look_of(name: str, methods: Mapping[str, Method] = METHODS) -> Look:
         has_color = re.fullmatch("#[0-9a-fA-F]{6}", method.color) and method.color != _NO_COLOR
         color = method.color.lower() if has_color else _color_by_name(name)
         return Look(method.title, color, method.marker)
-    base, rounds = _split(name)
+    base, kind, rounds = _split(name)
     if rounds:
         look = look_of(base, methods)
-        title = f"{look.title} + {rounds} round{'s' * (rounds > 1)} of hindsight"
-        marker = _HINDSIGHT_MARKERS.get(rounds, look.marker)
-        return Look(title, _shade(look.color, rounds), marker)
+        title = f"{look.title} + {rounds} round{'s' * (rounds > 1)} of {kind}"
+        marker = _MARKERS_OF_ROUNDS[kind].get(rounds, look.marker)
+        return Look(title, _shade(look.color, kind, rounds), marker)
     marker = _MARKERS[zlib.crc32(name.encode()) % len(_MARKERS)]
     return Look(name.replace("_", " "), _color_by_name(name), marker)
 
@@ -80,24 +82,26 @@ def ordered(names: Iterable[str]) -> list[str]:
     trained = sorted(METHODS, key=lambda name: not METHODS[name].learns_values)
     places = {name: place for place, name in enumerate([*trained, *PROMPTED_AGENTS])}
 
-    def place(name: str) -> tuple[int, int, str]:
-        base, rounds = (name, 0) if name in places else _split(name)
-        return places.get(base, len(places)), rounds, name
+    def place(name: str) -> tuple[int, str, int, str]:
+        base, kind, rounds = (name, "", 0) if name in places else _split(name)
+        return places.get(base, len(places)), kind, rounds, name
 
     return sorted(names, key=place)
 
 
-def _split(name: str) -> tuple[str, int]:
-    """Splits `ilql_hindsight2` into `ilql` and 2."""
-    parts = _WITH_HINDSIGHT.fullmatch(name)
-    return (parts[1], int(parts[2])) if parts else (name, 0)
+def _split(name: str) -> tuple[str, str, int]:
+    """Splits `ilql_hindsight2` into `ilql`, `hindsight` and 2."""
+    parts = _WITH_ROUNDS.fullmatch(name)
+    return (parts[1], parts[2], int(parts[3])) if parts else (name, "", 0)
 
 
-def _shade(color: str, rounds: int) -> str:
-    """A lighter colour for odd rounds, a darker one for even rounds."""
+def _shade(color: str, kind: str, rounds: int) -> str:
+    """A lighter colour for odd rounds, a darker one for even rounds; of another hue by kind."""
     towards = 1.0 if rounds % 2 else 0.0
     share = min(0.8, 0.3 + 0.12 * rounds)
-    return _hex([x + share * (towards - x) for x in _rgb(color)])
+    hue, *rest = colorsys.rgb_to_hls(*_rgb(color))
+    turned = colorsys.hls_to_rgb((hue + _HUE_OF_ROUNDS[kind]) % 1, *rest)
+    return _hex([x + share * (towards - x) for x in turned])
 
 
 def _color_by_name(name: str) -> str:

@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `ilql` (any of `METHODS`) | as its file in `ilql_jax/methods/` says | the original dialogues |
 | `ilql_hindsight2` | the same | the originals and two rounds of hindsight |
+| `ilql_imagination2` | the same | the originals and two rounds of its own conversations |
 | `dpo` (any that learns from pairs) | the same | the pairs of the first round |
 | `path/to/my_method.py` | as the `METHOD` in that file says | as its `learns_from` says |
 
@@ -18,14 +19,28 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ilql_jax.errors import shown
 from ilql_jax.methods import METHODS, Method, MethodError, TrainOverrides, load_method
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.train_step import TrainConfig
 
-_ENTRY = re.compile(r"(?P<base>.+?)(_hindsight(?P<rounds>[1-9][0-9]?))?")
+_ENTRY = re.compile(r"(?P<base>.+?)(_(?P<kind>hindsight|imagination)(?P<rounds>[1-9][0-9]?))?")
+
+
+class Entry(NamedTuple):
+    """Parts of an entry of `config.methods`.
+
+    Attributes:
+        base: Method: a name, or a path.
+        kind: Of rounds, "hindsight" or "imagination"; "" = none.
+        rounds: How many.
+    """
+
+    base: str
+    kind: str = ""
+    rounds: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +54,7 @@ class TrainedMethod:
         decodings: Ways of choosing words that are tried.
         rounds: Rounds of hindsight it learns from; for pairs, those it needs.
         file: Python file that defines the method; "" = one of `METHODS`.
+        imagination_rounds: Rounds of imagination it learns from.
     """
 
     name: str
@@ -47,6 +63,18 @@ class TrainedMethod:
     decodings: tuple[DecodingConfig, ...]
     rounds: int = 0
     file: str = ""
+    imagination_rounds: int = 0
+
+    @property
+    def takes_part(self) -> str:
+        """Name of the trained method that holds the conversations of its last round of imagination.
+
+        Empty without such rounds.
+        """
+        earlier = self.imagination_rounds - 1
+        if earlier < 0:
+            return ""
+        return f"{self.method.name}_imagination{earlier}" if earlier else self.method.name
 
     @property
     def learns_from_pairs(self) -> bool:
@@ -56,9 +84,11 @@ class TrainedMethod:
     def learns_values(self) -> bool:
         return self.method.learns_values
 
-    def named(self, name: str, rounds: int) -> TrainedMethod:
-        """The same method under another name, with other rounds of hindsight."""
-        return dataclasses.replace(self, name=name, rounds=rounds)
+    def named(self, name: str, rounds: int = 0, imagination_rounds: int = 0) -> TrainedMethod:
+        """The same method under another name, with other rounds."""
+        return dataclasses.replace(
+            self, name=name, rounds=rounds, imagination_rounds=imagination_rounds
+        )
 
     def __reduce__(self):
         # Functions and classes of a file of one's own cannot be imported by name in another
@@ -66,6 +96,7 @@ class TrainedMethod:
         settings = dict(vars(self.method.config))
         overrides = None if self.method.train is None else dict(vars(self.method.train))
         rest = (self.name, self.train, self.decodings, self.rounds, self.file)
+        rest += (self.imagination_rounds,)
         return _restored, (self.method.name, settings, overrides, rest)
 
 
@@ -73,12 +104,13 @@ def _restored(
     base: str,
     settings: dict[str, Any],
     overrides: dict[str, Any] | None,
-    rest: tuple[str, TrainConfig, tuple[DecodingConfig, ...], int, str],
+    rest: tuple[str, TrainConfig, tuple[DecodingConfig, ...], int, str, int],
 ) -> TrainedMethod:
-    name, train, decodings, rounds, file = rest
+    name, train, decodings, rounds, file, imagination_rounds = rest
     method = load_own(file) if file else METHODS[base]
+    configured_method = configured(method, settings, overrides)
     return TrainedMethod(
-        name, configured(method, settings, overrides), train, decodings, rounds, file
+        name, configured_method, train, decodings, rounds, file, imagination_rounds
     )
 
 
@@ -90,10 +122,12 @@ def configured(
     return dataclasses.replace(method.configured(**settings), train=train)
 
 
-def split_entry(entry: str) -> tuple[str, int]:
-    """Method (a name, or a path) and rounds of hindsight of an entry of `config.methods`."""
+def split_entry(entry: str) -> Entry:
+    """Splits an entry of `config.methods` into its method and its rounds."""
     found = _ENTRY.fullmatch(entry)
-    return (found["base"], int(found["rounds"] or 0)) if found else (entry, 0)
+    if not found:
+        return Entry(entry)
+    return Entry(found["base"], found["kind"] or "", int(found["rounds"] or 0))
 
 
 def is_file(base: str) -> bool:
@@ -115,7 +149,7 @@ def load_own(file: str) -> Method:
 
 def own_files(entries: Iterable[str]) -> tuple[str, ...]:
     """Python files among entries of `config.methods`."""
-    bases = (split_entry(entry)[0] for entry in entries)
+    bases = (split_entry(entry).base for entry in entries)
     return tuple(dict.fromkeys(base for base in bases if is_file(base)))
 
 
@@ -134,14 +168,14 @@ def find_method(entry: str, library: Mapping[str, TrainedMethod]) -> TrainedMeth
     Raises:
         MethodError: There is no such method, or it cannot learn from these rounds.
     """
-    base, rounds = split_entry(entry)
+    base, kind, rounds = split_entry(entry)
     if is_file(base):
         base = load_own(base).name
     if base not in library:
         raise MethodError(
             f"there is no method {shown(entry)!r}; there are {', '.join(library)}, those that "
-            "learn from dialogues also with rounds of hindsight (up to 99) as in ilql_hindsight1, "
-            "and those of a .py file that defines METHOD."
+            "learn from dialogues also with rounds of hindsight or of imagination (up to 99) as in "
+            "ilql_hindsight1 and ilql_imagination1, and those of a .py file that defines METHOD."
         )
     found = library[base]
     if found.learns_from_pairs:
@@ -151,6 +185,8 @@ def find_method(entry: str, library: Mapping[str, TrainedMethod]) -> TrainedMeth
                 f"{base}."
             )
         return found.named(base, rounds=1)
+    if kind == "imagination":
+        return found.named(f"{base}_imagination{rounds}", imagination_rounds=rounds)
     return found.named(f"{base}_hindsight{rounds}" if rounds else base, rounds)
 
 
@@ -160,18 +196,26 @@ def rounds_of(methods: Sequence[TrainedMethod]) -> int:
 
 
 def in_order(methods: Sequence[TrainedMethod]) -> list[list[TrainedMethod]]:
-    """Methods in waves: each after the one that it starts from.
+    """Methods in waves: each after those that it starts from or whose conversations it learns from.
 
     Raises:
-        MethodError: One starts from a method that is not among them, or from each other.
+        MethodError: One needs a method that is not among them, or they need each other.
     """
     waves: list[list[TrainedMethod]] = []
     done: set[str] = set()
     left = list(methods)
     while left:
-        wave = [each for each in left if each.method.starts_from in {None, *done}]
+        wave = [
+            each
+            for each in left
+            if each.method.starts_from in {None, *done} and each.takes_part in {"", *done}
+        ]
         if not wave:
             before, name = left[0].method.starts_from, left[0].name
+            if left[0].takes_part not in {"", *done}:
+                raise MethodError(
+                    f"{name} learns from the conversations of {left[0].takes_part}. Name that too."
+                )
             raise MethodError(
                 f"{name} goes on from the {before} of its seed. Name {before} too, and let it not "
                 f"start from {name}."

@@ -106,6 +106,10 @@ class RunFolder:
     def hindsight_card(self) -> Path:
         return self.hindsight / "card.md"
 
+    def imagined(self, unit: Unit) -> Path:
+        """Conversations of the round of imagination that a training learns from last."""
+        return self.path / "imagination" / f"{unit.name}.jsonl"
+
     @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
@@ -232,7 +236,10 @@ class RunFolder:
         return {
             "imagine": [self.dialogues, partial, self.rejected_dialogues],
             "regenerate": [self.hindsight],
-            "train": [self.tokenizer, self.path / "checkpoints", self.path / "metrics"],
+            "train": [
+                *(self.path / name for name in ("checkpoints", "imagination", "metrics")),
+                self.tokenizer,
+            ],
             "evaluate": [self.path / "evaluation", self.evaluation, self.heldout],
         }.get(stage, [])
 
@@ -279,8 +286,8 @@ def as_tuples(value: Any) -> Any:
 
 
 # Folders that a run writes into; others in its folder are somebody's own.
-_FOLDERS = ("checkpoints", "evaluation", "export", "figures", "hindsight", "llm", "metrics")
-_FOLDERS += ("stages", "tokenizer", "tokenizer.partial")
+_FOLDERS = ("checkpoints", "evaluation", "export", "figures", "hindsight", "imagination", "llm")
+_FOLDERS += ("metrics", "stages", "tokenizer", "tokenizer.partial")
 _NOWHERE = ("/dev/null", "/dev/full")  # keep nothing, and give nothing
 
 

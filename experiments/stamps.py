@@ -30,7 +30,8 @@ _TASK = "task.yaml:"
 _MAY_BE_SET_ANEW = "success_reward"
 # Settings of methods and agents, which can be added to a finished run: they hold once stamped.
 _OF_PROMPTED = ("evaluation.prompted_episodes", "evaluation.llm.", "evaluation.player.llm.")
-_ADDED_LATER = ("hindsight.", "method.", "decoding.by_method.", "evaluation.gdp_zero.")
+_ADDED_LATER = ("hindsight.", "imagination.round_", "method.", "decoding.by_method.")
+_ADDED_LATER += ("evaluation.gdp_zero.",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +149,8 @@ def _of_train(experiment: Experiment) -> Pairs:
     for name in HOW_LEARNED:
         pairs[f"data.{name}"] = (getattr(experiment.data, name), defaults[name])
     pairs |= _pairs("train", experiment.train) | _pairs("train", experiment.batches)
+    if experiment.imagination_rounds:
+        pairs |= _pairs("imagination", experiment.imagination.rounds)
     for kind in SECTIONS["model"]:
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}
         for name, about in settings_of(kind).items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -222,8 +223,17 @@ class TrainingData:
         rounds: int = 0,
         loss_on: LossOn = "agent",
         importance_weights: bool = False,
+        imagined: Sequence[Dialogue] = (),
     ) -> TrainingData:
-        """Tokenizes the originals, and those of so many rounds of hindsight that fit.
+        """Tokenizes the originals, and those of rounds of hindsight or imagination that fit.
+
+        Args:
+            folder: Of the run.
+            max_positions: Of the network.
+            rounds: Of hindsight.
+            loss_on: Turns that are learned from.
+            importance_weights: Weights dialogues to the prior of their personas.
+            imagined: Conversations of rounds of imagination.
 
         Raises:
             RunError: Weights are asked for, and an original does not say how probable its persona
@@ -233,13 +243,16 @@ class TrainingData:
         tokenizer = load_tokenizer(folder)
         scale = reward_scale(originals)
         made = regenerated(folder, tokenizer, rounds, scale, loss_on)
-        trajectories = tokenizer.trajectories(originals, scale, loss_on)
+        trajectories = tokenizer.trajectories([*originals, *imagined], scale, loss_on)
         if importance_weights:
+            weights = _weights_of([*originals, *imagined])
             trajectories = [
                 dataclasses.replace(trajectory, weight=float(weight))
-                for trajectory, weight in zip(trajectories, _weights_of(originals), strict=True)
+                for trajectory, weight in zip(trajectories, weights, strict=True)
             ]
-        trajectories += [each for each in made if fits(each, max_positions)]
+        added = [*trajectories[len(originals) :], *made]
+        trajectories = trajectories[: len(originals)]
+        trajectories += [each for each in added if fits(each, max_positions)]
         return cls(trajectories, tokenizer, scale)
 
 
@@ -257,7 +270,7 @@ def regenerated(
 
 
 def fits(trajectory: Trajectory, max_positions: int) -> bool:
-    """True if a regenerated dialogue fits: too-long ones are dropped, not an error."""
+    """True if a dialogue that was added fits: too-long ones are dropped, not an error."""
     return len(trajectory.tokens) <= max_positions
 
 

@@ -20,6 +20,21 @@ _LOG = re.compile(r"(.+)-seed(\d+)")  # name of a training's log, without its en
 
 
 @dataclasses.dataclass(frozen=True)
+class HeldRound:
+    """Conversations of a round of imagination, over the trainings of a method.
+
+    Attributes:
+        method: Learns from them.
+        agent: Took part in them.
+        rewards: Of those that were rated.
+    """
+
+    method: str
+    agent: str
+    rewards: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """Content of a run's folder; empty or None where a file is not there.
 
@@ -33,6 +48,7 @@ class Run:
         hindsight: Rounds of hindsight.
         sessions: By which command, code and machine the stages were made.
         diagnosis: Where the score is lost.
+        held: Rounds of imagination.
     """
 
     evaluation: Evaluation | None
@@ -44,6 +60,7 @@ class Run:
     hindsight: Hindsight | None = None
     sessions: Sequence[Session] = ()
     diagnosis: Diagnosis | None = None
+    held: Sequence[HeldRound] = ()
 
     @property
     def task(self) -> str:
@@ -94,7 +111,24 @@ def read_run(path: Path) -> Run:
         hindsight=read_hindsight(path, dialogues),
         sessions=read_sessions(folder.sessions),
         diagnosis=Diagnosis.read(folder.diagnosis) if folder.diagnosis.exists() else None,
+        held=_held_rounds(path / "imagination"),
     )
+
+
+def _held_rounds(folder: Path) -> list[HeldRound]:
+    """The rounds of imagination, from `<method>-seed<k>.jsonl`."""
+    dialogues: dict[str, list[Dialogue]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        if name := _LOG.fullmatch(path.stem):
+            dialogues.setdefault(name[1], []).extend(read_dialogues(path))
+    return [
+        HeldRound(
+            method,
+            str(next((d.source.get("method") for d in held), "")),
+            [d.total_reward for d in held if d.reward is not None],
+        )
+        for method, held in dialogues.items()
+    ]
 
 
 def _dialogues(path: Path) -> list[Dialogue]:

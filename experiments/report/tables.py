@@ -24,9 +24,11 @@ from experiments.evaluation.summary import (
     References,
     Scores,
 )
-from experiments.looks import ordered
+from experiments.looks import Look, ordered
 from experiments.report import wording
+from experiments.report.run import HeldRound
 from experiments.report.wording import dollars, interval, number, percent
+from imagination.dialogue import Dialogue
 
 WIDTH = 100
 MISSING = "–"
@@ -174,6 +176,50 @@ def _reference_cells(key: str, references: References) -> dict[str, Cell]:
 
 
 # --- where the score is lost --------------------------------------------------------------------
+
+
+def rounds_tables(
+    held: Sequence[HeldRound], dialogues: Sequence[Dialogue], looks: Mapping[str, Look]
+) -> list[ResultTable]:
+    """Rounds of imagination: how conversations ended that were learned from; none without rounds.
+
+    Args:
+        held: The rounds.
+        dialogues: The original ones.
+        looks: Of all methods.
+    """
+
+    def mean(rewards: Sequence[float]) -> Cell:
+        return Cell(number(sum(rewards) / len(rewards)) if rewards else MISSING)
+
+    of_data = mean([each.total_reward for each in dialogues if each.reward is not None])
+    rows = [
+        Row(
+            each.method,
+            "method",
+            (
+                Cell(looks[each.method].title),
+                Cell(looks[each.agent].title if each.agent in looks else each.agent),
+                Cell(f"{len(each.rewards):,}"),
+                mean(each.rewards),
+                of_data,
+            ),
+        )
+        for key in ordered(each.method for each in held if each.method in looks)
+        for each in held
+        if each.method == key
+    ]
+    table = ResultTable(
+        "rounds",
+        "Rounds of imagination: conversations that were learned from beside the data",
+        ("method", "held by", "conversations", wording.REWARD, "of the data"),
+        tuple(rows),
+        (
+            "Of the last round of each method; it learns from those before, too. The humans are "
+            "drawn like those of the data.",
+        ),
+    )
+    return [table] if rows else []
 
 
 def diagnosis_tables(diagnosis: Diagnosis, evaluation: Evaluation) -> list[ResultTable]:

@@ -8,8 +8,6 @@ read. They depend on the settings alone: same seed, same dialogues.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +15,7 @@ from rich.console import Console
 from experiments import own_dialogues, tasks
 from experiments.build import Experiment, Imagination, errors_of
 from experiments.config import DataConfig
-from experiments.files import write_atomically
+from experiments.files import write_atomically, written_in_chunks
 from experiments.run_folder import RunFolder
 from experiments.terminal import progress_bars
 from experiments.training_data import check_words
@@ -106,16 +104,12 @@ def _play(world: World, imagination: Imagination, seed: int, path: Path, console
         conversations = imagine_conversations(
             world, imagination.sampling, imagination.dialogues, seed, prefix=world.name
         )
-    partial = path.with_name(path.name + ".partial")
-    done = _keep_whole_chunks(partial)
-    with progress_bars(console) as bars, partial.open("a", encoding="utf-8") as file:
+    with written_in_chunks(path, CHUNK) as (done, write), progress_bars(console) as bars:
         bar = bars.add_task("imagine", total=len(conversations), completed=done, note="")
         for start in range(done, len(conversations), CHUNK):
             chunk = conversations[start : start + CHUNK]
-            file.write("".join(map(json_line, play_chunk(world, chunk))))
-            file.flush()
+            write(map(json_line, play_chunk(world, chunk)))
             bars.advance(bar, len(chunk))
-    partial.replace(path)
 
 
 def play_chunk(world: World, conversations: list[Conversation]) -> list[Dialogue]:
@@ -137,21 +131,3 @@ def play_chunk(world: World, conversations: list[Conversation]) -> list[Dialogue
         )
         for dialogue, conversation, persona in zip(dialogues, conversations, personas, strict=True)
     ]
-
-
-def _keep_whole_chunks(partial: Path) -> int:
-    """Cuts an unfinished file back to whole chunks and returns how many dialogues it holds."""
-    if not partial.exists():
-        return 0
-    lines = partial.read_bytes().split(b"\n")[:-1]  # what follows the last newline is cut off
-    whole = next((i for i, line in enumerate(lines) if not _is_whole(line)), len(lines))
-    keep = whole - whole % CHUNK
-    os.truncate(partial, sum(len(line) + 1 for line in lines[:keep]))
-    return keep
-
-
-def _is_whole(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False

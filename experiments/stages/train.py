@@ -5,10 +5,11 @@ method that goes on from another (`Method.starts_from`) starts from what that ha
 same seed, with a length and speed of its own.
 
 All learn from the same original dialogues; with rounds of hindsight, from their dialogues too; from
-pairs, from those of the first round.
+pairs, from those of the first round. With rounds of imagination, the agent that was trained before
+holds conversations first (`imagination_rounds.py`), which are learned from beside the originals.
 
-Leaves `tokenizer/`, `checkpoints/<method>-seed<k>/` and `metrics/` (JSON Lines, and the loggers of
-`config.logging`).
+Leaves `tokenizer/`, `checkpoints/<method>-seed<k>/`, `imagination/` and `metrics/` (JSON Lines, and
+the loggers of `config.logging`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments import training_data
+from experiments import imagination_rounds, training_data
 from experiments.build import Experiment, errors_of
 from experiments.files import write_atomically
 from experiments.methods import in_order
@@ -70,6 +71,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     for wave in in_order(experiment.methods):
         names = {method.name for method in wave}
         jobs = [unit for unit in todo if unit.method in names]
+        imagination_rounds.hold_rounds(experiment, folder, jobs, console)
         run_units(
             train_unit,
             [(experiment, folder.path, unit) for unit in jobs],
@@ -167,8 +169,10 @@ def train_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -
     mesh = sharding.make_mesh(experiment.mesh) if experiment.is_on_mesh else None
     limit = experiment.network.max_positions
     rounds = 0 if method.learns_from_pairs else method.rounds
-    chosen = experiment.data
-    data = TrainingData.load(folder, limit, rounds, chosen.loss_on, chosen.importance_weights)
+    how = experiment.data
+    held = imagination_rounds.learned_from(experiment, unit)
+    imagined = [d for each in held for d in imagination_rounds.read_round(folder, each)]
+    data = TrainingData.load(folder, limit, rounds, how.loss_on, how.importance_weights, imagined)
     shape = method.method.network_for(experiment.network.shape(data.tokenizer.vocab_size))
     start_from = pretrained_start(experiment.network, shape, seed, mesh)
     before = method.method.starts_from

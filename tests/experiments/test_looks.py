@@ -29,7 +29,8 @@ def test_methods_have_titles_and_an_order():
 
 
 def test_no_two_methods_look_the_same():
-    names = [*METHODS, "ilql_hindsight1", "ilql_hindsight2", *PROMPTED_AGENTS]
+    with_rounds = [f"ilql_{kind}{n}" for kind in ("hindsight", "imagination") for n in (1, 2)]
+    names = [*METHODS, *with_rounds, *PROMPTED_AGENTS]
     looks = [look_of(name) for name in names]
     for part in ("title", "color", "marker"):
         assert len({getattr(look, part) for look in looks}) == len(names), part

@@ -68,6 +68,7 @@ PARSED = {
     "config.train.steps=2000": "the default run, shorter",
     "runs/short": "likewise",
     "own_data.py": "runs in tests/runs/test_own_data.py",
+    "_imagination1": "runs in tests/experiments/test_imagination_rounds.py",
     "hindsight_errors.py": "runs in tests/runs/test_hindsight_runs.py",
     "benchmarks/": "takes minutes; runs in tests/experiments/test_benchmarks.py",
     "ilql_jax.plan": "runs in tests/ilql_jax/test_plan.py",

@@ -141,13 +141,17 @@ def test_an_llm_plays_the_humans_of_the_task_that_was_imagined(finished, llm, tm
             "--config.evaluation.human=prompted",
             "--config.evaluation.prompted=plain",
             f"--config.evaluation.base_url={server.url}",
+            "--config.methods=ilql,ilql_imagination1",
+            "--config.imagination.round_dialogues=6",
         )
         assert result.returncode == 0, result.stdout + result.stderr
         assert server.answered
+    held = (folder / "imagination" / "ilql_imagination1-seed0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["source"]["method"] for line in held] == ["ilql"] * 6
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["success_reward"] == 0.7
     for found in evaluation["population"].values():
-        assert set(found["methods"]) == {"ilql", "plain"}
+        assert set(found["methods"]) == {"ilql", "ilql_imagination1", "plain"}
         assert all(each["normalized"] is None for each in found["methods"].values())
     conversations = map(json.loads, (folder / "conversations.jsonl").read_text().splitlines())
     difficult = [c for c in conversations if c["source"]["population"] == "difficult"]

@@ -1,0 +1,176 @@
+"""Rounds of imagination: newly imagined conversations in which a trained agent takes part itself.
+
+`ilql_imagination1` learns from the original dialogues and from those that `ilql` of the same seed
+holds with new humans; `ilql_imagination2` from those of `ilql_imagination1` beside them. So the
+data comes to hold what an agent that has learned does, and where that leads. Each is trained from
+the same start and as long as a method without rounds.
+
+The humans are those of the world, drawn like those of the data and never those of the test; or an
+LLM plays them, as in the evaluation. What a training learns from last is in
+`imagination/<method>-seed<k>.jsonl`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from experiments.build import Experiment
+from experiments.evaluation import prompted
+from experiments.evaluation.environment import Environment, load_environment
+from experiments.evaluation.prompted import Progress
+from experiments.files import written_in_chunks
+from experiments.methods import TrainedMethod
+from experiments.networks import load_agent
+from experiments.parallel import Report, run_units, workers_for
+from experiments.run_folder import RunError, RunFolder, Unit
+from imagination.dialogue import Dialogue, DialogueError, json_line, read_dialogues
+from imagination.llm.routing import RoutedClient
+from imagination.persona_sampling import PRIOR_PROBABILITY
+from imagination.simulation import imagine_conversations
+from imagination.speakers import Conversation, converse
+
+CHUNK = 500  # conversations held together; a killed run loses at most these
+# Far from each other, and from the seeds of the data and of the evaluation.
+SEED, OF_ROUND = 30_000_001, 1_000_000
+
+
+def hold_rounds(
+    experiment: Experiment, folder: RunFolder, wanted: Sequence[Unit], console: Console
+) -> None:
+    """Holds the conversations that these trainings learn from, where they are not there yet.
+
+    The agents that take part are trained.
+    """
+    todo = [
+        unit
+        for unit in wanted
+        if experiment.method(unit.method).imagination_rounds and not folder.imagined(unit).exists()
+    ]
+    if not todo:
+        return
+    count = experiment.imagination.rounds.round_dialogues
+    console.print(f"{len(todo)} agents hold {count:,} conversations each, to learn from.")
+    by_llm = experiment.evaluation.config.human == "prompted"
+    workers = (
+        0 if by_llm or experiment.is_on_mesh else workers_for(experiment.run.workers, len(todo))
+    )
+    opened: contextlib.AbstractContextManager[RoutedClient | None] = contextlib.nullcontext()
+    if by_llm:
+        opened = prompted.open_client(experiment, folder)
+    with opened as client:
+        jobs = [(experiment, folder.path, unit, client) for unit in todo]
+        run_units(hold_round, jobs, [unit.name for unit in todo], workers, console)
+    for unit in todo:
+        console.print(described(experiment.method(unit.method), unit, read_round(folder, unit)))
+
+
+def hold_round(
+    experiment: Experiment, path: Path, unit: Unit, client: RoutedClient | None, report: Report
+) -> None:
+    """Holds the conversations of a training's last round, with the agent of the round before."""
+    folder, method = RunFolder(path), experiment.method(unit.method)
+    agent = load_agent(
+        experiment, folder, _speaker(method, unit), experiment.decoding_of_rounds(method)
+    )
+    environment = load_environment(experiment, folder)
+    conversations = _conversations(experiment, environment, unit)
+    progress = Progress(report, len(conversations), client)
+    human = prompted.human_for(experiment, environment, progress)
+    with written_in_chunks(folder.imagined(unit), CHUNK) as (done, write):
+        progress.advance(done)
+        for start in range(done, len(conversations), CHUNK):
+            chunk = conversations[start : start + CHUNK]
+            held = converse(agent, human, chunk, environment.task, on_finished=progress.advance)
+            write(json_line(each) for each in _marked(held, environment, method, unit))
+
+
+def _speaker(method: TrainedMethod, unit: Unit) -> Unit:
+    return Unit(method.takes_part, unit.seed)
+
+
+def _conversations(
+    experiment: Experiment, environment: Environment, unit: Unit
+) -> list[Conversation]:
+    """Conversations that have yet to begin; the same for all methods of a seed and round."""
+    number = experiment.method(unit.method).imagination_rounds
+    count = experiment.imagination.rounds.round_dialogues
+    seed = SEED + OF_ROUND * number + experiment.seed + unit.seed
+    if environment.world is None:
+        return environment.humans("average", count, seed)
+    sampling = experiment.imagination.sampling
+    return imagine_conversations(environment.world, sampling, count, seed, unit.name)
+
+
+def _marked(
+    dialogues: Sequence[Dialogue], environment: Environment, method: TrainedMethod, unit: Unit
+) -> Iterator[Dialogue]:
+    """The dialogues with ids of their own, their origin, and nothing but words in their turns."""
+    world = environment.world
+    prior = {} if world is None else world.population("average")
+    for dialogue in dialogues:
+        about: dict[str, Any] = {}
+        if world is not None:
+            persona = world.persona(dialogue.persona)
+            about["difficult"] = bool(world.is_difficult(persona))
+            about[PRIOR_PROBABILITY] = prior[persona]
+        yield dataclasses.replace(
+            dialogue,
+            id=f"{unit.name}-{dialogue.id.rpartition('-')[2]}",
+            turns=tuple(dataclasses.replace(turn, annotations={}) for turn in dialogue.turns),
+            source={
+                "kind": "round of imagination",
+                "method": method.takes_part,
+                "seed": unit.seed,
+                "round": method.imagination_rounds,
+                **about,
+            },
+        )
+
+
+# --- what was held ------------------------------------------------------------------------------
+
+
+def learned_from(experiment: Experiment, unit: Unit) -> list[Unit]:
+    """Trainings whose conversations one learns from: its own round and those before it."""
+    method = experiment.method(unit.method)
+    names = [f"{method.method.name}_imagination{k + 1}" for k in range(method.imagination_rounds)]
+    return [Unit(name, unit.seed) for name in names]
+
+
+def read_round(folder: RunFolder, unit: Unit) -> list[Dialogue]:
+    """The rated conversations of a training's last round.
+
+    Raises:
+        RunError: The file is damaged or not there, or none was rated; the message says what to do.
+    """
+    path = folder.imagined(unit)
+    try:
+        rated = [dialogue for dialogue in read_dialogues(path) if dialogue.reward is not None]
+    except (DialogueError, FileNotFoundError) as error:
+        raise RunError(
+            f"{error} These are conversations of a round of imagination: put the file back, or "
+            "delete it and run --stage=train again, which has them held anew."
+        ) from None
+    if not rated:
+        raise RunError(
+            f"{path}: no conversation was rated, so there is nothing to learn from. Delete it, and "
+            f"run --stage=train again; or leave {unit.method} out of config.methods."
+        )
+    return rated
+
+
+def described(method: TrainedMethod, unit: Unit, dialogues: Sequence[Dialogue]) -> str:
+    """Tells in a sentence which agent held these conversations, and how they ended."""
+    rewards = [dialogue.total_reward for dialogue in dialogues]
+    mean = f", mean reward {np.mean(rewards):.2f}" if rewards else ""
+    return (
+        f"Round {method.imagination_rounds} of imagination: {_speaker(method, unit).name} held "
+        f"{len(dialogues):,} rated conversations{mean}."
+    )

@@ -1,0 +1,194 @@
+"""Rounds of imagination: the smallest run with two, and settings that ask for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+from in_process import SMALLEST, run
+
+from experiments import imagination_rounds
+from experiments.checks import checked
+from experiments.command_line import parse
+from experiments.config import ConfigError
+from experiments.looks import look_of
+from experiments.report import tables
+from experiments.report.run import HeldRound
+from experiments.run_folder import RunError, RunFolder, Unit
+from experiments.stamps import check_stage
+from experiments.teaching import get_config
+from experiments.training_data import TrainingData
+from ilql_jax.methods import MethodError
+from imagination.dialogue import json_line, read_dialogues
+from imagination.persona_sampling import PRIOR_PROBABILITY
+
+HELD = 7
+FIRST, SECOND = Unit("bc_imagination1", 0), Unit("bc_imagination2", 0)
+SETTINGS = (
+    *(a for a in SMALLEST if not a.startswith("--config.methods")),
+    "--config.methods=bc,bc_imagination1,bc_imagination2",
+    f"--config.imagination.round_dialogues={HELD}",
+    "--config.imagination.round_decoding=sampled",
+)
+
+
+def experiment(*arguments: str):
+    line = parse("teaching", get_config(), ["teaching.py", *SETTINGS, *arguments])
+    return checked(line.config)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of three methods that are trained, each on what the one before it has said."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "rounds")
+    ended = run(folder.path, *SETTINGS, "--stage=train")
+    assert ended.status == 0, ended.output + ended.traceback
+    assert "Round 2 of imagination: bc_imagination1-seed0 held 7 rated conv" in ended.output
+    return folder
+
+
+def hold(folder: RunFolder, unit: Unit, *arguments: str) -> bytes:
+    given = experiment(*arguments)
+    imagination_rounds.hold_round(given, folder.path, unit, None, lambda *_: None)
+    return folder.imagined(unit).read_bytes()
+
+
+# --- who talks, and what is learned -------------------------------------------------------------
+
+
+def test_each_round_is_held_by_the_agent_of_the_one_before_with_humans_of_its_own(trained):
+    originals = read_dialogues(trained.dialogues)
+    rounds = [read_dialogues(trained.imagined(unit)) for unit in (FIRST, SECOND)]
+    for number, (held, agent) in enumerate(
+        zip(rounds, ("bc", "bc_imagination1"), strict=True), start=1
+    ):
+        assert len(held) == HELD
+        for each in held:
+            assert each.source["kind"] == "round of imagination"
+            assert (each.source["method"], each.source["round"]) == (agent, number)
+            assert 0 < each.source[PRIOR_PROBABILITY] < 1
+            assert each.reward is not None and not any(turn.annotations for turn in each.turns)
+    everyone = [*originals, *rounds[0], *rounds[1]]
+    assert len({each.id for each in everyone}) == len(everyone)
+    openings = [[each.turns[0].text for each in held] for held in (originals[:HELD], *rounds)]
+    assert openings[0] != openings[1] != openings[2] != openings[0]
+
+
+def test_what_was_held_is_learned_from_beside_the_originals(trained):
+    assert learned(SECOND) == [FIRST, SECOND] and learned(FIRST) == [FIRST]
+    assert learned(Unit("bc", 0)) == []
+    plain = TrainingData.load(trained, 320)
+    for unit, rounds in ((FIRST, 1), (SECOND, 2)):
+        held = [d for each in learned(unit) for d in imagination_rounds.read_round(trained, each)]
+        data = TrainingData.load(trained, 320, imagined=held)
+        names = [each.name for each in data.trajectories]
+        assert names[: len(plain.trajectories)] == [each.name for each in plain.trajectories]
+        assert len(names) == len(plain.trajectories) + rounds * HELD
+        assert data.reward_scale == plain.reward_scale
+        short = TrainingData.load(trained, 40, imagined=held)
+        assert len(short.trajectories) < len(names)  # those that do not fit are left out
+
+
+def learned(unit: Unit) -> list[Unit]:
+    return imagination_rounds.learned_from(experiment(), unit)
+
+
+def test_weights_to_the_prior_are_those_of_all_together(trained):
+    held = imagination_rounds.read_round(trained, FIRST)
+    data = TrainingData.load(trained, 320, importance_weights=True, imagined=held)
+    weights = np.array([each.weight for each in data.trajectories])
+    assert len(weights) == 40 + HELD and weights.mean() == pytest.approx(1) and weights.std() > 0.1
+
+
+# --- killed, damaged, added ---------------------------------------------------------------------
+
+
+def test_a_round_is_the_same_whatever_was_held_before_it_was_stopped(
+    trained, tmp_path, monkeypatch
+):
+    folder = RunFolder(tmp_path / "copy")
+    shutil.copytree(trained.path, folder.path)
+    path = folder.imagined(FIRST)
+    whole = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(imagination_rounds, "CHUNK", 3)
+    assert hold(folder, FIRST) == whole
+    lines = whole.splitlines(keepends=True)
+    path.rename(path.with_name(path.name + ".partial"))
+    path.with_name(path.name + ".partial").write_bytes(b"".join(lines[:4]) + lines[4][:20])
+    assert hold(folder, FIRST) == whole
+    path.unlink()
+    assert hold(folder, FIRST, "--config.imagination.round_decoding=greedy") != whole
+
+
+def test_a_damaged_round_is_named_with_the_way_out(trained, tmp_path):
+    folder = RunFolder(tmp_path)
+    path = folder.imagined(FIRST)
+    path.parent.mkdir()
+    path.write_text('{"id": 3}\n')
+    with pytest.raises(RunError, match=r"bc_imagination1-seed0\.jsonl.*--stage=train again"):
+        imagination_rounds.read_round(folder, FIRST)
+    (one, *_) = read_dialogues(trained.imagined(FIRST))
+    path.write_text(json_line(dataclasses.replace(one, reward=None)))
+    with pytest.raises(RunError, match="no conversation was rated"):
+        imagination_rounds.read_round(folder, FIRST)
+
+
+def test_rounds_can_be_added_to_a_run_and_then_hold(trained):
+    without = (*SMALLEST, "--config.imagination.round_dialogues=4000")
+    line = parse("teaching", get_config(), ["teaching.py", *without])
+    check_stage(trained, "train", checked(line.config))
+    message = r"config\.imagination\.round_decoding was 'sampled', now 'greedy'.*imagination"
+    with pytest.raises(RunError, match=message):
+        check_stage(trained, "train", experiment("--config.imagination.round_decoding=greedy"))
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.methods=bc_imagination1"], "learns from the conversations of bc. Name that"),
+        (["--config.methods=bc,bc_imagination2"], "conversations of bc_imagination1. Name that"),
+        (["--config.methods=bc,dpo,dpo_imagination1"], "dpo learns from pairs"),
+        (["--config.methods=bc"], r"imagination\.round_\w+ is about rounds of imagination, but no"),
+        (["--config.imagination.round_decoding=best of 3"], r"round_decoding: .*bc learns none"),
+        (["--config.imagination.round_decoding=loud"], "round_decoding: .*is not understood"),
+        (["--config.imagination.round_dialogues=0"], r"round_dialogues is 0, but must lie in \[1"),
+        (["--config.data.source=jsonl", "--config.data.path=x"], "nobody is there to talk with"),
+        (
+            ["--config.imagination.engine=anthropic", "--config.llm.model=m"],
+            r"Set config\.evaluation\.human=prompted",
+        ),
+        (
+            ["--config.machine.coordinator=head:1", "--config.machine.processes=2"],
+            "several hosts .* only train",
+        ),
+    ],
+)
+def test_what_cannot_be_is_told(arguments, message):
+    with pytest.raises((ConfigError, MethodError), match=message):
+        experiment(*arguments)
+
+
+# --- report -------------------------------------------------------------------------------------
+
+
+def test_the_report_has_how_the_conversations_ended(trained):
+    data = read_dialogues(trained.dialogues)
+    held = [HeldRound("ilql_imagination1", "ilql", [0.5, 1.0]), HeldRound("gone", "bc", [1.0])]
+    looks = {name: look_of(name) for name in ("ilql", "ilql_imagination1")}
+    (table,) = tables.rounds_tables(held, data, looks)
+    (row,) = table.rows
+    mean = np.mean([each.reward for each in data])
+    assert [str(cell) for cell in row.cells] == [
+        "ILQL + 1 round of imagination",
+        "ILQL",
+        "2",
+        "0.75",
+        f"{mean:.2f}",
+    ]
+    assert tables.rounds_tables([], data, looks) == []
