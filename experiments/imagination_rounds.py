@@ -56,7 +56,8 @@ def hold_rounds(
     if not todo:
         return
     count = experiment.imagination.rounds.round_dialogues
-    console.print(f"{len(todo)} agents hold {count:,} conversations each, to learn from.")
+    learners = ", ".join(unit.name for unit in todo)
+    console.print(f"Agents hold {count:,} conversations each, for {learners} to learn from.")
     by_llm = experiment.evaluation.config.human == "prompted"
     workers = (
         0 if by_llm or experiment.is_on_mesh else workers_for(experiment.run.workers, len(todo))

@@ -273,6 +273,35 @@ def bootstrap_auroc(
     return _percentile_interval(auroc(labels, scores), np.concatenate(drawn), confidence)
 
 
+def rank_correlation(
+    groups: Sequence[Float[np.ndarray, "n 2"]], cases: int, confidence: float = 0.95
+) -> Interval:
+    """Spearman's ρ of two columns, the mean over groups, with an interval for independent cases.
+
+    The interval is that of Fisher's z with the variance (1 + ρ²/2) / (cases - 3) (Bonett & Wright,
+    2000).
+
+    Args:
+        groups: Pairs of values, e.g. of each training. One in which a column is constant has no ρ
+            and is left out.
+        cases: Independent ones, e.g. humans, each of whom may stand in every group.
+        confidence: Probability in (0, 1) that the interval should cover.
+
+    Returns:
+        ρ in [-1, 1] and its interval; nan throughout where no group has a ρ, or there are fewer
+        than four cases.
+    """
+    varying = [pairs for pairs in groups if len(pairs) > 1 and np.ptp(pairs, axis=0).all()]
+    if not varying or cases < 4:
+        return Interval(np.nan, np.nan, np.nan)
+    found = [scipy.stats.spearmanr(pairs[:, 0], pairs[:, 1]).statistic for pairs in varying]
+    rho = float(np.mean(found))
+    center = np.arctanh(np.clip(rho, -1 + 1e-9, 1 - 1e-9))
+    half = scipy.stats.norm.ppf((1 + confidence) / 2) * np.sqrt((1 + rho**2 / 2) / (cases - 3))
+    low, high = np.tanh([center - half, center + half])
+    return Interval(rho, float(low), float(high))
+
+
 def calibration_bins(
     predictions: Float[np.ndarray, " n"],
     outcomes: Float[np.ndarray, " n"],

@@ -71,6 +71,7 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
         shown_tables += tables.result_tables(run.evaluation)
         if run.diagnosis is not None:
             shown_tables += tables.diagnosis_tables(run.diagnosis, run.evaluation)
+        shown_tables += tables.values_tables(run.conversations, run.evaluation)
     shown_tables += tables.rounds_tables(run.held, run.dialogues, looks)
     if run.heldout is not None:
         shown_tables += tables.heldout_tables(run.heldout)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.evaluation.diagnosis import Diagnosis, Loss
+from experiments.evaluation.statistics import Interval
 from experiments.evaluation.summary import (
     Bounds,
     Evaluation,
@@ -24,6 +25,7 @@ from experiments.evaluation.summary import (
     References,
     Scores,
 )
+from experiments.evaluation.values_by_turn import values_by_turn
 from experiments.looks import Look, ordered
 from experiments.report import wording
 from experiments.report.run import HeldRound
@@ -176,6 +178,52 @@ def _reference_cells(key: str, references: References) -> dict[str, Cell]:
 
 
 # --- where the score is lost --------------------------------------------------------------------
+
+
+def values_tables(conversations: Sequence[Dialogue], evaluation: Evaluation) -> list[ResultTable]:
+    """Values against outcomes by turn, a table for each population; none without values."""
+    made = []
+    for name, population in evaluation.population.items():
+        groups: dict[str, list[Dialogue]] = {}
+        for each in conversations:
+            if each.source.get("population") == name:
+                groups.setdefault(str(each.source.get("method")), []).append(each)
+        rows = [
+            Row(
+                key,
+                "method",
+                (
+                    Cell(population.methods[key].look.title),
+                    Cell(str(found.turn)),
+                    *map(_correlation, (found.v, found.q)),
+                    Cell(number(found.error)),
+                    Cell(number(found.spread)),
+                    Cell(f"{found.conversations:,}"),
+                ),
+            )
+            for key in ordered(groups.keys() & population.methods.keys())
+            for found in values_by_turn(groups[key])
+        ]
+        table = ResultTable(
+            f"{name}_values",
+            f"{evaluation.task}, {name} population: how early the values tell the outcome",
+            ("method", "turn", "ρ of V", "ρ of Q", "error of Q", "spread", "conversations"),
+            tuple(rows),
+            (
+                "ρ: Spearman's rank correlation with the reward, at each of the agent's turns, "
+                "over the conversations that reach it. Error: mean of Q minus the reward. Spread: "
+                "standard deviation of the rewards; where it is small, nearly all end alike, and "
+                "small errors of the values hide a correlation.",
+            ),
+        )
+        made += [table] if rows else []
+    return made
+
+
+def _correlation(found: Interval) -> Cell:
+    if found.mean != found.mean:  # nan: all ended alike
+        return Cell(MISSING)
+    return Cell(number(found.mean), interval((found.low, found.high)))
 
 
 def rounds_tables(
