@@ -24,6 +24,8 @@ from rich.console import Console
 from experiments.evaluation import typed_json
 from experiments.evaluation.statistics import compare, compare_trainings, holm, paired
 from experiments.evaluation.summary import STAGE, Bounds, Evaluation, References, Scores
+from experiments.files import write_atomically
+from experiments.interrupts import TERMINATED, Stop, not_passed_on
 from experiments.looks import Look
 from experiments.report import tables as tables_of_runs
 from experiments.report import wording
@@ -201,7 +203,7 @@ def run(sweep: Sweep, home: Path, console: Console, execute: Execute | None = No
     Raises:
         RunError: A run has failed. What is done stays; the same command goes on there.
     """
-    execute = execute or (lambda command: subprocess.run(command, check=False).returncode)
+    execute = execute or _executed
     folders = {each.label: home / each.folder_name for each in sweep.variants}
     for number, each in enumerate(sweep.variants, start=1):
         folder = folders[each.label]
@@ -209,6 +211,8 @@ def run(sweep: Sweep, home: Path, console: Console, execute: Execute | None = No
         console.rule(f"{title} ({folder})", style="dim")
         if each.trained_as and not (folder / "config.yaml").exists():
             _copy_training(folders[each.trained_as], folder)
+        elif each.trained_as:
+            _copy_new_trainings(folders[each.trained_as], folder)
         program = Path(__file__).with_name(f"{each.experiment}.py")
         command = [sys.executable, str(program), *arguments(sweep, each, folder)]
         if status := execute(command):
@@ -217,6 +221,19 @@ def run(sweep: Sweep, home: Path, console: Console, execute: Execute | None = No
                 f"it said stands above. To run it alone: {shlex.join(['python', *command[1:]])}"
             )
     return compared(sweep, folders)
+
+
+def _executed(command: Sequence[str]) -> int:
+    """Runs a command; where this process is stopped, it ends as when it is stopped alone."""
+    with not_passed_on():
+        process = subprocess.Popen(command)
+    with process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            Stop.told = process.wait() == TERMINATED  # it has printed the line
+            raise
 
 
 def _copy_training(source: Path, target: Path) -> None:
@@ -235,6 +252,32 @@ def _copy_training(source: Path, target: Path) -> None:
         else:
             shutil.copy2(path, copy)
     unfinished.rename(target)
+
+
+def _copy_new_trainings(source: Path, target: Path) -> None:
+    """Copies trainings that a run has and its copy has not, as after a larger number of seeds."""
+    run, copy = RunFolder(source), RunFolder(target)
+    for unit in _trained(run) - _trained(copy):
+        folders = [each.checkpoints(unit) for each in (run, copy)]
+        logs = [each.metrics(unit).with_suffix("") for each in (run, copy)]
+        for old, new in (folders, logs):
+            shutil.rmtree(new, ignore_errors=True)
+            if old.exists():
+                shutil.copytree(old, new, ignore=_OF_RESULTS)
+        for file in (RunFolder.metrics, RunFolder.imagined):
+            if file(run, unit).exists():
+                file(copy, unit).parent.mkdir(exist_ok=True)
+                shutil.copy2(file(run, unit), file(copy, unit))
+        # The mark last: without it, the training is copied again.
+        write_atomically(copy.finished(unit), run.finished(unit).read_bytes())
+
+
+def _trained(run: RunFolder) -> set[Unit]:
+    """Trainings that a run has finished."""
+    ending = ".finished.json"
+    names = (path.name.removesuffix(ending) for path in run.path.glob(f"metrics/*{ending}"))
+    parts = (name.rpartition("-seed") for name in names)
+    return {Unit(method, int(seed)) for method, _, seed in parts if seed.isdecimal()}
 
 
 # --- comparison ---------------------------------------------------------------------------------
@@ -342,7 +385,7 @@ def _line(row: Row) -> tables_of_runs.Row:
         Cell(row.look.title),
         Cell(wording.number(row.score), wording.interval(row.score_ci95)),
         Cell(difference),
-        Cell("" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"),
+        Cell("" if p is None else wording.p_value(p)),
     )
     return tables_of_runs.Row(f"{row.variant}/{row.method}", "method", cells)
 

@@ -54,7 +54,11 @@ TESTS = {
     "ilql_jax.methods.loss_terms": ["ilql_jax/test_methods.py"],
     "ilql_jax.batching": ["ilql_jax/test_batching.py", "ilql_jax/test_windows.py"],
     "ilql_jax.decode": ["ilql_jax/test_decode.py"],
-    "experiments.evaluation.statistics": ["experiments/test_statistics.py"],
+    "experiments.evaluation.statistics": [
+        "experiments/test_statistics.py",
+        "experiments/test_values_by_turn.py",
+    ],
+    "experiments.evaluation.values_by_turn": ["experiments/test_values_by_turn.py"],
     "imagination.simulation.planning": ["imagination/test_planning.py"],
 }
 # Imported once, before the processes fork; nothing here starts threads or a backend.

@@ -142,8 +142,14 @@ def evidence(test: Comparison) -> str:
     return "not tested" if test.p_holm is None else _p_value("p_holm", test.p_holm)
 
 
+def p_value(p: float) -> str:
+    """A p-value with three digits."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _p_value(name: str, p: float) -> str:
-    return f"{name} < 0.001" if p < 0.001 else f"{name} = {p:.3f}"
+    text = p_value(p)
+    return f"{name} {text}" if text.startswith("<") else f"{name} = {text}"
 
 
 def describe_tests(population: Population) -> str:

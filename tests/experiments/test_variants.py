@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,6 +156,63 @@ def test_a_copy_has_what_was_trained_and_nothing_of_what_came_of_it(tmp_path: Pa
     found = {str(p.relative_to(tmp_path / "two")) for p in (tmp_path / "two").rglob("*")}
     assert {name for name in found if (tmp_path / "two" / name).is_file()} == set(kept)
     assert not (tmp_path / "two.partial").exists()
+
+
+def test_a_copy_gets_the_trainings_that_came_later(tmp_path: Path):
+    for folder, seeds in (("one", (0, 1)), ("two", (0,))):
+        for seed in seeds:
+            for name in (f"checkpoints/bc-seed{seed}/4/state", f"metrics/bc-seed{seed}.jsonl",
+                         f"metrics/bc-seed{seed}.finished.json"):  # fmt: skip
+                path = tmp_path / folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(f"{folder} {name}")
+    half = tmp_path / "two/checkpoints/bc-seed1/2"  # of a copy, or a training, that was interrupted
+    half.mkdir(parents=True)
+    variants._copy_new_trainings(tmp_path / "one", tmp_path / "two")
+    assert not half.exists()
+    for path in (tmp_path / "one").rglob("*"):
+        copy = tmp_path / "two" / path.relative_to(tmp_path / "one")
+        if path.is_file():
+            made = "one" if "seed1" in str(path) else "two"
+            assert copy.read_text() == f"{made} {path.relative_to(tmp_path / 'one')}"
+
+
+RUN = """
+import signal, sys, time
+def end(number, _):
+    time.sleep(0.5)
+    print("Stopped.", flush=True)
+    sys.exit(128 + number)
+signal.signal(signal.SIGINT, end)
+signal.signal(signal.SIGTERM, end)
+print("begun", flush=True)
+time.sleep(60)
+"""
+SWEEP = """
+import sys
+from experiments import variants
+from experiments.interrupts import line, noticed
+with noticed() as stop:
+    try:
+        variants._executed([sys.executable, "-c", sys.argv[1]])
+    except KeyboardInterrupt:
+        print("" if stop.told else line(stop), flush=True)
+sys.exit(stop.status)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_of_a_sweep_that_is_stopped_ends_in_order_and_tells_it_once(number):
+    command = [sys.executable, "-c", SWEEP, RUN]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as sweep:
+        assert sweep.stdout.readline() == "begun\n"
+        # As a terminal does: to the sweep and to its run.
+        (os.killpg if number == signal.SIGINT else os.kill)(sweep.pid, number)
+        assert sweep.stdout.read().split() == ["Stopped."]
+    assert sweep.returncode == 128 + number
 
 
 @pytest.mark.slow
