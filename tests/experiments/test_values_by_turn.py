@@ -32,7 +32,7 @@ def talks(seed: int = 0, noise: float = 0.0) -> list[Dialogue]:
         reward = float(rng.random())
         known = reward + noise * float(rng.normal())
         guess = float(rng.random())
-        values = [(guess, guess + 0.2), (known, known - 0.1)]
+        values = [(guess, reward - 0.2), (known, known - 0.1)]
         found.append(talk(episode, reward, values[: 1 + (episode % 3 > 0)], seed))
     return found
 
@@ -41,10 +41,10 @@ def test_values_that_come_to_know_rise_and_their_errors_have_a_sign():
     first, second = values_by_turn(talks())
     assert (first.turn, first.conversations) == (1, HUMANS)
     assert (second.turn, second.conversations) == (2, 40)
-    assert first.v.low < 0 < first.v.high
+    assert first.v.low < 0 < first.v.high and first.q.mean == 1  # V and Q are not mixed up
     assert second.v.mean == second.q.mean == 1 and second.error == pytest.approx(-0.1)
-    mean = np.mean([d.agent_turns[0].annotations["q"] - d.reward for d in talks()])
-    assert first.error == pytest.approx(mean)
+    assert first.error == pytest.approx(-0.2)
+    assert first.spread == pytest.approx(np.std([each.reward for each in talks()]))
 
 
 def test_trainings_are_averaged_and_their_humans_counted_once():
@@ -52,6 +52,7 @@ def test_trainings_are_averaged_and_their_humans_counted_once():
         values_by_turn(each)
         for each in (talks(1, 0.3), talks(2, 0.3), [*talks(1, 0.3), *talks(2, 0.3)])
     )
+    assert one.q.mean < 0.9  # of Q, not of the reward
     assert both.q.mean == pytest.approx((one.q.mean + other.q.mean) / 2)
     assert both.conversations == 80
     assert both.q.high - both.q.low == pytest.approx(one.q.high - one.q.low, rel=0.3)
@@ -60,6 +61,8 @@ def test_trainings_are_averaged_and_their_humans_counted_once():
 def test_turns_that_few_reach_and_turns_without_values_are_left_out():
     assert values_by_turn([]) == []
     assert values_by_turn(talks()[: FEWEST - 1]) == []
+    assert [found.turn for found in values_by_turn(talks()[:FEWEST])] == [1]
+    assert values_by_turn([talk(k, 1.0, [(0.1, None)]) for k in range(HUMANS)]) == []
     assert values_by_turn([talk(k, 1.0, [(None, None)]) for k in range(HUMANS)]) == []
     assert values_by_turn([talk(k, None, [(0.1, 0.2)]) for k in range(HUMANS)]) == []
     (alike,) = values_by_turn([talk(k, 1.0, [(0.1, 0.2)]) for k in range(HUMANS)])
@@ -74,6 +77,15 @@ def test_the_correlations_interval_covers_what_it_should():
     draws = rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], (400, HUMANS))
     found = [rank_correlation([pairs], HUMANS) for pairs in draws]
     assert 0.92 < np.mean([each.low < truth < each.high for each in found]) < 0.98
+    (z, half), (falling, low, high) = (
+        (1.959964, 57**-0.5),
+        rank_correlation([-draws[0] * [1, -1]], 60),
+    )
+    assert falling == pytest.approx(-found[0].mean) and low < falling < high < 0
+    width = z * half * (1 + falling**2 / 2) ** 0.5
+    assert (low, high) == pytest.approx(
+        np.tanh([np.arctanh(falling) + sign * width for sign in (-1, 1)])
+    )
     by_scipy = scipy.stats.spearmanr(draws[0, :, 0], draws[0, :, 1]).statistic
     assert found[0].mean == pytest.approx(by_scipy)
 
