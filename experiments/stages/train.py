@@ -41,6 +41,7 @@ from ilql_jax.checkpoint import restore_params
 from ilql_jax.models import Params, abstract_params
 from ilql_jax.models.hugging_face.read import check_tensors, find
 from ilql_jax.preferences import Preferences
+from ilql_jax.rehearsal import rehearse
 from ilql_jax.train import train
 from imagination.dialogue import read_dialogues
 from imagination.tokenization import DialogueTokenizer, save_once
@@ -67,6 +68,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     if experiment.machine.coordinator:
         sharding.wait_for_all("the tokenizer")
     _check_parameters(experiment, tokenizer.vocab_size, todo)
+    _rehearse_own(experiment, tokenizer.vocab_size)
     _tell(experiment, folder, tokenizer, todo, sum(map(is_for_training, dialogues)), console)
     for wave in in_order(experiment.methods):
         names = {method.name for method in wave}
@@ -119,6 +121,24 @@ def _check_parameters(experiment: Experiment, vocab_size: int, todo: list[Unit])
     for name in dict.fromkeys(unit.method for unit in todo):
         of_method = experiment.method(name).method.network_for(shape)
         sharding.shardings(abstract_params(of_method), mesh)
+
+
+def _rehearse_own(experiment: Experiment, vocab_size: int) -> None:
+    """Rehearses methods of somebody's own where several hosts train.
+
+    On one host the settings' checks have done it, before any work; hosts have to meet before JAX
+    does anything.
+
+    Raises:
+        ConfigError: One breaks; the message names its file and line.
+    """
+    if not experiment.machine.coordinator:
+        return
+    shape = experiment.network.shape(vocab_size)
+    for each in experiment.methods:
+        if each.file:
+            with errors_of("methods"):
+                rehearse(each.method, each.method.network_for(shape), each.train)
 
 
 def _is_writer(experiment: Experiment) -> bool:

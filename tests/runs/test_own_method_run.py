@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,23 @@ def test_its_settings_are_bound_to_the_run_and_its_file_to_the_command_line(
     result = launch(*same)
     assert result.returncode == 1
     assert "the file of the method weighted was" in flattened(result.stdout)
+
+
+def test_hosts_that_have_met_rehearse_it_before_they_train(finished: Path, tmp_path: Path):
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        METHOD.replace("batch.by_token", "batch.by_word").replace("weighted", "worse")
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    result = launch(
+        f"--workdir={finished}",
+        f"--config.methods=bc,{broken}",
+        f"--config.machine.coordinator=127.0.0.1:{port}",
+        "--config.machine.processes=1",
+        "--stage=train",
+    )
+    assert result.returncode == 1
+    assert "worse: loss raised AttributeError" in flattened(result.stdout)
+    assert not list((finished / "checkpoints").glob("worse*"))
