@@ -92,6 +92,7 @@ def test_a_side_with_ten_times_the_work_takes_about_ten_times_as_long():
             side.close()
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_says_so():
     with pytest.raises(RuntimeError, match=r"ended \(exit code 1\)"):
         measuring.Side(work)

@@ -201,7 +201,9 @@ sys.exit(stop.status)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_run_of_a_sweep_that_is_stopped_ends_in_order_and_tells_it_once(number):
     command = [sys.executable, "-c", SWEEP, RUN]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -201,6 +201,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient_and_metrics(method, model):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, whole)
 
 
+@pytest.mark.slow
 def test_a_run_with_accumulation_learns_what_one_without_learns(tmp_path):
     short = dataclasses.replace(SHORT, steps=3)
     found = {}

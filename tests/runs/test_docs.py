@@ -69,6 +69,7 @@ PARSED = {
     "runs/short": "likewise",
     "own_data.py": "runs in tests/runs/test_own_data.py",
     "_imagination1": "runs in tests/experiments/test_imagination_rounds.py",
+    "runs/sarsa": "runs in the snippets, and one like it in test_own_method_run.py",
     "hindsight_errors.py": "runs in tests/runs/test_hindsight_runs.py",
     "benchmarks/": "takes minutes; runs in tests/experiments/test_benchmarks.py",
     "ilql_jax.plan": "runs in tests/ilql_jax/test_plan.py",
