@@ -349,7 +349,8 @@ def _methods(config: ConfigDict, library: Mapping[str, TrainedMethod]) -> tuple[
     try:
         methods = tuple(find_method(entry, library) for entry in config.methods)
     except MethodError as error:
-        raise ConfigError(f"config.methods: {error}") from None
+        said = str(error).removeprefix("config.methods: ")  # those of a file say it
+        raise ConfigError(f"config.methods: {said}") from None
     if not methods or len({each.name for each in methods}) < len(methods):
         raise ConfigError(f"config.methods is {config.methods}; name each method once.")
     return methods

@@ -150,7 +150,7 @@ def _of_train(experiment: Experiment) -> Pairs:
         pairs[f"data.{name}"] = (getattr(experiment.data, name), defaults[name])
     pairs |= _pairs("train", experiment.train) | _pairs("train", experiment.batches)
     if experiment.imagination_rounds:
-        pairs |= _pairs("imagination", experiment.imagination.rounds)
+        pairs |= _of_imagination_rounds(experiment)
     for kind in SECTIONS["model"]:
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}
         for name, about in settings_of(kind).items():
@@ -164,6 +164,22 @@ def _of_train(experiment: Experiment) -> Pairs:
             pairs |= _pairs(f"method.{base.name}", base.train)
         if each.file:
             pairs[f"method.{base.name}.file"] = (file_digest(each.file), REQUIRED)
+    return pairs
+
+
+def _of_imagination_rounds(experiment: Experiment) -> Pairs:
+    """How agents talk in rounds of imagination, and with whom."""
+    evaluation, rounds = experiment.evaluation, experiment.imagination.rounds
+    pairs = _pairs("imagination", rounds) | {"evaluation.human": (evaluation.config.human, "world")}
+    if not rounds.round_decoding:
+        for each in experiment.methods:
+            if each.imagination_rounds:
+                first = (str(each.decodings[0]),)
+                pairs[f"decoding.by_method.{each.method.name}"] = (first, REQUIRED)
+    if evaluation.config.human == "prompted":
+        pairs |= _pairs("evaluation.llm", evaluation.llm)
+        if evaluation.player is not None:
+            pairs |= _pairs("evaluation.player.llm", evaluation.player)
     return pairs
 
 
@@ -271,7 +287,8 @@ def _named(key: str, experiment: Experiment, before: Mapping[str, Any]) -> str:
 
 
 def _may_be_added(key: str) -> bool:
-    return key.startswith((*_OF_PROMPTED, *_ADDED_LATER))
+    # The human of the evaluation is bound by a training that has rounds of imagination alone.
+    return key == "evaluation.human" or key.startswith((*_OF_PROMPTED, *_ADDED_LATER))
 
 
 def _existing_products(folder: RunFolder, stage: str) -> list[str]:

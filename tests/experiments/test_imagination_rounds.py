@@ -17,7 +17,7 @@ from experiments.looks import look_of
 from experiments.report import tables
 from experiments.report.run import HeldRound
 from experiments.run_folder import RunError, RunFolder, Unit
-from experiments.stamps import check_stage
+from experiments.stamps import begin_stage, check_stage
 from experiments.teaching import get_config
 from experiments.training_data import TrainingData
 from ilql_jax.methods import MethodError
@@ -143,6 +143,19 @@ def test_rounds_can_be_added_to_a_run_and_then_hold(trained):
     message = r"config\.imagination\.round_decoding was 'sampled', now 'greedy'.*imagination"
     with pytest.raises(RunError, match=message):
         check_stage(trained, "train", experiment("--config.imagination.round_decoding=greedy"))
+
+
+def test_a_decoding_that_was_not_set_for_rounds_holds_as_the_first_that_is_tried(tmp_path):
+    def tried(*texts: str):
+        default = "--config.imagination.round_decoding="
+        return experiment(default, f"--config.decoding.bc={texts!r}")
+
+    folder = RunFolder(tmp_path)
+    begin_stage(folder, "train", tried("greedy", "sampled"))
+    folder.tokenizer.mkdir()
+    check_stage(folder, "train", tried("greedy"))
+    with pytest.raises(RunError, match=r"config\.decoding\.bc was \['greedy'\], now \['sampled'\]"):
+        check_stage(folder, "train", tried("sampled", "greedy"))
 
 
 # --- settings -----------------------------------------------------------------------------------
