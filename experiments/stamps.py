@@ -168,7 +168,7 @@ def _of_train(experiment: Experiment) -> Pairs:
 
 
 def _of_imagination_rounds(experiment: Experiment) -> Pairs:
-    """How agents talk in rounds of imagination, and with whom."""
+    """Decoding and humans of rounds of imagination."""
     evaluation, rounds = experiment.evaluation, experiment.imagination.rounds
     pairs = _pairs("imagination", rounds) | {"evaluation.human": (evaluation.config.human, "world")}
     if not rounds.round_decoding:
