@@ -13,10 +13,9 @@ LLM plays them, as in the evaluation. What a training learns from last is in
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -26,14 +25,13 @@ from experiments.evaluation import prompted
 from experiments.evaluation.environment import Environment, load_environment
 from experiments.evaluation.prompted import Progress
 from experiments.files import written_in_chunks
-from experiments.methods import TrainedMethod
+from experiments.methods import TrainedMethod, entry_name
 from experiments.networks import load_agent
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunError, RunFolder, Unit
 from imagination.dialogue import Dialogue, DialogueError, json_line, read_dialogues
 from imagination.llm.routing import RoutedClient
-from imagination.persona_sampling import PRIOR_PROBABILITY
-from imagination.simulation import imagine_conversations
+from imagination.simulation import as_data, imagine_conversations
 from imagination.speakers import Conversation, converse
 
 CHUNK = 500  # conversations held together; a killed run loses at most these
@@ -77,9 +75,14 @@ def hold_round(
 ) -> None:
     """Holds the conversations of a training's last round, with the agent of the round before."""
     folder, method = RunFolder(path), experiment.method(unit.method)
-    agent = load_agent(
-        experiment, folder, _speaker(method, unit), experiment.decoding_of_rounds(method)
-    )
+    speaker = Unit(method.takes_part, unit.seed)
+    source = {
+        "kind": "round of imagination",
+        "method": speaker.method,
+        "seed": speaker.seed,
+        "round": method.imagination_rounds,
+    }
+    agent = load_agent(experiment, folder, speaker, experiment.decoding_of_rounds(method))
     environment = load_environment(experiment, folder)
     conversations = _conversations(experiment, environment, unit)
     progress = Progress(report, len(conversations), client)
@@ -88,12 +91,10 @@ def hold_round(
         progress.advance(done)
         for start in range(done, len(conversations), CHUNK):
             chunk = conversations[start : start + CHUNK]
+            for index, each in enumerate(chunk, start):
+                each.id = f"{unit.name}-{index}"
             held = converse(agent, human, chunk, environment.task, on_finished=progress.advance)
-            write(json_line(each) for each in _marked(held, environment, method, unit))
-
-
-def _speaker(method: TrainedMethod, unit: Unit) -> Unit:
-    return Unit(method.takes_part, unit.seed)
+            write(map(json_line, as_data(environment.world, held, repeat(source, len(held)))))
 
 
 def _conversations(
@@ -109,39 +110,14 @@ def _conversations(
     return imagine_conversations(environment.world, sampling, count, seed, unit.name)
 
 
-def _marked(
-    dialogues: Sequence[Dialogue], environment: Environment, method: TrainedMethod, unit: Unit
-) -> Iterator[Dialogue]:
-    """The dialogues with ids of their own, their origin, and nothing but words in their turns."""
-    world = environment.world
-    prior = {} if world is None else world.population("average")
-    for dialogue in dialogues:
-        about: dict[str, Any] = {}
-        if world is not None:
-            persona = world.persona(dialogue.persona)
-            about["difficult"] = bool(world.is_difficult(persona))
-            about[PRIOR_PROBABILITY] = prior[persona]
-        yield dataclasses.replace(
-            dialogue,
-            id=f"{unit.name}-{dialogue.id.rpartition('-')[2]}",
-            turns=tuple(dataclasses.replace(turn, annotations={}) for turn in dialogue.turns),
-            source={
-                "kind": "round of imagination",
-                "method": method.takes_part,
-                "seed": unit.seed,
-                "round": method.imagination_rounds,
-                **about,
-            },
-        )
-
-
 # --- what was held ------------------------------------------------------------------------------
 
 
 def learned_from(experiment: Experiment, unit: Unit) -> list[Unit]:
     """Trainings whose conversations one learns from: its own round and those before it."""
     method = experiment.method(unit.method)
-    names = [f"{method.method.name}_imagination{k + 1}" for k in range(method.imagination_rounds)]
+    rounds = range(1, method.imagination_rounds + 1)
+    names = [entry_name(method.method.name, "imagination", number) for number in rounds]
     return [Unit(name, unit.seed) for name in names]
 
 
@@ -169,9 +145,9 @@ def read_round(folder: RunFolder, unit: Unit) -> list[Dialogue]:
 
 def described(method: TrainedMethod, unit: Unit, dialogues: Sequence[Dialogue]) -> str:
     """Tells in a sentence which agent held these conversations, and how they ended."""
-    rewards = [dialogue.total_reward for dialogue in dialogues]
-    mean = f", mean reward {np.mean(rewards):.2f}" if rewards else ""
+    speaker = Unit(method.takes_part, unit.seed)
+    mean = np.mean([dialogue.total_reward for dialogue in dialogues])
     return (
-        f"Round {method.imagination_rounds} of imagination: {_speaker(method, unit).name} held "
-        f"{len(dialogues):,} rated conversations{mean}."
+        f"Round {method.imagination_rounds} of imagination: {speaker.name} "
+        f"held {len(dialogues):,} rated conversations, mean reward {mean:.2f}."
     )

@@ -71,10 +71,9 @@ class TrainedMethod:
 
         Empty without such rounds.
         """
-        earlier = self.imagination_rounds - 1
-        if earlier < 0:
+        if not self.imagination_rounds:
             return ""
-        return f"{self.method.name}_imagination{earlier}" if earlier else self.method.name
+        return entry_name(self.method.name, "imagination", self.imagination_rounds - 1)
 
     @property
     def learns_from_pairs(self) -> bool:
@@ -128,6 +127,11 @@ def split_entry(entry: str) -> Entry:
     if not found:
         return Entry(entry)
     return Entry(found["base"], found["kind"] or "", int(found["rounds"] or 0))
+
+
+def entry_name(base: str, kind: str, rounds: int) -> str:
+    """Name of a method with rounds, as in entries and folders: "ilql_hindsight2"."""
+    return f"{base}_{kind}{rounds}" if rounds else base
 
 
 def is_file(base: str) -> bool:
@@ -185,9 +189,8 @@ def find_method(entry: str, library: Mapping[str, TrainedMethod]) -> TrainedMeth
                 f"{base}."
             )
         return found.named(base, rounds=1)
-    if kind == "imagination":
-        return found.named(f"{base}_imagination{rounds}", imagination_rounds=rounds)
-    return found.named(f"{base}_hindsight{rounds}" if rounds else base, rounds)
+    count = {"imagination_rounds" if kind == "imagination" else "rounds": rounds}
+    return found.named(entry_name(base, kind, rounds), **count)
 
 
 def rounds_of(methods: Sequence[TrainedMethod]) -> int:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,6 +44,12 @@ class Unit:
     @property
     def name(self) -> str:
         return f"{self.method}-seed{self.seed}"
+
+    @classmethod
+    def parse(cls, name: str) -> Unit | None:
+        """The training of this name; None if it is none."""
+        found = re.fullmatch(r"(.+)-seed([0-9]+)", name)
+        return cls(found[1], int(found[2])) if found else None
 
 
 class RunFolder:

@@ -275,9 +275,8 @@ def _copy_new_trainings(source: Path, target: Path) -> None:
 def _trained(run: RunFolder) -> set[Unit]:
     """Trainings that a run has finished."""
     ending = ".finished.json"
-    names = (path.name.removesuffix(ending) for path in run.path.glob(f"metrics/*{ending}"))
-    parts = (name.rpartition("-seed") for name in names)
-    return {Unit(method, int(seed)) for method, _, seed in parts if seed.isdecimal()}
+    marks = run.path.glob(f"metrics/*{ending}")
+    return {unit for path in marks if (unit := Unit.parse(path.name.removesuffix(ending)))}
 
 
 # --- comparison ---------------------------------------------------------------------------------

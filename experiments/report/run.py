@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.evaluation.diagnosis import Diagnosis
 from experiments.evaluation.summary import Evaluation, Heldout
 from experiments.hindsight_records import Hindsight, read_hindsight
-from experiments.looks import Look, look_of
+from experiments.looks import Look, look_of, ordered
 from experiments.metrics import read_log
 from experiments.provenance import Session, read_sessions
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, Unit
 from imagination.dialogue import Dialogue, read_dialogues
-
-_LOG = re.compile(r"(.+)-seed(\d+)")  # name of a training's log, without its ending
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +112,24 @@ def read_run(path: Path) -> Run:
     )
 
 
+def by_method(
+    conversations: Iterable[Dialogue], population: str | None = None
+) -> dict[str, list[Dialogue]]:
+    """Rated conversations of each method, of one population or (None) of all."""
+    groups: dict[str, list[Dialogue]] = {}
+    for dialogue in conversations:
+        source = dialogue.source
+        if dialogue.reward is not None and population in (None, source["population"]):
+            groups.setdefault(source["method"], []).append(dialogue)
+    return {name: groups[name] for name in ordered(groups)}
+
+
 def _held_rounds(folder: Path) -> list[HeldRound]:
     """The rounds of imagination, from `<method>-seed<k>.jsonl`."""
     dialogues: dict[str, list[Dialogue]] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        if name := _LOG.fullmatch(path.stem):
-            dialogues.setdefault(name[1], []).extend(read_dialogues(path))
+        if unit := Unit.parse(path.stem):
+            dialogues.setdefault(unit.method, []).extend(read_dialogues(path))
     return [
         HeldRound(
             method,
@@ -137,5 +146,5 @@ def _dialogues(path: Path) -> list[Dialogue]:
 
 def _metrics(folder: Path) -> dict[tuple[str, int], list[Mapping[str, float]]]:
     """(method, seed) -> records, from `<method>-seed<k>.jsonl`."""
-    logs = {_LOG.fullmatch(path.stem): path for path in sorted(folder.glob("*.jsonl"))}
-    return {(name[1], int(name[2])): read_log(path) for name, path in logs.items() if name}
+    logs = {Unit.parse(path.stem): path for path in sorted(folder.glob("*.jsonl"))}
+    return {(unit.method, unit.seed): read_log(path) for unit, path in logs.items() if unit}

@@ -28,7 +28,7 @@ from experiments.evaluation.summary import (
 from experiments.evaluation.values_by_turn import values_by_turn
 from experiments.looks import Look, ordered
 from experiments.report import wording
-from experiments.report.run import HeldRound
+from experiments.report.run import HeldRound, by_method
 from experiments.report.wording import dollars, interval, number, percent
 from imagination.dialogue import Dialogue
 
@@ -180,14 +180,63 @@ def _reference_cells(key: str, references: References) -> dict[str, Cell]:
 # --- where the score is lost --------------------------------------------------------------------
 
 
+def diagnosis_tables(diagnosis: Diagnosis, evaluation: Evaluation) -> list[ResultTable]:
+    """Loss of each method from the optimum, a table for each population."""
+    made = [
+        _diagnosis_table(name, losses, evaluation.population[name], evaluation.task)
+        for name, losses in diagnosis.population.items()
+        if name in evaluation.population
+    ]
+    return [table for table in made if table.rows]
+
+
+def _diagnosis_table(
+    name: str, losses: Mapping[str, Loss], population: Population, task: str
+) -> ResultTable:
+    references, methods = population.references, population.methods
+    unit = wording.unit_of(population)
+
+    def scaled(loss: float) -> float | None:
+        return references.normalized_difference(loss) if unit == wording.NORMALIZED else loss
+
+    def cell(loss: float, bounds: Bounds) -> Cell:
+        return Cell(number(scaled(loss)), interval(tuple(map(scaled, bounds))))
+
+    rows = []
+    for key in ordered(key for key in losses if key in methods):
+        loss = losses[key]
+        total = loss.candidates + loss.choice
+        cells = (
+            Cell(methods[key].look.title),
+            Cell(number(scaled(total))),
+            cell(loss.candidates, loss.candidates_ci95),
+            cell(loss.choice, loss.choice_ci95),
+            Cell(number(scaled(total / loss.turns), 3)),
+            Cell(str(loss.episodes)),
+        )
+        rows.append(Row(key, "method", cells))
+    return ResultTable(
+        f"{name}_lost",
+        f"{task}, {name} population: what is lost from the optimum",
+        ("method", "lost", "by candidates", "by choice", "a turn", "conversations"),
+        tuple(rows),
+        (
+            f"By the exact values of the world, in {unit}: by candidates, where nothing that was "
+            "considered is as good as the best act; by choice, where something better was "
+            "considered than was said. An agent that considers one utterance has no choice. What "
+            "is lost and the score add up to 1 but for luck: these are expectations, and fewer "
+            "conversations.",
+        ),
+    )
+
+
+# --- values, and rounds of imagination ----------------------------------------------------------
+
+
 def values_tables(conversations: Sequence[Dialogue], evaluation: Evaluation) -> list[ResultTable]:
     """Values against outcomes by turn, a table for each population; none without values."""
     made = []
     for name, population in evaluation.population.items():
-        groups: dict[str, list[Dialogue]] = {}
-        for each in conversations:
-            if each.source.get("population") == name:
-                groups.setdefault(str(each.source.get("method")), []).append(each)
         rows = [
             Row(
                 key,
@@ -201,8 +250,9 @@ def values_tables(conversations: Sequence[Dialogue], evaluation: Evaluation) -> 
                     Cell(f"{found.conversations:,}"),
                 ),
             )
-            for key in ordered(groups.keys() & population.methods.keys())
-            for found in values_by_turn(groups[key])
+            for key, own in by_method(conversations, name).items()
+            if key in population.methods
+            for found in values_by_turn(own)
         ]
         table = ResultTable(
             f"{name}_values",
@@ -268,56 +318,6 @@ def rounds_tables(
         ),
     )
     return [table] if rows else []
-
-
-def diagnosis_tables(diagnosis: Diagnosis, evaluation: Evaluation) -> list[ResultTable]:
-    """Loss of each method from the optimum, a table for each population."""
-    made = [
-        _diagnosis_table(name, losses, evaluation.population[name], evaluation.task)
-        for name, losses in diagnosis.population.items()
-        if name in evaluation.population
-    ]
-    return [table for table in made if table.rows]
-
-
-def _diagnosis_table(
-    name: str, losses: Mapping[str, Loss], population: Population, task: str
-) -> ResultTable:
-    references, methods = population.references, population.methods
-    unit = wording.unit_of(population)
-
-    def scaled(loss: float) -> float | None:
-        return references.normalized_difference(loss) if unit == wording.NORMALIZED else loss
-
-    def cell(loss: float, bounds: Bounds) -> Cell:
-        return Cell(number(scaled(loss)), interval(tuple(map(scaled, bounds))))
-
-    rows = []
-    for key in ordered(key for key in losses if key in methods):
-        loss = losses[key]
-        total = loss.candidates + loss.choice
-        cells = (
-            Cell(methods[key].look.title),
-            Cell(number(scaled(total))),
-            cell(loss.candidates, loss.candidates_ci95),
-            cell(loss.choice, loss.choice_ci95),
-            Cell(number(scaled(total / loss.turns), 3)),
-            Cell(str(loss.episodes)),
-        )
-        rows.append(Row(key, "method", cells))
-    return ResultTable(
-        f"{name}_lost",
-        f"{task}, {name} population: what is lost from the optimum",
-        ("method", "lost", "by candidates", "by choice", "a turn", "conversations"),
-        tuple(rows),
-        (
-            f"By the exact values of the world, in {unit}: by candidates, where nothing that was "
-            "considered is as good as the best act; by choice, where something better was "
-            "considered than was said. An agent that considers one utterance has no choice. What "
-            "is lost and the score add up to 1 but for luck: these are expectations, and fewer "
-            "conversations.",
-        ),
-    )
 
 
 # --- held-out dialogues -------------------------------------------------------------------------

@@ -22,11 +22,11 @@ from experiments.training_data import check_words
 from imagination import corpora
 from imagination.dataset_card import dataset_card
 from imagination.dialogue import Dialogue, json_line, read_dialogues, write_dialogues
-from imagination.persona_sampling import PRIOR_PROBABILITY
 from imagination.simulation import (
     BehaviourAgent,
     SimulatedHuman,
     World,
+    as_data,
     imagine_conversations,
     load_world,
 )
@@ -115,19 +115,7 @@ def _play(world: World, imagination: Imagination, seed: int, path: Path, console
 def play_chunk(world: World, conversations: list[Conversation]) -> list[Dialogue]:
     agent = BehaviourAgent(world)
     dialogues = converse(agent, SimulatedHuman(world), conversations, world.task)
-    prior = world.population("average")
-    personas = [world.persona(dialogue.persona) for dialogue in dialogues]
-    return [
-        dataclasses.replace(
-            dialogue,
-            # Only words reach the learner: which act an utterance was stays with the world.
-            turns=tuple(dataclasses.replace(turn, annotations={}) for turn in dialogue.turns),
-            source={
-                "kind": "simulated",
-                "behaviour": agent.behaviour_of(conversation),
-                "difficult": bool(world.is_difficult(persona)),
-                PRIOR_PROBABILITY: prior[persona],
-            },
-        )
-        for dialogue, conversation, persona in zip(dialogues, conversations, personas, strict=True)
-    ]
+    sources = (
+        {"kind": "simulated", "behaviour": agent.behaviour_of(each)} for each in conversations
+    )
+    return as_data(world, dialogues, sources)

@@ -22,6 +22,7 @@ from imagination.simulation.speakers import (
     OptimalAgent,
     SimulatedHuman,
     UniformAgent,
+    as_data,
     imagine_conversations,
     sample_conversations,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "UniformAgent",
     "World",
     "WorldError",
+    "as_data",
     "imagine_conversations",
     "load_world",
     "normalized_score",

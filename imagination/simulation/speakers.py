@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from imagination.dialogue import Turn
-from imagination.persona_sampling import PersonaSampling
+from imagination.dialogue import Dialogue, Turn
+from imagination.persona_sampling import PRIOR_PROBABILITY, PersonaSampling
 from imagination.simulation.dice import AGENT, BEHAVIOUR, HUMAN, PERSONA, SEED, Dice
 from imagination.simulation.planning import Belief, Planner
 from imagination.simulation.world import Act, Persona, State, World, WorldError
@@ -68,6 +69,33 @@ def imagine_conversations(
     prior = world.population("average")
     probabilities = sampling.distribution(prior, world.is_difficult)
     return _conversations(world, probabilities, "average", count, seed, prefix)
+
+
+def as_data(
+    world: World | None, dialogues: Sequence[Dialogue], sources: Iterable[Mapping[str, Any]]
+) -> list[Dialogue]:
+    """Played dialogues as data: the words alone, and how likely such a human comes.
+
+    Only words reach the learner: which act an utterance was stays with the world.
+
+    Args:
+        world: That the humans are of; None = of none, so that their probabilities are not known.
+        dialogues: As they were played.
+        sources: Origin of each.
+    """
+    prior = {} if world is None else world.population("average")
+    made = []
+    for dialogue, source in zip(dialogues, sources, strict=True):
+        turns = tuple(dataclasses.replace(turn, annotations={}) for turn in dialogue.turns)
+        known = dict(source)
+        if world is not None:
+            persona = world.persona(dialogue.persona)
+            known |= {
+                "difficult": bool(world.is_difficult(persona)),
+                PRIOR_PROBABILITY: prior[persona],
+            }
+        made.append(dataclasses.replace(dialogue, turns=turns, source=known))
+    return made
 
 
 def _conversations(

@@ -85,6 +85,17 @@ def test_an_odd_value_on_the_command_line_is_told_or_harmless(part, tmp_path):
             built(RunFolder(tmp_path / "none"), f"--config.{key}={value}")
 
 
+@pytest.mark.slow
+def test_every_setting_tells_every_odd_value_or_takes_it(tmp_path):
+    folder = RunFolder(tmp_path / "none")
+    for key in keys_of(own_config()):
+        section, _, name = key.rpartition(".")
+        for value in VALUES:
+            where = (f"config.{key}", f"config.{section}: {name}")
+            with held("command line", (key, value[:40]), names=where):
+                built(folder, f"--config.{key}={value}")
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

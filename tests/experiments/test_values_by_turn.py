@@ -11,6 +11,15 @@ from experiments.evaluation.statistics import rank_correlation
 from experiments.evaluation.values_by_turn import FEWEST, values_by_turn
 from experiments.report import tables
 from imagination.dialogue import Dialogue, Turn
+from imagination.simulation import (
+    OptimalAgent,
+    Planner,
+    SimulatedHuman,
+    load_world,
+    sample_conversations,
+)
+from imagination.simulation.course import follow
+from imagination.speakers import converse
 
 HUMANS = 60
 
@@ -96,6 +105,28 @@ def test_no_correlation_where_nothing_varies():
     varying = np.column_stack([np.arange(9.0), -np.arange(9.0)])
     assert rank_correlation([constant, varying], 9).mean == -1
     assert np.isnan(rank_correlation([varying], 3).low)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("population", "first"), [("average", 0.63), ("difficult", 0.42)])
+def test_exact_values_of_the_optimum_know_something_at_once_and_do_not_err(population, first):
+    """Teaching: what right values can tell, whose rewards hardly spread."""
+    world = load_world("teaching")
+    planner = Planner(world, population)
+    conversations = sample_conversations(world, population, 400, 77, population)
+    agent = OptimalAgent(world, population)
+    dialogues = converse(agent, SimulatedHuman(world), conversations, world.task)
+    for episode, dialogue in enumerate(dialogues):
+        dialogue.source.update(seed=0, episode=episode)
+        for decision in follow(planner, dialogue.turns).decisions:
+            place = decision.turns_left, decision.state, decision.belief
+            noted = dialogue.turns[decision.turn].annotations
+            noted["v"] = planner.state_value(*place)
+            noted["q"] = planner.act_value(*place, decision.act)
+    found = values_by_turn(dialogues)
+    assert found[0].q.mean == pytest.approx(first, abs=0.01)
+    assert found[2].q.mean > found[0].q.mean
+    assert all(abs(each.error) < 0.002 and each.spread < 0.03 for each in found)
 
 
 def test_the_report_has_a_row_for_each_turn_of_methods_that_learn_values():

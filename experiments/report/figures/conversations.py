@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,22 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.looks import Look, ordered
+from experiments.looks import Look
 from experiments.report.figures import style
 from experiments.report.figures.style import FEWEST, Looks, Screen, plain
+from experiments.report.run import by_method
 from imagination.dialogue import Dialogue
-
-
-def by_method(
-    conversations: Iterable[Dialogue], population: str | None = None
-) -> dict[str, list[Dialogue]]:
-    """Rated conversations of each method, of one population or (None) of all."""
-    groups: dict[str, list[Dialogue]] = {}
-    for dialogue in conversations:
-        source = dialogue.source
-        if dialogue.reward is not None and population in (None, source["population"]):
-            groups.setdefault(source["method"], []).append(dialogue)
-    return {name: groups[name] for name in ordered(groups)}
 
 
 def mean_and_half(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
