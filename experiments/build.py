@@ -27,6 +27,7 @@ from experiments.config import (
     HindsightConfig,
     ImaginerConfig,
     LLMOverride,
+    PlantedFlawsConfig,
     RoundsConfig,
     RunConfig,
     SpeakingConfig,
@@ -101,6 +102,7 @@ class Imagination:
         llm: The LLM; None = the embedded world.
         models: Purpose (critic, judge, human) -> its LLM, where it has one of its own.
         rounds: Settings of rounds in which trained agents take part.
+        flaws: Flaws planted into the dialogues of an embedded world.
     """
 
     dialogues: int
@@ -109,6 +111,7 @@ class Imagination:
     llm: LLMConfig | None = None
     models: Mapping[str, LLMConfig] = dataclasses.field(default_factory=dict)
     rounds: RoundsConfig = dataclasses.field(default_factory=RoundsConfig)
+    flaws: PlantedFlawsConfig = dataclasses.field(default_factory=PlantedFlawsConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -401,13 +404,14 @@ def _imagination(config: ConfigDict) -> Imagination:
     more = {"seed": config.seed, "sampling": sampling}
     engine = _make(EngineConfig, config.imagination, "imagination", **more)
     rounds = _make(RoundsConfig, config.imagination, "imagination")
+    flaws = _make(PlantedFlawsConfig, config.imagination, "imagination")
     if imaginer.engine == "world" or config.data.source != "world":
-        return Imagination(engine.dialogues, sampling, rounds=rounds)
+        return Imagination(engine.dialogues, sampling, rounds=rounds, flaws=flaws)
     llm, models = _llm(config, "imagination"), {}
     for purpose in PURPOSES:
         if set_of(config.imagination[purpose]):
             models[purpose] = _llm(config, f"imagination.{purpose}", like=llm)
-    return Imagination(engine.dialogues, sampling, engine, llm, models, rounds)
+    return Imagination(engine.dialogues, sampling, engine, llm, models, rounds, flaws)
 
 
 def _hindsight(config: ConfigDict) -> HindsightSettings:

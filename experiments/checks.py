@@ -14,7 +14,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.build import Experiment, build, errors_of, set_of
-from experiments.config import TASK_FIELDS, ConfigError, RoundsConfig, WorldHindsightConfig
+from experiments.config import (
+    TASK_FIELDS,
+    ConfigError,
+    PlantedFlawsConfig,
+    RoundsConfig,
+    WorldHindsightConfig,
+)
 from experiments.methods import TrainedMethod, in_order
 from experiments.metrics import check_backends
 from experiments.provenance import accelerators
@@ -178,13 +184,24 @@ def _check_imagination(experiment: Experiment, config: ConfigDict) -> None:
                 f"config.{given[0]} is for an LLM that imagines, and none does: set "
                 "config.imagination.engine=anthropic."
             )
+        if experiment.data.source != "world":
+            _check_no_planted_flaws(config, f"those of {experiment.data.source}")
         return
+    _check_no_planted_flaws(config, "those of an LLM, which makes its own")
     dialogues = experiment.imagination.dialogues
     if dialogues > MOST_UNLIMITED and not llm.max_cost and not llm.base_url:
         raise ConfigError(
             f"config.imagination.dialogues is {dialogues:,} and an LLM is to imagine them, with no "
             "limit on the cost. Set config.llm.max_cost (with price_input and price_output), or at "
             f"most {MOST_UNLIMITED:,} dialogues; --dry_run shows the cost."
+        )
+
+
+def _check_no_planted_flaws(config: ConfigDict, whose: str) -> None:
+    if given := _changed(config.imagination, PlantedFlawsConfig):
+        raise ConfigError(
+            f"config.imagination.{given[0]} is for the dialogues of an embedded world, and these "
+            f"are {whose}. Leave it out."
         )
 
 

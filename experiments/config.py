@@ -165,6 +165,33 @@ class RoundsConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
+class PlantedFlawsConfig(Settings):
+    """Flaws planted into the dialogues of an embedded world, to measure what a critique brings."""
+
+    planted_flaws: float = setting(
+        "Share of a world's dialogues with a flaw as LLMs make them: the human names its traits at "
+        "once, or the rating is the opposite of what the words tell (each in half of them).",
+        0.0,
+        least=0,
+        most=1,
+    )
+    mend_flaws: bool = setting(
+        "A critique, which has words and ratings alone, finds planted flaws; what it finds is "
+        "written anew.",
+        False,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mend_flaws and not self.planted_flaws:
+            raise SettingError(
+                "mend_flaws",
+                self.mend_flaws,
+                "asks for planted_flaws above 0",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class LLMOverride(Settings):
     """Another model than `config.llm` for one purpose; empty or 0 = as there."""
 
@@ -384,7 +411,14 @@ SECTIONS: dict[str, tuple[type[Settings], ...]] = {
     "data": (DataConfig,),
     "task": (TaskConfig,),
     "llm": (LLMConfig, AnswersConfig),
-    "imagination": (ImaginerConfig, EngineConfig, PersonaSampling, RoundsConfig, LLMOverride),
+    "imagination": (
+        ImaginerConfig,
+        EngineConfig,
+        PersonaSampling,
+        RoundsConfig,
+        PlantedFlawsConfig,
+        LLMOverride,
+    ),
     **{f"imagination.{purpose}": (LLMOverride,) for purpose in PURPOSES},
     "hindsight": (HindsightConfig, WorldHindsightConfig, LLMHindsightConfig, LLMOverride),
     "tokenizer": (TokenizerConfig,),

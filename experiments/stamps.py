@@ -124,7 +124,9 @@ def _of_imagine(experiment: Experiment) -> Pairs:
     sampling = imagination.sampling
     unused = () if sampling.personas == "balanced" else ("difficult_share",)
     pairs |= _pairs("imagination", sampling, leave_out=unused)
-    if imagination.llm is not None:
+    if imagination.llm is None:
+        pairs |= _pairs("imagination", imagination.flaws)
+    else:
         pairs |= _pairs("imagination", imagination.engine, leave_out=("seed", "sampling"))
         pairs |= _pairs("imagination.llm", imagination.llm)
         for purpose, llm in imagination.models.items():

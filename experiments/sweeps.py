@@ -14,6 +14,7 @@ data       number of imagined dialogues
 steps      length of the training
 width      width of the network
 methods    every method that learns from dialogues, in both worlds of the first two recipes
+hindsight  rounds, what the controller knows, its errors; and as many dialogues without hindsight
 """
 
 from __future__ import annotations
@@ -165,6 +166,35 @@ def methods(is_small: bool) -> Sweep:
     )
 
 
+def hindsight(is_small: bool) -> Sweep:
+    """Hindsight on persuasion, against as many dialogues of the behaviours at most."""
+    one, dialogues = {"methods": "ilql_hindsight1"}, 3000
+    variants = {
+        "one round": one,
+        "two rounds": {"methods": "ilql_hindsight2"},
+        "by what all replies tell": one | {"hindsight.belief": "finished"},
+        "controller wrong at 20 %": one | {"hindsight.error_rate": 0.2},
+        "controller wrong at 40 %": one | {"hindsight.error_rate": 0.4},
+        # Each dialogue is put better at two turns, and so are those of the first round.
+        "no hindsight, as many as one round": {
+            "methods": "ilql",
+            "imagination.dialogues": 3 * dialogues,
+        },
+        "no hindsight, as many as two rounds": {
+            "methods": "ilql",
+            "imagination.dialogues": 7 * dialogues,
+        },
+    }
+    return Sweep(
+        "hindsight",
+        "What does hindsight add?",
+        tuple(
+            Variant(label, {"imagination.dialogues": dialogues} | each, experiment="persuasion")
+            for label, each in variants.items()
+        ),
+    )
+
+
 def _along(
     name: str,
     question: str,
@@ -190,7 +220,8 @@ def _along(
 
 
 SWEEPS: Mapping[str, Callable[[bool], Sweep]] = {
-    each.__name__: each for each in (gain, coverage, personas, data, steps, width, methods)
+    each.__name__: each
+    for each in (gain, coverage, personas, data, steps, width, methods, hindsight)
 }
 
 

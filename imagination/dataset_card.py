@@ -21,7 +21,7 @@ import scipy
 
 from imagination.checks import is_finite
 from imagination.dialogue import Dialogue
-from imagination.flaws import FLAWS, flaws
+from imagination.flaws import FLAWS, MENDED, PLANTED, flaws
 from imagination.persona_sampling import importance_weights
 from imagination.task import Task
 
@@ -250,6 +250,7 @@ def dataset_card(
         *_lengths(dialogues),
         *_diversity(dialogues, sample),
         *_flaws(dialogues, task),
+        *_planted(dialogues),
         *_critique(dialogues),
         *_agreement(dialogues),
         *_provenance(dialogues),
@@ -456,6 +457,20 @@ def _flaws(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
     rows.append(("none of these", f"{clean:,}", f"{clean / len(written):.1%}"))
     table = _table(("flaw, by the words alone", "dialogues", "share"), rows)
     return ["## Flaws", "", *table, ""]
+
+
+def _planted(dialogues: Sequence[Dialogue]) -> list[str]:
+    """Flaws that were planted into the dialogues of a world."""
+    left = Counter(d.source[PLANTED] for d in dialogues if PLANTED in d.source)
+    mended = Counter(d.source[MENDED] for d in dialogues if MENDED in d.source)
+    if not left and not mended:
+        return []
+    rows = [
+        (kind, f"{left[kind] + mended[kind]:,}", f"{mended[kind]:,}", f"{left[kind]:,}")
+        for kind in sorted(left | mended)
+    ]
+    table = _table(("planted flaw", "dialogues", "mended", "left"), rows)
+    return ["## Planted flaws", "", *table, ""]
 
 
 def _critique(dialogues: Sequence[Dialogue]) -> list[str]:

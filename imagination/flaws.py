@@ -34,7 +34,9 @@ WISHES = {
     NO_END: "The human has the last word, and it ends the conversation, not with a question.",
 }
 
-LANGUAGE, EXAMPLES = "language", "examples"  # fields of a dialogue's source
+# Fields of a dialogue's source.
+LANGUAGE, EXAMPLES = "language", "examples"
+PLANTED, MENDED = "planted_flaw", "mended_flaw"  # by `imagination.simulation.planted_flaws`
 _OTHER = {"human": "agent", "agent": "human"}
 _SHORT = 3  # words of what may well be said twice ("Yes, please.")
 _RECITED = 6  # words in a row that nobody says by chance

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from experiments import own_dialogues, tasks
 from experiments.build import Experiment, Imagination, errors_of
-from experiments.config import DataConfig
+from experiments.config import DataConfig, PlantedFlawsConfig
 from experiments.files import write_atomically, written_in_chunks
 from experiments.run_folder import RunFolder
 from experiments.terminal import progress_bars
@@ -22,6 +22,7 @@ from experiments.training_data import check_words
 from imagination import corpora
 from imagination.dataset_card import dataset_card
 from imagination.dialogue import Dialogue, json_line, read_dialogues, write_dialogues
+from imagination.hindsight.world import WorldHindsight
 from imagination.simulation import (
     BehaviourAgent,
     SimulatedHuman,
@@ -29,6 +30,7 @@ from imagination.simulation import (
     as_data,
     imagine_conversations,
     load_world,
+    planted_flaws,
 )
 from imagination.speakers import Conversation, converse
 
@@ -108,8 +110,22 @@ def _play(world: World, imagination: Imagination, seed: int, path: Path, console
         bar = bars.add_task("imagine", total=len(conversations), completed=done, note="")
         for start in range(done, len(conversations), CHUNK):
             chunk = conversations[start : start + CHUNK]
-            write(map(json_line, play_chunk(world, chunk)))
+            dialogues = play_chunk(world, chunk)
+            if imagination.flaws.planted_flaws:
+                dialogues = _with_flaws(world, dialogues, imagination.flaws, seed)
+            write(map(json_line, dialogues))
             bars.advance(bar, len(chunk))
+
+
+def _with_flaws(
+    world: World, originals: list[Dialogue], flaws: PlantedFlawsConfig, seed: int
+) -> list[Dialogue]:
+    """Plants flaws, and has them mended as far as a critique finds them."""
+    dialogues = planted_flaws.plant(originals, world.task, flaws.planted_flaws, seed)
+    if not flaws.mend_flaws:
+        return dialogues
+    rate = WorldHindsight(world).rate
+    return planted_flaws.mend(dialogues, originals, world.task, rate)
 
 
 def play_chunk(world: World, conversations: list[Conversation]) -> list[Dialogue]:

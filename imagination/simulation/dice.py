@@ -16,7 +16,7 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
 # Purposes: the second key of a `Dice`, so that two choices in one turn are independent.
-PERSONA, SLOTS, HUMAN, AGENT, BEHAVIOUR, SEED, CONTROLLER = range(1, 8)
+PERSONA, SLOTS, HUMAN, AGENT, BEHAVIOUR, SEED, CONTROLLER, FLAW = range(1, 9)
 
 
 def _mix(value: int) -> int:

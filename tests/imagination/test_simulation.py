@@ -1,24 +1,22 @@
-"""The embedded worlds: exact values, words that carry acts, and what a world must be like."""
+"""The embedded worlds: exact values, conversations, and what a world must be like."""
 
 from __future__ import annotations
 
 import dataclasses
-import random
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from worlds import Parrot, assert_mean, play
 
 from imagination.simulation import (
+    WORLDS,
     BehaviourAgent,
     OptimalAgent,
     Planner,
     SimulatedHuman,
     UniformAgent,
     WorldError,
-    grammar,
     load_world,
     normalized_score,
     optimal_value,
@@ -28,12 +26,10 @@ from imagination.simulation import (
 )
 from imagination.simulation import __main__ as printing
 from imagination.simulation.dice import Dice
-from imagination.simulation.grammar import GrammarError, Phrasing
 from imagination.simulation.planning import blind_value
-from imagination.simulation.world import Behaviour, World
-from imagination.speakers import Conversation, Utterance, converse
+from imagination.simulation.world import World
+from imagination.speakers import Conversation, converse
 
-WORLDS = ("teaching", "travel", "persuasion", "counseling")
 FOR_HINDSIGHT = ("persuasion", "counseling")  # the data is poor on purpose
 FIND_OUT = {"persuasion": ("ask_reason", "doubt_yes"), "counseling": ("ask_behind",)}
 PAGE = Path(__file__).parents[2] / "docs" / "own_task.md"
@@ -47,46 +43,6 @@ SMALL_FIRST = pytest.mark.parametrize("world", ["teaching", "persuasion", *LARGE
 @pytest.fixture(params=WORLDS)
 def world(request: pytest.FixtureRequest) -> World:
     return load_world(request.param)
-
-
-@pytest.fixture(scope="module")
-def coffee_source() -> str:
-    """The complete example of the page on how to write a world."""
-    (source,) = (
-        block
-        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-        if "WORLD = World(" in block
-    )
-    return source
-
-
-class Parrot:
-    """An agent that says the lines it was given, and ends the conversation after the last."""
-
-    def __init__(self, *lines: str, ends: bool = False):
-        self.lines, self.ends = lines, ends
-
-    def respond(self, conversations: list[Conversation]) -> list[Utterance]:
-        answers = []
-        for conversation in conversations:
-            said = sum(turn.speaker == "agent" for turn in conversation.turns)
-            is_last = said + 1 >= len(self.lines)
-            line = self.lines[min(said, len(self.lines) - 1)]
-            answers.append(Utterance(line, ends=self.ends and is_last))
-        return answers
-
-
-def play(world: World, agent, count: int, population: str = "average", seed: int = 0) -> list:
-    conversations = sample_conversations(world, population, count, seed, "test")
-    return converse(agent, SimulatedHuman(world), conversations, world.task)
-
-
-def words(dialogues: list) -> list[list[str]]:
-    return [[turn.text for turn in dialogue.turns] for dialogue in dialogues]
-
-
-def fill_slots(world: World, text: str, seed: int = 0) -> str:
-    return grammar.fill(text, world.draw_slots(seed))
 
 
 # Exact values
@@ -226,12 +182,6 @@ def test_behaviours_earn_their_exact_values_through_words(world: World):
     references = reference_values(world)
     assert_mean(play(world, BehaviourAgent(world), 1000), references["behaviour"])
     assert_mean(play(world, UniformAgent(world), 300), references["uniform"])
-
-
-def assert_mean(dialogues: list, expected: float) -> None:
-    rewards = np.array([dialogue.reward for dialogue in dialogues])
-    error = max(rewards.std(), 0.02) / len(rewards) ** 0.5
-    assert abs(rewards.mean() - expected) < 4 * error
 
 
 @SMALL_FIRST
@@ -448,187 +398,11 @@ def test_page_shows_the_figures_of_the_worlds(world: World):
     assert printing.markdown(world) in PAGE.read_text()
 
 
-# Grammar
-
-
-def test_template_forms_are_counted_and_tidied():
-    template = "[Sure|of [course|late]|], {topic} [is|was] fun ."
-    assert grammar.count_forms(template) == 8
-    found = list(grammar.forms(template))
-    assert len(set(found)) == 8
-    assert "Of course, {topic} was fun." in found
-    assert grammar.expand("{topic} it is", Dice(0), {"topic": "gravity"}) == "Gravity it is"
-
-
-@pytest.mark.parametrize("template", ["[a|b", "a|b", "a]", "[a|[b]"])
-def test_broken_template_is_named(template: str):
-    with pytest.raises(GrammarError, match="template"):
-        grammar.parse(template)
-
-
-# Understanding
-
-
-def all_forms(world: World) -> Iterator[tuple[str, str]]:
-    for index, (act, phrasing) in enumerate(world.acts.items()):
-        for number, form in enumerate(phrasing.forms()):
-            yield act, fill_slots(world, form, seed=index + number)
-
-
-def test_every_phrasing_is_understood_as_its_own_act(world: World):
-    acts, texts = zip(*all_forms(world), strict=True)
-    understood = world.understand(texts)
-    wrong = [(t, a, u) for t, a, u in zip(texts, acts, understood, strict=True) if a != u]
-    assert len(texts) > 1000
-    assert not wrong
-
-
-def test_hearing_is_the_exact_inverse_of_the_replies(world: World):
-    for reply, phrasing in world.replies.items():
-        for number, form in enumerate(phrasing.forms()):
-            assert world.hear(fill_slots(world, form, seed=number)) == reply
-    assert world.hear("What on earth?") is None
-
-
-PARAPHRASES = {
-    "teaching": {
-        "what do you already know about recursion?": "ask_level",
-        "How much do you know about this already?": "ask_level",
-        "Have you heard of gravity before?": "ask_level",
-        "What's your background in probability?": "ask_level",
-        "are you a beginner?": "ask_level",
-        "Can you solve this problem for me?": "check_level",
-        "Let me give you a small test problem first.": "check_level",
-        "How do you learn best?": "ask_style",
-        "Would an example or an analogy help you more?": "ask_style",
-        "I'll explain recursion in full detail with an example.": "explain_expert_example",
-        "Let me explain evolution from zero by analogy": "explain_novice_analogy",
-        "did you understand everything?": "check_understanding",
-        "please tell me in your own words what it is": "check_understanding",
-        "goodbye and good luck": "wrap_up",
-        "We are done, see you": "wrap_up",
-    },
-    "travel": {
-        "what are your interests?": "ask_interest",
-        "What do you like to do?": "ask_interest",
-        "who are you travelling with?": "ask_company",
-        "Are you going alone or with someone?": "offer_company",
-        "how much do you want to spend?": "ask_budget",
-        "do you like nature or culture?": "offer_interest",
-        "cheap or expensive?": "offer_budget",
-        "tell me more about your plans": "ask_open",
-        "I would suggest a wine tasting": "recommend_tasting",
-        "You could go on a mountain hike.": "recommend_hike",
-        "what did you not like?": "ask_wrong",
-        "I am sorry, I was too quick": "acknowledge",
-        "trust me, it's the best": "insist",
-        "enjoy your trip, goodbye": "close",
-    },
-    "persuasion": {
-        "how was your day?": "greet",
-        "Do you have kids of your own?": "greet",
-        "what holds you back?": "ask_reason",
-        "Do you have any doubts about giving?": "ask_reason",
-        "are you really sure that you want to?": "doubt_yes",
-        "You can always say no.": "doubt_yes",
-        "Let me tell you my own story": "story",
-        "ninety percent of the donations reaches the children": "credibility",
-        "Every small gift counts.": "logic",
-        "Picture a hungry child.": "emotion",
-        "how about twenty cents?": "ask_coins",
-        "would you donate one dollar?": "ask_dollar",
-        "Can you give two dollars?": "ask_all",
-        "thanks for your help, have a nice day": "close",
-    },
-    "counseling": {
-        "how long have you had this?": "ask_more",
-        "Did you see a doctor?": "ask_more",
-        "What is really behind it?": "ask_behind",
-        "is there something else on your mind?": "ask_behind",
-        "let me repeat what you said": "restate",
-        "That sounds so painful": "reflect",
-        "you seem so sad": "reflect",
-        "The same happened to me once.": "disclose",
-        "everything will be fine": "reassure",
-        "most people have it, experts say": "inform",
-        "Visit the grave and light a candle": "suggest_grief",
-        "apply for a new job": "suggest_job",
-        "tell him openly what you need": "suggest_conflict",
-        "take care, goodbye": "close",
-    },
-}
-
-NONSENSE = (
-    "",
-    "?",
-    "...",
-    "blah blah xyzzy",
-    "the the the the",
-    "sure okay great",
-    "My cat sleeps on the blue sofa.",
-    "The weather is nice today, is it not?",
-)
-
-
-def test_free_paraphrases_are_understood(world: World):
-    expected = PARAPHRASES[world.name]
-    assert dict(zip(expected, world.understand(list(expected)), strict=True)) == expected
-
-
-def test_nonsense_is_not_understood(world: World):
-    assert world.understand(NONSENSE) == [None] * len(NONSENSE)
-
-
-def test_shuffled_words_are_mostly_not_understood(world: World):
-    texts = [text for _, text in all_forms(world) if len(text.split()) >= 6]
-    shuffler = random.Random(0)
-    shuffled = [" ".join(shuffler.sample(text.split(), len(text.split()))) for text in texts]
-    assert np.mean([act is not None for act in world.understand(shuffled)]) < 0.1
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("teaching", "How much do you already that is all for today with an example goodbye"),
-        ("teaching", "Do you prefer test what comes out, take care in your own words"),
-        ("travel", "Who travels small, medium or perfect, it is booked wine"),
-        ("travel", "I recommend a hike a tasting a picnic a castle"),
-        ("persuasion", "Would you picture ten experts every year, what holds your day"),
-        ("persuasion", "Imagine a small gift audited, goodbye both dollars myself"),
-        ("counseling", "You sound a candle experts behind the grave, goodbye agency"),
-        ("counseling", "How long did him calmly last winter, candle trust me in other words"),
-    ],
-)
-def test_garbled_mix_of_acts_is_not_understood(name: str, text: str):
-    assert load_world(name).understand([text]) == [None]
-
-
-def test_talk_about_another_topic_is_not_understood():
-    world = load_world("teaching")
-    own, other = world.slots["topic"][:2]
-    (conversation,) = sample_conversations(world, "average", 1, 0, "test")
-    conversation.seed = next(s for s in range(99) if world.draw_slots(s)["topic"] == own)
-    (dialogue,) = converse(
-        Parrot(f"What do you already know about {other}?", f"What do you know about {own}?"),
-        SimulatedHuman(world),
-        [conversation],
-        dataclasses.replace(world.task, max_turns=2),
-    )
-    heard = [turn.annotations.get("understood_as") for turn in dialogue.turns[2::2]]
-    assert heard == [None, "ask_level"]
-
-
-def test_who_talks_gibberish_is_told_so_and_left(world: World):
-    dialogues = play(world, Parrot("Blah blah blah."), 50)
-    for dialogue in dialogues:
-        replies = [world.hear(turn.text) for turn in dialogue.turns if turn.speaker == "human"]
-        assert replies[1] == "puzzled"
-        assert replies[-1] == "leaves"
-        assert dialogue.reward == 0.0
-        assert all(turn.annotations == {"understood_as": None} for turn in dialogue.turns[2::2])
-
-
 # Conversations
+
+
+def words(dialogues: list) -> list[list[str]]:
+    return [[turn.text for turn in dialogue.turns] for dialogue in dialogues]
 
 
 def test_same_seed_gives_the_same_words_and_another_gives_others(world: World):
@@ -697,87 +471,6 @@ def test_data_of_every_behaviour_is_marked(world: World):
         assert names.count(name) / 400 == pytest.approx(behaviour.share, abs=0.08)
 
 
-# Loading
-
-
-def test_example_of_the_page_is_a_world_outside_the_repository(coffee_source: str, tmp_path: Path):
-    path = tmp_path / "coffee.py"
-    path.write_text(coffee_source)
-    coffee = load_world(path)
-    assert load_world(str(path)) is coffee
-    # Offering finds out for certain at the cost of one bother.
-    assert optimal_value(coffee) == pytest.approx(0.9)
-    assert policy_value(coffee, "waiter") == pytest.approx(
-        0.5 * 0.5 + 0.5 * (0.9 * 0.9 + 0.1 * 0.45)
-    )
-    assert_mean(play(coffee, OptimalAgent(coffee), 100), 0.9)
-    assert coffee.understand(["Enjoy your tea!", "some coffee or tea, Ada?"]) == [
-        "serve_tea",
-        "offer",
-    ]
-
-
-def test_world_may_come_from_make_world(coffee_source: str, tmp_path: Path):
-    path = tmp_path / "made.py"
-    path.write_text(coffee_source.replace("WORLD = World(", "made = World(") + MAKE)
-    assert load_world(path).name == "coffee"
-
-
-MAKE = "\n\ndef make_world():\n    return made\n"
-
-
-def test_unknown_world_lists_the_known_ones(tmp_path: Path):
-    for name in ("skiing", "no.such.module"):
-        with pytest.raises(WorldError, match=r"unknown world .*teaching, travel"):
-            load_world(name)
-    with pytest.raises(WorldError, match="no world file"):
-        load_world(tmp_path / "missing.py")
-    (tmp_path / "empty.py").write_text("X = 1\n")
-    with pytest.raises(WorldError, match="Define WORLD"):
-        load_world(tmp_path / "empty.py")
-    (tmp_path / "broken.py").write_text("X = 1 +\n")
-    with pytest.raises(WorldError, match="could not be run"):
-        load_world(tmp_path / "broken.py")
-
-
-SLIPS = [
-    ('"coffee", "open"): 0.45', '"coffee", "open"): 0.55', r"prior over personas.*sum to 1\.1"),
-    ('("tea", "shy"): 0.05', '("juice", "shy"): 0.05', r"\(juice, shy\).*axis 'drink'.*coffee"),
-    ('{"puzzled" if', '{"baffled" if', r"reply of persona .* to act None.*'baffled'"),
-    ('"displeased": 1.0}', '"displeased": 0.7}', r"persona .*act 'serve_.*sum to 0\.7"),
-    ('"ask": 0.5', '"ask": 0.4', r"behaviour 'waiter' in state Chat.*sum to 0\.9"),
-    ('return {"ask"', 'return {"shout"', r"behaviour 'waiter'.*unknown 'shout'; known are ask"),
-    ("share=1.0", "share=0.8", r"shares of the behaviours.*sum to 0\.8"),
-    ("I am {name}", "I am {who}", r"reply 'greets'.*slot who; the world's slots are name"),
-    ("[Oh|Well], I don't", "[Oh|Well, I don't", r"reply 'shrugs'.*not closed"),
-    ("[A tea|Some tea]", "[A tea|A coffee]", r"'A coffee, please.'.*'wants_coffee'.*'wants_tea'"),
-    ("0.1 * chat.bother)", "9 * chat.bother) - 1", r"rating of persona .* is -1"),
-    ('guest[1] == "shy"', 'guest[1] == "rude"', r"no persona of the difficult population"),
-    ('{"greets": 1.0}', '{"hugs": 1.0}', r"opening of persona .*unknown 'hugs'"),
-]
-
-
-@pytest.mark.parametrize(("right", "wrong", "message"), SLIPS)
-def test_slip_in_a_world_is_named(
-    right: str, wrong: str, message: str, coffee_source: str, tmp_path: Path
-):
-    assert right in coffee_source
-    path = tmp_path / "slip.py"
-    path.write_text(coffee_source.replace(right, wrong, 1))
-    with pytest.raises(WorldError, match=message):
-        load_world(path)
-
-
-def test_planning_hint_that_hides_too_much_is_named():
-    from imagination.simulation.validation import validate
-
-    world = load_world("travel")
-    with pytest.raises(WorldError, match="situation"):
-        validate(dataclasses.replace(world, situation=lambda trip: trip._replace(offered=None)))
-    with pytest.raises(WorldError, match="ceiling"):
-        validate(dataclasses.replace(world, ceiling=lambda traveller, trip: 0.1))
-
-
 def test_wrong_names_are_answered_with_the_right_ones(world: World):
     with pytest.raises(WorldError, match="average, difficult"):
         sample_conversations(world, "strange", 1, 0, "test")
@@ -785,18 +478,3 @@ def test_wrong_names_are_answered_with_the_right_ones(world: World):
         BehaviourAgent(world, "genius")
     with pytest.raises(WorldError, match="one value for each of"):
         world.persona({"level": "wizard"})
-
-
-def test_phrasing_and_behaviour_are_plain_data():
-    assert Phrasing(["[a|b]", "c"]).count == 3
-    assert Behaviour(1.0, lambda state: {"ask": 1.0}).listens
-
-
-def test_what_is_understood_is_kept_within_bounds(monkeypatch):
-    monkeypatch.setattr("imagination.simulation.understanding._MOST_KEPT", 10)
-    understanding = load_world("teaching").agent_understanding
-    texts = [f"How do you like to learn, {number}?" for number in range(30)]
-    alone = [understanding.understand([text]) for text in texts]
-    assert [[act] for act in understanding.understand([*texts, "word " * 300])][:30] == alone
-    understanding.understand(["word " * 300, "Hello."])
-    assert max(map(len, understanding._cache)) <= 500 and len(understanding._cache) <= 11
