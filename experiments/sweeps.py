@@ -15,6 +15,7 @@ steps      length of the training
 width      width of the network
 methods    every method that learns from dialogues, in both worlds of the first two recipes
 hindsight  rounds, what the controller knows, its errors; and as many dialogues without hindsight
+critique   planted flaws in 0 to 50 % of the dialogues, with and without a critique
 """
 
 from __future__ import annotations
@@ -195,6 +196,18 @@ def hindsight(is_small: bool) -> Sweep:
     )
 
 
+def critique(is_small: bool) -> Sweep:
+    """Shares of dialogues with a planted flaw, mended by a critique or not."""
+    variants = [Variant("no flaws", {"methods": "ilql"})]
+    for share in (0.1, 0.25, 0.5):
+        flawed = {"methods": "ilql", "imagination.planted_flaws": share}
+        variants += [
+            Variant(f"{share:.0%} flawed", flawed),
+            Variant(f"{share:.0%} flawed, critique", flawed | {"imagination.mend_flaws": True}),
+        ]
+    return Sweep("critique", "What does the critique step bring?", tuple(variants))
+
+
 def _along(
     name: str,
     question: str,
@@ -221,7 +234,7 @@ def _along(
 
 SWEEPS: Mapping[str, Callable[[bool], Sweep]] = {
     each.__name__: each
-    for each in (gain, coverage, personas, data, steps, width, methods, hindsight)
+    for each in (gain, coverage, personas, data, steps, width, methods, hindsight, critique)
 }
 
 

@@ -102,6 +102,15 @@ def test_what_travels_survives_the_way_to_another_process():
         ({"decoding__bc": ("greedy, best of 4",)}, r"config\.decoding\.bc: decoding 'greedy, best"),
         ({"mesh__data": 0}, r"config\.mesh\.data is 0"),
         ({"imagination__model": "m"}, r"config\.imagination\.model is for an LLM"),
+        ({"imagination__mend_flaws": True}, r"config\.imagination\.mend_flaws is .* asks for plan"),
+        (
+            {"imagination__planted_flaws": 0.1, "imagination__engine": "anthropic"},
+            r"config\.imagination\.planted_flaws is for the dialogues of an embedded world, and",
+        ),
+        (
+            {"imagination__planted_flaws": 0.1, "data__source": "esconv"},
+            r"config\.imagination\.planted_flaws is for .* and these are those of esconv",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_told_with_key_value_and_way_out(changes, message):

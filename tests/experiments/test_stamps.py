@@ -59,6 +59,8 @@ def test_whom_to_imagine_holds_for_the_data_that_is_there(tmp_path: Path):
     message = r"config\.imagination\.personas was 'prior', now 'balanced'"
     with pytest.raises(RunError, match=message):
         check_stage(folder, "imagine", balanced)
+    with pytest.raises(RunError, match=r"config\.imagination\.planted_flaws was 0\.0, now 0\.5"):
+        check_stage(folder, "imagine", experiment(imagination__planted_flaws=0.5))
     begin_stage(RunFolder(tmp_path / "other"), "imagine", balanced)
     other = RunFolder(tmp_path / "other")
     other.dialogues.touch()

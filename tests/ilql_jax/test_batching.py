@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_networks
 
 from ilql_jax import PackingConfig, Trajectory, TrajectoryError, make_batches, packing_for
 from ilql_jax.batching import (
@@ -223,17 +224,19 @@ def packed():
 @pytest.fixture(scope="module")
 def params():
     """Random everywhere, so that no head hides a leak behind a zero."""
-    leaves, structure = jax.tree.flatten(init_params(MODEL, 0))
-    rng = np.random.default_rng(0)
-    noise = [jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype) for leaf in leaves]
-    return jax.tree.unflatten(structure, [a + b for a, b in zip(leaves, noise, strict=True)])
+    return small_networks.with_noise(init_params(MODEL, 0), 0.1)
+
+
+@jax.jit
+def states_of(params, tokens, segment_ids, positions):
+    return with_params(MODEL, params).trunk(tokens, segment_ids, positions)
 
 
 def test_hidden_states_do_not_see_the_other_dialogues_of_the_row(packed, params):
     batch, perturbed, changed = packed
-    trunk = with_params(MODEL, params).trunk
     before, after = (
-        np.asarray(trunk(b.tokens, b.segment_ids, b.positions)) for b in (batch, perturbed)
+        np.asarray(states_of(params, b.tokens, b.segment_ids, b.positions))
+        for b in (batch, perturbed)
     )
     np.testing.assert_array_equal(before[~changed], after[~changed])
     assert (before[changed] != after[changed]).any(axis=-1).mean() > 0.9
@@ -241,11 +244,10 @@ def test_hidden_states_do_not_see_the_other_dialogues_of_the_row(packed, params)
 
 def test_hidden_states_are_those_of_a_row_of_its_own(packed, params):
     batch, *_ = packed
-    trunk = with_params(MODEL, params).trunk
-    hidden = np.asarray(trunk(batch.tokens, batch.segment_ids, batch.positions))
+    hidden = np.asarray(states_of(params, batch.tokens, batch.segment_ids, batch.positions))
     inside = batch.segment_ids[0] == 2
     tokens = batch.tokens[:1, inside]
-    alone = trunk(tokens, np.ones_like(tokens), np.arange(tokens.shape[1])[None])
+    alone = states_of(params, tokens, np.ones_like(tokens), np.arange(tokens.shape[1])[None])
     np.testing.assert_allclose(hidden[0, inside], alone[0], atol=1e-5)
 
 
@@ -349,17 +351,12 @@ def losses_of(talk, params, method, **fields):
     talks = talk if isinstance(talk, list) else [talk]
     batch = next(one_per_row(talks, PackingConfig(len(talks), 8, 8, 4)))
     shape = dataclasses.replace(MODEL, utterance_q="sum" if method == "ilql" else "last")
-    model = with_params(shape, params)
     learned = METHODS[method].configured(**fields)
-    _, metrics = learned.loss(
-        model,
-        model,
-        batch,
-        learned.config,
-        progress=jnp.float32(1.0),
-        normalizers=normalizers_of(batch),
+    _, metrics = small_networks.loss_of(
+        shape, learned, params, params, batch, jnp.float32(1.0), normalizers_of(batch)
     )
-    return {name: float(value) for name, value in metrics.items()}, batch, model
+    metrics = {name: float(value) for name, value in metrics.items()}
+    return metrics, batch, with_params(shape, params)
 
 
 @pytest.mark.parametrize(

@@ -63,12 +63,12 @@ def test_cross_entropy_in_chunks_is_that_of_all_in_value_and_gradient(size, head
             ** 2
         )
 
-    close(in_chunks(features, *layer), plain(features, *layer), 1e-4)
-    arguments = range(1 + len(layer))
-    expected = jax.grad(plain, arguments)(features, *layer)
-    for compiled in (lambda f: f, jax.jit):
-        found = compiled(jax.grad(in_chunks, arguments))(features, *layer)
-        jax.tree.map(lambda a, b: close(a, b, 1e-3), found, expected)
+    (value, gradients), (expected, expected_gradients) = (
+        jax.jit(jax.value_and_grad(function, range(1 + len(layer))))(features, *layer)
+        for function in (in_chunks, plain)
+    )
+    close(value, expected, 1e-4)
+    jax.tree.map(lambda a, b: close(a, b, 1e-3), gradients, expected_gradients)
 
 
 def test_cross_entropy_in_bfloat16_is_near_that_in_float32():
@@ -98,9 +98,9 @@ def test_each_in_chunks_is_each_in_value_and_gradient(size):
         return chunked_cross_entropy.map_in_chunks(per_decision(matrices), states, actions, size)
 
     def total(function):
-        return jax.grad(lambda *x: jnp.sum(jnp.sin(function(*x)) * weight), (0, 1))
+        return jax.jit(jax.grad(lambda *x: jnp.sum(jnp.sin(function(*x)) * weight), (0, 1)))
 
-    close(in_chunks(states, matrices), plain(states, matrices))
+    close(*(jax.jit(function)(states, matrices) for function in (in_chunks, plain)))
     expected = total(plain)(states, matrices)
     jax.tree.map(close, total(in_chunks)(states, matrices), expected)
 

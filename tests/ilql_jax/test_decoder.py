@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_networks
 
 from ilql_jax import losses
 from ilql_jax.decode import sample
@@ -24,10 +25,7 @@ EVERYTHING = np.ones(VOCAB, bool)
 
 def random_params(seed=0, scale=0.3):
     """Random everywhere: fresh value heads are zero."""
-    leaves, structure = jax.tree.flatten(init_params(MODEL, seed))
-    rng = np.random.default_rng(seed)
-    noise = [jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype) for leaf in leaves]
-    return jax.tree.unflatten(structure, [a + b for a, b in zip(leaves, noise, strict=True)])
+    return small_networks.with_noise(init_params(MODEL, seed), scale, seed)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +51,7 @@ def test_attention_agrees_with_jax_in_value_and_gradient(seed):
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
 
     def gradients(function):
-        return jax.grad(lambda *x: (function(*x) * weights).sum(), (0, 1, 2))(q, k, v)
+        return jax.jit(jax.grad(lambda *x: (function(*x) * weights).sum(), (0, 1, 2)))(q, k, v)
 
     expected = theirs(q, k, v)
     np.testing.assert_allclose(ours(q, k, v), expected, atol=1e-5)
@@ -125,8 +123,8 @@ GPT2_SHAPE = DecoderConfig(50, 32, 3, 4, 48, 24)
 def our_logits(tensors, tokens, segment_ids, positions):
     config = ModelConfig(GPT2_SHAPE, 8)
     params = init_params(config, 0) | {"trunk": params_from_gpt2(tensors, GPT2_SHAPE)}
-    trunk = with_params(config, params).trunk
-    return np.asarray(trunk.logits(trunk(tokens, segment_ids, positions)))
+    row = tokens, segment_ids, positions
+    return np.asarray(small_networks.logits(config, params, row))
 
 
 def torch_logits(gpt2, tokens):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hugging_face import FAMILIES, GEMMA, VOCAB, pack, random_model, torch_logits
+from small_networks import logits
 
 from ilql_jax.decode import sample
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
@@ -37,11 +38,6 @@ def family(request, tmp_path):
     model.save_pretrained(tmp_path)
     config = ModelConfig(read_config(tmp_path), 8)
     return model, config, start_params(tmp_path, config, seed=0)
-
-
-def logits(config, params, row):
-    trunk = with_params(config, params).trunk
-    return np.asarray(trunk.logits(trunk(*row)))
 
 
 def random_dialogues():
@@ -313,14 +309,15 @@ def test_grouped_heads_agree_with_repeated_ones_in_value_and_gradient(kv_heads):
         k, v = (jnp.repeat(x, 6 // kv_heads, axis=2) for x in (k, v))
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
 
-    def gradients(function):
-        return jax.grad(lambda *x: (function(*x) * weights).sum(), (0, 1, 2))(q, k, v)
-
     def ours(q, k, v):
         return attend(q, k, v, mask)
 
-    assert_same(ours(q, k, v), repeated(q, k, v), 1e-5)
-    assert_same(gradients(ours), gradients(repeated), 1e-5)
+    @functools.partial(jax.jit, static_argnums=0)
+    def value_and_gradients(function, *x):
+        gradients = jax.grad(lambda *x: (function(*x) * weights).sum(), (0, 1, 2))
+        return function(*x), gradients(*x)
+
+    assert_same(*(value_and_gradients(each, q, k, v) for each in (ours, repeated)), 1e-5)
 
 
 # --- bad input ----------------------------------------------------------------------------------

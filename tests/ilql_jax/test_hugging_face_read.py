@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import small_networks
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ilql_jax.batching import packing_for
 from ilql_jax.methods import METHODS
-from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
+from ilql_jax.models import DecoderConfig, ModelConfig, init_params
 from ilql_jax.models.hugging_face.read import (
     PretrainedError,
     check_tensors,
@@ -179,8 +180,7 @@ def test_new_words_leave_the_known_ones_as_they_are(checkpoint):
 
     def logits(config, trunk):
         whole = init_params(ModelConfig(config, 8), 0) | {"trunk": trunk}
-        network = with_params(ModelConfig(config, 8), whole)
-        return network.trunk.logits(network.trunk(*row))
+        return small_networks.logits(ModelConfig(config, 8), whole, row)
 
     np.testing.assert_allclose(
         logits(grown, found)[..., :30], logits(QWEN, params["trunk"]), atol=1e-5

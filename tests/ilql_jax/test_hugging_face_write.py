@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import warm_start
 import yaml
 from chat_templates import CHATML, raw_tokenizer
 from hugging_face import GEMMA, LLAMA, OURS, ROW, SCANNED, pack, torch_logits, transformers_model
+from small_networks import logits, outputs, with_noise
 
-from ilql_jax.models import ModelConfig, init_params, with_params
+from ilql_jax.models import ModelConfig, init_params
 from ilql_jax.models.hugging_face.read import PretrainedError
 from ilql_jax.models.hugging_face.write import load_network, save_pretrained
 from imagination.dialogue import Turn
@@ -30,22 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def random_params(config, seed=0):
-    """Random everywhere: fresh value heads are zero."""
-    leaves, structure = jax.tree.flatten(init_params(config, seed))
-    rng = np.random.default_rng(seed)
-    noise = [jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype) for leaf in leaves]
-    return jax.tree.unflatten(structure, [a + b for a, b in zip(leaves, noise, strict=True)])
-
-
-def outputs(config, params, row):
-    model = with_params(config, params)
-    hidden = model.trunk(*row)
-    return [np.asarray(x) for x in (model.trunk.logits(hidden), model.q(hidden), model.v(hidden))]
-
-
-def logits(config, params, row):
-    trunk = with_params(config, params).trunk
-    return trunk.logits(trunk(*row))
+    return with_noise(init_params(config, seed), 0.1, seed)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +66,7 @@ def test_gemma_whose_layers_differ_is_written_and_loaded_back_though_they_are_st
     assert found == GEMMA
     # Their norms keep another number, one less.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), loaded, params)
-    expected = jax.jit(lambda params: logits(GEMMA, params, ROW))(params)
+    expected = logits(GEMMA, params, ROW)
     theirs = torch_logits(transformers_model(tmp_path), ROW[0][0, :17].astype(np.int64))
     np.testing.assert_allclose(theirs, expected[0, :17], atol=1e-4)
 
@@ -92,8 +77,8 @@ def test_bfloat16_files_are_half_as_large_and_load_close(tmp_path):
     found, loaded, _ = load_network(tmp_path)
     size = (tmp_path / "model.safetensors").stat().st_size
     assert size < 0.6 * sum(leaf.nbytes for leaf in jax.tree.leaves(params["trunk"]))
-    logits, expected = (outputs(c, p, ROW)[0] for c, p in ((found, loaded), (LLAMA, params)))
-    np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max())
+    rounded, expected = (logits(c, p, ROW) for c, p in ((found, loaded), (LLAMA, params)))
+    np.testing.assert_allclose(rounded, expected, atol=0.05 * np.abs(expected).max())
     jax.tree.map(np.testing.assert_array_equal, loaded["q"], params["q"])
 
 
@@ -231,11 +216,10 @@ def test_an_export_talks_in_transformers_as_in_this_project(from_base):
     assert model.generation_config.eos_token_id == tokenizer.end
     written = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, len(context) :]
     config, params, about = load_network(folder)
-    trunk = with_params(config, params).trunk
     for count in range(len(written)):
         row = pack([np.concatenate([context, written[:count].numpy()])], len(context) + 8)
-        logits = trunk.logits(trunk(*row))[0, len(context) + count - 1]
-        assert int(jnp.argmax(logits)) == int(written[count])
+        scores = logits(config, params, row)[0, len(context) + count - 1]
+        assert int(np.argmax(scores)) == int(written[count])
     assert about["method"] == "ilql" and about["reward_scale"] > 0
     assert torch.isfinite(model(**inputs).logits).all()
 

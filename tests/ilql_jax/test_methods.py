@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_networks import random_params
+from small_networks import logits, loss_of, random_params
 
 from ilql_jax import METHODS, PackingConfig, Trajectory, TrajectoryError, make_batches
 from ilql_jax.methods.loss_terms import Normalizers, normalizers_of
@@ -307,13 +307,12 @@ def test_dpo_by_hand():
     reference_log_prob = rng.normal(-4, 1, (4, 2)).astype(np.float32)
     packing = packing_for_pairs(pairs, 1, 80)
     batch = next(make_preference_batches(pairs, reference_log_prob, packing, 0))
-    model = with_params(SUM, PARAMS)
 
     def log_prob(dialogue):
         # One length for all, so that operations are compiled once; nothing looks ahead.
         tokens = np.pad(dialogue.tokens, (0, 16 - len(dialogue.tokens)))[None]
-        hidden = model.trunk(tokens, np.ones_like(tokens), np.arange(tokens.shape[1])[None])
-        scores = jax.nn.log_softmax(model.trunk.logits(hidden))[0]
+        row = tokens, np.ones_like(tokens), np.arange(tokens.shape[1])[None]
+        scores = np.asarray(jax.nn.log_softmax(logits(SUM, PARAMS, row)))[0]
         return sum(scores[i - 1, dialogue.tokens[i]] for i in np.flatnonzero(dialogue.is_action))
 
     beta = 0.4
@@ -335,14 +334,8 @@ def test_dpo_by_hand():
         "rejected_reward": np.mean(worse),
     }
     dpo = METHODS["dpo"].configured(kl_weight=beta)
-    loss, metrics = dpo.loss(
-        model,
-        model,
-        batch,
-        dpo.config,
-        progress=jnp.float32(0),
-        normalizers=normalizers_of(batch),
-    )
+    of_batch = jnp.float32(0), normalizers_of(batch)
+    loss, metrics = loss_of(SUM, dpo, PARAMS, PARAMS, batch, *of_batch)
     assert len(numbers) >= 2
     assert {name: float(x) for name, x in metrics.items()} == pytest.approx(expected, rel=1e-4)
     assert float(loss) == pytest.approx(expected["loss"], rel=1e-4)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_networks import loss_of, with_noise
 
 from ilql_jax import DecoderConfig, DecodingConfig, ModelConfig, Policy, TrainConfig, Trajectory
 from ilql_jax.batching import make_batches, packing_for
@@ -56,24 +57,19 @@ def log_softmax(x):
 def test_the_loss_is_its_formula():
     config = QSFTConfig(support=0.3, value_loss_weight=0.7, action_chunk=3)
     shape = QSFT.network_for(SHAPE)
-    params, other = (
-        jax.tree.map(
-            lambda x, s=seed: x + 0.8 * jax.random.normal(jax.random.key(s + x.size), x.shape),
-            init_params(shape, seed),
-        )
-        for seed in (0, 1)
-    )
+    params, other = (with_noise(init_params(shape, seed), 0.8, seed) for seed in (0, 1))
     data = every_episode(2)
     for each in data:
         each.rewards[1] = 1.0  # what follows makes it more than a probability can say
     packing = packing_for(data, batch_rows=2, row_length=12, token_discount=DISCOUNT)
     batch = next(make_batches(data, packing, seed=0))
-    model = with_params(shape, params)
-    target = with_params(shape, params | {name: other[name] for name in QSFT.polyak_averaged})
-    value, metrics = QSFT.loss(
-        model, target, batch, config, progress=jnp.array(0.5), normalizers=normalizers_of(batch)
+    averaged = params | {name: other[name] for name in QSFT.polyak_averaged}
+    learned_by = dataclasses.replace(QSFT, config=config)
+    value, metrics = loss_of(
+        shape, learned_by, params, averaged, batch, jnp.array(0.5), normalizers_of(batch)
     )
 
+    model, target = with_params(shape, params), with_params(shape, averaged)
     hidden, of_values = model.hidden_states(batch.tokens, batch.segment_ids, batch.positions)
     log_policy = log_softmax(np.asarray(model.trunk.logits(hidden)))
 
@@ -121,22 +117,21 @@ def trained(tmp_path_factory):
 def test_values_are_those_of_the_problem(trained):
     """Q* of both decisions, by hand: the better first move is worth what the best second one is."""
     shape, params = trained
-    model = with_params(shape, params)
 
-    def q_and_v(*tokens):
-        row = jnp.array([tokens], jnp.int32)
-        ones = jnp.ones_like(row)
-        states = model.hidden_states(row, ones, jnp.arange(len(tokens))[None])
+    @jax.jit
+    def q_and_v(row):
+        model = with_params(shape, params)
+        states = model.hidden_states(row, jnp.ones_like(row), jnp.arange(row.shape[1])[None])
         policy_state, value_state = (x[0, -1] for x in states)
         _, q = model.logits_and_q(policy_state, value_state)
-        return np.asarray(q[0, [GOOD, BAD]]), float(model.state_value(value_state))
+        return q[0, jnp.array([GOOD, BAD])], model.state_value(value_state)
 
     for context, q, v in (
         ((START,), (DISCOUNT, 0), DISCOUNT / 2),
         ((START, GOOD, OTHER), (1, 0), 0.5),
         ((START, BAD, OTHER), (0, 0), 0.0),
     ):
-        learned_q, learned_v = q_and_v(*context)
+        learned_q, learned_v = q_and_v(np.int32([context]))
         np.testing.assert_allclose(learned_q, q, atol=0.1, err_msg=str(context))
         np.testing.assert_allclose(learned_v, v, atol=0.1, err_msg=str(context))
 

@@ -3,12 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_networks
 
 from ilql_jax import DecoderConfig, ModelConfig, TrainConfig, Trajectory
 from ilql_jax.batching import make_batches, packing_for
 from ilql_jax.methods import METHODS
 from ilql_jax.methods.loss_terms import normalizers_of
-from ilql_jax.models import init_params, with_params
+from ilql_jax.models import init_params
 from ilql_jax.train import train
 from ilql_jax.trajectory import TrajectoryError
 
@@ -59,17 +60,11 @@ def test_the_loss_is_divided_by_tokens_not_by_weights():
     data = RWFT.select_trajectories([dialogue(*each) for each in RETURNS.items()])
     packing = packing_for(data, batch_rows=1, row_length=6)
     batch = next(make_batches(data, packing, seed=0))
-    model = with_params(SHAPE, init_params(SHAPE, 0))
-    value, _ = RWFT.loss(
-        model,
-        model,
-        batch,
-        RWFT.config,
-        progress=jnp.array(0.0),
-        normalizers=normalizers_of(batch),
-    )
-    hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
-    logits = np.asarray(model.trunk.logits(hidden))[0]
+    params = init_params(SHAPE, 0)
+    of_batch = jnp.array(0.0), normalizers_of(batch)
+    value, _ = small_networks.loss_of(SHAPE, RWFT, params, params, batch, *of_batch)
+    row = batch.tokens, batch.segment_ids, batch.positions
+    logits = np.asarray(small_networks.logits(SHAPE, params, row))[0]
     log_prob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     weight = {2: 0.25, 3: 0.5, 4: 1.0}
     written = [(at, int(token)) for at, token in enumerate(batch.tokens[0]) if int(token) in weight]
@@ -83,8 +78,7 @@ def test_the_policy_says_each_action_as_often_as_its_weight(tmp_path):
     packing = packing_for(data, batch_rows=4, row_length=8)
     schedule = TrainConfig(steps=300, learning_rate=1e-2, optimizer="adamw", warmup_steps=10)
     params = train(data, SHAPE, RWFT, schedule, packing, seed=0, folder=tmp_path, progress=False)
-    model = with_params(SHAPE, params)
-    row = jnp.zeros((1, 1), jnp.int32)
-    logits = model.trunk.logits(model.trunk(row, row + 1, row))[0, 0]
+    row = np.zeros((1, 1), np.int32)
+    logits = np.asarray(small_networks.logits(SHAPE, params, (row, row + 1, row)))[0, 0]
     probabilities = np.exp(logits) / np.exp(logits).sum()
     np.testing.assert_allclose(probabilities[[2, 3, 4]], [1 / 7, 2 / 7, 4 / 7], atol=0.03)

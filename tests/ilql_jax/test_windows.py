@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ def episode(turns=20, seed=0, **fields):
     return Trajectory(tokens, is_action, rewards, name="walk", **fields)
 
 
+compiled_returns_of = jax.jit(returns_of)
+
+
 def by_hand(whole, level, discount):
     """Monte-Carlo return of every decision: token -> return, a plain loop over the episode."""
     decisions = []  # (first token, reward)
@@ -45,7 +49,7 @@ def returns_in(window, level, discount, traces, next_values=None):
     transitions = LEVELS[level](window, discount)
     count = len(transitions.state)
     values = np.zeros(count) if next_values is None else next_values
-    returns = returns_of(transitions, jnp.float32(values), jnp.float32(traces))
+    returns = compiled_returns_of(transitions, jnp.float32(values), jnp.float32(traces))
     at = window.start + transitions.value_state + 1
     return dict(zip(at, zip(np.asarray(returns), transitions.weight > 0, strict=True), strict=True))
 
@@ -115,10 +119,10 @@ def test_a_baseline_is_taken_from_every_return_and_value(level):
             plain, shifted = (LEVELS[level](window, 0.9, baseline) for baseline in (0.0, -7.0))
             values = np.random.default_rng(1).normal(size=len(plain.state)).astype(np.float32)
             traces = np.where(plain.boundary == END, 0.0, 0.6).astype(np.float32)
-            expected = returns_of(plain, values, traces) + 7
+            expected = np.asarray(compiled_returns_of(plain, values, traces)) + 7
             assert not shifted.tail[plain.boundary != CUT].any()
             np.testing.assert_allclose(
-                returns_of(shifted, values + 7, traces), expected, rtol=1e-4, atol=1e-4
+                compiled_returns_of(shifted, values + 7, traces), expected, rtol=1e-4, atol=1e-4
             )
 
 

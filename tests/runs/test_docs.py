@@ -80,7 +80,7 @@ PARSED = {
     "sweeps.py": "runs in tests/experiments/test_variants.py",
     "study.py": "runs in tests/experiments/test_human_study_command.py",
     "serve.py": "serves until it is stopped; runs in tests/experiments/test_serve.py",
-    "imagination.simulation": "runs in tests/imagination/test_worlds.py",
+    "imagination.simulation": "runs in tests/imagination/test_simulation.py",
 }
 LLM = ("--config.imagination.dialogues=24",)
 # Part of a command -> words that are added to it when it runs.

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 
-# Neither LLVM's optimizations nor the newer emitters for fusions (a train step compiles in half).
-QUICK = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+# Neither LLVM's optimizations nor the newer emitters for fusions (a train step compiles in half),
+# and a program in one piece, not one for each core.
+QUICK = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 if importlib.util.find_spec("libtpu"):
     QUICK = QUICK[:1]  # the TPU compiler reads the same flags, and aborts at one it does not know
 

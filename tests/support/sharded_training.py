@@ -1,6 +1,6 @@
 """Small trainings on several devices or hosts, as processes of their own (see test_sharding.py).
 
-python tests/support/sharded_training.py meshes FOLDER            eight devices, BC and ILQL
+python tests/support/sharded_training.py meshes FOLDER            eight devices, ILQL
 python tests/support/sharded_training.py more_meshes FOLDER       and the other trainings
 python tests/support/sharded_training.py host FOLDER PORT ID DIE  one of two; DIE: at this step
 """
@@ -51,8 +51,9 @@ SHORT = TrainConfig(
 )
 # Mesh -> training. The run of ilql is stopped after its third step and goes on on another mesh.
 # "lora" is mc with adapters.
-TRAININGS = {(8, 1, 1): "bc", (2, 2, 2): "ilql"}
+TRAININGS = {(2, 2, 2): "ilql"}
 MORE_TRAININGS = {
+    (8, 1, 1): "bc",
     (1, 8, 1): "mc",
     (4, 1, 2): "dpo",
     (2, 4, 1): "lora",

@@ -1,11 +1,16 @@
-"""Parameters and dialogues for tests of small networks."""
+"""Parameters, outputs and dialogues for tests of small networks.
+
+Outputs come from one program each: operation by operation, each would be compiled on its own.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ilql_jax import Trajectory
-from ilql_jax.models import abstract_params
+from ilql_jax.models import abstract_params, with_params
 
 
 def random_params(config, scale, seed=0):
@@ -17,6 +22,39 @@ def random_params(config, scale, seed=0):
         return jnp.asarray(is_norm + rng.normal(0, scale, leaf.shape), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, abstract_params(config))
+
+
+def with_noise(params, scale, seed=0):
+    """Fresh parameters with noise on each, so that nothing is zero."""
+    leaves, structure = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    noise = [rng.normal(0, scale, leaf.shape).astype(leaf.dtype) for leaf in leaves]
+    noisy = [jnp.asarray(np.asarray(a) + b) for a, b in zip(leaves, noise, strict=True)]
+    return jax.tree.unflatten(structure, noisy)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def outputs(config, params, row):
+    """Logits, Q and V of every token of rows: tokens, segment ids, positions."""
+    model = with_params(config, params)
+    hidden, of_values = model.hidden_states(*row)
+    return model.trunk.logits(hidden), model.q(of_values), model.v(of_values)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def logits(config, params, row):
+    """Logits of every token of rows."""
+    trunk = with_params(config, params).trunk
+    return trunk.logits(trunk(*row))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "method"))
+def loss_of(config, method, params, target, batch, progress, normalizers):
+    """Loss and metrics of a method on a batch."""
+    model, target = (with_params(config, each) for each in (params, target))
+    return method.loss(
+        model, target, batch, method.config, progress=progress, normalizers=normalizers
+    )
 
 
 def random_dialogues(vocab_size, count=12):
