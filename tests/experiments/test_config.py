@@ -104,7 +104,11 @@ def test_what_travels_survives_the_way_to_another_process():
         ({"imagination__model": "m"}, r"config\.imagination\.model is for an LLM"),
         ({"imagination__mend_flaws": True}, r"config\.imagination\.mend_flaws is .* asks for plan"),
         (
-            {"imagination__planted_flaws": 0.1, "imagination__engine": "anthropic"},
+            {
+                "imagination__planted_flaws": 0.1,
+                "imagination__engine": "anthropic",
+                "llm__model": "m",
+            },
             r"config\.imagination\.planted_flaws is for the dialogues of an embedded world, and",
         ),
         (
