@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 from worlds import play
 
+from experiments.checks import checked
+from experiments.config import base_config
+from experiments.run_folder import RunFolder
+from experiments.stages import imagine
 from imagination.dataset_card import dataset_card
+from imagination.dialogue import read_dialogues
 from imagination.flaws import MENDED, NAMES_PERSONA, PLANTED
 from imagination.hindsight.world import WorldHindsight
 from imagination.simulation import WORLDS, BehaviourAgent, load_world
@@ -85,3 +92,25 @@ def test_card_counts_what_was_planted_mended_and_left(originals: list):
     assert f"| {NAMES_PERSONA} | {count[NAMES_PERSONA]} | {count[NAMES_PERSONA]} | 0 |" in card
     assert f"| {MISRATED} | {count[MISRATED]} | 0 | {count[MISRATED]} |" in card
     assert "Planted flaws" not in dataset_card(originals, world.task)
+
+
+@pytest.mark.parametrize("mends", [False, True])
+def test_a_run_has_them_in_its_dialogues_and_its_card(mends: bool, tmp_path: Path):
+    def imagined(name: str, **settings) -> RunFolder:
+        config = base_config()
+        config.task.world, config.imagination.dialogues = "teaching", imagine.CHUNK + 20
+        config.imagination.update(settings)
+        folder = RunFolder(tmp_path / name)
+        imagine.run(checked(config), folder, Console(quiet=True))
+        return folder
+
+    plain = read_dialogues(imagined("plain").dialogues)
+    flawed = imagined("flawed", planted_flaws=0.5, mend_flaws=mends)
+    dialogues = read_dialogues(flawed.dialogues)
+    world = load_world("teaching")
+    expected = plant(plain, world.task, 0.5, seed=0)
+    if mends:
+        expected = mend(expected, plain, world.task, WorldHindsight(world).rate)
+    assert dialogues == expected
+    assert sum((MENDED if mends else PLANTED) in each.source for each in dialogues) > 200
+    assert "## Planted flaws" in flawed.dataset_card.read_text()
