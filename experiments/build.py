@@ -102,7 +102,7 @@ class Imagination:
         llm: The LLM; None = the embedded world.
         models: Purpose (critic, judge, human) -> its LLM, where it has one of its own.
         rounds: Settings of rounds in which trained agents take part.
-        flaws: Flaws planted into the dialogues of an embedded world.
+        planted: Flaws planted into the dialogues of an embedded world.
     """
 
     dialogues: int
@@ -111,7 +111,7 @@ class Imagination:
     llm: LLMConfig | None = None
     models: Mapping[str, LLMConfig] = dataclasses.field(default_factory=dict)
     rounds: RoundsConfig = dataclasses.field(default_factory=RoundsConfig)
-    flaws: PlantedFlawsConfig = dataclasses.field(default_factory=PlantedFlawsConfig)
+    planted: PlantedFlawsConfig = dataclasses.field(default_factory=PlantedFlawsConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -404,14 +404,14 @@ def _imagination(config: ConfigDict) -> Imagination:
     more = {"seed": config.seed, "sampling": sampling}
     engine = _make(EngineConfig, config.imagination, "imagination", **more)
     rounds = _make(RoundsConfig, config.imagination, "imagination")
-    flaws = _make(PlantedFlawsConfig, config.imagination, "imagination")
     if imaginer.engine == "world" or config.data.source != "world":
-        return Imagination(engine.dialogues, sampling, rounds=rounds, flaws=flaws)
+        planted = _make(PlantedFlawsConfig, config.imagination, "imagination")
+        return Imagination(engine.dialogues, sampling, rounds=rounds, planted=planted)
     llm, models = _llm(config, "imagination"), {}
     for purpose in PURPOSES:
         if set_of(config.imagination[purpose]):
             models[purpose] = _llm(config, f"imagination.{purpose}", like=llm)
-    return Imagination(engine.dialogues, sampling, engine, llm, models, rounds, flaws)
+    return Imagination(engine.dialogues, sampling, engine, llm, models, rounds)
 
 
 def _hindsight(config: ConfigDict) -> HindsightSettings:

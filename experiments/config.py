@@ -184,11 +184,8 @@ class PlantedFlawsConfig(Settings):
     def __post_init__(self):
         super().__post_init__()
         if self.mend_flaws and not self.planted_flaws:
-            raise SettingError(
-                "mend_flaws",
-                self.mend_flaws,
-                "asks for planted_flaws above 0",
-            )
+            problem = "asks for planted_flaws above 0"
+            raise SettingError("mend_flaws", self.mend_flaws, problem)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -125,7 +125,7 @@ def _of_imagine(experiment: Experiment) -> Pairs:
     unused = () if sampling.personas == "balanced" else ("difficult_share",)
     pairs |= _pairs("imagination", sampling, leave_out=unused)
     if imagination.llm is None:
-        pairs |= _pairs("imagination", imagination.flaws)
+        pairs |= _pairs("imagination", imagination.planted)
     else:
         pairs |= _pairs("imagination", imagination.engine, leave_out=("seed", "sampling"))
         pairs |= _pairs("imagination.llm", imagination.llm)

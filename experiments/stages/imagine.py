@@ -111,18 +111,18 @@ def _play(world: World, imagination: Imagination, seed: int, path: Path, console
         for start in range(done, len(conversations), CHUNK):
             chunk = conversations[start : start + CHUNK]
             dialogues = play_chunk(world, chunk)
-            if imagination.flaws.planted_flaws:
-                dialogues = _with_flaws(world, dialogues, imagination.flaws, seed)
+            if imagination.planted.planted_flaws:
+                dialogues = _with_flaws(world, dialogues, imagination.planted, seed)
             write(map(json_line, dialogues))
             bars.advance(bar, len(chunk))
 
 
 def _with_flaws(
-    world: World, originals: list[Dialogue], flaws: PlantedFlawsConfig, seed: int
+    world: World, originals: list[Dialogue], config: PlantedFlawsConfig, seed: int
 ) -> list[Dialogue]:
     """Plants flaws, and has them mended as far as a critique finds them."""
-    dialogues = planted_flaws.plant(originals, world.task, flaws.planted_flaws, seed)
-    if not flaws.mend_flaws:
+    dialogues = planted_flaws.plant(originals, world.task, config.planted_flaws, seed)
+    if not config.mend_flaws:
         return dialogues
     rate = WorldHindsight(world).rate
     return planted_flaws.mend(dialogues, originals, world.task, rate)

@@ -64,12 +64,12 @@ _PLANT = {NAMES_PERSONA: _naming_traits, MISRATED: _misrated}
 def mend(
     dialogues: Sequence[Dialogue], originals: Sequence[Dialogue], task: Task, rate: Rate
 ) -> list[Dialogue]:
-    """Has those written anew in which a critique finds the planted flaw.
+    """Has those written anew in which a critique finds a flaw.
 
-    The critique has a dialogue's words and rating: it finds humans who name two traits or more in
-    one turn, and ratings that are further from what the words let expect than their mirror image.
-    What is written anew is what would have been written without the flaw. A dialogue without one
-    would therefore stay as it is, and is not looked at.
+    The critique has a dialogue's words and rating, and does not know what was planted: it finds
+    humans who name two traits or more in one turn, and ratings that are further from what the words
+    let expect than their mirror image. What is written anew is what would have been written without
+    the flaw. A dialogue without one would therefore stay as it is, and is not looked at.
 
     Args:
         dialogues: As `plant` returns them.
@@ -84,23 +84,16 @@ def mend(
     expected = rate([dialogues[index] for index in flawed])
     mended = list(dialogues)
     for index, rating in zip(flawed, expected, strict=True):
-        kind = dialogues[index].source[PLANTED]
-        if _FINDS[kind](dialogues[index], task, rating):
-            mended[index] = _marked(originals[index], MENDED, kind)
+        dialogue = dialogues[index]
+        if NAMES_PERSONA in flaws(dialogue, task) or _is_misrated(dialogue, task, rating):
+            mended[index] = _marked(originals[index], MENDED, dialogue.source[PLANTED])
     return mended
-
-
-def _names_traits(dialogue: Dialogue, task: Task, expected: float | None) -> bool:
-    return NAMES_PERSONA in flaws(dialogue, task)
 
 
 def _is_misrated(dialogue: Dialogue, task: Task, expected: float | None) -> bool:
     if expected is None:
         return False
     return abs(dialogue.reward - expected) > abs(_mirrored(dialogue.reward, task) - expected)
-
-
-_FINDS = {NAMES_PERSONA: _names_traits, MISRATED: _is_misrated}
 
 
 def _mirrored(reward: float, task: Task) -> float:
