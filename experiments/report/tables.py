@@ -203,9 +203,9 @@ def _diagnosis_table(
         return Cell(number(scaled(loss)), interval(tuple(map(scaled, bounds))))
 
     rows = []
-    for key in ordered(key for key in losses if key in methods):
-        loss = losses[key]
-        total = loss.candidates + loss.choice
+    totals = {key: loss.candidates + loss.choice for key, loss in losses.items() if key in methods}
+    for key in sorted(ordered(totals), key=totals.__getitem__):  # the best first, as with scores
+        loss, total = losses[key], totals[key]
         cells = (
             Cell(methods[key].look.title),
             Cell(number(scaled(total))),

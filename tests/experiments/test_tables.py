@@ -10,6 +10,7 @@ import evaluations
 from evaluations import REFERENCES
 from rich.console import Console
 
+from experiments.evaluation.diagnosis import Diagnosis, Loss
 from experiments.evaluation.summary import HumanPlayer, PlayedHuman, PromptedAgent
 from experiments.report import tables
 
@@ -45,6 +46,19 @@ def test_methods_are_ranked_by_score_and_the_unrated_come_last():
     methods = [row.key for row in table.rows if row.kind == "method"]
     assert methods == ["ilql", "fbc", "bc", "mc"]
     assert [row.key for row in table.rows if row.best] == ["ilql"]
+
+
+def test_methods_are_ranked_by_what_is_lost_and_those_without_scores_left_out():
+    content = evaluations.evaluation(
+        evaluations.population({"mc": 3.3, "bc": 1.7, "ilql": 4.1}, [])
+    )
+    found = {"mc": (0.2, 0.1), "bc": (0.9, 0.0), "ilql": (0.0, 0.1), "fbc": (0.0, 0.0)}
+    losses = {
+        name: Loss(50, 4.0, by_candidates, (0.0, 1.0), by_choice, (0.0, 1.0))
+        for name, (by_candidates, by_choice) in found.items()
+    }
+    [table] = tables.diagnosis_tables(Diagnosis(50, {"average": losses}), content)
+    assert [row.key for row in table.rows] == ["ilql", "mc", "bc"]
 
 
 def test_of_two_equally_good_methods_neither_is_marked_as_best():

@@ -19,7 +19,7 @@ from ilql_jax.batching import (
 from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
 from ilql_jax.methods import METHODS
 from ilql_jax.methods.loss_terms import gather, normalizers_of, q_of_utterances
-from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
+from ilql_jax.models import DecoderConfig, ModelConfig, with_params
 
 MODEL = ModelConfig(DecoderConfig(64, 8, 2, 2, 16, 32, initializer_range=0.08), 16)
 
@@ -224,7 +224,7 @@ def packed():
 @pytest.fixture(scope="module")
 def params():
     """Random everywhere, so that no head hides a leak behind a zero."""
-    return small_networks.with_noise(init_params(MODEL, 0), 0.1)
+    return small_networks.random_params(MODEL, 0.2)
 
 
 @jax.jit

@@ -25,7 +25,7 @@ EVERYTHING = np.ones(VOCAB, bool)
 
 def random_params(seed=0, scale=0.3):
     """Random everywhere: fresh value heads are zero."""
-    return small_networks.with_noise(init_params(MODEL, seed), scale, seed)
+    return small_networks.random_params(MODEL, scale, seed)
 
 
 @pytest.fixture(scope="module")

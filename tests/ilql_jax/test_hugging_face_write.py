@@ -18,7 +18,7 @@ import warm_start
 import yaml
 from chat_templates import CHATML, raw_tokenizer
 from hugging_face import GEMMA, LLAMA, OURS, ROW, SCANNED, pack, torch_logits, transformers_model
-from small_networks import logits, outputs, with_noise
+from small_networks import logits, outputs, random_params
 
 from ilql_jax.models import ModelConfig, init_params
 from ilql_jax.models.hugging_face.read import PretrainedError
@@ -29,17 +29,13 @@ from imagination.tokenization import DialogueTokenizer
 ROOT = Path(__file__).parents[2]
 
 
-def random_params(config, seed=0):
-    return with_noise(init_params(config, seed), 0.1, seed)
-
-
 @pytest.mark.parametrize(
     "config",
     [OURS, *(pytest.param(each, marks=pytest.mark.slow) for each in (LLAMA, SCANNED))],
     ids=["ours", "llama", "scanned"],
 )
 def test_transformers_computes_the_same_logits_and_loading_back_the_same_values(config, tmp_path):
-    params = random_params(config)
+    params = random_params(config, 0.1)
     save_pretrained(tmp_path, config, params, card="# Card", about={"a": [1, 2.5]})
     found, loaded, about = load_network(tmp_path, scan_layers=config.decoder.scan_layers)
     assert dataclasses.replace(found.decoder, num_kv_heads=0, head_dim=0) == dataclasses.replace(
@@ -60,7 +56,7 @@ def test_transformers_computes_the_same_logits_and_loading_back_the_same_values(
 
 
 def test_gemma_whose_layers_differ_is_written_and_loaded_back_though_they_are_stacked(tmp_path):
-    params = random_params(GEMMA)
+    params = random_params(GEMMA, 0.1)
     save_pretrained(tmp_path, GEMMA, params, card="")
     found, loaded, _ = load_network(tmp_path, scan_layers=True)
     assert found == GEMMA
@@ -72,7 +68,7 @@ def test_gemma_whose_layers_differ_is_written_and_loaded_back_though_they_are_st
 
 
 def test_bfloat16_files_are_half_as_large_and_load_close(tmp_path):
-    params = random_params(LLAMA)
+    params = random_params(LLAMA, 0.1)
     save_pretrained(tmp_path, LLAMA, params, card="", dtype="bfloat16")
     found, loaded, _ = load_network(tmp_path)
     size = (tmp_path / "model.safetensors").stat().st_size
@@ -89,14 +85,14 @@ def test_what_cannot_be_written_or_read_back_is_said(tmp_path):
             tmp_path / "odd", ModelConfig(odd, 8), init_params(ModelConfig(odd, 8), 0), card=""
         )
     assert not (tmp_path / "odd").exists()
-    save_pretrained(tmp_path, LLAMA, random_params(LLAMA), card="")
+    save_pretrained(tmp_path, LLAMA, random_params(LLAMA, 0.1), card="")
     config = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(json.dumps(json.loads(config) | {"vocab_size": 310}))
     with pytest.raises(PretrainedError, match=r"\(300, 16\), but \(310, 16\) is needed"):
         load_network(tmp_path)
     (tmp_path / "config.json").write_text(config)
     wider = dataclasses.replace(LLAMA, decoder=dataclasses.replace(LLAMA.decoder, vocab_size=310))
-    save_pretrained(tmp_path / "wider", wider, random_params(wider), card="")
+    save_pretrained(tmp_path / "wider", wider, random_params(wider, 0.1), card="")
     shutil.copy(tmp_path / "wider" / "value_heads.safetensors", tmp_path)
     with pytest.raises(PretrainedError, match=r"q/out_bias has shape \(2, 310\), but \(2, 300\)"):
         load_network(tmp_path)
@@ -138,7 +134,7 @@ def base(tmp_path_factory):
     raw = raw_tokenizer(CHATML)
     decoder = dataclasses.replace(LLAMA.decoder, vocab_size=len(raw) + 6, max_positions=1024)
     config = dataclasses.replace(LLAMA, decoder=decoder)
-    save_pretrained(folder, config, random_params(config), card="")
+    save_pretrained(folder, config, random_params(config, 0.1), card="")
     raw.save_pretrained(folder)
     return folder
 

@@ -283,7 +283,10 @@ def test_filtered_cloning_keeps_the_best_in_order():
     assert kept == [t for t in DATA if t.total_reward >= returns[3]] and len(kept) == 4
     with pytest.raises(TrajectoryError, match=r"fraction 0\.1 of 8 dialogues keeps none"):
         fbc.configured(fraction=0.1).select_trajectories(DATA)
-    assert METHODS["bc"].select_trajectories(DATA) == DATA
+    as_good = [dataclasses.replace(t, rewards=t.rewards * 0) for t in DATA]
+    assert len(fbc.select_trajectories(as_good)) == 4
+    for name in ("bc", "ilql"):
+        assert METHODS[name].select_trajectories(DATA) == DATA
 
 
 # --- pairs --------------------------------------------------------------------------------------
@@ -347,3 +350,38 @@ def test_values_of_tokens_need_heads_that_give_them():
         by_token.network_for(SUM)
     last = dataclasses.replace(SUM, utterance_q="last")
     assert by_token.network_for(last) == last
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"credit": "word"}, "credit is 'word', but must be utterance or token"),
+        ({"expectile": 1.0}, "expectile is 1.0"),
+        ({"expectile": 0.0}, "expectile is 0.0"),
+        ({"token_trace": 1.5}, "token_trace is 1.5"),
+        ({"cql_weight": -0.1}, "cql_weight is -0.1"),
+        ({"awac_temperature": float("nan")}, "awac_temperature is nan"),
+        ({"trace_fade": (0.5, 0.2)}, r"trace_fade is \(0.5, 0.2\), but must be two rising"),
+    ],
+)
+def test_settings_of_ilql_that_make_no_sense_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS["ilql"].configured(**fields)
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "message"),
+    [
+        ("dpo", {"kl_weight": 0.0}, "kl_weight is 0.0"),
+        ("fbc", {"fraction": 0.0}, "fraction is 0.0"),
+        ("fbc", {"fraction": 1.1}, "fraction is 1.1"),
+        ("bc", {"action_chunk": 0}, "action_chunk is 0"),
+        ("mc", {"expectile": 0.9}, "mc has no setting 'expectile'; there are action_chunk, credit"),
+    ],
+)
+def test_settings_of_the_other_methods_are_checked_too(method, fields, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS[method].configured(**fields)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_networks import loss_of, with_noise
+from small_networks import loss_of, random_params
 
 from ilql_jax import DecoderConfig, DecodingConfig, ModelConfig, Policy, TrainConfig, Trajectory
 from ilql_jax.batching import make_batches, packing_for
@@ -57,7 +57,7 @@ def log_softmax(x):
 def test_the_loss_is_its_formula():
     config = QSFTConfig(support=0.3, value_loss_weight=0.7, action_chunk=3)
     shape = QSFT.network_for(SHAPE)
-    params, other = (with_noise(init_params(shape, seed), 0.8, seed) for seed in (0, 1))
+    params, other = (random_params(shape, 0.8, seed) for seed in (0, 1))
     data = every_episode(2)
     for each in data:
         each.rewards[1] = 1.0  # what follows makes it more than a probability can say

@@ -24,15 +24,6 @@ def random_params(config, scale, seed=0):
     return jax.tree_util.tree_map_with_path(draw, abstract_params(config))
 
 
-def with_noise(params, scale, seed=0):
-    """Fresh parameters with noise on each, so that nothing is zero."""
-    leaves, structure = jax.tree.flatten(params)
-    rng = np.random.default_rng(seed)
-    noise = [rng.normal(0, scale, leaf.shape).astype(leaf.dtype) for leaf in leaves]
-    noisy = [jnp.asarray(np.asarray(a) + b) for a, b in zip(leaves, noise, strict=True)]
-    return jax.tree.unflatten(structure, noisy)
-
-
 @functools.partial(jax.jit, static_argnames="config")
 def outputs(config, params, row):
     """Logits, Q and V of every token of rows: tokens, segment ids, positions."""
