@@ -286,9 +286,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding along the first dimension, the rows of a batch."""
-    return NamedSharding(mesh, PartitionSpec(ROWS))
+def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
+    """Returns the sharding along the rows of a batch: its first dimension.
+
+    Args:
+        mesh: Devices.
+        stacked: Batches are stacked in front of them, so that rows are the second dimension.
+    """
+    return NamedSharding(mesh, PartitionSpec(None, ROWS) if stacked else PartitionSpec(ROWS))
 
 
 def check_rows(rows: int, mesh: Mesh, accumulation: int = 1) -> None:
@@ -308,9 +313,15 @@ def check_rows(rows: int, mesh: Mesh, accumulation: int = 1) -> None:
         )
 
 
-def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Moves a batch (numpy, the same on every host) to the mesh; each host moves its own rows."""
-    sharding = batch_sharding(mesh)
+def place_batch(batch: Any, mesh: Mesh, stacked: bool = False) -> Any:
+    """Moves a batch (numpy, the same on every host) to the mesh; each host moves its own rows.
+
+    Args:
+        batch: One batch, or several stacked along a first axis.
+        mesh: Devices.
+        stacked: Several.
+    """
+    sharding = batch_sharding(mesh, stacked)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ from ilql_jax.train_step import (
     init_state,
     is_partly_frozen,
     make_train_step,
+    make_train_steps,
+    stack_batches,
 )
 from ilql_jax.trajectory import Trajectory, TrajectoryError
 
@@ -119,6 +122,9 @@ def train(
     check_step(model_config, method, config)
     if validate_every < 1:
         raise SettingError("validate_every", validate_every, "must be at least 1")
+    if validate is not None and validate_every < config.steps_per_dispatch:
+        problem = f"must be at least steps_per_dispatch ({config.steps_per_dispatch})"
+        raise SettingError("validate_every", validate_every, problem)
     state_shapes = abstract_state(model_config, method, config)
     if mesh is not None:
         sharding.check_rows(packing.batch_rows, mesh, config.gradient_accumulation)
@@ -130,9 +136,14 @@ def train(
         run_metadata(model_config, method, config, packing, seed) | (metadata or {}),
         runtime=runtime_metadata(model_config, method, config, packing),
     )
+
+    @functools.cache
+    def program(count: int) -> Callable[..., tuple[TrainState, Metrics]]:
+        make = make_train_step if count == 1 else make_train_steps
+        return make(model_config, method, config, mesh)
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(checkpoints))
-        step_function = make_train_step(model_config, method, config, mesh)
         state, frozen = _start(
             data,
             model_config,
@@ -154,26 +165,41 @@ def train(
             report.bar = stack.enter_context(progress_bar(method.title, config.steps))
             report.bar(first, "compiling")
 
-        pending: Metrics | None = None
-        for step in range(first + 1, config.steps + 1):
+        intervals = (config.checkpoint_every, *([validate_every] if validate else []))
+        pending: tuple[int, Metrics] | None = None  # the first of its steps, their metrics
+        step = first
+        while step < config.steps:
+            count = _steps_at_once(step, config, intervals)
             batch = next(batches)
+            if count > 1:
+                batch = stack_batches([batch, *(next(batches) for _ in range(count - 1))])
             if mesh is not None:
-                batch = sharding.place_batch(batch, mesh)
-            state, metrics = step_function(state, batch, *beside)
+                batch = sharding.place_batch(batch, mesh, stacked=count > 1)
+            state, metrics = program(count)(state, batch, *beside)
             if pending is not None:
-                report(step - 1, pending)
-            pending = metrics
+                report(*pending)
+            pending = step + 1, metrics
+            step += count
             is_last = step == config.steps
             validates = validate is not None and (step % validate_every == 0 or is_last)
             saves = step % config.checkpoint_every == 0 or is_last
             if validates or saves:
-                report(step, pending)  # nothing that is not finite may be saved
+                report(*pending)  # nothing that is not finite may be saved
                 pending = None
             if validates:
                 report.validation(step, validate(step, _whole(frozen, state.params)))
             if saves:
                 checkpoints.save(step, state, batches.get_state())
     return _whole(frozen, state.params)
+
+
+def _steps_at_once(step: int, config: TrainConfig, intervals: Sequence[int]) -> int:
+    """Steps of the next call: those of a dispatch, or one where less is left before a stop.
+
+    So a run that goes on from a checkpoint takes its steps in the same groups.
+    """
+    stop = min(config.steps, *(step - step % every + every for every in intervals))
+    return config.steps_per_dispatch if stop - step >= config.steps_per_dispatch else 1
 
 
 class _Report:
@@ -190,9 +216,17 @@ class _Report:
         self._method, self._config = method, config
         self._checkpoints, self._on_metrics = checkpoints, on_metrics
 
-    def __call__(self, step: int, metrics: Metrics) -> None:
-        """Reports the metrics of a step, once it is done; raises `NotFiniteError`."""
-        values = {name: float(value) for name, value in metrics.items()}
+    def __call__(self, first: int, metrics: Metrics) -> None:
+        """Reports the metrics of a step, or of several from a first one on, once they are done.
+
+        Raises:
+            NotFiniteError: One of them is NaN or infinite.
+        """
+        of_steps = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}
+        for index, step in enumerate(range(first, first + len(of_steps["loss"]))):
+            self._report(step, {name: float(values[index]) for name, values in of_steps.items()})
+
+    def _report(self, step: int, values: dict[str, float]) -> None:
         if not all(map(math.isfinite, values.values())):
             name = next(name for name, value in values.items() if not math.isfinite(value))
             raise NotFiniteError(

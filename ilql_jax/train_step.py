@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
@@ -68,11 +70,28 @@ class TrainConfig(Settings):
         least=1,
         shapes_result=False,
     )
+    steps_per_dispatch: int = setting(
+        "Optimizer steps that a device takes at one call, the same (to rounding): for small "
+        "networks on an accelerator, which would wait for the host between two calls.",
+        1,
+        least=1,
+        shapes_result=False,
+    )
     freeze_trunk: bool = setting(
         "Keep the policy as the training started from: values alone are learned, with their own "
         "trunk where they have one, to steer or re-rank it.",
         False,
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.steps_per_dispatch > self.checkpoint_every:
+            raise SettingError(
+                "steps_per_dispatch",
+                self.steps_per_dispatch,
+                f"must be at most checkpoint_every ({self.checkpoint_every}): a call ends before a "
+                "checkpoint is written",
+            )
 
 
 class TrainState(NamedTuple):
@@ -243,6 +262,37 @@ def make_train_step(
     Raises:
         SettingError, MethodError: See `check_step`.
     """
+    step = _step_of(model_config, method, config)
+    return _compiled(step, model_config, method, config, mesh, stacked=False)
+
+
+def make_train_steps(
+    model_config: ModelConfig,
+    method: Method,
+    config: TrainConfig,
+    mesh: Mesh | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Compiles several steps as one program: `steps(state, batches)`, like `make_train_step`.
+
+    Batches are stacked along a new first axis, a step each (`stack_batches`); so are the metrics.
+    """
+    step = _step_of(model_config, method, config)
+
+    def steps(state: TrainState, batches: AnyBatch, *frozen: Params) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda state, batch: step(state, batch, *frozen), state, batches)
+
+    return _compiled(steps, model_config, method, config, mesh, stacked=True)
+
+
+def stack_batches(batches: Sequence[AnyBatch]) -> AnyBatch:
+    """Stacks batches (numpy) along a new first axis, for `make_train_steps`."""
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
+
+
+def _step_of(
+    model_config: ModelConfig, method: Method, config: TrainConfig
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """One step as a pure function, not compiled."""
     check_step(model_config, method, config)
     freezes = is_partly_frozen(model_config, config)
     optimizer = make_optimizer(config)
@@ -298,18 +348,34 @@ def make_train_step(
         )
         return new_state, metrics
 
-    if mesh is None:
-        return jax.jit(step, donate_argnums=0)
+    return step
 
-    def step_on_mesh(*arguments: Any) -> tuple[TrainState, Metrics]:
+
+def _compiled(
+    function: Callable[..., tuple[TrainState, Metrics]],
+    model_config: ModelConfig,
+    method: Method,
+    config: TrainConfig,
+    mesh: Mesh | None,
+    stacked: bool,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Compiles a step, or steps over stacked batches, for a mesh."""
+    if mesh is None:
+        return jax.jit(function, donate_argnums=0)
+
+    # Keeps the name, by which the profiler and the machine plan find the program.
+    @functools.wraps(function)
+    def on_mesh(*arguments: Any) -> tuple[TrainState, Metrics]:
         with sharding.tracing_for(mesh):
-            return step(*arguments)
+            return function(*arguments)
 
     layout = sharding.shardings(abstract_state(model_config, method, config), mesh)
-    frozen_layout = sharding.shardings(abstract_frozen(model_config, config), mesh)
+    rows = sharding.batch_sharding(mesh, stacked)
+    frozen = abstract_frozen(model_config, config)
+    frozen_layout = [] if frozen is None else [sharding.shardings(frozen, mesh)]
     return jax.jit(
-        step_on_mesh,
-        in_shardings=(layout, sharding.batch_sharding(mesh), *([frozen_layout] if freezes else [])),
+        on_mesh,
+        in_shardings=(layout, rows, *frozen_layout),
         out_shardings=(layout, sharding.replicated(mesh)),
         donate_argnums=0,
     )

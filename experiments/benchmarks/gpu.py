@@ -14,6 +14,7 @@ they come. What matters most comes first:
 | `decoding-N` | GPT-2 small with N conversations: plain, steered, best of 16 |
 | `generate` | Hugging Face's `generate` on the same shape, where torch sees the accelerator |
 | `determinism` | a training twice, and a decoding twice: equal bits |
+| `dispatch` | steps a second of the default network, by how many are taken at one call |
 | `eager` | PyTorch eager on the batch of `train_step.py`, where torch sees the accelerator |
 | `step-NAME` | the papers' ILQL step on rows of 1,024 tokens: ms, MFU, peak memory |
 | `rows-N` | the same for GPT-2 small with more rows, until they do not fit |
@@ -70,6 +71,7 @@ SHAPES: dict[str, dict[str, tuple[tuple[int, ...], dict[str, Any]]]] = {
 CONVERSATIONS = {"full": (8, 64, 256), "tiny": (2,)}
 ROWS = {"full": (8, (16, 32, 64, 128)), "tiny": (2, (4,))}
 PROMPT, NEW = 64, 32
+AT_ONCE = (1, 4, 16)  # steps
 
 Part = Callable[[str], Mapping[str, Any]]
 
@@ -185,6 +187,51 @@ def determinism(size: str) -> dict[str, Any]:
     }
 
 
+def dispatch(size: str) -> dict[str, Any]:
+    """Steps a second of the default network, with 1, 4 or 16 of them taken at one call."""
+    from ilql_jax import METHODS, TrainConfig
+    from ilql_jax.fitting import small_network
+    from ilql_jax.train_step import init_state, make_train_step, make_train_steps, stack_batches
+
+    vocab, positions, rows = (600, 240, 4) if size == "full" else (97, 32, 1)
+    model = small_network(vocab_size=vocab, max_positions=positions)
+    method, train = METHODS["ilql"], TrainConfig(steps=100_000)
+    _, batch = _batch(model, rows)
+    calls = {}
+    for count in AT_ONCE:
+        make = make_train_step if count == 1 else make_train_steps
+        calls[str(count)] = _steps_at_once(
+            make(model, method, train),
+            init_state(model, method, train, 0),
+            batch if count == 1 else stack_batches([batch] * count),
+            max(AT_ONCE) // count,
+        )
+    taken = measuring.in_turn(
+        {name: lambda call=call: measuring.seconds(call) for name, call in calls.items()}, 20
+    )
+    per_second = {name: max(AT_ONCE) / seconds for name, seconds in taken.items()}
+    return {f"{name}_at_once_steps_per_second": value for name, value in per_second.items()} | {
+        "times_faster": per_second[str(max(AT_ONCE))] / per_second["1"]
+    }
+
+
+def _steps_at_once(program, state, batches, calls: int) -> Callable[[], None]:
+    """Takes the same steps over and over; each call is read after the next has been started."""
+    import jax
+
+    def run() -> None:
+        nonlocal state
+        pending = None
+        for _ in range(calls):
+            state, metrics = program(state, batches)
+            jax.device_get(pending)
+            pending = metrics
+        jax.block_until_ready((state, pending))
+
+    run()  # compiles
+    return run
+
+
 def eager(size: str) -> dict[str, Any]:
     """PyTorch eager on the 8 dialogues of `train_step.py`, float32, and ours on the same."""
     torch = _torch()
@@ -263,7 +310,8 @@ def parts_of(size: str) -> dict[str, Part]:
     """All parts, the most important first."""
     found: dict[str, Part] = {"peak": peak, "evaluation": evaluation}
     found |= {f"decoding-{n}": decoding(n) for n in CONVERSATIONS[size]}
-    found |= {"generate": generate, "determinism": determinism, "eager": eager}
+    found |= {"generate": generate, "determinism": determinism}
+    found |= {"dispatch": dispatch, "eager": eager}
     found |= {f"step-{name}": step(name) for name in SHAPES[size]}
     found |= {f"rows-{rows}": step("gpt2-small", rows) for rows in ROWS[size][1]}
     return found

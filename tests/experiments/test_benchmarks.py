@@ -217,6 +217,23 @@ def test_the_accelerators_script_is_rehearsed(tmp_path, capsys):
     assert step["ms"] > 0 and step["tflops"] > 0 and np.isfinite(step["first_loss"])
 
 
+@pytest.mark.slow
+def test_steps_at_one_call_are_counted_as_many(monkeypatch):
+    def in_turn(calls, rounds):
+        for call in calls.values():
+            call()
+        return {"1": 2.0, "4": 1.0}
+
+    monkeypatch.setattr(gpu, "AT_ONCE", (1, 4))
+    monkeypatch.setattr(gpu.measuring, "in_turn", in_turn)
+    found = gpu.parts_of("tiny")["dispatch"]("tiny")
+    assert found == {
+        "1_at_once_steps_per_second": 2.0,  # 4 steps in 2 seconds
+        "4_at_once_steps_per_second": 4.0,
+        "times_faster": 2.0,
+    }
+
+
 def test_a_part_that_takes_too_long_or_fails_costs_only_itself():
     assert gpu.run_part("tiny", "peak", limit=0.01)["failed"] == "took longer than 0.01 s"
     assert gpu.run_part("tiny", "no such part", 60.0)["failed"].startswith("KeyError")

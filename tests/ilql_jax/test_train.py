@@ -8,7 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from short_training import BC, DATA, FBC, ILQL, MODEL, PACKING, SHORT, VOCAB, compiled_step
+from short_training import (
+    BC,
+    DATA,
+    FBC,
+    ILQL,
+    MODEL,
+    PACKING,
+    SHORT,
+    VOCAB,
+    compiled_step,
+    compiled_steps,
+)
 
 import ilql_jax.train as training
 from ilql_jax import TrajectoryError
@@ -52,6 +63,78 @@ def test_parts_that_do_not_divide_the_rows_are_refused(tmp_path, steps):
     with pytest.raises(ValueError, match="gradient_accumulation is 3, but must divide the 2 rows"):
         run(tmp_path, config=dataclasses.replace(SHORT, gradient_accumulation=3))
     assert not steps
+
+
+# --- several steps at one call -----------------------------------------------------------------
+
+
+TOGETHER = dataclasses.replace(SHORT, steps_per_dispatch=3)
+
+
+def test_steps_taken_at_once_are_the_steps_taken_one_by_one(uninterrupted, tmp_path, monkeypatch):
+    """Checkpoints are every four steps, so that each three are followed by one alone."""
+    params, expected = uninterrupted
+    made, calls = [], []
+
+    def counted(*arguments):
+        made.append(program := compiled_steps(*arguments))
+
+        def steps(state, batches):
+            calls.append((int(state.step), batches.tokens.shape))
+            return program(state, batches)
+
+        return steps
+
+    monkeypatch.setattr(training, "make_train_steps", counted)
+    metrics, validated = {}, []
+    together = run(
+        tmp_path,
+        config=TOGETHER,
+        on_metrics=lambda step, values: metrics.setdefault(step, values),
+        validate=lambda step, params: validated.append(step) or {},
+        validate_every=8,
+    )
+    assert calls == [(at, (3, 2, 32)) for at in (0, 4, 8)] and len(made) == 1
+    assert made[0]._cache_size() == 1 and validated == [8, 12]
+    assert list(metrics) == list(expected)
+    for step, values in metrics.items():
+        assert values == pytest.approx(expected[step], rel=1e-3, abs=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), params, together)
+
+
+def test_an_interrupted_run_of_several_steps_at_once_ends_with_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "make_train_steps", compiled_steps)
+    whole = run(tmp_path / "whole", config=TOGETHER)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", config=TOGETHER, on_metrics=kill_at(6))
+    starts = []
+    resumed = run(tmp_path / "killed", config=TOGETHER, on_start=starts.append)
+    assert starts == [4]
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+def test_steps_at_once_end_where_a_run_has_to_stop(tmp_path):
+    with pytest.raises(ValueError, match=r"steps_per_dispatch is 5, but must be at most check.*4"):
+        dataclasses.replace(SHORT, steps_per_dispatch=5)
+    with pytest.raises(ValueError, match=r"validate_every is 2, but must be at least steps_per.*3"):
+        run(tmp_path, config=TOGETHER, validate=lambda step, params: {}, validate_every=2)
+
+
+def test_a_loss_that_is_not_a_number_is_told_with_its_step_among_several(tmp_path, monkeypatch):
+    def broken_at_the_second(*arguments):
+        program = compiled_steps(*arguments)
+
+        def steps(state, batches):
+            state, metrics = program(state, batches)
+            return state, metrics | {"loss": metrics["loss"].at[1].set(jnp.inf)}
+
+        return steps
+
+    monkeypatch.setattr(training, "make_train_steps", broken_at_the_second)
+    with pytest.raises(NotFiniteError, match=r"ilql: loss became inf at step 2\."):
+        run(tmp_path, config=TOGETHER)
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        read_metadata(tmp_path)
 
 
 # --- compilation --------------------------------------------------------------------------------

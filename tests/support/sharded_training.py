@@ -50,10 +50,10 @@ SHORT = TrainConfig(
     log_every=1,
 )
 # Mesh -> training. The run of ilql is stopped after its third step and goes on on another mesh.
-# "lora" is mc with adapters.
+# "lora" is mc with adapters; steps are taken at once on the mesh, one by one on a device alone.
 TRAININGS = {(2, 2, 2): "ilql"}
 MORE_TRAININGS = {
-    (8, 1, 1): "bc",
+    (8, 1, 1): "bc, two steps at once",
     (1, 8, 1): "mc",
     (4, 1, 2): "dpo",
     (2, 4, 1): "lora",
@@ -118,6 +118,8 @@ def run(folder, method, mesh, stop_at=None):
         else:
             learned = {"ilql": ILQL, "mc": MC}.get(method.split(",")[0], METHODS["bc"])
         config = dataclasses.replace(SHORT, optimizer="muon" if learns_by_ilql else "adamw")
+        if method.endswith("at once") and mesh is not None:
+            config = dataclasses.replace(config, steps_per_dispatch=2)
     try:
         params = train(
             data,

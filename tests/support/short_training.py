@@ -8,7 +8,7 @@ import numpy as np
 from ilql_jax import Trajectory, packing_for
 from ilql_jax.methods import METHODS
 from ilql_jax.models import DecoderConfig, ModelConfig
-from ilql_jax.train_step import TrainConfig, make_train_step
+from ilql_jax.train_step import TrainConfig, make_train_step, make_train_steps
 
 VOCAB = 101  # a number that nothing else here has
 MODEL = ModelConfig(DecoderConfig(VOCAB, 8, 1, 2, 16, 32, initializer_range=0.08), 8)
@@ -57,3 +57,9 @@ PACKING = packing_for(DATA, batch_rows=2, row_length=32)
 def compiled_step(*arguments):
     """The step of a network, a method and its schedule, compiled once in a process."""
     return make_train_step(*arguments)
+
+
+@functools.cache
+def compiled_steps(*arguments):
+    """As `compiled_step`, for several steps at one call."""
+    return make_train_steps(*arguments)
