@@ -1,7 +1,7 @@
 """Sweeps: experiments in several variants, each answering a question by one command.
 
     python experiments/sweeps.py --sweep=gain                    what carries the gain
-    python experiments/sweeps.py --sweep=coverage --size=small   with a third of dialogues and steps
+    python experiments/sweeps.py --sweep=coverage --size=small   with fewer dialogues and steps
     python experiments/sweeps.py --sweep=data --seeds=5
 
 A sweep trains what is missing, goes on where it was stopped, and ends with a table and a figure in
@@ -34,7 +34,7 @@ from experiments.variants import Sweep, Variant
 from ilql_jax.methods import METHODS
 from ilql_jax.settings import Settings, setting
 
-# A third of the data and the steps. A narrower network, or fewer steps, learns no English yet.
+# A third of the data, fewer steps. A narrower network, or still fewer steps, learns no English.
 SMALL: Mapping[str, Any] = {
     "imagination.dialogues": 8000,
     "train.steps": 2000,
@@ -118,7 +118,7 @@ def data(is_small: bool) -> Sweep:
 
 def steps(is_small: bool) -> Sweep:
     """Lengths of the training, with a schedule of its own each."""
-    lengths = (2000, 500, 1000, 4000) if is_small else (6000, 750, 1500, 3000, 12_000)
+    lengths = (2000, 500, 1000, 4000) if is_small else (3000, 750, 1500, 6000, 12_000)
     return _along(
         "steps",
         "How long must be trained?",
@@ -247,7 +247,7 @@ class SweepConfig(Settings):
 
     sweep: str = setting("Name of the sweep.", choices=tuple(SWEEPS))
     size: str = setting(
-        "full: the default run of the experiment; small: a third of its dialogues and steps.",
+        "full: the default run of the experiment; small: fewer dialogues and steps.",
         "full",
         choices=("full", "small"),
     )

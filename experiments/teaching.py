@@ -17,6 +17,7 @@ def get_config():
     config = base_config()
     config.task.world = "teaching"
     config.methods = (*config.methods, "mc")
+    config.train.steps = 3000
     # Difficult students are 12 % of those who come: too few to learn from.
     config.imagination.personas = "balanced"
     config.imagination.difficult_share = 0.4

@@ -319,7 +319,7 @@ def place_batch(batch: Any, mesh: Mesh, stacked: bool = False) -> Any:
     Args:
         batch: One batch, or several stacked along a first axis.
         mesh: Devices.
-        stacked: Several.
+        stacked: True where `batch` is several.
     """
     sharding = batch_sharding(mesh, stacked)
     if jax.process_count() == 1:

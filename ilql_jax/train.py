@@ -1,14 +1,13 @@
 """The training loop: batches in, checkpoints and metrics out.
 
 `train` feeds batches to the step of `train_step.py`, saves and resumes, and reads the metrics of a
-step only after the next one has been started, so that the device never waits for the host.
+call only after the next one has been started, so that the device does not wait for that.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -122,9 +121,13 @@ def train(
     check_step(model_config, method, config)
     if validate_every < 1:
         raise SettingError("validate_every", validate_every, "must be at least 1")
-    if validate is not None and validate_every < config.steps_per_dispatch:
-        problem = f"must be at least steps_per_dispatch ({config.steps_per_dispatch})"
-        raise SettingError("validate_every", validate_every, problem)
+    if validate is not None and validate_every % config.steps_per_dispatch:
+        raise SettingError(
+            "validate_every",
+            validate_every,
+            f"must be a multiple of steps_per_dispatch ({config.steps_per_dispatch}). Change one "
+            "of the two",
+        )
     state_shapes = abstract_state(model_config, method, config)
     if mesh is not None:
         sharding.check_rows(packing.batch_rows, mesh, config.gradient_accumulation)
@@ -136,14 +139,11 @@ def train(
         run_metadata(model_config, method, config, packing, seed) | (metadata or {}),
         runtime=runtime_metadata(model_config, method, config, packing),
     )
-
-    @functools.cache
-    def program(count: int) -> Callable[..., tuple[TrainState, Metrics]]:
-        make = make_train_step if count == 1 else make_train_steps
-        return make(model_config, method, config, mesh)
-
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(checkpoints))
+        at_once = config.steps_per_dispatch
+        one_step = make_train_step(model_config, method, config, mesh)
+        several = make_train_steps(model_config, method, config, mesh) if at_once > 1 else one_step
         state, frozen = _start(
             data,
             model_config,
@@ -165,20 +165,20 @@ def train(
             report.bar = stack.enter_context(progress_bar(method.title, config.steps))
             report.bar(first, "compiling")
 
-        intervals = (config.checkpoint_every, *([validate_every] if validate else []))
-        pending: tuple[int, Metrics] | None = None  # the first of its steps, their metrics
+        pending: tuple[int, int, Metrics] | None = None  # first step, number of steps, metrics
         step = first
         while step < config.steps:
-            count = _steps_at_once(step, config, intervals)
+            # Calls begin at multiples, so none reaches over a checkpoint or a validation.
+            count = at_once if step % at_once == 0 and step + at_once <= config.steps else 1
             batch = next(batches)
             if count > 1:
                 batch = stack_batches([batch, *(next(batches) for _ in range(count - 1))])
             if mesh is not None:
                 batch = sharding.place_batch(batch, mesh, stacked=count > 1)
-            state, metrics = program(count)(state, batch, *beside)
+            state, metrics = (several if count > 1 else one_step)(state, batch, *beside)
             if pending is not None:
                 report(*pending)
-            pending = step + 1, metrics
+            pending = step + 1, count, metrics
             step += count
             is_last = step == config.steps
             validates = validate is not None and (step % validate_every == 0 or is_last)
@@ -191,15 +191,6 @@ def train(
             if saves:
                 checkpoints.save(step, state, batches.get_state())
     return _whole(frozen, state.params)
-
-
-def _steps_at_once(step: int, config: TrainConfig, intervals: Sequence[int]) -> int:
-    """Steps of the next call: those of a dispatch, or one where less is left before a stop.
-
-    So a run that goes on from a checkpoint takes its steps in the same groups.
-    """
-    stop = min(config.steps, *(step - step % every + every for every in intervals))
-    return config.steps_per_dispatch if stop - step >= config.steps_per_dispatch else 1
 
 
 class _Report:
@@ -216,15 +207,18 @@ class _Report:
         self._method, self._config = method, config
         self._checkpoints, self._on_metrics = checkpoints, on_metrics
 
-    def __call__(self, first: int, metrics: Metrics) -> None:
-        """Reports the metrics of a step, or of several from a first one on, once they are done.
+    def __call__(self, first: int, count: int, metrics: Metrics) -> None:
+        """Reports the metrics of a call, once it is done; those of several steps are stacked.
 
         Raises:
             NotFiniteError: One of them is NaN or infinite.
         """
-        of_steps = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}
-        for index, step in enumerate(range(first, first + len(of_steps["loss"]))):
-            self._report(step, {name: float(values[index]) for name, values in of_steps.items()})
+        fetched = jax.device_get(metrics)
+        for index in range(count):
+            values = {
+                name: float(value[index] if count > 1 else value) for name, value in fetched.items()
+            }
+            self._report(first + index, values)
 
     def _report(self, step: int, values: dict[str, float]) -> None:
         if not all(map(math.isfinite, values.values())):

@@ -1,6 +1,7 @@
 """One training step: its settings, the state that it changes, the optimizer, and the jitted step.
 
-`make_train_step` turns the loss of any `Method` into one compiled function with donated state.
+`make_train_step` turns the loss of any `Method` into one compiled function with donated state,
+`make_train_steps` into one that takes several steps.
 `train.py` is the loop around it.
 """
 
@@ -71,8 +72,9 @@ class TrainConfig(Settings):
         shapes_result=False,
     )
     steps_per_dispatch: int = setting(
-        "Optimizer steps that a device takes at one call, the same (to rounding): for small "
-        "networks on an accelerator, which would wait for the host between two calls.",
+        "Optimizer steps in one call of the device; results are the same to rounding. Saves the "
+        "host's time between calls: for small networks on an accelerator. Metrics arrive a call at "
+        "a time. Has to divide checkpoint_every.",
         1,
         least=1,
         shapes_result=False,
@@ -85,12 +87,12 @@ class TrainConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.steps_per_dispatch > self.checkpoint_every:
+        if self.checkpoint_every % self.steps_per_dispatch:
             raise SettingError(
                 "steps_per_dispatch",
                 self.steps_per_dispatch,
-                f"must be at most checkpoint_every ({self.checkpoint_every}): a call ends before a "
-                "checkpoint is written",
+                f"must divide checkpoint_every ({self.checkpoint_every}), before which a call has "
+                "to end. Change one of the two",
             )
 
 

@@ -14,7 +14,7 @@ they come. What matters most comes first:
 | `decoding-N` | GPT-2 small with N conversations: plain, steered, best of 16 |
 | `generate` | Hugging Face's `generate` on the same shape, where torch sees the accelerator |
 | `determinism` | a training twice, and a decoding twice: equal bits |
-| `dispatch` | steps a second of the default network, by how many are taken at one call |
+| `dispatch` | steps a second of the default network, 1, 4 or 16 of them at one call |
 | `eager` | PyTorch eager on the batch of `train_step.py`, where torch sees the accelerator |
 | `step-NAME` | the papers' ILQL step on rows of 1,024 tokens: ms, MFU, peak memory |
 | `rows-N` | the same for GPT-2 small with more rows, until they do not fit |
@@ -188,24 +188,19 @@ def determinism(size: str) -> dict[str, Any]:
 
 
 def dispatch(size: str) -> dict[str, Any]:
-    """Steps a second of the default network, with 1, 4 or 16 of them taken at one call."""
+    """Steps a second of a small network (full: the default one), 1, 4 or 16 of them at one call."""
     from ilql_jax import METHODS, TrainConfig
     from ilql_jax.fitting import small_network
-    from ilql_jax.train_step import init_state, make_train_step, make_train_steps, stack_batches
 
     vocab, positions, rows = (600, 240, 4) if size == "full" else (97, 32, 1)
     model = small_network(vocab_size=vocab, max_positions=positions)
-    method, train = METHODS["ilql"], TrainConfig(steps=100_000)
     _, batch = _batch(model, rows)
-    calls = {}
-    for count in AT_ONCE:
-        make = make_train_step if count == 1 else make_train_steps
-        calls[str(count)] = _steps_at_once(
-            make(model, method, train),
-            init_state(model, method, train, 0),
-            batch if count == 1 else stack_batches([batch] * count),
-            max(AT_ONCE) // count,
+    calls = {
+        str(count): _steps_in_calls(
+            model, METHODS["ilql"], TrainConfig(steps=100_000), batch, count
         )
+        for count in AT_ONCE
+    }
     taken = measuring.in_turn(
         {name: lambda call=call: measuring.seconds(call) for name, call in calls.items()}, 20
     )
@@ -215,18 +210,25 @@ def dispatch(size: str) -> dict[str, Any]:
     }
 
 
-def _steps_at_once(program, state, batches, calls: int) -> Callable[[], None]:
-    """Takes the same steps over and over; each call is read after the next has been started."""
+def _steps_in_calls(model, method, train, batch, count: int) -> Callable[[], int]:
+    """Makes a function that takes max(AT_ONCE) steps, as `train` does; it returns those so far."""
     import jax
 
-    def run() -> None:
+    from ilql_jax.train_step import init_state, make_train_step, make_train_steps, stack_batches
+
+    make = make_train_step if count == 1 else make_train_steps
+    program, state = make(model, method, train), init_state(model, method, train, 0)
+
+    def run() -> int:
         nonlocal state
         pending = None
-        for _ in range(calls):
+        for _ in range(max(AT_ONCE) // count):
+            batches = batch if count == 1 else stack_batches([batch] * count)
             state, metrics = program(state, batches)
             jax.device_get(pending)
             pending = metrics
-        jax.block_until_ready((state, pending))
+        jax.device_get(pending)
+        return int(state.step)
 
     run()  # compiles
     return run

@@ -17,7 +17,7 @@ from hugging_face import pack
 from sharded_training import VOCAB, dataset, pairs
 
 import ilql_jax.train as training
-from ilql_jax import PackingConfig, packing_for
+from ilql_jax import PackingConfig, make_batches, packing_for
 from ilql_jax.checkpoint import CheckpointError, restore_params
 from ilql_jax.methods import METHODS
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
@@ -31,7 +31,14 @@ from ilql_jax.plan.text import describe
 from ilql_jax.preferences import Preferences, packing_for_pairs
 from ilql_jax.sharding import MeshConfig, make_mesh
 from ilql_jax.train import train
-from ilql_jax.train_step import TrainConfig, init_state, make_train_step
+from ilql_jax.train_step import (
+    TrainConfig,
+    abstract_frozen,
+    init_state,
+    make_train_step,
+    make_train_steps,
+    stack_batches,
+)
 
 GPT2 = DecoderConfig(VOCAB, 16, 2, 4, 32, 32, initializer_range=0.1)
 LLAMA = dataclasses.replace(
@@ -391,3 +398,14 @@ def test_a_step_without_what_is_frozen_is_refused():
     state = jax.eval_shape(lambda: init_state(ADAPTED, MC, SHORT, 0))
     with pytest.raises(ValueError, match="takes frozen parameters exactly where there are any"):
         jax.eval_shape(make_train_step(ADAPTED, MC, SHORT), state, None)
+
+
+def test_several_steps_beside_what_is_frozen_are_one_program():
+    config = dataclasses.replace(SHORT, gradient_accumulation=2)
+    state = jax.eval_shape(lambda: init_state(ADAPTED, MC, config, 0))
+    frozen = abstract_frozen(ADAPTED, config)
+    batches = make_batches(DATA, PACKING, 0)
+    steps = make_train_steps(ADAPTED, MC, config)
+    stacked = stack_batches([next(batches), next(batches)])
+    after, metrics = jax.eval_shape(steps, state, stacked, frozen)
+    assert after == state and {each.shape for each in metrics.values()} == {(2,)}

@@ -280,7 +280,7 @@ def test_the_command_reads_an_experiments_config(capsys, monkeypatch):
 def test_a_program_for_a_tpu_is_read_as_the_compiler_wrote_it_down():
     class Lowered:
         def compile(self, compiler_options):
-            name = "module_0002.jit_step_on_mesh.after_optimizations.txt"
+            name = "module_0002.jit_step.after_optimizations.txt"
             Path(compiler_options["xla_dump_to"], name).write_text(HLO)
             return self
 

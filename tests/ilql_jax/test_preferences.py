@@ -23,7 +23,13 @@ from ilql_jax.preferences import (
 )
 from ilql_jax.scoring import pair_log_probs
 from ilql_jax.train import train
-from ilql_jax.train_step import TrainConfig, init_state, make_train_step
+from ilql_jax.train_step import (
+    TrainConfig,
+    init_state,
+    make_train_step,
+    make_train_steps,
+    stack_batches,
+)
 
 VOCAB = 67
 MODEL = ModelConfig(DecoderConfig(VOCAB, 8, 1, 2, 16, 32, initializer_range=0.08), 8)
@@ -208,6 +214,14 @@ def test_only_contested_tokens_cost_vocabulary_work(monkeypatch):
 
 
 # --- training -----------------------------------------------------------------------------------
+
+
+def test_several_steps_on_pairs_are_one_program():
+    state = jax.eval_shape(lambda: init_state(MODEL, DPO, SHORT, 0))
+    batches = make_preference_batches(DATA, LOG_PROBS, PACKING, seed=1)
+    steps = make_train_steps(MODEL, DPO, SHORT)
+    after, metrics = jax.eval_shape(steps, state, stack_batches([next(batches), next(batches)]))
+    assert after == state and {each.shape for each in metrics.values()} == {(2,)}
 
 
 @pytest.fixture(scope="module")

@@ -68,73 +68,95 @@ def test_parts_that_do_not_divide_the_rows_are_refused(tmp_path, steps):
 # --- several steps at one call -----------------------------------------------------------------
 
 
-TOGETHER = dataclasses.replace(SHORT, steps_per_dispatch=3)
+TOGETHER = dataclasses.replace(SHORT, steps_per_dispatch=2)
 
 
-def test_steps_taken_at_once_are_the_steps_taken_one_by_one(uninterrupted, tmp_path, monkeypatch):
-    """Checkpoints are every four steps, so that each three are followed by one alone."""
+@pytest.fixture
+def calls(monkeypatch):
+    """Steps taken before each call, with the shape of its tokens."""
+    made = []
+
+    def noted(make):
+        def program_of(*arguments):
+            program = make(*arguments)
+
+            def call(state, batch):
+                made.append((int(state.step), batch.tokens.shape))
+                return program(state, batch)
+
+            return call
+
+        return program_of
+
+    monkeypatch.setattr(training, "make_train_step", noted(compiled_step))
+    monkeypatch.setattr(training, "make_train_steps", noted(compiled_steps))
+    return made
+
+
+def test_steps_taken_at_once_are_the_steps_taken_one_by_one(uninterrupted, tmp_path, calls):
     params, expected = uninterrupted
-    made, calls = [], []
-
-    def counted(*arguments):
-        made.append(program := compiled_steps(*arguments))
-
-        def steps(state, batches):
-            calls.append((int(state.step), batches.tokens.shape))
-            return program(state, batches)
-
-        return steps
-
-    monkeypatch.setattr(training, "make_train_steps", counted)
     metrics, validated = {}, []
     together = run(
         tmp_path,
         config=TOGETHER,
         on_metrics=lambda step, values: metrics.setdefault(step, values),
         validate=lambda step, params: validated.append(step) or {},
-        validate_every=8,
+        validate_every=6,
     )
-    assert calls == [(at, (3, 2, 32)) for at in (0, 4, 8)] and len(made) == 1
-    assert made[0]._cache_size() == 1 and validated == [8, 12]
+    assert calls == [(at, (2, 2, 32)) for at in range(0, 12, 2)] and validated == [6, 12]
     assert list(metrics) == list(expected)
     for step, values in metrics.items():
         assert values == pytest.approx(expected[step], rel=1e-3, abs=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), params, together)
 
 
-def test_an_interrupted_run_of_several_steps_at_once_ends_with_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "make_train_steps", compiled_steps)
-    whole = run(tmp_path / "whole", config=TOGETHER)
+def test_an_interrupted_run_of_several_steps_at_once_ends_with_the_same_bits(tmp_path, calls):
+    odd = dataclasses.replace(TOGETHER, steps=11)
+    whole = run(tmp_path / "whole", config=odd)
+    assert calls[-2:] == [(8, (2, 2, 32)), (10, (2, 32))]  # the last one alone
     with pytest.raises(Killed):
-        run(tmp_path / "killed", config=TOGETHER, on_metrics=kill_at(6))
+        run(tmp_path / "killed", config=odd, on_metrics=kill_at(6))
     starts = []
-    resumed = run(tmp_path / "killed", config=TOGETHER, on_start=starts.append)
+    resumed = run(tmp_path / "killed", config=odd, on_start=starts.append)
     assert starts == [4]
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
 
 
 def test_steps_at_once_end_where_a_run_has_to_stop(tmp_path):
-    with pytest.raises(ValueError, match=r"steps_per_dispatch is 5, but must be at most check.*4"):
-        dataclasses.replace(SHORT, steps_per_dispatch=5)
-    with pytest.raises(ValueError, match=r"validate_every is 2, but must be at least steps_per.*3"):
-        run(tmp_path, config=TOGETHER, validate=lambda step, params: {}, validate_every=2)
+    with pytest.raises(ValueError, match=r"steps_per_dispatch is 3, but must divide check.* \(4\)"):
+        dataclasses.replace(SHORT, steps_per_dispatch=3)
+    with pytest.raises(ValueError, match=r"validate_every is 3, but must be a multiple .* \(2"):
+        run(tmp_path, config=TOGETHER, validate=lambda step, params: {}, validate_every=3)
 
 
-def test_a_loss_that_is_not_a_number_is_told_with_its_step_among_several(tmp_path, monkeypatch):
-    def broken_at_the_second(*arguments):
+def test_what_is_not_a_number_in_one_of_several_steps_is_not_saved(tmp_path, monkeypatch):
+    """In the last step of the call that a checkpoint follows."""
+
+    def broken_at_step_eight(*arguments):
         program = compiled_steps(*arguments)
 
         def steps(state, batches):
             state, metrics = program(state, batches)
-            return state, metrics | {"loss": metrics["loss"].at[1].set(jnp.inf)}
+            if int(state.step) == 8:
+                metrics |= {"loss": metrics["loss"].at[1].set(jnp.inf)}
+            return state, metrics
 
         return steps
 
-    monkeypatch.setattr(training, "make_train_steps", broken_at_the_second)
-    with pytest.raises(NotFiniteError, match=r"ilql: loss became inf at step 2\."):
-        run(tmp_path, config=TOGETHER)
-    with pytest.raises(CheckpointError, match="no complete checkpoint"):
-        read_metadata(tmp_path)
+    monkeypatch.setattr(training, "make_train_steps", broken_at_step_eight)
+    seen = {}
+    with pytest.raises(NotFiniteError, match=r"ilql: loss became inf at step 8\..* is step 4"):
+        run(tmp_path, config=TOGETHER, on_metrics=seen.__setitem__)
+    assert max(seen) == 7
+
+
+def test_a_metric_that_is_no_number_is_refused(tmp_path):
+    def loss(*arguments, **options):
+        value, metrics = BC.loss(*arguments, **options)
+        return value, metrics | {"of_heads": jnp.array([1.0, jnp.nan])}
+
+    with pytest.raises(TypeError):
+        run(tmp_path, dataclasses.replace(BC, loss=loss))
 
 
 # --- compilation --------------------------------------------------------------------------------
