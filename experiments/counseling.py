@@ -1,8 +1,8 @@
 """Counseling: somebody is in distress, and what they say first is not what lies behind it.
 
 python experiments/counseling.py
-python experiments/counseling.py --config.seeds=3
-python experiments/counseling.py --config.seeds=3 \
+python experiments/counseling.py --workdir=runs/counseling-3 --config.seeds=3
+python experiments/counseling.py --workdir=runs/counseling-long --config.seeds=3 \
     --config.methods=ilql_hindsight2 --config.train.steps=6000
 
 ILQL with a round of hindsight comes to a normalized score of 0.74, with two rounds to 0.89 (ILQL
@@ -12,8 +12,10 @@ third command, with twice the steps, comes to 0.98 with both in 25 minutes.
 The same on what real people said (ESConv; `ESConv.json` as published, for research alone), judged
 on dialogues that were set apart; an LLM looks back on them:
 
-python experiments/counseling.py --config.data.source=esconv --config.data.path=ESConv.json
-python experiments/counseling.py --config.data.source=esconv --config.data.path=ESConv.json \
+python experiments/counseling.py --workdir=runs/real-counseling \
+    --config.data.source=esconv --config.data.path=ESConv.json
+python experiments/counseling.py --workdir=runs/looked-back-counseling \
+    --config.data.source=esconv --config.data.path=ESConv.json \
     --config.hindsight.engine=anthropic --config.llm.model=MODEL
 """
 

@@ -1,9 +1,9 @@
 """Persuasion: somebody is asked to give to a charity, and is reluctant for a reason of their own.
 
 python experiments/persuasion.py
-python experiments/persuasion.py --config.seeds=3 \
+python experiments/persuasion.py --workdir=runs/persuasion-3 --config.seeds=3 \
     --config.methods=bc,fbc,ilql,ilql_hindsight1,ilql_hindsight2
-python experiments/persuasion.py --config.seeds=5 \
+python experiments/persuasion.py --workdir=runs/persuasion-5 --config.seeds=5 \
     --config.methods=ilql_hindsight2 --config.train.steps=6000
 
 The second command takes 24 CPU minutes. ILQL with a round of hindsight comes to a normalized score
@@ -13,8 +13,10 @@ half an hour on two cores: two rounds, and twice the steps, come to 0.99 with bo
 The same on what real people said (PersuasionForGood; the folder holds `full_dialog.csv` and
 `full_info.csv` as published), judged on dialogues that were set apart; an LLM looks back on them:
 
-python experiments/persuasion.py --config.data.source=persuasionforgood --config.data.path=FOLDER
-python experiments/persuasion.py --config.data.source=persuasionforgood --config.data.path=FOLDER \
+python experiments/persuasion.py --workdir=runs/real \
+    --config.data.source=persuasionforgood --config.data.path=FOLDER
+python experiments/persuasion.py --workdir=runs/looked-back \
+    --config.data.source=persuasionforgood --config.data.path=FOLDER \
     --config.hindsight.engine=anthropic --config.llm.model=MODEL
 """
 

@@ -29,10 +29,12 @@ from launching import ROOT, TINY, write_corpus
 from messages_server import MessagesServer
 from world_llm import WorldLLM
 
+from experiments import stamps
+from experiments.build import build
 from experiments.checks import checked
-from experiments.command_line import parse
+from experiments.command_line import CommandLine, parse
 from experiments.config import add_method, base_config, keys_of
-from experiments.run_folder import STAGES
+from experiments.run_folder import STAGES, RunFolder
 
 # Words of other programs -> why they are not run.
 ELSEWHERE = {
@@ -209,11 +211,7 @@ def test_flags_and_settings_of_commands_are_understood(
         for word in arguments:
             assert not word.startswith("tests/") or (ROOT / word).exists(), word
         return
-    is_recipe = arguments[0] in pages.files() or (
-        re.fullmatch(r"experiments/\w+\.py", arguments[0])
-        and "def get_config(" in (ROOT / arguments[0]).read_text("utf-8")
-    )
-    if is_recipe:
+    if is_recipe(arguments[0]):
         check_recipe(arguments)
         return
     flags = [word for word in arguments if word.startswith("--") and "--config." not in word]
@@ -225,8 +223,24 @@ def test_flags_and_settings_of_commands_are_understood(
     check_recipe(["experiments/teaching.py", *of_config])
 
 
+def is_recipe(file: str) -> bool:
+    """True for a file that defines an experiment, one that a page shows included."""
+    return file in pages.files() or bool(
+        re.fullmatch(r"experiments/\w+\.py", file)
+        and "def get_config(" in (ROOT / file).read_text("utf-8")
+    )
+
+
 def check_recipe(arguments: list[str]) -> None:
     """Parses the command line of a recipe and checks its settings, as a run does first."""
+    line = parsed_recipe(arguments)
+    if line is not None and not line.config.model.pretrained:
+        judged = not line.dry_run and line.stage in STAGES[STAGES.index("evaluate") :]
+        checked(line.config, judged=judged)
+
+
+def parsed_recipe(arguments: list[str]) -> CommandLine | None:
+    """Command line of a recipe; None where it asks for help."""
     file, *flags = arguments
     source = pages.files().get(file)
     module: dict = {"__name__": "recipe"}
@@ -235,11 +249,29 @@ def check_recipe(arguments: list[str]) -> None:
     else:
         exec(compile(source, file, "exec"), module)
     if "--help" in flags:
-        return
-    line = parse("recipe", module["get_config"](), [file, *flags], module.get("VARIANTS", ()))
-    if not line.config.model.pretrained:
-        judged = not line.dry_run and line.stage in STAGES[STAGES.index("evaluate") :]
-        checked(line.config, judged=judged)
+        return None
+    name = Path(file).stem
+    return parse(name, module["get_config"](), [file, *flags], module.get("VARIANTS", ()))
+
+
+def test_commands_that_share_a_folder_do_not_refuse_each_other(in_a_checkout: None, tmp_path: Path):
+    """So that a reader may run one after the other; what a command leaves out, the folder says."""
+    made: dict[str, tuple[str, dict[str, object]]] = {}
+    refused = []
+    for _, (program, *arguments) in PAGE_COMMANDS:
+        line = parsed_recipe(arguments) if program == "python" and is_recipe(arguments[0]) else None
+        if line is None or line.dry_run or line.config.model.pretrained:
+            continue
+        experiment = build(line.config)
+        stage = "imagine" if line.stage == "imagine" else "train"
+        values = stamps.stamp_of(RunFolder(tmp_path), stage, experiment).values
+        command = " ".join(arguments)
+        before, expected = made.setdefault(line.workdir, (command, values))
+        given = values.keys() & expected.keys() & line.overrides.keys()
+        differing = sorted(key for key in given if values[key] != expected[key])
+        if differing:
+            refused.append(f"{command} after {before}: {differing}")
+    assert not refused, "\n".join(refused)
 
 
 def help_of(arguments: list[str]) -> str:
