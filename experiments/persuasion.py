@@ -6,9 +6,9 @@ python experiments/persuasion.py --workdir=runs/persuasion-3 --config.seeds=3 \
 python experiments/persuasion.py --workdir=runs/persuasion-5 --config.seeds=5 \
     --config.methods=ilql_hindsight2 --config.train.steps=6000
 
-The second command takes 24 CPU minutes. ILQL with a round of hindsight comes to a normalized score
-of 0.86 (ILQL without: 0.10), with difficult people 0.73 (without: 0.00). The third takes about
-half an hour on two cores: two rounds, and twice the steps, come to 0.99 with both.
+ILQL with a round of hindsight comes to a normalized score of 0.86 (ILQL without: 0.10), with
+difficult people 0.73 (without: 0.00). The third command takes about half an hour on two cores: two
+rounds, and twice the steps, come to 0.99 with both.
 
 The same on what real people said (PersuasionForGood; the folder holds `full_dialog.csv` and
 `full_info.csv` as published), judged on dialogues that were set apart; an LLM looks back on them:

@@ -180,6 +180,9 @@ def _reference_cells(key: str, references: References) -> dict[str, Cell]:
 # --- where the score is lost --------------------------------------------------------------------
 
 
+_WORTH_TELLING = 0.05  # of the normalized score
+
+
 def diagnosis_tables(diagnosis: Diagnosis, evaluation: Evaluation) -> list[ResultTable]:
     """Loss of each method from the optimum, a table for each population."""
     made = [
@@ -215,18 +218,38 @@ def _diagnosis_table(
             Cell(str(loss.episodes)),
         )
         rows.append(Row(key, "method", cells))
+    notes = [
+        f"By the exact values of the world, in {unit}: by candidates, where nothing that was "
+        "considered is as good as the best act; by choice, where something better was "
+        "considered than was said. An agent that considers one utterance has no choice. What "
+        "is lost and the score add up to 1 but for luck: these are expectations, and fewer "
+        "conversations."
+    ]
+    for best in rows[:1]:
+        lost = references.normalized_difference(totals[best.key])
+        if losses[best.key].choice > 0 and lost is not None and lost > _WORTH_TELLING:
+            notes.append(_what_may_help(best.cells[0].text, losses[best.key]))
     return ResultTable(
         f"{name}_lost",
         f"{task}, {name} population: what is lost from the optimum",
         ("method", "lost", "by candidates", "by choice", "a turn", "conversations"),
         tuple(rows),
-        (
-            f"By the exact values of the world, in {unit}: by candidates, where nothing that was "
-            "considered is as good as the best act; by choice, where something better was "
-            "considered than was said. An agent that considers one utterance has no choice. What "
-            "is lost and the score add up to 1 but for luck: these are expectations, and fewer "
-            "conversations.",
-        ),
+        tuple(notes),
+    )
+
+
+def _what_may_help(title: str, loss: Loss) -> str:
+    """Advice by the larger of the two losses of a method that chooses by values."""
+    if loss.choice > loss.candidates:
+        return (
+            f"Most of what {title} loses is lost by choice: its values are wrong where it goes. A "
+            "longer training may help (config.train.steps), or a round of imagination, in which it "
+            "meets what its choices lead to (config.methods, e.g. ilql_imagination1)."
+        )
+    return (
+        f"Most of what {title} loses is lost by candidates: the best is not among what it thinks "
+        "of saying. More dialogues with such people may help (config.imagination.personas), or "
+        "more candidates at a higher temperature (config.decoding)."
     )
 
 

@@ -7,6 +7,7 @@ import io
 import re
 
 import evaluations
+import pytest
 from evaluations import REFERENCES
 from rich.console import Console
 
@@ -59,6 +60,27 @@ def test_methods_are_ranked_by_what_is_lost_and_those_without_scores_left_out():
     }
     [table] = tables.diagnosis_tables(Diagnosis(50, {"average": losses}), content)
     assert [row.key for row in table.rows] == ["ilql", "mc", "bc"]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "choice", "advice"),
+    [
+        (0.1, 0.4, "lost by choice: its values are wrong where it goes"),
+        (0.4, 0.1, "lost by candidates: the best is not among what it thinks of saying"),
+        (0.4, 0.0, None),  # one utterance: there is no choice to be mended
+        (0.05, 0.06, None),  # 0.04 of the score
+    ],
+)
+def test_what_may_help_is_told_by_where_most_is_lost(candidates, choice, advice):
+    content = evaluations.evaluation(evaluations.population({"bc": 1.7, "ilql": 4.1}, []))
+    losses = {
+        "bc": Loss(50, 4.0, 1.5, (0.0, 1.0), 0.0, (0.0, 0.0)),
+        "ilql": Loss(50, 4.0, candidates, (0.0, 1.0), choice, (0.0, 1.0)),
+    }
+    [table] = tables.diagnosis_tables(Diagnosis(50, {"average": losses}), content)
+    _, *told = table.notes
+    assert len(told) == (advice is not None)
+    assert all(note.startswith(f"Most of what ILQL loses is {advice}") for note in told)
 
 
 def test_of_two_equally_good_methods_neither_is_marked_as_best():
