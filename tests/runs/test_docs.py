@@ -52,7 +52,7 @@ ELSEWHERE = {
 # Part of a command -> why it is not run; its flags are parsed and its settings checked.
 PARSED = {
     "--help": "prints only",
-    "config.seeds=3": "one training, three times",
+    "config.seeds=": "one training, several times",
     "config.imagination.personas": "drawn in tests/imagination/test_persona_sampling.py",
     "config.methods=bc,fbc,mc,ilql": "methods as in the runs of the tests of each",
     "config.model.pretrained": "needs a model",
@@ -68,6 +68,7 @@ PARSED = {
     "runs/with": "runs in tests/runs/test_own_task.py",
     "--stage=evaluate": "a stage of the run that is there already",
     "config.train.steps=2000": "the default run, shorter",
+    "runs/teaching-long": "the default run, longer",
     "runs/short": "likewise",
     "own_data.py": "runs in tests/runs/test_own_data.py",
     "_imagination1": "runs in tests/experiments/test_imagination_rounds.py",
