@@ -102,6 +102,16 @@ def result_tables(evaluation: Evaluation) -> list[ResultTable]:
     ]
 
 
+def _best_first(population: Population) -> list[str]:
+    """Names of the methods by score; those without one come last."""
+
+    def place(key: str) -> tuple[bool, float]:
+        value = wording.score(population.methods[key])[0]
+        return value is None, 0.0 if value is None else -value
+
+    return sorted(ordered(population.methods), key=place)
+
+
 def result_table(
     name: str, population: Population, human: HumanPlayer | None, task: str
 ) -> ResultTable:
@@ -111,15 +121,10 @@ def result_table(
     best = wording.best_method(methods) if values.count(max(values, default=0.0)) == 1 else None
     if len(methods) == 1:
         best = None  # nothing to be better than
-
-    def place(key: str) -> tuple[bool, float]:
-        value = wording.score(methods[key])[0]
-        return value is None, 0.0 if value is None else -value
-
     headers = _headers(population, human)
     rows = [
         Row(key, "method", _chosen(headers, _method_cells(methods[key])), key == best)
-        for key in sorted(ordered(methods), key=place)
+        for key in _best_first(population)
     ]
     if population.references is not None:
         rows += [
@@ -260,6 +265,7 @@ def values_tables(conversations: Sequence[Dialogue], evaluation: Evaluation) -> 
     """Values against outcomes by turn, a table for each population; none without values."""
     made = []
     for name, population in evaluation.population.items():
+        spoken = by_method(conversations, name)
         rows = [
             Row(
                 key,
@@ -273,9 +279,8 @@ def values_tables(conversations: Sequence[Dialogue], evaluation: Evaluation) -> 
                     Cell(f"{found.conversations:,}"),
                 ),
             )
-            for key, own in by_method(conversations, name).items()
-            if key in population.methods
-            for found in values_by_turn(own)
+            for key in _best_first(population)
+            for found in values_by_turn(spoken.get(key, ()))
         ]
         table = ResultTable(
             f"{name}_values",
