@@ -195,12 +195,8 @@ def dispatch(size: str) -> dict[str, Any]:
     vocab, positions, rows = (600, 240, 4) if size == "full" else (97, 32, 1)
     model = small_network(vocab_size=vocab, max_positions=positions)
     _, batch = _batch(model, rows)
-    calls = {
-        str(count): _steps_in_calls(
-            model, METHODS["ilql"], TrainConfig(steps=100_000), batch, count
-        )
-        for count in AT_ONCE
-    }
+    method, train = METHODS["ilql"], TrainConfig(steps=100_000)
+    calls = {str(n): _steps_in_calls(model, method, train, batch, n) for n in AT_ONCE}
     taken = measuring.in_turn(
         {name: lambda call=call: measuring.seconds(call) for name, call in calls.items()}, 20
     )

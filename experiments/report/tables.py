@@ -230,10 +230,11 @@ def _diagnosis_table(
         "is lost and the score add up to 1 but for luck: these are expectations, and fewer "
         "conversations."
     ]
-    for best in rows[:1]:
-        lost = references.normalized_difference(totals[best.key])
-        if losses[best.key].choice > 0 and lost is not None and lost > _WORTH_TELLING:
-            notes.append(_what_may_help(best.cells[0].text, losses[best.key]))
+    if totals:
+        best = rows[0].key
+        lost = references.normalized_difference(totals[best])
+        if losses[best].choice > 0 and lost is not None and lost > _WORTH_TELLING:
+            notes.append(_what_may_help(methods[best].look.title, losses[best]))
     return ResultTable(
         f"{name}_lost",
         f"{task}, {name} population: what is lost from the optimum",

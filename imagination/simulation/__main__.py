@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from typing import Any
 
@@ -13,7 +14,7 @@ from imagination.simulation.planning import (
     policy_value,
     reference_values,
 )
-from imagination.simulation.world import POPULATIONS, World
+from imagination.simulation.world import POPULATIONS, World, WorldError
 
 
 def figures(world: World) -> dict[str, Any]:
@@ -82,9 +83,15 @@ def markdown(world: World) -> str:
     return "\n".join(lines)
 
 
-def main(names: list[str]) -> None:
-    for name in names or WORLDS:
-        print(markdown(load_world(name)) + "\n", flush=True)
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m imagination.simulation", description=__doc__)
+    parser.add_argument("world", nargs="*", help="by name or file; all of the project if not given")
+    for name in parser.parse_args(arguments).world or WORLDS:
+        try:
+            world = load_world(name)
+        except WorldError as error:
+            parser.error(str(error))
+        print(markdown(world) + "\n", flush=True)
 
 
 if __name__ == "__main__":

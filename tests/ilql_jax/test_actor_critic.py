@@ -9,6 +9,7 @@ import pytest
 import small_networks
 from hugging_face import LLAMA, OURS, ROW, SCANNED, transformers_model
 from safetensors.numpy import load_file, save_file
+from short_training import ILQL
 from small_networks import outputs
 
 from ilql_jax import Trajectory, decode, losses, make_batches, packing_for
@@ -38,13 +39,6 @@ SHARED = ModelConfig(
 )
 MODEL = dataclasses.replace(SHARED, value_trunk="separate")
 TIED = dataclasses.replace(MODEL, value_heads="tied")
-ILQL = METHODS["ilql"].configured(
-    cql_weight=0.1,
-    value_loss_weight=1.0,
-    utterance_trace=0.5,
-    trace_fade=(0.0, 0.0),
-    awac_temperature=1.0,
-)
 TRAIN = TrainConfig(
     steps=6, learning_rate=1e-2, optimizer="adamw", warmup_steps=0, polyak_rate=0.25
 )

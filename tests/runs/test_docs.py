@@ -267,7 +267,8 @@ def test_commands_that_share_a_folder_do_not_refuse_each_other(in_a_checkout: No
         stage = "imagine" if line.stage == "imagine" else "train"
         values = stamps.stamp_of(RunFolder(tmp_path), stage, experiment).values
         command = " ".join(arguments)
-        before, expected = made.setdefault(line.workdir, (command, values))
+        before, expected = made.get(line.workdir, (command, {}))
+        made[line.workdir] = before, values | expected
         given = values.keys() & expected.keys() & line.overrides.keys()
         differing = sorted(key for key in given if values[key] != expected[key])
         if differing:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from short_training import ILQL
 
 from ilql_jax import PreferencePair, Trajectory, packing_for, sharding
 from ilql_jax.chunked_cross_entropy import chunked_cross_entropy
@@ -33,13 +34,6 @@ DECODER = DecoderConfig(VOCAB, 16, 1, 4, 32, 32, initializer_range=0.08)
 MODEL = ModelConfig(DECODER, 16)
 SEPARATE = dataclasses.replace(MODEL, value_trunk="separate", value_heads="tied")
 MC = METHODS["mc"].configured(value_loss_weight=1.0, awac_temperature=0.0)
-ILQL = METHODS["ilql"].configured(
-    cql_weight=0.1,
-    value_loss_weight=1.0,
-    utterance_trace=0.5,
-    trace_fade=(0.0, 0.0),
-    awac_temperature=1.0,
-)
 SHORT = TrainConfig(
     steps=4,
     learning_rate=1e-2,
