@@ -249,7 +249,8 @@ def build(config: ConfigDict) -> Experiment:
     """
     run = _make(RunConfig, config, "")
     train = _make(TrainConfig, config.train, "train")
-    library = _library(config, train)
+    rounds = _make(RoundsConfig, config.imagination, "imagination")
+    library = _library(config, train, rounds)
     return Experiment(
         run=run,
         methods=_methods(config, library),
@@ -318,7 +319,9 @@ def _make(kind: type[Built], section: ConfigDict, where: str, **more: Any) -> Bu
 # --- methods ------------------------------------------------------------------------------------
 
 
-def _library(config: ConfigDict, train: TrainConfig) -> dict[str, TrainedMethod]:
+def _library(
+    config: ConfigDict, train: TrainConfig, rounds: RoundsConfig
+) -> dict[str, TrainedMethod]:
     """All methods with their settings: ours, and those of files that `config.methods` names."""
     files = {load_own(file).name: file for file in own_files(config.methods)}
     own = {name: load_own(file) for name, file in files.items()}
@@ -333,7 +336,15 @@ def _library(config: ConfigDict, train: TrainConfig) -> dict[str, TrainedMethod]
         with errors_of(where, "train", config=config):
             own_train = train_config_of(method, train)
         decodings = _decodings(config.decoding[name], method)
-        library[name] = TrainedMethod(name, method, own_train, decodings, file=files.get(name, ""))
+        library[name] = TrainedMethod(
+            name,
+            method,
+            own_train,
+            decodings,
+            file=files.get(name, ""),
+            round_steps=rounds.round_steps,
+            goes_on=rounds.round_start == "agent",
+        )
     return library
 
 

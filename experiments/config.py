@@ -162,6 +162,18 @@ class RoundsConfig(Settings):
         "empty = the first that is tried for its method.",
         "",
     )
+    round_start: str = setting(
+        "Where a training with rounds of imagination starts: fresh, like one without; or agent, "
+        "the network that held the conversations, which goes on learning.",
+        "fresh",
+        choices=("fresh", "agent"),
+    )
+    round_steps: int = setting(
+        "Optimizer steps of a training with rounds of imagination; 0 = config.train.steps, or "
+        "those of its method.",
+        0,
+        least=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

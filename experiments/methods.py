@@ -55,6 +55,8 @@ class TrainedMethod:
         rounds: Rounds of hindsight it learns from; for pairs, those it needs.
         file: Python file that defines the method; "" = one of `METHODS`.
         imagination_rounds: Rounds of imagination it learns from.
+        round_steps: Steps of a training with such rounds; 0 = those of one without.
+        goes_on: A training with such rounds starts from the agent that held the last of them.
     """
 
     name: str
@@ -64,6 +66,8 @@ class TrainedMethod:
     rounds: int = 0
     file: str = ""
     imagination_rounds: int = 0
+    round_steps: int = 0
+    goes_on: bool = False
 
     @property
     def takes_part(self) -> str:
@@ -76,6 +80,11 @@ class TrainedMethod:
         return entry_name(self.method.name, "imagination", self.imagination_rounds - 1)
 
     @property
+    def starts_from(self) -> str | None:
+        """Name of the trained method of the same seed that it goes on from; None = of no other."""
+        return (self.goes_on and self.takes_part) or self.method.starts_from
+
+    @property
     def learns_from_pairs(self) -> bool:
         return self.method.learns_from == "pairs"
 
@@ -84,9 +93,17 @@ class TrainedMethod:
         return self.method.learns_values
 
     def named(self, name: str, rounds: int = 0, imagination_rounds: int = 0) -> TrainedMethod:
-        """The same method under another name, with other rounds."""
-        return dataclasses.replace(
+        """The method, without rounds so far, under another name and with rounds."""
+        named = dataclasses.replace(
             self, name=name, rounds=rounds, imagination_rounds=imagination_rounds
+        )
+        if not imagination_rounds:
+            return named
+        steps = self.round_steps or self.train.steps
+        return dataclasses.replace(
+            named,
+            method=self.method.going_on() if self.goes_on else self.method,
+            train=dataclasses.replace(self.train, steps=steps),
         )
 
     def __reduce__(self):
@@ -94,23 +111,18 @@ class TrainedMethod:
         # process: the file is loaded again there.
         settings = dict(vars(self.method.config))
         overrides = None if self.method.train is None else dict(vars(self.method.train))
-        rest = (self.name, self.train, self.decodings, self.rounds, self.file)
-        rest += (self.imagination_rounds,)
-        return _restored, (self.method.name, settings, overrides, rest)
+        others = {name: value for name, value in vars(self).items() if name != "method"}
+        return _restored, (self.method.name, settings, overrides, others)
 
 
 def _restored(
     base: str,
     settings: dict[str, Any],
     overrides: dict[str, Any] | None,
-    rest: tuple[str, TrainConfig, tuple[DecodingConfig, ...], int, str, int],
+    others: dict[str, Any],
 ) -> TrainedMethod:
-    name, train, decodings, rounds, file, imagination_rounds = rest
-    method = load_own(file) if file else METHODS[base]
-    configured_method = configured(method, settings, overrides)
-    return TrainedMethod(
-        name, configured_method, train, decodings, rounds, file, imagination_rounds
-    )
+    method = load_own(others["file"]) if others["file"] else METHODS[base]
+    return TrainedMethod(method=configured(method, settings, overrides), **others)
 
 
 def configured(
@@ -211,10 +223,10 @@ def in_order(methods: Sequence[TrainedMethod]) -> list[list[TrainedMethod]]:
         wave = [
             each
             for each in left
-            if each.method.starts_from in {None, *done} and each.takes_part in {"", *done}
+            if each.starts_from in {None, *done} and each.takes_part in {"", *done}
         ]
         if not wave:
-            before, name = left[0].method.starts_from, left[0].name
+            before, name = left[0].starts_from, left[0].name
             if left[0].takes_part not in {"", *done}:
                 raise MethodError(
                     f"{name} learns from the conversations of {left[0].takes_part}. Name that too."

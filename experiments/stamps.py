@@ -55,7 +55,10 @@ def check_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
     before, stamp = _read(path, products, stage), stamp_of(folder, stage, experiment)
     before, now = _with_inherited(before, stamp.values), _with_inherited(stamp.values, before)
     # Settings that were added to the program since had their defaults.
-    missing = {key for key in now.keys() - before.keys() if not _may_be_added(key)}
+    groups = {_group(key) for key in before}
+    missing = {
+        key for key in now.keys() - before.keys() if not _may_be_added(key) or _group(key) in groups
+    }
     before |= {key: stamp.defaults[key] for key in missing if key in stamp.defaults}
     added = {key for key in before.keys() ^ now.keys() if _may_be_added(key)}
     before, now = _without(before, added), _without(now, added)
@@ -160,7 +163,7 @@ def _of_train(experiment: Experiment) -> Pairs:
                 value = experiment.network.settings[name]
                 pairs[f"model.{name}"] = (value, defaults[name])
     for each in experiment.methods:
-        base = each.method
+        base = experiment.library[each.method.name].method  # as it is without rounds
         pairs |= _pairs(f"method.{base.name}", base.config)
         if base.train is not None:
             pairs |= _pairs(f"method.{base.name}", base.train)
@@ -291,6 +294,12 @@ def _named(key: str, experiment: Experiment, before: Mapping[str, Any]) -> str:
 def _may_be_added(key: str) -> bool:
     # The human of the evaluation is bound by a training that has rounds of imagination alone.
     return key == "evaluation.human" or key.startswith((*_OF_PROMPTED, *_ADDED_LATER))
+
+
+def _group(key: str) -> str:
+    """The settings that are stamped together with this one, e.g. those of a method."""
+    rounds = "imagination.round_"
+    return rounds if key.startswith(rounds) else key.rpartition(".")[0]
 
 
 def _existing_products(folder: RunFolder, stage: str) -> list[str]:

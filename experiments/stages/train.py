@@ -1,8 +1,8 @@
 """Stage train: every method and seed, with the same compute, from the same start.
 
 The start is a fresh network, or the checkpoint `config.model.pretrained` with fresh value heads; a
-method that goes on from another (`Method.starts_from`) starts from what that has learned with the
-same seed, with a length and speed of its own.
+method that goes on from another (`TrainedMethod.starts_from`) starts from what that has learned
+with the same seed, with a length and speed of its own.
 
 All learn from the same original dialogues; with rounds of hindsight, from their dialogues too; from
 pairs, from those of the first round. With rounds of imagination, the agent that was trained before
@@ -173,7 +173,7 @@ def _tell(
         if each.learns_from_pairs:
             pairs, left_out = training_data.preference_pairs(folder, tokenizer, limit)
             training_data.packing_of_pairs(pairs, experiment.rows_of_pairs, limit)
-            before = each.method.starts_from
+            before = each.starts_from
             goes_on = f"goes on from {before}, on" if before else "learns from"
             told = f"{each.name} {goes_on} {len(pairs):,} pairs of utterances"
             console.print(f"{told} ({left_out})." if left_out else f"{told}.")
@@ -195,7 +195,7 @@ def train_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -
     data = TrainingData.load(folder, limit, rounds, how.loss_on, how.importance_weights, imagined)
     shape = method.method.network_for(experiment.network.shape(data.tokenizer.vocab_size))
     start_from = pretrained_start(experiment.network, shape, seed, mesh)
-    before = method.method.starts_from
+    before = method.starts_from
 
     def restored() -> Params:
         earlier = Unit(before or "", unit.seed)

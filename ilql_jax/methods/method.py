@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,8 @@ class Method:
         starts_from: Name of a method whose training of the same seed this one goes on from; None =
             from the start that all share.
         train: Changes to an experiment's shared training, or None.
+        when_going_on: Settings that a training has otherwise which goes on from one of the same
+            method, e.g. without what belongs to a fresh start.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Method:
     marker: str = "o"
     starts_from: str | None = None
     train: TrainOverrides | None = None
+    when_going_on: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
@@ -125,6 +128,7 @@ class Method:
                 f"{self.name}: learns_from is {self.learns_from!r}, but must be "
                 f"{' or '.join(DATA_KINDS)}."
             )
+        self._check_settings(self.when_going_on)
         for decoding in map(DecodingConfig.parse, self.decodings):
             if decoding.reads_values and not self.learns_values:
                 raise MethodError(
@@ -139,12 +143,19 @@ class Method:
             SettingError: A value that a setting cannot have.
             MethodError: There is no such setting.
         """
-        names = [field.name for field in dataclasses.fields(self.config)]
-        if unknown := [name for name in changes if name not in names]:
-            raise MethodError(
-                f"{self.name} has no setting {unknown[0]!r}; there are {', '.join(names)}."
-            )
+        self._check_settings(changes)
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
+
+    def going_on(self) -> Method:
+        """The method for a training that goes on from one of the same method."""
+        return self.configured(**self.when_going_on)
+
+    def _check_settings(self, names: Iterable[str]) -> None:
+        there = [field.name for field in dataclasses.fields(self.config)]
+        if unknown := [name for name in names if name not in there]:
+            raise MethodError(
+                f"{self.name} has no setting {unknown[0]!r}; there are {', '.join(there)}."
+            )
 
     @property
     def values_every_token(self) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from in_process import SMALLEST, run
@@ -14,12 +16,15 @@ from experiments.checks import checked
 from experiments.command_line import parse
 from experiments.config import ConfigError
 from experiments.looks import look_of
+from experiments.methods import in_order
 from experiments.report import tables
 from experiments.report.run import HeldRound
 from experiments.run_folder import RunError, RunFolder, Unit
-from experiments.stamps import begin_stage, check_stage
+from experiments.stages import train as stage
+from experiments.stamps import begin_stage, check_stage, stamp_of
 from experiments.teaching import get_config
 from experiments.training_data import TrainingData
+from ilql_jax.checkpoint import latest_step, restore_params
 from ilql_jax.methods import MethodError
 from imagination.dialogue import json_line, read_dialogues
 from imagination.persona_sampling import PRIOR_PROBABILITY
@@ -100,6 +105,60 @@ def test_weights_to_the_prior_are_those_of_all_together(trained):
     data = TrainingData.load(trained, 320, importance_weights=True, imagined=held)
     weights = np.array([each.weight for each in data.trajectories])
     assert len(weights) == 40 + HELD and weights.mean() == pytest.approx(1) and weights.std() > 0.1
+
+
+# --- going on from the agent that held a round --------------------------------------------------
+
+GOES_ON = ("--config.imagination.round_start=agent", "--config.imagination.round_steps=3")
+
+
+def test_a_training_goes_on_from_the_agent_that_held_its_round(trained, monkeypatch):
+    """It starts from what that has learned, for as many steps as a round has."""
+    given, started = experiment(*GOES_ON), []
+
+    def start(data, shape, method, config, *_, start_from, **__):
+        started.append((start_from(), shape, config.steps))
+
+    monkeypatch.setattr(stage, "train", start)
+    for unit in (FIRST, SECOND):
+        stage.train_unit(given, trained.path, unit, lambda *_: None)
+    for agent, (params, shape, steps) in zip(("bc", FIRST.method), started, strict=True):
+        held = restore_params(trained.checkpoints(Unit(agent, 0)), shape)
+        assert steps == 3
+        jax.tree.map(np.testing.assert_array_equal, params, held)
+
+
+def test_rounds_that_go_on_can_be_added_to_a_run_and_then_hold(tmp_path):
+    folder = RunFolder(tmp_path / "goes_on")
+    one = [a for a in SETTINGS if not a.startswith("--config.methods")]
+    one += [*GOES_ON, "--config.methods=bc,bc_imagination1", "--stage=train"]
+    ended = run(folder.path, *one)
+    assert ended.status == 0, ended.output + ended.traceback
+    assert latest_step(folder.checkpoints(FIRST)) == 3
+    both = (*SETTINGS, *GOES_ON, "--stage=train")
+    ended = run(folder.path, *both)
+    assert ended.status == 0, ended.output + ended.traceback
+    assert "Training 1 networks" in ended.output
+    message = r"config\.imagination\.round_steps was 3, now 0"
+    with pytest.raises(RunError, match=message):
+        check_stage(folder, "train", experiment("--config.imagination.round_start=agent"))
+
+
+def test_values_that_go_on_are_not_led_back_to_outcomes_of_the_data(tmp_path):
+    """ILQL's λ starts from Monte Carlo in a fresh network alone; its settings stay those set."""
+    names = "--config.methods=ilql,ilql_imagination1"
+    fresh, goes_on = experiment(names), experiment(names, *GOES_ON)
+    for given, fades in ((fresh, (0.15, 0.45)), (goes_on, (0.0, 0.0))):
+        assert given.method("ilql").method.config.trace_fade == (0.15, 0.45)
+        learned_after = pickle.loads(pickle.dumps(given.method("ilql_imagination1")))
+        assert learned_after == given.method("ilql_imagination1")
+        assert learned_after.method.config.trace_fade == fades
+        stamp = stamp_of(RunFolder(tmp_path), "train", given).values
+        assert stamp["method.ilql.trace_fade"] == [0.15, 0.45]
+    assert (fresh.method("ilql_imagination1").train.steps, fresh.train.steps) == (4, 4)
+    assert (goes_on.method("ilql_imagination1").train.steps, goes_on.train.steps) == (3, 4)
+    waves = [[each.name for each in wave] for wave in in_order(goes_on.methods)]
+    assert waves == [["ilql"], ["ilql_imagination1"]]
 
 
 # --- killed, damaged, added ---------------------------------------------------------------------

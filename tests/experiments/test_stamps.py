@@ -95,13 +95,23 @@ def test_settings_of_a_method_hold_once_it_was_trained(trained: RunFolder):
 
 
 def test_settings_that_were_added_to_the_program_since_had_their_defaults(trained: RunFolder):
+    rounds = {"methods": ("bc", "fbc", "ilql", "ilql_imagination1")}
+    begin_stage(trained, "train", experiment(**rounds))
     path = trained.path / "stages" / "train.json"
     stamp = json.loads(path.read_text())
-    del stamp["train.polyak_rate"]
+    # Of a stage, of a method, and of rounds, whose other settings are there.
+    for key in ("train.polyak_rate", "method.ilql.expectile", "imagination.round_start"):
+        del stamp[key]
     path.write_text(json.dumps(stamp))
+    check_stage(trained, "train", experiment(**rounds))
     check_stage(trained, "train", experiment())
-    with pytest.raises(RunError, match=r"polyak_rate was 0\.005, now 0\.1"):
-        check_stage(trained, "train", experiment(train__polyak_rate=0.1))
+    for change, message in (
+        ({"train__polyak_rate": 0.1}, r"polyak_rate was 0\.005, now 0\.1"),
+        ({"method__ilql__expectile": 0.9}, r"expectile was 0\.8, now 0\.9"),
+        ({"imagination__round_start": "agent"}, r"round_start was 'fresh', now 'agent'"),
+    ):
+        with pytest.raises(RunError, match=message):
+            check_stage(trained, "train", experiment(**rounds, **change))
 
 
 def test_without_files_nothing_is_bound(tmp_path: Path):

@@ -246,3 +246,9 @@ def test_a_method_that_learns_from_nothing_known_is_refused():
     with pytest.raises(MethodError, match="learns_from is 'images', but must be dialogues or"):
         dataclasses.replace(METHODS["bc"], learns_from="images")
     assert isinstance(METHODS["bc"], Method)
+
+
+def test_settings_of_a_training_that_goes_on_are_the_methods_own():
+    with pytest.raises(MethodError, match="bc has no setting 'trace_fade'; there are"):
+        dataclasses.replace(METHODS["bc"], when_going_on={"trace_fade": (0.0, 0.0)})
+    assert METHODS["bc"].going_on().config == METHODS["bc"].config
