@@ -342,8 +342,8 @@ def _library(
             own_train,
             decodings,
             file=files.get(name, ""),
-            round_steps=rounds.round_steps,
-            goes_on=rounds.round_start == "agent",
+            imagination_steps=rounds.round_steps,
+            imagination_goes_on=rounds.round_start == "agent",
         )
     return library
 

@@ -120,11 +120,25 @@ def _check_networks(experiment: Experiment, config: ConfigDict) -> None:
         with errors_of("train", "model", own, config=config):
             check_accumulation(rows, each.train.gradient_accumulation)
             check_step(each.method.network_for(shape), each.method, each.train)
+        _check_goes_on(experiment, each, shape)
         _check_memory(experiment, each, each.method.network_for(shape))
         # Hosts of a cluster have to meet before JAX does anything, so there training tells it.
         if each.file and not experiment.machine.coordinator:
             with errors_of("methods"):
                 rehearse(each.method, each.method.network_for(shape), each.train)
+
+
+def _check_goes_on(experiment: Experiment, method: TrainedMethod, shape: ModelConfig) -> None:
+    """A training goes on in the network that another has left."""
+    if not method.starts_from:
+        return
+    before = experiment.method(method.starts_from).method.network_for(shape)
+    if method.method.network_for(shape) != before:
+        raise ConfigError(
+            f"config.methods: {method.name} goes on from {method.starts_from}, but trains another "
+            "network. Let its METHOD name the same one (`network`), or not go on "
+            "(config.imagination.round_start=fresh)."
+        )
 
 
 def _check_memory(experiment: Experiment, method: TrainedMethod, shape: ModelConfig) -> None:

@@ -164,7 +164,8 @@ class RoundsConfig(Settings):
     )
     round_start: str = setting(
         "Where a training with rounds of imagination starts: fresh, like one without; or agent, "
-        "the network that held the conversations, which goes on learning.",
+        "the network that held the conversations, which goes on learning (ILQL's bootstraps from "
+        "the first step).",
         "fresh",
         choices=("fresh", "agent"),
     )

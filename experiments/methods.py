@@ -55,8 +55,8 @@ class TrainedMethod:
         rounds: Rounds of hindsight it learns from; for pairs, those it needs.
         file: Python file that defines the method; "" = one of `METHODS`.
         imagination_rounds: Rounds of imagination it learns from.
-        round_steps: Steps of a training with such rounds; 0 = those of one without.
-        goes_on: A training with such rounds starts from the agent that held the last of them.
+        imagination_steps: Steps of a training with such rounds; 0 = those of one without.
+        imagination_goes_on: A training with such rounds starts from the agent that held the last.
     """
 
     name: str
@@ -66,8 +66,8 @@ class TrainedMethod:
     rounds: int = 0
     file: str = ""
     imagination_rounds: int = 0
-    round_steps: int = 0
-    goes_on: bool = False
+    imagination_steps: int = 0
+    imagination_goes_on: bool = False
 
     @property
     def takes_part(self) -> str:
@@ -82,7 +82,7 @@ class TrainedMethod:
     @property
     def starts_from(self) -> str | None:
         """Name of the trained method of the same seed that it goes on from; None = of no other."""
-        return (self.goes_on and self.takes_part) or self.method.starts_from
+        return (self.imagination_goes_on and self.takes_part) or self.method.starts_from
 
     @property
     def learns_from_pairs(self) -> bool:
@@ -99,10 +99,10 @@ class TrainedMethod:
         )
         if not imagination_rounds:
             return named
-        steps = self.round_steps or self.train.steps
+        steps = self.imagination_steps or self.train.steps
         return dataclasses.replace(
             named,
-            method=self.method.going_on() if self.goes_on else self.method,
+            method=self.method.when_going_on() if self.imagination_goes_on else self.method,
             train=dataclasses.replace(self.train, steps=steps),
         )
 

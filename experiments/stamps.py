@@ -55,7 +55,7 @@ def check_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
     before, stamp = _read(path, products, stage), stamp_of(folder, stage, experiment)
     before, now = _with_inherited(before, stamp.values), _with_inherited(stamp.values, before)
     # Settings that were added to the program since had their defaults.
-    groups = {_group(key) for key in before}
+    groups = {_group(key) for key in before} - {""}
     missing = {
         key for key in now.keys() - before.keys() if not _may_be_added(key) or _group(key) in groups
     }
@@ -297,9 +297,10 @@ def _may_be_added(key: str) -> bool:
 
 
 def _group(key: str) -> str:
-    """The settings that are stamped together with this one, e.g. those of a method."""
-    rounds = "imagination.round_"
-    return rounds if key.startswith(rounds) else key.rpartition(".")[0]
+    """The settings that are all stamped together with this one; "" = none are."""
+    if key.startswith("imagination.round_"):
+        return "imagination.round_"
+    return key.rpartition(".")[0] if key.startswith("method.") else ""
 
 
 def _existing_products(folder: RunFolder, stage: str) -> list[str]:

@@ -343,7 +343,8 @@ def rounds_tables(
         tuple(rows),
         (
             "Of the last round of each method; it learns from those before, too. The humans are "
-            "drawn like those of the data.",
+            "drawn like those of the data. A method's time to train is its own, without that of "
+            "the agents before it.",
         ),
     )
     return [table] if rows else []

@@ -1,8 +1,8 @@
-"""Stage train: every method and seed, with the same compute, from the same start.
+"""Stage train: every method and seed, from the same start.
 
 The start is a fresh network, or the checkpoint `config.model.pretrained` with fresh value heads; a
 method that goes on from another (`TrainedMethod.starts_from`) starts from what that has learned
-with the same seed, with a length and speed of its own.
+with the same seed. All take the same steps, but for those whose method or rounds say otherwise.
 
 All learn from the same original dialogues; with rounds of hindsight, from their dialogues too; from
 pairs, from those of the first round. With rounds of imagination, the agent that was trained before
@@ -50,8 +50,7 @@ from imagination.tokenization import DialogueTokenizer, save_once
 def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     """Trains what is not trained yet."""
     if _is_writer(experiment):
-        used = [unit for unit in units(experiment) if not is_used_up(folder, unit)]
-        check_checkpoints(experiment, folder, used, console)
+        _check_checkpoints(experiment, folder, console)
     if experiment.machine.coordinator:
         sharding.wait_for_all("the checkpoints that are there")
     todo = [unit for unit in units(experiment) if not is_trained(folder, unit)]
@@ -141,6 +140,25 @@ def _rehearse_own(experiment: Experiment, vocab_size: int) -> None:
                 rehearse(each.method, each.method.network_for(shape), each.train)
 
 
+def _check_checkpoints(experiment: Experiment, folder: RunFolder, console: Console) -> None:
+    """Sets damaged checkpoints aside, of networks that something of the run still asks for.
+
+    The last ones first: one that has to be trained asks for what it starts from, and for the agent
+    that holds its conversations.
+    """
+    asked_for: set[Unit] = set()
+    for wave in reversed(in_order(experiment.methods)):
+        names = {method.name for method in wave}
+        of_wave = [unit for unit in units(experiment) if unit.method in names]
+        used = [unit for unit in of_wave if unit in asked_for or not is_used_up(folder, unit)]
+        check_checkpoints(experiment, folder, used, console)
+        for unit in of_wave:
+            if not is_trained(folder, unit):
+                method = experiment.method(unit.method)
+                before = filter(None, (method.starts_from, method.takes_part))
+                asked_for |= {Unit(name, unit.seed) for name in before}
+
+
 def _is_writer(experiment: Experiment) -> bool:
     """True for the process that writes single files (checkpoints are written by all)."""
     return not experiment.machine.coordinator or sharding.is_first_host()
@@ -170,6 +188,9 @@ def _tell(
             )
     console.print(f"{told}.")
     for each in methods:
+        if each.starts_from and not each.learns_from_pairs:
+            steps = each.train.steps
+            console.print(f"{each.name} goes on from {each.starts_from}, for {steps:,} steps.")
         if each.learns_from_pairs:
             pairs, left_out = training_data.preference_pairs(folder, tokenizer, limit)
             training_data.packing_of_pairs(pairs, experiment.rows_of_pairs, limit)

@@ -32,6 +32,7 @@ def guarded(method: Method) -> Method:
         "network": _network_problem,
         "values_by_token": lambda value: None,
         "steer": lambda value: None,
+        "going_on": functools.partial(_config_problem, type(method.config)),
     }
     functions = {
         name: _watched(function, f"{method.name}: {name}", problem_of)
@@ -91,6 +92,12 @@ def _selection_problem(value: Any) -> str | None:
     for index, each in enumerate(value):
         if not isinstance(each, Trajectory):
             return f"gives {shown(each)!r} at place {index}, which is no `Trajectory`."
+    return None
+
+
+def _config_problem(kind: type, value: Any) -> str | None:
+    if not isinstance(value, kind):
+        return f"gives {shown(value)}, but must give a `{kind.__name__}`."
     return None
 
 

@@ -77,7 +77,8 @@ class ILQLConfig(ValueConfig):
     utterance_trace: float = setting("λ across the human's turn.", 0.0, least=0, most=1)
     trace_fade: tuple[float, float] = setting(
         "Both λ start at 1 (Monte Carlo) and reach the values above between these fractions of the "
-        "training: values start from real outcomes before they bootstrap. (0, 0) = no fade.",
+        "training: values start from real outcomes before they bootstrap. (0, 0) = no fade, as "
+        "where a training goes on from another.",
         (0.15, 0.45),
         least=0,
         most=1,
@@ -205,6 +206,11 @@ def values_by_token(config: ValueConfig) -> bool:
     return config.credit == "token"
 
 
+def without_fade(config: ILQLConfig) -> ILQLConfig:
+    """Bootstraps from the first step: values that go on have started from real outcomes before."""
+    return dataclasses.replace(config, trace_fade=(0.0, 0.0))
+
+
 METHOD = Method(
     name="ilql",
     title="ILQL",
@@ -217,6 +223,5 @@ METHOD = Method(
     decodings=("sampled at 0.4, best of 8", "sampled at 0.6, best of 16"),
     color="#0072b2",
     marker="o",
-    # Its values have seen real outcomes; back to them would make it forget what it bootstrapped.
-    when_going_on={"trace_fade": (0.0, 0.0)},
+    going_on=without_fade,
 )

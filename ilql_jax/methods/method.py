@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ilql_jax.decode import Steer
 from ilql_jax.errors import UserError, shown
 from ilql_jax.models import ModelConfig
 from ilql_jax.policy import DecodingConfig
-from ilql_jax.settings import Settings, setting
+from ilql_jax.settings import SettingError, Settings, setting
 from ilql_jax.trajectory import Trajectory
 
 Metrics = dict[str, Array]  # name -> scalar
@@ -91,8 +91,8 @@ class Method:
         starts_from: Name of a method whose training of the same seed this one goes on from; None =
             from the start that all share.
         train: Changes to an experiment's shared training, or None.
-        when_going_on: Settings that a training has otherwise which goes on from one of the same
-            method, e.g. without what belongs to a fresh start.
+        going_on: `going_on(config)` gives the config of a training that goes on from one of this
+            method, e.g. without what belongs to a fresh start; None = the same.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Method:
     marker: str = "o"
     starts_from: str | None = None
     train: TrainOverrides | None = None
-    when_going_on: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    going_on: Callable[[Any], Settings] | None = None
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
@@ -128,7 +128,6 @@ class Method:
                 f"{self.name}: learns_from is {self.learns_from!r}, but must be "
                 f"{' or '.join(DATA_KINDS)}."
             )
-        self._check_settings(self.when_going_on)
         for decoding in map(DecodingConfig.parse, self.decodings):
             if decoding.reads_values and not self.learns_values:
                 raise MethodError(
@@ -143,19 +142,25 @@ class Method:
             SettingError: A value that a setting cannot have.
             MethodError: There is no such setting.
         """
-        self._check_settings(changes)
+        names = [field.name for field in dataclasses.fields(self.config)]
+        if unknown := [name for name in changes if name not in names]:
+            raise MethodError(
+                f"{self.name} has no setting {unknown[0]!r}; there are {', '.join(names)}."
+            )
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
 
-    def going_on(self) -> Method:
-        """The method for a training that goes on from one of the same method."""
-        return self.configured(**self.when_going_on)
+    def when_going_on(self) -> Method:
+        """The method for a training that goes on from one of the same method.
 
-    def _check_settings(self, names: Iterable[str]) -> None:
-        there = [field.name for field in dataclasses.fields(self.config)]
-        if unknown := [name for name in names if name not in there]:
-            raise MethodError(
-                f"{self.name} has no setting {unknown[0]!r}; there are {', '.join(there)}."
-            )
+        Raises:
+            MethodError: Its `going_on` sets what cannot be.
+        """
+        if self.going_on is None:
+            return self
+        try:
+            return dataclasses.replace(self, config=self.going_on(self.config))
+        except SettingError as error:
+            raise MethodError(f"{self.name}: going_on: {error}") from error
 
     @property
     def values_every_token(self) -> bool:

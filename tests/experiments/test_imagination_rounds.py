@@ -109,6 +109,24 @@ def test_weights_to_the_prior_are_those_of_all_together(trained):
 
 # --- going on from the agent that held a round --------------------------------------------------
 
+WIDE = """
+import dataclasses
+from ilql_jax.methods import METHODS
+
+@dataclasses.dataclass(frozen=True)
+class Config(type(METHODS["mc"].config)):
+    wide: bool = False
+
+def network(model_config, config):
+    return dataclasses.replace(model_config, value_inner_size=16 if config.wide else 8)
+
+def going_on(config):
+    return dataclasses.replace(config, wide=True)
+
+METHOD = dataclasses.replace(
+    METHODS["mc"], name="wide", config=Config(), network=network, going_on=going_on
+)
+"""
 GOES_ON = ("--config.imagination.round_start=agent", "--config.imagination.round_steps=3")
 
 
@@ -142,6 +160,40 @@ def test_rounds_that_go_on_can_be_added_to_a_run_and_then_hold(tmp_path):
     message = r"config\.imagination\.round_steps was 3, now 0"
     with pytest.raises(RunError, match=message):
         check_stage(folder, "train", experiment("--config.imagination.round_start=agent"))
+
+
+def test_an_agent_that_a_new_round_asks_for_is_trained_again_where_it_is_damaged(trained, tmp_path):
+    """Though it was judged, so that nothing else of the run asks for it."""
+    folder = RunFolder(tmp_path / "copy")
+    shutil.copytree(trained.path, folder.path)
+    agent = Unit("bc", 0)
+    folder.unit_result(agent).parent.mkdir(parents=True)
+    folder.unit_result(agent).write_text("{}")
+    shutil.rmtree(folder.checkpoints(FIRST))
+    for each in (folder.finished(FIRST), folder.imagined(FIRST)):
+        each.unlink()
+    for each in (folder.checkpoints(agent) / "4").rglob("*"):
+        if each.is_file():
+            each.write_bytes(b"")
+    arguments = [a for a in SETTINGS if not a.startswith("--config.methods")]
+    ended = run(folder.path, *arguments, "--config.methods=bc,bc_imagination1", "--stage=train")
+    assert ended.status == 0, ended.output + ended.traceback
+    assert "bc-seed0 is not trained to the end any more" in ended.output
+    assert "Training 2 networks" in ended.output
+    assert folder.imagined(FIRST).read_bytes() == trained.imagined(FIRST).read_bytes()
+
+
+def test_a_network_that_another_cannot_go_on_in_is_told_first(tmp_path):
+    """A method of one's own whose network depends on what it changes when it goes on."""
+    path = tmp_path / "wide.py"
+    path.write_text(WIDE)
+    arguments = (
+        f"--config.methods={path},{path}_imagination1",
+        "--config.imagination.round_decoding=",
+    )
+    experiment(*arguments)
+    with pytest.raises(ConfigError, match="wide_imagination1 goes on from wide, but trains anoth"):
+        experiment(*arguments, "--config.imagination.round_start=agent")
 
 
 def test_values_that_go_on_are_not_led_back_to_outcomes_of_the_data(tmp_path):

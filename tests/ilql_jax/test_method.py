@@ -19,6 +19,7 @@ from ilql_jax import (
     restore_params,
 )
 from ilql_jax.methods import MethodError
+from ilql_jax.methods.guard import guarded
 from ilql_jax.rehearsal import rehearse
 from ilql_jax.train import train
 
@@ -248,7 +249,25 @@ def test_a_method_that_learns_from_nothing_known_is_refused():
     assert isinstance(METHODS["bc"], Method)
 
 
-def test_settings_of_a_training_that_goes_on_are_the_methods_own():
-    with pytest.raises(MethodError, match="bc has no setting 'trace_fade'; there are"):
-        dataclasses.replace(METHODS["bc"], when_going_on={"trace_fade": (0.0, 0.0)})
-    assert METHODS["bc"].going_on().config == METHODS["bc"].config
+def test_a_training_that_goes_on_may_have_other_settings_of_its_method():
+    ilql, mc = METHODS["ilql"], METHODS["mc"]
+    assert ilql.when_going_on().config == dataclasses.replace(ilql.config, trace_fade=(0.0, 0.0))
+    assert mc.when_going_on() == mc and len({*METHODS.values()}) == len(METHODS)
+
+    def too_much(config):
+        return dataclasses.replace(config, expectile=5.0)
+
+    def another(config):
+        del config
+        return mc.config
+
+    for going_on, message in (
+        (too_much, r"ilql: going_on: expectile is 5\.0, but must lie in \(0, 1\)"),
+        (another, r"ilql: going_on gives ValueConfig.*must give a `ILQLConfig`.*test_method\.py"),
+    ):
+        with pytest.raises(MethodError, match=message):
+            guarded(dataclasses.replace(ilql, going_on=going_on)).when_going_on()
+    # One of one's own that is derived from ILQL, without the setting that this changes.
+    derived = guarded(dataclasses.replace(ilql, config=mc.config))
+    with pytest.raises(MethodError, match=r"going_on raised TypeError: .*trace_fade.*ilql\.py"):
+        derived.when_going_on()

@@ -327,6 +327,7 @@ HUMAN = ("--config.evaluation.human=prompted", "--config.llm.model=m")
     ("before", "now", "differs"),
     [
         ((), AGENTS, ""),  # agents can be added
+        ((), (*AGENTS, "--config.evaluation.prompted_episodes=2"), ""),
         ((), ("--config.llm.model=m",), ""),  # nobody is asked
         (AGENTS, (*AGENTS, "--config.evaluation.prompted=plain,clam"), ""),
         (AGENTS, (), ""),
