@@ -179,5 +179,7 @@ def _check_alive(running: dict[int, Any]) -> None:
         if process.exitcode not in (None, 0):
             raise WorkerError(
                 f"a worker process ended with exit code {process.exitcode} (killed, or out of "
-                "memory). Start again to go on; --config.workers=1 needs the least memory."
+                "memory). Start again to go on. Less memory is needed with --config.workers=1; by "
+                "trainings with a greater --config.train.gradient_accumulation; by conversations "
+                "with a smaller --config.decoding.batch_size. None of them changes results."
             )
