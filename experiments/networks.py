@@ -177,6 +177,9 @@ def load_agent(
 ) -> PolicyAgent:
     """Loads the network of a unit as an agent that speaks in `batch_size` conversations.
 
+    It reads as much of a conversation as of a dialogue in training, `config.model.max_positions`,
+    also where it started from a network that could read far more.
+
     Further arguments are those of `Policy`.
     """
     tokenizer = load_tokenizer(folder)
@@ -189,6 +192,7 @@ def load_agent(
         allowed=tokenizer.writable(shape.decoder.vocab_size),
         max_utterance=experiment.speaking.max_utterance,
         batch_size=batch_size or experiment.speaking.batch_size,
+        max_context=experiment.network.max_positions - experiment.speaking.max_utterance,
         steer=experiment.method(unit.method).method.steer,
         **more,
     )

@@ -153,6 +153,9 @@ class Policy:
             unit: divided by it, plus the baseline.
         baseline: Value that heads of zero stand for, in the rewards' own unit (see
             `PackingConfig.baseline`).
+        max_context: Most tokens of a conversation that are read; None = as many as the network
+            reads beside the longest utterance. A cache is as long as the longest conversation needs
+            (with `few_programs` as long as any may need).
         few_programs: True for as few shapes as will do: what short conversations need is padded to
             half of the context, so that a server can compile all of it before the first question.
 
@@ -164,6 +167,7 @@ class Policy:
 
     BUCKET = 64  # Columns of a batch are a multiple of this; each number is compiled once.
     WIDTHS = (16, 32, 64, 128, 256)  # Of what is read at a time, likewise.
+    COLUMNS = 1024  # Of a new cache, which grows: a network may read far more than is ever said.
 
     def __init__(
         self,
@@ -178,6 +182,7 @@ class Policy:
         steer: Steer = losses.steer_logits,
         reward_scale: float = 1.0,
         baseline: float = 0.0,
+        max_context: int | None = None,
         few_programs: bool = False,
     ):
         if max_utterance < 1 or batch_size < 1:
@@ -185,12 +190,16 @@ class Policy:
                 f"max_utterance is {max_utterance} and batch_size {batch_size}, but both must be "
                 "at least 1."
             )
+        if max_context is not None and max_context < 1:
+            raise PolicyError(f"max_context is {max_context}, but must be at least 1.")
         self.max_context = model_config.decoder.max_positions - max_utterance
         if self.max_context < 1:
             raise ContextError(
                 f"an utterance of {max_utterance} tokens does not fit in the network's context "
                 f"of {model_config.decoder.max_positions}."
             )
+        if max_context is not None:
+            self.max_context = min(self.max_context, max_context)
         if few_programs:
             self.BUCKET = _round_up(-(-self.max_context // 2), self.BUCKET)
             self.WIDTHS = (32, min(self.BUCKET, max(self.WIDTHS)))
@@ -206,12 +215,15 @@ class Policy:
         _check_decoding(model_config, params, decoding)
         self._decoding = decoding
         # What is read last may be padded to the next width.
-        self._columns = _round_up(self.max_context + max(self.WIDTHS), self.BUCKET)
+        self._most_columns = _round_up(self.max_context + max(self.WIDTHS), self.BUCKET)
+        self._columns = self._most_columns
         entry = jax.eval_shape(self._empty_cache)
         entry_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(entry))
         entries = max(batch_size, int(cache_megabytes * 2**20 // entry_bytes))
         self._prefixes = PrefixIndex(entries)
         self._cache: KVCache | None = None  # allocated when first needed
+        if not few_programs:
+            self._columns = min(self.COLUMNS, self._most_columns)
         # A few at a time, so that a slot does not wait long for others to be free.
         self._group = -(-batch_size // 4)
 
@@ -386,8 +398,7 @@ class Policy:
         columns: int,
     ) -> Slots:
         """Reads what is new in a group of conversations, and puts each into a slot."""
-        if self._cache is None:
-            self._cache = self._empty_cache(self._prefixes.entries)
+        self._cache = self._cache_for(columns)
 
         def padded(values: Sequence[int], padding: int, dtype=np.int32) -> np.ndarray:
             return np.asarray([*values, *[padding] * (self._group - len(values))], dtype)
@@ -427,6 +438,19 @@ class Policy:
             hidden,
             jax.vmap(jax.random.key)(keys),
         )
+
+    def _cache_for(self, columns: int) -> KVCache:
+        """The cache with room for conversations of so many tokens; made, or made longer."""
+        needed = min(_round_up(columns + max(self.WIDTHS), self.BUCKET), self._most_columns)
+        while self._columns < needed:
+            self._columns = min(2 * self._columns, self._most_columns)
+        if self._cache is None:
+            return self._empty_cache(self._prefixes.entries)
+        more = self._columns - self._cache.columns
+        if not more:
+            return self._cache
+        padding = ((0, 0), (0, 0), (0, more), (0, 0))
+        return jax.tree.map(lambda x: jnp.pad(x, padding), self._cache)
 
     def _empty_cache(self, entries: int = 1) -> KVCache:
         return KVCache.zeros(self._config.decoder, (entries,), self._columns, self._trunks)

@@ -116,6 +116,35 @@ def test_long_conversations_are_read_in_pieces(params, spied, monkeypatch):
         same(one, other)
 
 
+def test_a_cache_begins_short_and_grows_with_what_is_said(params, monkeypatch):
+    """A network that could read far more takes no memory for that; answers are the same."""
+    contexts = [words(0, 20), words(1, 80)]
+    whole = make_policy(params).respond(contexts, [0, 1])
+    for name, value in (("BUCKET", 8), ("WIDTHS", (4, 8)), ("COLUMNS", 16)):
+        monkeypatch.setattr(Policy, name, value)
+    grows = make_policy(params)
+    columns = []
+    for length in (5, 9, 20):  # one conversation, and then another that is long
+        (answer,) = grows.respond([contexts[0][:length]], [0])
+        columns.append(grows._cache.columns)
+    same(answer, whole[0])
+    known = grows.known_length(contexts[0])
+    for one, other in zip(grows.respond(contexts, [0, 1]), whole, strict=True):
+        same(one, other)
+    columns.append(grows._cache.columns)
+    assert columns == [16, 32, 32, 104] and known > 0
+    full = make_policy(params, few_programs=True)
+    full.respond(contexts, [0, 1])
+    assert full._cache.columns == full._most_columns  # whose programs are all made beforehand
+    short = make_policy(params, max_context=20, few_programs=True)
+    same(short.respond(contexts[:1], [0])[0], whole[0])
+    assert short._cache.columns < full._cache.columns and make_policy(params).max_context > 20
+    with pytest.raises(ContextError, match="has 80 tokens; between 1 and 20 can be read"):
+        short.respond(contexts, [0, 1])
+    with pytest.raises(PolicyError, match="max_context is 0, but must be at least 1"):
+        make_policy(params, max_context=0)
+
+
 def test_the_value_of_an_answer_is_that_of_its_context(params):
     contexts = [words(i, 4 + 3 * i) for i in range(3)]
     answers = make_policy(params).respond(contexts, range(3))
