@@ -27,7 +27,7 @@ SLIP_NAMES = {
     "goes_on_after_end": "goes on after the end",
 }
 # What statements are about: the first that took part. Fixed beforehand, not by who won.
-FOCUS = ("ilql_hindsight1", "ilql")
+FOCUS = ("ilql_hindsight1", "ilql_imagination1", "ilql")
 SIGNIFICANT = 0.05
 MOST_NAMED = 5  # methods in a sentence
 NORMALIZED, REWARD = "normalized score", "mean reward"

@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
+import browsers
 import evaluations
 import matplotlib
 import pytest
@@ -113,6 +114,22 @@ def page_of(folder: Path, **results) -> str:
     for name, result in results.items():
         result.write(folder / f"{name}.json")
     return plain_signs(page.write_report(folder).read_text(encoding="utf-8"))
+
+
+def test_no_words_of_a_table_lie_over_others(tmp_path, without_figures):
+    """With the longest names that methods of ours have."""
+    rewards = {"bc": 1.7, "ilql": 2.8, "ilql_imagination2": 3.4, "ilql_hindsight12": 3.2}
+    tests = [comparison("ilql_imagination2", name, 0.6, 0.003) for name in ("bc", "ilql")]
+    content = evaluations.population(rewards, tests)
+    page_of(tmp_path / "run", evaluation=evaluations.evaluation(content, content))
+    with browsers.chromium() as browser:
+        for width in (1200, 390):
+            shown = browser.new_page(viewport={"width": width, "height": 900})
+            shown.goto((tmp_path / "run" / "report.html").as_uri())
+            assert shown.locator("table.results td").count() > 20
+            too_wide = "cells => cells.filter(c => c.scrollWidth > c.clientWidth + 1)"
+            told = shown.eval_on_selector_all("td, th", f"{too_wide}.map(c => c.textContent)")
+            assert told == [], width
 
 
 def test_every_section_and_figure_is_there(run_folder, shown):

@@ -90,6 +90,7 @@ def test_many_beaten_methods_are_counted():
 def test_the_focus_is_fixed_beforehand_and_not_who_won():
     names = {"ilql", "ilql_hindsight1", "ilql_hindsight2"}
     assert wording.main_method(names) == "ilql_hindsight1"
+    assert wording.main_method({"ilql", "ilql_imagination1", "bc"}) == "ilql_imagination1"
     assert wording.focus_method(population({"ilql": 1.0, "bc": 2.0}, [])) == "ilql"
     assert wording.focus_method(population({"my_method": 1.0, "bc": 2.0}, [])) == "bc"
 

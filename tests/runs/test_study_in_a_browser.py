@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import browsers
 import pytest
 from studies import Echo, Site
 
@@ -20,27 +20,19 @@ from experiments.human_study.questionnaire import FOLDER, Questionnaire
 from experiments.human_study.store import Store
 from experiments.serving.answer import AgentError, Answer
 
-playwright = pytest.importorskip(
+pytest.importorskip(
     "playwright.sync_api", reason="needs the extra browser (pip install -e '.[browser]')"
 )
 study_server = pytest.importorskip("study_server")
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+pytestmark = pytest.mark.skipif(
+    not browsers.CHROMIUM, reason="no Chromium is installed on this machine"
 )
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed on this machine")
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator:
-    with playwright.sync_playwright() as tools:
-        try:
-            # As root, and in a container with little shared memory.
-            switches = ["--no-sandbox", "--disable-dev-shm-usage"]
-            browser = tools.chromium.launch(executable_path=CHROMIUM, args=switches)
-        except playwright.Error as error:
-            pytest.skip(f"{CHROMIUM} does not start here: {error}")
+    with browsers.chromium() as browser:
         yield browser
-        browser.close()
 
 
 class Person:
