@@ -257,7 +257,7 @@ def build(config: ConfigDict) -> Experiment:
         library=library,
         data=_make(DataConfig, config.data, "data"),
         task=_make(TaskConfig, config.task, "task"),
-        imagination=_imagination(config),
+        imagination=_imagination(config, rounds),
         hindsight=_hindsight(config),
         tokenizer=_make(TokenizerConfig, config.tokenizer, "tokenizer"),
         network=Network(config.model.to_dict()),
@@ -409,12 +409,11 @@ def _llm(config: ConfigDict, where: str, like: LLMConfig | None = None, **fixed:
         return LLMConfig(**values | changes | fixed)
 
 
-def _imagination(config: ConfigDict) -> Imagination:
+def _imagination(config: ConfigDict, rounds: RoundsConfig) -> Imagination:
     imaginer = _make(ImaginerConfig, config.imagination, "imagination")
     sampling = _make(PersonaSampling, config.imagination, "imagination")
     more = {"seed": config.seed, "sampling": sampling}
     engine = _make(EngineConfig, config.imagination, "imagination", **more)
-    rounds = _make(RoundsConfig, config.imagination, "imagination")
     if imaginer.engine == "world" or config.data.source != "world":
         planted = _make(PlantedFlawsConfig, config.imagination, "imagination")
         return Imagination(engine.dialogues, sampling, rounds=rounds, planted=planted)

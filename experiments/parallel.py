@@ -181,5 +181,5 @@ def _check_alive(running: dict[int, Any]) -> None:
                 f"a worker process ended with exit code {process.exitcode} (killed, or out of "
                 "memory). Start again to go on. Less memory is needed with --config.workers=1; by "
                 "trainings with a greater --config.train.gradient_accumulation; by conversations "
-                "with a smaller --config.decoding.batch_size. None of them changes results."
+                "with a smaller --config.decoding.batch_size. Results stay the same, to rounding."
             )

@@ -30,8 +30,8 @@ _TASK = "task.yaml:"
 _MAY_BE_SET_ANEW = "success_reward"
 # Settings of methods and agents, which can be added to a finished run: they hold once stamped.
 _OF_PROMPTED = ("evaluation.prompted_episodes", "evaluation.llm.", "evaluation.player.llm.")
-_ADDED_LATER = ("hindsight.", "imagination.round_", "method.", "decoding.by_method.")
-_ADDED_LATER += ("evaluation.gdp_zero.",)
+_WHOLE_GROUPS = ("hindsight.", "imagination.round_", "method.", "evaluation.gdp_zero.")
+_ADDED_LATER = (*_WHOLE_GROUPS, "decoding.by_method.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,9 +298,8 @@ def _may_be_added(key: str) -> bool:
 
 def _group(key: str) -> str:
     """The settings that are all stamped together with this one; "" = none are."""
-    if key.startswith("imagination.round_"):
-        return "imagination.round_"
-    return key.rpartition(".")[0] if key.startswith("method.") else ""
+    prefix = next(filter(key.startswith, _WHOLE_GROUPS), "")
+    return key.rpartition(".")[0] if prefix.endswith(".") else prefix
 
 
 def _existing_products(folder: RunFolder, stage: str) -> list[str]:

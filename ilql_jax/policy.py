@@ -216,14 +216,14 @@ class Policy:
         self._decoding = decoding
         # What is read last may be padded to the next width.
         self._most_columns = _round_up(self.max_context + max(self.WIDTHS), self.BUCKET)
-        self._columns = self._most_columns
-        entry = jax.eval_shape(self._empty_cache)
+        self._first_columns = min(self.COLUMNS, self._most_columns)
+        if few_programs:
+            self._first_columns = self._most_columns
+        entry = jax.eval_shape(lambda: self._empty_cache(1, self._most_columns))
         entry_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(entry))
         entries = max(batch_size, int(cache_megabytes * 2**20 // entry_bytes))
         self._prefixes = PrefixIndex(entries)
         self._cache: KVCache | None = None  # allocated when first needed
-        if not few_programs:
-            self._columns = min(self.COLUMNS, self._most_columns)
         # A few at a time, so that a slot does not wait long for others to be free.
         self._group = -(-batch_size // 4)
 
@@ -422,7 +422,7 @@ class Policy:
                 tokens,
                 start,
                 np.minimum(end - start, width) - 1,
-                columns=min(_round_up(columns + width, self.BUCKET), self._columns),
+                columns=min(_round_up(columns + width, self.BUCKET), self._most_columns),
             )
             if unread <= width:
                 break
@@ -442,18 +442,18 @@ class Policy:
     def _cache_for(self, columns: int) -> KVCache:
         """The cache with room for conversations of so many tokens; made, or made longer."""
         needed = min(_round_up(columns + max(self.WIDTHS), self.BUCKET), self._most_columns)
-        while self._columns < needed:
-            self._columns = min(2 * self._columns, self._most_columns)
+        length = now = self._first_columns if self._cache is None else self._cache.columns
+        while length < needed:
+            length = min(2 * length, self._most_columns)
         if self._cache is None:
-            return self._empty_cache(self._prefixes.entries)
-        more = self._columns - self._cache.columns
-        if not more:
+            return self._empty_cache(self._prefixes.entries, length)
+        if length == now:
             return self._cache
-        padding = ((0, 0), (0, 0), (0, more), (0, 0))
+        padding = ((0, 0), (0, 0), (0, length - now), (0, 0))
         return jax.tree.map(lambda x: jnp.pad(x, padding), self._cache)
 
-    def _empty_cache(self, entries: int = 1) -> KVCache:
-        return KVCache.zeros(self._config.decoder, (entries,), self._columns, self._trunks)
+    def _empty_cache(self, entries: int, columns: int) -> KVCache:
+        return KVCache.zeros(self._config.decoder, (entries,), columns, self._trunks)
 
     def _response(self, samples: Samples, slot: int) -> Response:
         ranking = np.argsort(-samples.q[slot], kind="stable")

@@ -188,13 +188,12 @@ def _tell(
             )
     console.print(f"{told}.")
     for each in methods:
-        if each.starts_from and not each.learns_from_pairs:
-            steps = each.train.steps
-            console.print(f"{each.name} goes on from {each.starts_from}, for {steps:,} steps.")
+        before = each.starts_from
+        if before and not each.learns_from_pairs:
+            console.print(f"{each.name} goes on from {before}, for {each.train.steps:,} steps.")
         if each.learns_from_pairs:
             pairs, left_out = training_data.preference_pairs(folder, tokenizer, limit)
             training_data.packing_of_pairs(pairs, experiment.rows_of_pairs, limit)
-            before = each.starts_from
             goes_on = f"goes on from {before}, on" if before else "learns from"
             told = f"{each.name} {goes_on} {len(pairs):,} pairs of utterances"
             console.print(f"{told} ({left_out})." if left_out else f"{told}.")

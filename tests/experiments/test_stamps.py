@@ -114,6 +114,20 @@ def test_settings_that_were_added_to_the_program_since_had_their_defaults(traine
             check_stage(trained, "train", experiment(**rounds, **change))
 
 
+def test_so_had_those_of_hindsight(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    rounds = {"methods": ("bc", "ilql", "ilql_hindsight1")}
+    begin_stage(folder, "regenerate", experiment(**rounds))
+    folder.hindsight.mkdir()
+    path = folder.path / "stages" / "regenerate.json"
+    stamp = json.loads(path.read_text())
+    del stamp["hindsight.max_changes"]
+    path.write_text(json.dumps(stamp))
+    check_stage(folder, "regenerate", experiment(**rounds))
+    with pytest.raises(RunError, match=r"max_changes was 2, now 1"):
+        check_stage(folder, "regenerate", experiment(**rounds, hindsight__max_changes=1))
+
+
 def test_without_files_nothing_is_bound(tmp_path: Path):
     folder = RunFolder(tmp_path)
     begin_stage(folder, "train", experiment())

@@ -136,9 +136,13 @@ def test_a_cache_begins_short_and_grows_with_what_is_said(params, monkeypatch):
     full = make_policy(params, few_programs=True)
     full.respond(contexts, [0, 1])
     assert full._cache.columns == full._most_columns  # whose programs are all made beforehand
-    short = make_policy(params, max_context=20, few_programs=True)
-    same(short.respond(contexts[:1], [0])[0], whole[0])
-    assert short._cache.columns < full._cache.columns and make_policy(params).max_context > 20
+
+
+def test_a_policy_reads_no_more_than_it_is_told_to(params):
+    contexts = [words(0, 20), words(1, 80)]
+    short, whole = make_policy(params, max_context=20), make_policy(params)
+    same(short.respond(contexts[:1], [0])[0], whole.respond(contexts[:1], [0])[0])
+    assert short._cache.columns < whole._cache.columns
     with pytest.raises(ContextError, match="has 80 tokens; between 1 and 20 can be read"):
         short.respond(contexts, [0, 1])
     with pytest.raises(PolicyError, match="max_context is 0, but must be at least 1"):

@@ -20,13 +20,7 @@ from experiments.human_study.questionnaire import FOLDER, Questionnaire
 from experiments.human_study.store import Store
 from experiments.serving.answer import AgentError, Answer
 
-pytest.importorskip(
-    "playwright.sync_api", reason="needs the extra browser (pip install -e '.[browser]')"
-)
 study_server = pytest.importorskip("study_server")
-pytestmark = pytest.mark.skipif(
-    not browsers.CHROMIUM, reason="no Chromium is installed on this machine"
-)
 
 
 @pytest.fixture(scope="module")
