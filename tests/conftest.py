@@ -60,13 +60,21 @@ def _is_run(item) -> bool:
     return "runs" in item.path.parts
 
 
+_left_in_memory = [2e9]  # bytes, after programs were forgotten last
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Forgets compiled programs when they fill memory: gigabytes slow the garbage collector."""
+    """Forgets compiled programs when they fill memory: gigabytes slow the garbage collector.
+
+    Not all of the memory comes back, and looking for garbage takes seconds: again only where half a
+    gigabyte has been added since.
+    """
     yield
-    if "jax" in sys.modules and _resident_bytes() > 2.5e9:
+    if "jax" in sys.modules and _resident_bytes() > _left_in_memory[0] + 0.5e9:
         sys.modules["jax"].clear_caches()
         gc.collect()
+        _left_in_memory[0] = max(2e9, _resident_bytes())
 
 
 def _resident_bytes() -> int:
