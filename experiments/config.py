@@ -327,6 +327,14 @@ class EvaluationConfig(Settings):
         least=1,
         most=MOST_EPISODES,
     )
+    curve_episodes: int = setting(
+        "Conversations with each population at every checkpoint of a training, for the score's "
+        "learning curve; humans of an embedded world alone, and not on a mesh. 0 = none.",
+        20,
+        least=0,
+        most=MOST_EPISODES,
+        shapes_result=False,
+    )
     average_episodes: int = setting(
         "Test conversations, average population.", 300, least=1, most=MOST_EPISODES
     )

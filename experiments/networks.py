@@ -177,13 +177,32 @@ def load_agent(
 ) -> PolicyAgent:
     """Loads the network of a unit as an agent that speaks in `batch_size` conversations.
 
-    It reads as much of a conversation as of a dialogue in training, `config.model.max_positions`,
-    also where it started from a network that could read far more.
-
     Further arguments are those of `Policy`.
     """
-    tokenizer = load_tokenizer(folder)
     shape, params = trained_network(experiment, folder, unit)
+    scale = None
+    if experiment.method(unit.method).learns_values:
+        scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
+    return agent_of(experiment, folder, unit, shape, params, decoding, scale, batch_size, **more)
+
+
+def agent_of(
+    experiment: Experiment,
+    folder: RunFolder,
+    unit: Unit,
+    shape: ModelConfig,
+    params: Params,
+    decoding: DecodingConfig,
+    scale: float | None = None,
+    batch_size: int | None = None,
+    **more: Any,
+) -> PolicyAgent:
+    """An agent that speaks by a network of a unit, as it is in training or afterwards.
+
+    It reads as much of a conversation as of a dialogue in training, `config.model.max_positions`,
+    also where it started from a network that could read far more.
+    """
+    tokenizer = load_tokenizer(folder)
     policy = Policy(
         shape,
         params,
@@ -196,9 +215,6 @@ def load_agent(
         steer=experiment.method(unit.method).method.steer,
         **more,
     )
-    scale = None
-    if experiment.method(unit.method).learns_values:
-        scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
     # Evaluation and chat speak to the agent as the data did.
     system = usual_system(itertools.islice(iterate_dialogues(folder.dialogues), 100))
     return PolicyAgent(policy, tokenizer, scale, keep_candidates=MOST_KEPT, system=system)

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from experiments import imagination_rounds, training_data
 from experiments.build import Experiment, errors_of
+from experiments.evaluation.learning_curve import validation
 from experiments.files import write_atomically
 from experiments.methods import in_order
 from experiments.metrics import Composite, Logger, TrainingLog, open_logger
@@ -247,7 +248,8 @@ def train_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -
 
         def on_metrics(step: int, values: dict[str, float]) -> None:
             log.write(step, values)
-            report(step, steps, f"loss {values['loss']:.3f}")
+            if "loss" in values:
+                report(step, steps, f"loss {values['loss']:.3f}")
 
         train(
             chosen,
@@ -260,6 +262,8 @@ def train_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -
             metadata={"reward_scale": data.reward_scale, "unit": unit.name},
             on_start=on_start,
             on_metrics=on_metrics,
+            validate=validation(experiment, folder, unit, shape),
+            validate_every=method.train.checkpoint_every,
             start_from=restored if before and not method.learns_from_pairs else start_from,
             mesh=mesh,
             progress=False,

@@ -27,6 +27,7 @@ SMALLEST = (
     "--config.model.value_inner_size=8",
     "--config.tokenizer.vocab_size=600",
     "--config.model.max_positions=320",
+    "--config.evaluation.curve_episodes=0",
     "--config.evaluation.average_episodes=2",
     "--config.evaluation.difficult_episodes=2",
     "--config.evaluation.diagnosed_episodes=0",
