@@ -167,6 +167,15 @@ def trained_network(
     return merge_adapters(shape, params)
 
 
+def value_unit(folder: RunFolder, unit: Unit) -> tuple[float, float]:
+    """The factor of the rewards that a network learned from, and the value its heads start at.
+
+    Both shape what its values mean: a value in the task's unit is (output + start) / factor.
+    """
+    saved = read_metadata(folder.checkpoints(unit))
+    return saved["reward_scale"], saved["packing"]["baseline"]
+
+
 def load_agent(
     experiment: Experiment,
     folder: RunFolder,
@@ -182,7 +191,7 @@ def load_agent(
     shape, params = trained_network(experiment, folder, unit)
     scale = None
     if experiment.method(unit.method).learns_values:
-        scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
+        scale, more["baseline"] = value_unit(folder, unit)
     return agent_of(experiment, folder, unit, shape, params, decoding, scale, batch_size, **more)
 
 

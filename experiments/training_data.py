@@ -24,7 +24,9 @@ from experiments.own_dialogues import PARTS
 from experiments.run_folder import RunError, RunFolder, is_for_training
 from experiments.tasks import load_task
 from ilql_jax import PreferencePair, Trajectory
-from ilql_jax.batching import PackingConfig, packing_for
+from ilql_jax.batching import PackingConfig, lowest_return, packing_for
+from ilql_jax.methods import Method
+from ilql_jax.models import ModelConfig
 from ilql_jax.models.hugging_face.read import find, read_config
 from ilql_jax.preferences import packing_for_pairs
 from imagination.chat_formats import LossOn
@@ -280,16 +282,35 @@ def reward_scale(dialogues: list[Dialogue]) -> float:
     return 1.0 / spread if spread > 1e-6 else 1.0
 
 
+def start_value(
+    method: Method, network: ModelConfig, batches: BatchConfig, trajectories: list[Trajectory]
+) -> float:
+    """Value that a fresh network's value heads stand for, in the unit of the trajectories' rewards.
+
+    The lowest return where that is below 0, so that what was never tried does not look best; else
+    0, which is as low. 0 for a network whose values are probabilities.
+    """
+    if not method.learns_values or network.value_heads == "probabilities":
+        return 0.0
+    by_token = method.values_every_token
+    discount = batches.token_discount if by_token else batches.utterance_discount
+    return min(0.0, lowest_return(trajectories, by_token, discount))
+
+
 def packing(
-    batches: BatchConfig, max_positions: int, trajectories: list[Trajectory]
+    batches: BatchConfig,
+    max_positions: int,
+    trajectories: list[Trajectory],
+    baseline: float = 0.0,
 ) -> PackingConfig:
-    """Shape of the batches of these trajectories."""
+    """Shape of the batches of these trajectories; `baseline` is that of `PackingConfig`."""
     return packing_for(
         trajectories,
         batches.batch_rows,
         max_positions,
         batches.token_discount,
         batches.utterance_discount,
+        baseline,
     )
 
 

@@ -8,6 +8,7 @@ whose indices point into the row. The losses in `methods/` use one or the other.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -92,6 +93,21 @@ def packing_for(
         utterance_discount=utterance_discount,
         baseline=baseline,
     )
+
+
+def lowest_return(trajectories: Sequence[Trajectory], by_token: bool, discount: float) -> float:
+    """The lowest discounted sum of rewards from any decision on, a token or an utterance.
+
+    As `PackingConfig.baseline` it keeps values from being highest where nothing was learned.
+    """
+    transitions_of = token_transitions if by_token else utterance_transitions
+    lowest = math.inf
+    for trajectory in trajectories:
+        following = 0.0
+        for reward in transitions_of(trajectory, discount).reward[::-1].tolist():
+            following = reward + discount * following
+            lowest = min(lowest, following)
+    return lowest
 
 
 def check_trajectories(trajectories: Sequence[Trajectory], row_length: int) -> None:

@@ -21,12 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ilql_jax import losses
-from ilql_jax.batching import (
-    packing_for,
-    token_transitions,
-    utterance_bounds,
-    utterance_transitions,
-)
+from ilql_jax.batching import lowest_return, packing_for, utterance_bounds
 from ilql_jax.environment import Evaluation
 from ilql_jax.errors import UserError
 from ilql_jax.methods import METHODS, Method
@@ -287,20 +282,10 @@ def _baseline(
     baseline: float | str, trajectories: Sequence[Trajectory], by_token: bool, discount: float
 ) -> float:
     if baseline == "lowest_return":
-        return min(_lowest_return(each, by_token, discount) for each in trajectories)
+        return lowest_return(trajectories, by_token, discount)
     if isinstance(baseline, str) or not math.isfinite(baseline):
         raise FitError(f"baseline is {baseline!r}, but must be 'lowest_return' or a number.")
     return float(baseline)
-
-
-def _lowest_return(trajectory: Trajectory, by_token: bool, discount: float) -> float:
-    """The lowest discounted sum of rewards from any decision on."""
-    transitions = (token_transitions if by_token else utterance_transitions)(trajectory, discount)
-    lowest, following = math.inf, 0.0
-    for reward in transitions.reward[::-1].tolist():
-        following = reward + discount * following
-        lowest = min(lowest, following)
-    return lowest
 
 
 def _allowed(

@@ -35,6 +35,7 @@ from experiments.networks import (
     pretrained_start,
     trained_network,
     units,
+    value_unit,
 )
 from experiments.run_folder import RunFolder, Unit
 from experiments.tasks import load_task
@@ -96,8 +97,7 @@ def _score_trained(
 ) -> list[Scores]:
     """Scores the dialogues with the network of a unit; values are in the task's unit."""
     shape, params = trained_network(experiment, folder, unit)
-    scale = read_metadata(folder.checkpoints(unit))["reward_scale"]
-    return _score(experiment, folder, shape, params, scale, dialogues)
+    return _score(experiment, folder, shape, params, *value_unit(folder, unit), dialogues)
 
 
 def _pretrained_perplexity(
@@ -111,7 +111,7 @@ def _pretrained_perplexity(
     if start is None:
         return None
     shape, params = merge_adapters(shape, start())
-    return _perplexity(_score(experiment, folder, shape, params, 1.0, dialogues))
+    return _perplexity(_score(experiment, folder, shape, params, 1.0, 0.0, dialogues))
 
 
 def _score(
@@ -120,16 +120,17 @@ def _score(
     shape: ModelConfig,
     params: Params,
     scale: float,
+    baseline: float,
     dialogues: list[Dialogue],
 ) -> list[Scores]:
-    """Scores the dialogues with a network whose rewards were multiplied by `scale`."""
+    """Scores the dialogues with a network whose values have this unit (see `value_unit`)."""
     trajectories = load_tokenizer(folder).trajectories(dialogues, scale)
     packing = packing_for(
         trajectories, experiment.batches.batch_rows, experiment.network.max_positions
     )
     mesh = sharding.mesh_to_use(experiment.mesh)  # as the parameters lie
     return [
-        Scores(s.log_prob, s.v / scale, s.q / scale)
+        Scores(s.log_prob, (s.v + baseline) / scale, (s.q + baseline) / scale)
         for s in score(trajectories, shape, params, packing, mesh)
     ]
 

@@ -25,10 +25,10 @@ from experiments.networks import (
     is_trained,
     load_tokenizer,
     trained_network,
+    value_unit,
 )
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.tasks import load_task
-from ilql_jax.checkpoint import read_metadata
 from ilql_jax.models.hugging_face.write import save_pretrained
 from imagination.dialogue import iterate_dialogues, read_dialogues
 
@@ -55,7 +55,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     method = experiment.method(unit.method)
     about = {"method": unit.method, "decoding": str(chosen_decoding(method, folder, unit))}
     if method.learns_values:
-        about["reward_scale"] = read_metadata(folder.checkpoints(unit))["reward_scale"]
+        about["reward_scale"], about["baseline"] = value_unit(folder, unit)
     target = folder.export(unit)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -33,6 +33,7 @@ from experiments.networks import (
     is_used_up,
     pretrained_start,
     units,
+    value_unit,
 )
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunFolder, Unit, is_for_training
@@ -231,7 +232,12 @@ def train_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -
     else:
         chosen = data.trajectories
         selected = method.method.select_trajectories(chosen)
-        packing = training_data.packing(experiment.batches, limit, selected)
+        if before:  # its values are differences from this one
+            baseline = value_unit(folder, Unit(before, unit.seed))[1]
+        else:
+            batches = experiment.batches
+            baseline = training_data.start_value(method.method, shape, batches, selected)
+        packing = training_data.packing(experiment.batches, limit, selected, baseline)
     steps = method.train.steps
     report(0, steps, "compiling")
     writes = _is_writer(experiment)

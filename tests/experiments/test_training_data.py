@@ -1,19 +1,28 @@
 """Dialogues as training takes them: weights by the prior of their personas."""
 
 import io
+import json
 
 import numpy as np
 import pytest
+from in_process import SMALLEST, run
 from rich.console import Console
 
 from experiments.build import build
-from experiments.config import base_config
-from experiments.run_folder import RunError, RunFolder
+from experiments.checks import checked as checked_settings
+from experiments.command_line import parse
+from experiments.config import BatchConfig, base_config
+from experiments.networks import load_agent, value_unit
+from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.stages.imagine import play_chunk
-from experiments.training_data import TrainingData, check_dialogues
-from imagination.dialogue import read_dialogues, write_dialogues
+from experiments.teaching import get_config
+from experiments.training_data import TrainingData, check_dialogues, start_value
+from ilql_jax import METHODS, ModelConfig, Trajectory
+from ilql_jax.models import DecoderConfig
+from imagination.dialogue import Turn, read_dialogues, write_dialogues
 from imagination.persona_sampling import PersonaSampling
 from imagination.simulation import imagine_conversations, load_world
+from imagination.speakers import Conversation
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +69,55 @@ def test_a_dialogue_of_unknown_prior_is_told_where_it_is_asked_for(imagined, tmp
     name = f"dialogue {imagined[4].id}"
     with pytest.raises(RunError, match=rf"{name}: source\.prior_probability is None.*=false"):
         checked(tmp_path, imagined)
+
+
+# --- values start low ---------------------------------------------------------------------------
+
+
+def test_values_start_at_the_lowest_return_where_that_is_below_0():
+    network = ModelConfig(DecoderConfig(8, 16, 1, 2, 16, 16), 8)
+
+    def walk(rewards: list[float]) -> Trajectory:
+        is_action = np.arange(len(rewards)) % 2 == 1
+        return Trajectory(is_action + np.int32(1), is_action, np.float32(rewards))
+
+    def start(method: str, *trajectories: Trajectory) -> float:
+        batches = BatchConfig(token_discount=1.0, utterance_discount=0.5)
+        return start_value(METHODS[method], network, batches, list(trajectories))
+
+    costly, good = walk([0, -2, 0, -1]), walk([0, 3])
+    assert start("ilql", costly) == pytest.approx(-2.5)
+    assert start("bc", costly) == 0
+    assert start("mc", good) == 0 and start("mc", good, costly) == pytest.approx(-2.5)
+
+
+def test_a_run_with_costs_alone_begins_with_values_of_the_worst(tmp_path):
+    rows = [
+        {
+            "id": str(number),
+            "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}],
+            "reward": -1.0 - number % 4,
+        }
+        for number in range(40)
+    ]
+    data = tmp_path / "own.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = (
+        *(a for a in SMALLEST if "imagination" not in a and "methods" not in a),
+        "--config.data.source=jsonl",
+        f"--config.data.path={data}",
+        "--config.methods=ilql",
+        "--config.train.learning_rate=1e-6",
+    )
+    folder = RunFolder(tmp_path / "run")
+    ended = run(folder.path, *settings, "--stage=train")
+    assert ended.status == 0, ended.output + ended.traceback
+    unit = Unit("ilql", 0)
+    scale, start = value_unit(folder, unit)
+    assert start / scale == pytest.approx(-4)
+    experiment = checked_settings(
+        parse("teaching", get_config(), ["teaching.py", *settings]).config
+    )
+    agent = load_agent(experiment, folder, unit, experiment.method("ilql").decodings[-1])
+    [said] = agent.respond([Conversation("c", {}, 0, turns=[Turn("human", "hi")])])
+    assert said.annotations["v"] == pytest.approx(-4, abs=0.1)
