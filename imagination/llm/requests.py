@@ -13,6 +13,9 @@ import pydantic
 
 from ilql_jax.errors import UserError
 
+# Stop reasons of an answer that ends before its end.
+CUT_OFF = ("max_tokens", "model_context_window_exceeded")
+
 
 class LLMError(UserError, RuntimeError):
     """Stops the run. The message says what to change; answers already held stay usable."""

@@ -16,7 +16,7 @@ import pydantic
 
 from imagination.checks import without_surrogates
 from imagination.llm.cache import Reply
-from imagination.llm.requests import Answer, Declined, Failure, Request, Usage
+from imagination.llm.requests import CUT_OFF, Answer, Declined, Failure, Request, Usage
 from imagination.llm.structured import json_of, json_wish
 
 # The API takes no empty message, so an empty answer needs a stand-in.
@@ -133,7 +133,7 @@ def parse_reply(request: Request, reply: Reply) -> tuple[pydantic.BaseModel | No
     Raises:
         Declined: By the request's check.
     """
-    if reply.stop_reason in ("max_tokens", "model_context_window_exceeded"):
+    if reply.stop_reason in CUT_OFF:
         return None, _TOO_LONG
     if reply.stop_reason == "refusal":
         return None, "it was a refusal"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from imagination.plain_data import parse_json
 GRAMMAR_ONLY = ("prefixItems", "oneOf")
 _SCALARS = {"boolean": "boolean", "integer": "number", "number": "number"}
 _FENCES = ("```", "```json")
+_TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
 
 
 def json_wish(request: Request) -> str:
@@ -82,15 +84,91 @@ def json_of(text: str) -> str:
     return text
 
 
-def has_form(text: str, request: Request, is_whole: bool = True) -> bool:
-    """True if a text is a JSON object with the fields of the request's schema.
+def begins_as_json(text: str) -> bool:
+    """True if a text begins like a JSON object, in a code block or not."""
+    return text.lstrip().startswith(("{", *_FENCES))
 
-    Of one that is not whole only the beginning is looked at.
-    """
-    if not is_whole:
-        return text.lstrip().startswith(("{", *_FENCES))
+
+def holds_to(text: str, schema: Mapping[str, Any]) -> bool:
+    """True if a text is JSON of a schema and nothing else, as from a server with a grammar."""
     try:
-        value = parse_json(json_of(text), "", ValueError)
+        value = parse_json(text, "", ValueError)
     except ValueError:
         return False
-    return isinstance(value, dict) and request.schema.model_fields.keys() <= value.keys()
+    return _fits(value, schema, schema.get("$defs", {}))
+
+
+def _fits(value: Any, schema: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """True if a value is of a JSON schema, by the keywords that are sent to servers."""
+    if "$ref" in schema and not _fits(value, known[schema["$ref"].rpartition("/")[2]], known):
+        return False
+    for keyword in ("oneOf", "anyOf"):
+        if keyword in schema and not any(_fits(value, each, known) for each in schema[keyword]):
+            return False
+    if "const" in schema and value != schema["const"]:
+        return False
+    if "enum" in schema and value not in schema["enum"]:
+        return False
+    if "type" in schema and not _is_of_type(value, schema["type"]):
+        return False
+    if isinstance(value, dict):
+        return _has_fields(value, schema, known)
+    if isinstance(value, list):
+        return _has_items(value, schema, known)
+    if isinstance(value, str):
+        return _is_within(len(value), schema, "Length")
+    return isinstance(value, bool) or value is None or _is_within(value, schema, "imum")
+
+
+def _is_of_type(value: Any, name: str) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name in ("integer", "number"):
+        return is_number and (name == "number" or value == value // 1)
+    return isinstance(value, _TYPES.get(name, object))
+
+
+def _has_fields(
+    value: Mapping[str, Any], schema: Mapping[str, Any], known: Mapping[str, Any]
+) -> bool:
+    fields = schema.get("properties", {})
+    if schema.get("additionalProperties") is False and value.keys() - fields.keys():
+        return False
+    return value.keys() >= set(schema.get("required", ())) and all(
+        _fits(each, fields[name], known) for name, each in value.items() if name in fields
+    )
+
+
+def _has_items(value: list[Any], schema: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    if not _is_within(len(value), schema, "Items"):
+        return False
+    first = schema.get("prefixItems", ())
+    others = itertools.repeat(schema.get("items", {}))
+    pairs = zip(value, itertools.chain(first, others), strict=False)
+    return all(_fits(item, of, known) for item, of in pairs)
+
+
+def _is_within(size: float, schema: Mapping[str, Any], what: str) -> bool:
+    return schema.get(f"min{what}", size) <= size <= schema.get(f"max{what}", size)
+
+
+@functools.cache
+def full_schema(schema: type[pydantic.BaseModel]) -> dict[str, Any]:
+    """All that the schema says; for servers that compile it into a grammar."""
+    return closed(without_keywords(schema.model_json_schema(), ("title",)))
+
+
+def closed(schema: Any) -> Any:
+    """A schema whose objects have all their properties and no others."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    whole = {keyword: closed(value) for keyword, value in schema.items()}
+    # Servers that find several of these look at one alone.
+    if "oneOf" in whole:
+        return {"oneOf": whole["oneOf"]}
+    if "prefixItems" in whole:
+        whole.pop("items", None)
+    if whole.get("type") == "object":
+        whole |= {"required": list(whole.get("properties", ())), "additionalProperties": False}
+    return whole

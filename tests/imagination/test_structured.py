@@ -1,24 +1,27 @@
 """Schemas: what is sent to which server, what becomes of servers that ignore or refuse them."""
 
+import asyncio
 import json
 import logging
 
+import pydantic
 import pytest
-from llm_questions import answer, ask_all, chat_config, config, requests
+from llm_questions import answer, ask_all, chat_config, config, request, requests
 from messages_server import MessagesServer
 
 from imagination.engine.critique import Verdicts
 from imagination.engine.personas import Profiles
 from imagination.engine.task_from_prompt import derive_request
 from imagination.hindsight.forward_model import PeopleAnswer
-from imagination.llm import Answer, LLMConfig, LLMError
+from imagination.llm import Answer, Client, LLMConfig, LLMError
 from imagination.llm.play import script_schema
 from imagination.llm.requests import Request
 from imagination.llm.schemas import EndableLine, rating_schema, specialize
-from imagination.llm.structured import form_in_words
+from imagination.llm.structured import form_in_words, full_schema, holds_to
 from imagination.llm.transports import open_transport
 
 APIS = [config, chat_config]
+OFFICIAL_MESSAGES = {"api": "messages", "base_url": ""}
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +33,11 @@ def keys_in_environment(monkeypatch):
 
 def system_of(body):
     return json.dumps([body.get("system"), [m for m in body["messages"] if m["role"] == "system"]])
+
+
+def told_of_schemas(caplog):
+    said = [record.getMessage() for record in caplog.records]
+    return [each for each in said if "schema" in each]
 
 
 def ignoring(body):
@@ -49,22 +57,175 @@ def test_a_server_that_ignores_schemas_gets_them_in_words(tmp_path, settings, cu
         assert "maxLength" in system_of(server.calls[1].body)
         ask_all(settings(server), tmp_path, requests(10))
     assert len(server.calls) == 11
-    (said,) = [record.getMessage() for record in caplog.records if "schema" in record.msg]
+    (said,) = told_of_schemas(caplog)
     assert said.startswith(server.url) and "from now on the schema goes into the prompt" in said
 
 
-@pytest.mark.parametrize(("settings", "forms"), [(config, 1), (chat_config, 2)])
-def test_a_server_that_refuses_schemas_gets_them_in_words(tmp_path, settings, forms, caplog):
-    def plain(body):
-        words = body["messages"][-1]["content"]
-        return json.dumps({"text": words, "length": len(words)})
+def obeying(body):
+    """Answers with JSON whether it is asked for or not."""
+    words = body["messages"][-1]["content"]
+    return json.dumps({"text": words, "length": len(words)})
 
-    with MessagesServer(plain, schedule=["400"] * forms) as server:
+
+@pytest.mark.parametrize("settings", APIS)
+def test_a_server_that_refuses_schemas_gets_them_in_words(tmp_path, settings, caplog):
+    with MessagesServer(obeying, schedule=["400", "400"]) as server:
         found, _ = ask_all(settings(server), tmp_path, requests(5))
-    assert all(isinstance(each, Answer) for each in found) and len(server.calls) == forms + 5
+    assert all(isinstance(each, Answer) for each in found) and len(server.calls) == 2 + 5
     last = server.calls[-1].body
     assert not {"output_config", "response_format"} & last.keys() and "schema" in system_of(last)
-    assert "does not take a schema" in caplog.text
+    (said,) = told_of_schemas(caplog)
+    assert "does not take a schema (status 400: " in said
+    assert said.endswith("from now on the schema goes into the prompt, in words")
+
+
+class Remark(pydantic.BaseModel):
+    """A schema beside that of `requests`."""
+
+    text: str = pydantic.Field(max_length=200)
+    length: int
+
+
+def sent_schema(body):
+    """The schema of a body; None = none."""
+    if "response_format" in body:
+        return body["response_format"]["json_schema"]["schema"]
+    return body["output_config"]["format"]["schema"] if "output_config" in body else None
+
+
+@pytest.mark.parametrize("settings", APIS)
+@pytest.mark.parametrize("fault", ["400", "422", "500"])
+def test_a_schema_that_is_refused_later_is_put_more_simply(tmp_path, settings, fault, caplog):
+    remarks = [request(f"remark {number}", schema=Remark) for number in range(3)]
+    once = {"max_retries": 0, "max_in_flight": 1}
+    with MessagesServer(obeying, schedule=["", fault]) as server:
+        found, _ = ask_all(settings(server, **once), tmp_path, [*requests(1), *remarks])
+        assert all(isinstance(each, Answer) for each in found) and len(server.calls) == 5
+        texts = [sent_schema(call.body)["properties"]["text"] for call in server.calls]
+    assert ["maxLength" in text for text in texts] == [True, True, False, False, False]
+    assert not told_of_schemas(caplog)
+
+
+def test_a_class_that_is_taken_in_words_alone_is_told_by_name(tmp_path, caplog):
+    asked = [*requests(1), *(request(f"remark {n}", schema=Remark) for n in range(3))]
+    schedule = ["", "400", "400"]
+    with MessagesServer(obeying, schedule=schedule) as server:
+        settings = chat_config(server, max_in_flight=1)
+        found, _ = ask_all(settings, tmp_path, [*asked, *requests(2)[1:]])
+        bodies = [call.body for call in server.calls]
+    assert all(isinstance(each, Answer) for each in found)
+    assert [sent_schema(body) is None for body in bodies] == [False] * 3 + [True] * 3 + [False]
+    assert ["JSON of this schema" in system_of(body) for body in bodies][3:] == [True] * 3 + [False]
+    (said,) = told_of_schemas(caplog)
+    assert "the schema Remark (status 400" in said and "from now on this one goes" in said
+
+
+def test_calls_at_the_same_time_step_down_once(tmp_path):
+    remarks = [request(f"remark {number}", schema=Remark) for number in range(8)]
+    schedule = ["", *["400"] * 8]
+    with MessagesServer(obeying, schedule=schedule, latency=0.3) as server:
+        found, _ = ask_all(chat_config(server), tmp_path, [*requests(1), *remarks])
+    assert all(isinstance(each, Answer) for each in found) and len(server.calls) == 17
+    assert all(sent_schema(call.body) for call in server.calls)
+
+
+def test_a_schema_that_was_answered_is_not_put_more_simply(tmp_path):
+    with (
+        MessagesServer(answer, schedule=["", "400"]) as server,
+        pytest.raises(LLMError, match="did not accept the call"),
+    ):
+        ask_all(chat_config(server, max_in_flight=1), tmp_path, requests(2))
+    assert len(server.calls) == 2
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "```json\n%s\n```",
+        "Sure: %s",
+        '{"text": "a", "length": 1, "extra": 1}',
+        '{"text": "a"}',
+        '{"text": "a", "length": "one"}',
+        json.dumps({"text": "a" * 201, "length": 1}),
+    ],
+)
+def test_obeying_the_prompt_is_not_holding_to_the_schema(tmp_path, form, caplog):
+    """Checks a server that ignores the schema before a model that was shown the form."""
+
+    def decent(body):
+        return answer(body) if "JSON of this schema" in system_of(body) else filled(form, body)
+
+    with MessagesServer(decent) as server:
+        found, _ = ask_all(chat_config(server), tmp_path, requests(5))
+    assert all(isinstance(each, Answer) for each in found)
+    assert "another form than its schema" in "".join(told_of_schemas(caplog))
+    assert all("JSON of this schema" in system_of(call.body) for call in server.calls[1:])
+
+
+def filled(form, body):
+    return form % answer(body) if "%s" in form else form
+
+
+def test_a_cut_answer_does_not_count_as_checked(tmp_path, caplog):
+    def decent(body):
+        """Writes a code block where no words ask for JSON alone."""
+        is_told = "JSON of this schema" in json.dumps(body)
+        return answer(body) if is_told else f"```json\n{answer(body)}\n```"
+
+    async def run(settings, folder):
+        client = Client(settings, folder)
+        for each in requests(3):
+            await client.ask(each)
+        await client.close()
+
+    for model, told in ((answer, False), (decent, True)):
+        with MessagesServer(model, schedule=["max_tokens"]) as server:
+            asyncio.run(run(chat_config(server), tmp_path / model.__name__))
+        shown = ["JSON of this schema" in system_of(call.body) for call in server.calls]
+        # Cut, asked again with the schema in words, the first whole answer to the bare question.
+        assert shown == [False, False, False, told]
+    assert len(told_of_schemas(caplog)) == 1
+
+
+VERDICT = {"number": 1, "reason": "so", "fulfilled": True}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "holds"),
+    [
+        (rating_schema((0.0, 1.0)), {"reason": "so", "rating": 0.55}, True),
+        (rating_schema((0.0, 1.0)), {"reason": "so", "rating": 1.0}, True),
+        (rating_schema((0.0, 1.0)), {"reason": "so", "rating": 7}, False),
+        (rating_schema((0.0, 1.0)), {"reason": 5, "rating": "high", "extra": 1}, False),
+        (specialize(Verdicts, count=3), {"verdicts": []}, False),
+        (specialize(Verdicts, count=2), {"verdicts": [VERDICT, VERDICT]}, False),
+        (specialize(Verdicts, count=1), {"verdicts": [VERDICT]}, True),
+        (specialize(Verdicts, count=1), {"verdicts": [{**VERDICT, "more": 1}]}, False),
+        (specialize(Verdicts, count=1), {"verdicts": [{**VERDICT, "fulfilled": 1}]}, False),
+        (EndableLine, {"text": "Hm.", "ends": None}, False),
+        (EndableLine, [{"text": "Hm.", "ends": True}], False),
+        (script_schema(1), {"turns": [{"speaker": "human", "text": "Hm."}] * 2}, False),
+        (
+            script_schema(1),
+            {"turns": [{"speaker": who, "text": "Hm."} for who in ("human", "agent")]},
+            True,
+        ),
+    ],
+)
+def test_what_holds_to_a_schema(schema, value, holds):
+    assert holds_to(json.dumps(value), full_schema(schema)) is holds
+    assert not holds_to(f"```json\n{json.dumps(value)}\n```", full_schema(schema))
+
+
+@pytest.mark.parametrize("schema", [EndableLine, rating_schema((1.0, 5.0)), Profiles, PeopleAnswer])
+def test_placeholders_hold_to_their_schemas(schema):
+    if schema is Profiles:
+        schema = specialize(Profiles, count=2)
+    if schema is PeopleAnswer:
+        schema = specialize(PeopleAnswer, axes=(("patience", ("long", "short")),))
+    for settings in ({}, {"api": "messages"}, {"base_url": "https://api.openai.com/v1"}):
+        sent = schema_of(schema, **settings)
+        assert holds_to(schema.placeholder().model_dump_json(), sent)
 
 
 def test_a_call_that_is_refused_for_another_reason_ends_in_its_message(tmp_path):
@@ -126,9 +287,7 @@ def schema_of(schema, **settings):
     settings = {"api": "chat_completions", "base_url": "http://host/v1", **settings}
     transport = open_transport(LLMConfig("m", **settings))
     body = transport.body(Request("a", "", (("user", "hi"),), schema=schema))
-    if "response_format" in body:
-        return body["response_format"]["json_schema"]["schema"]
-    return body["output_config"]["format"]["schema"]
+    return sent_schema(body)
 
 
 def test_items_are_counted_and_numbered():
@@ -150,7 +309,8 @@ def test_items_are_counted_and_numbered():
     assert turns[1]["prefixItems"] == [human, agent, human, agent, human]
     plain = schema_of(script, base_url="https://api.openai.com/v1")["properties"]["turns"]
     assert (plain["minItems"], plain["maxItems"]) == (4, 9) and "oneOf" not in plain
-    assert "oneOf" not in json.dumps(schema_of(script, api="messages"))
+    assert schema_of(script, api="messages")["properties"]["turns"]["oneOf"] == turns
+    assert "oneOf" not in json.dumps(schema_of(script, **OFFICIAL_MESSAGES))
     derived = schema_of(derive_request("t", {"description": "A tutor teaches."}).schema)
     assert derived["properties"]["max_turns"] == {"maximum": 20, "minimum": 3, "type": "integer"}
     assert derived["$defs"]["Axis"]["properties"]["values"]["maxItems"] == 5
@@ -171,7 +331,9 @@ def test_texts_end_somewhere_and_the_official_services_get_what_they_take():
     for schema in (EndableLine, specialize(Verdicts, count=2), specialize(Profiles, count=2)):
         sent = json.dumps(schema_of(schema, **official))
         assert "maxLength" not in sent and "prefixItems" not in sent and "title" not in sent
-        assert "prefixItems" not in json.dumps(schema_of(schema, api="messages"))
+        assert "prefixItems" not in json.dumps(schema_of(schema, **OFFICIAL_MESSAGES))
+        # What a batch refuses cannot be put more simply.
+        assert "prefixItems" not in json.dumps(schema_of(schema, api="messages", batch=True))
     with pytest.raises(ValueError, match="at most 1000"):
         EndableLine(text="x" * 1001, ends=False)
 

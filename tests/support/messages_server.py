@@ -31,6 +31,7 @@ STATUS_FAULTS = {
     "408": "timeout_error",
     "409": "conflict_error",
     "413": "request_too_large",
+    "422": "unprocessable_entity",
     "429": "rate_limit_error",
     "500": "api_error",
     "529": "overloaded_error",

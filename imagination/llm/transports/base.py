@@ -16,13 +16,15 @@ import logging
 import os
 import random
 import types
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+import pydantic
+
 from imagination.checks import without_surrogates
 from imagination.llm.config import LLMConfig
-from imagination.llm.requests import LLMError, NotDelivered, Request
+from imagination.llm.requests import CUT_OFF, LLMError, NotDelivered, Request
 from imagination.llm.secrets import (
     address_of,
     check_keys,
@@ -31,7 +33,7 @@ from imagination.llm.secrets import (
     without_password,
     without_secrets,
 )
-from imagination.llm.structured import form_in_words, has_form, json_wish
+from imagination.llm.structured import begins_as_json, form_in_words, holds_to, json_wish
 from imagination.plain_data import parse_json
 
 PLACEHOLDER_KEY = "no-key-is-set"
@@ -40,7 +42,12 @@ PLACEHOLDER_KEY = "no-key-is-set"
 _GIVEN_UP_IN_A_ROW = 8
 # A server that was too slow is given the time to come to an end, then asked once more.
 _MOST_TIMEOUTS = 1
+# What servers say of a schema that they cannot take; the last where its grammar fails inside.
+_MAY_BE_OF_SCHEMA = (400, 422, 500)
 _LONGEST_RETRY_AFTER = 60.0  # seconds; who says more is asked after the usual back-off
+
+Schema = type[pydantic.BaseModel]
+Dialect = Callable[[Schema], dict[str, Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +69,7 @@ class Transport(abc.ABC):
     """
 
     name: ClassVar[str]  # of the wire format, for messages
-    dialects: ClassVar[int]  # forms of a schema, the tightest first
+    dialects: ClassVar[tuple[Dialect, ...]]  # forms of a schema, the tightest first
     shows_form: ClassVar[bool] = False  # servers other than the official one show models no schema
 
     def __init__(self, config: LLMConfig, library: types.ModuleType):
@@ -79,17 +86,23 @@ class Transport(abc.ABC):
         self._was_reached = False
         self._told_of_waiting = False
         self._given_up_in_a_row = 0
-        self._dialect = 0  # `dialects` = none is accepted
+        self._first_dialect = 0  # of schemas that are new; the number of `dialects` = words alone
+        self._dialects: dict[Schema, int] = {}  # of those that were refused or answered
+        self._taken: set[Schema] = set()  # were answered
+        self._refused: dict[Schema, str] = {}  # what the server said
+        self._told_of_words: set[str] = set()
         self._explained = False
         # The official services hold to schemas, so nobody has to wait for the first answer there.
-        self._is_checked = self.is_official
+        self._has_answered = self._is_checked = self.is_official
         self._first = asyncio.Lock()
 
     # What a wire format is
 
     @abc.abstractmethod
-    def _body(self, request: Request, system: str, dialect: int | None) -> dict[str, Any]:
-        """The body of a call; `dialect` None = the schema is not sent."""
+    def _body(
+        self, request: Request, system: str, schema: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """The body of a call; `schema` None = none is sent."""
 
     @abc.abstractmethod
     async def _create(self, body: Mapping[str, Any]) -> Any:
@@ -112,13 +125,13 @@ class Transport(abc.ABC):
             LLMError: A schema that structured output cannot express.
         """
         system = without_surrogates(request.system)
-        if request.schema and self._explained:
+        schema = self._sent_schema(request)
+        if request.schema and (self._explained or schema is None):
             system = f"{system}\n\nAnswer with {json_wish(request)}".lstrip()
         elif request.schema and self.shows_form and not self.is_official:
             form = form_in_words(request.schema)
             system = f"{system}\n\nAnswer with one line of JSON: {form}".lstrip()
-        sends_schema = request.schema is not None and self._dialect < self.dialects
-        return self._body(request, system, self._dialect if sends_schema else None)
+        return self._body(request, system, schema)
 
     def chat(self, request: Request) -> list[dict[str, str]]:
         """The messages of a request as both wire formats have them."""
@@ -130,9 +143,9 @@ class Transport(abc.ABC):
     @contextlib.asynccontextmanager
     async def turn_of(self, request: Request) -> AsyncIterator[None]:
         """Lets the first request with a schema go alone: its answer tells how to put the rest."""
-        if request.schema is not None and not self._is_checked:
+        if request.schema is not None and not self._has_answered:
             async with self._first:
-                if not self._is_checked:
+                if not self._has_answered:
                     yield
                     return
         yield
@@ -140,8 +153,8 @@ class Transport(abc.ABC):
     async def ask(self, request: Request) -> tuple[dict[str, Any], int]:
         """Asks one request by a call of its own.
 
-        A server that refuses a schema before it has held to any is asked with a simpler one, in
-        the end with none but in words.
+        A server that refuses a schema, or fails over it, before it has answered one of this class
+        is asked with a simpler one, in the end with none but in words.
 
         Returns:
             The message (see `read_message`), and how often it had to be sent again.
@@ -152,12 +165,15 @@ class Transport(abc.ABC):
         """
         retries = 0
         while True:
+            dialect = self._dialect_of(request.schema)
             try:
                 message, again = await self._send(self.body(request))
-                return message, retries + again
             except self._library.APIStatusError as error:
-                if not self._takes_simpler_schema(error, request):
+                if not self._takes_simpler_schema(error, request, dialect):
                     raise self._of_status(error) from None
+            else:
+                self._took(request.schema, dialect)
+                return message, retries + again
             retries += 1
 
     def read_message(self, content: bytes | Mapping[str, Any]) -> dict[str, Any]:
@@ -189,17 +205,23 @@ class Transport(abc.ABC):
     def saw(self, request: Request, message: Mapping[str, Any]) -> None:
         """Takes a message as evidence of what the server does with schemas.
 
-        Where the first answer is not of the schema's form, or a later one no JSON at all, the
-        schema goes into the prompt from then on, in words.
+        Where the first whole answer does not hold to its schema, or any other is no JSON at all,
+        the schema goes into the prompt from then on, in words.
         """
         text, reason = message["text"], message["stop_reason"]
         if request.schema is None or not text.strip() or reason == "refusal":
             return
-        is_whole = reason != "max_tokens" and not self._is_checked
-        self._is_checked = True
-        if self._explained or has_form(text, request, is_whole):
+        self._has_answered = True
+        schema = self._sent_schema(request)
+        if self._explained or schema is None:
             return
-        self._explain(f"answered {request.step!r} in another form than its schema")
+        # One that was asked again may have got the schema in words.
+        was_told = json_wish(request) in request.messages[-1][1]
+        is_check = not (self._is_checked or was_told or reason in CUT_OFF)
+        self._is_checked |= is_check
+        if not (holds_to(text, schema) if is_check else begins_as_json(text)):
+            self._explained = True
+            self._tell_of_words(f"answered {request.step!r} in another form than its schema")
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -227,16 +249,14 @@ class Transport(abc.ABC):
         return any(host == own or host.endswith(f".{own}") for own in self._environment.hosts)
 
     async def _send(self, body: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        """As `ask`; a refusal of the call is raised as the SDK has it."""
+        """As `ask`; the status of a call that was refused is raised as the SDK has it."""
         retries = odd = timeouts = 0
         while True:
             try:
                 raw = await self._create(body)
             except self._library.APIStatusError as error:
-                if not is_temporary(error):
+                if not is_temporary(error) or retries >= self.config.max_retries:
                     raise
-                if retries >= self.config.max_retries:
-                    raise self._of_status(error) from None
                 await asyncio.sleep(retry_delay(retries, error))
             except self._library.APITimeoutError:
                 timeouts += 1
@@ -282,23 +302,54 @@ class Transport(abc.ABC):
                 self._too_slow(1),
             )
 
-    def _takes_simpler_schema(self, error: Any, request: Request) -> bool:
+    def _dialect_of(self, schema: Schema | None) -> int:
+        return self._dialects.get(schema, self._first_dialect)
+
+    def _sent_schema(self, request: Request) -> dict[str, Any] | None:
+        """The schema of a request as this server takes it; None = it has none, or in words."""
+        dialect = self._dialect_of(request.schema)
+        if request.schema is None or dialect == len(self.dialects):
+            return None
+        return self.dialects[dialect](request.schema)
+
+    def _takes_simpler_schema(self, error: Any, request: Request, dialect: int) -> bool:
         """True if the call may be repeated with a simpler schema, or with one in words."""
-        if self._is_checked or request.schema is None or error.status_code not in (400, 422):
+        schema = request.schema
+        if self.is_official or schema is None or error.status_code not in _MAY_BE_OF_SCHEMA:
             return False
-        if self._dialect >= self.dialects:
+        if dialect < self._dialect_of(schema):
+            return True  # meanwhile another call has found that
+        if schema in self._taken or dialect == len(self.dialects):
             return False
-        self._dialect += 1
-        if self._dialect == self.dialects:
-            said = self.redact(str(getattr(error, "api_message", "") or error))[:200]
-            self._explain(f"does not take a schema ({said})")
+        said = getattr(error, "api_message", None) or error
+        self._refused[schema] = self.redact(f"status {error.status_code}: {said}")[:200]
+        self._dialects[schema] = dialect + 1
         return True
 
-    def _explain(self, what: str) -> None:
-        self._explained = True
-        logger.warning(
-            "%s %s; from now on the schema goes into the prompt, in words", self.address, what
-        )
+    def _took(self, schema: Schema | None, dialect: int) -> None:
+        """Notes that a schema was answered in a dialect."""
+        if schema is None or schema in self._taken:
+            return
+        if not self._taken:
+            # Others are likely to be refused as the first one was.
+            self._first_dialect = max(self._first_dialect, dialect)
+        self._taken.add(schema)
+        self._dialects[schema] = dialect
+        if dialect == len(self.dialects) and schema in self._refused:
+            name = "" if self._first_dialect == dialect else schema.__name__
+            which = f"the schema {name}" if name else "a schema"
+            self._tell_of_words(f"does not take {which} ({self._refused[schema]})", name)
+
+    def _tell_of_words(self, what: str, name: str = "") -> None:
+        """Says, once for each name of a schema ("" = all), that it goes into the prompt."""
+        if name not in self._told_of_words:
+            self._told_of_words.add(name)
+            logger.warning(
+                "%s %s; from now on %s goes into the prompt, in words",
+                self.address,
+                what,
+                "this one" if name else "the schema",
+            )
 
     def _of_status(self, error: Any) -> Exception:
         status = error.status_code

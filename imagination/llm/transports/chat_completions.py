@@ -10,20 +10,25 @@ import pydantic
 
 from imagination.llm.config import LLMConfig
 from imagination.llm.requests import LLMError, Request
-from imagination.llm.structured import GRAMMAR_ONLY, without_keywords
+from imagination.llm.structured import GRAMMAR_ONLY, closed, full_schema, without_keywords
 from imagination.llm.transports.base import Transport
 
 # What strict structured output of the official service does not take; it is checked here.
 _NOT_STRICT = (*GRAMMAR_ONLY, "minLength", "maxLength", "default", "title")
-_TITLES = ("title",)
 _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal", "stop": "end_turn"}
+
+
+@functools.cache
+def _strict_schema(schema: type[pydantic.BaseModel]) -> dict[str, Any]:
+    """The part of the schema that strict structured output takes."""
+    return closed(without_keywords(schema.model_json_schema(), _NOT_STRICT))
 
 
 class ChatCompletionsTransport(Transport):
     """Calls of POST /chat/completions below the address, which ends in /v1 with most servers."""
 
     name = "chat completions"
-    dialects = 2
+    dialects = (full_schema, _strict_schema)
     shows_form = True
 
     def __init__(self, config: LLMConfig):
@@ -38,9 +43,11 @@ class ChatCompletionsTransport(Transport):
         self.sdk = openai.AsyncOpenAI(
             api_key=self.key, base_url=self.full_address, max_retries=0, timeout=config.timeout
         )
-        self._dialect = int(self.is_official)
+        self._first_dialect = int(self.is_official)
 
-    def _body(self, request: Request, system: str, dialect: int | None) -> dict[str, Any]:
+    def _body(
+        self, request: Request, system: str, schema: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
         # The official service calls it so for all models; others know the older name.
         limit = "max_completion_tokens" if self.is_official else "max_tokens"
         opening = [{"role": "system", "content": system}] if system else []
@@ -50,8 +57,7 @@ class ChatCompletionsTransport(Transport):
             "messages": [*opening, *self.chat(request)],
             **self.config.sampling(),
         }
-        if dialect is not None:
-            schema = _SCHEMAS[dialect](request.schema)
+        if schema is not None:
             named = {"name": request.schema.__name__, "strict": True, "schema": schema}
             body["response_format"] = {"type": "json_schema", "json_schema": named}
         return body
@@ -91,35 +97,3 @@ def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
         "output_tokens": usage.get("completion_tokens"),
         "cache_read_input_tokens": cached,
     }
-
-
-@functools.cache
-def _full_schema(schema: type[pydantic.BaseModel]) -> dict[str, Any]:
-    """All that the schema says; for servers that compile it into a grammar."""
-    return _closed(without_keywords(schema.model_json_schema(), _TITLES))
-
-
-@functools.cache
-def _strict_schema(schema: type[pydantic.BaseModel]) -> dict[str, Any]:
-    """The part of the schema that strict structured output takes."""
-    return _closed(without_keywords(schema.model_json_schema(), _NOT_STRICT))
-
-
-_SCHEMAS = (_full_schema, _strict_schema)
-
-
-def _closed(schema: Any) -> Any:
-    """A schema whose objects have all their properties and no others."""
-    if isinstance(schema, list):
-        return [_closed(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {keyword: _closed(value) for keyword, value in schema.items()}
-    # Servers that find several of these look at one alone.
-    if "oneOf" in closed:
-        return {"oneOf": closed["oneOf"]}
-    if "prefixItems" in closed:
-        closed.pop("items", None)
-    if closed.get("type") == "object":
-        closed |= {"required": list(closed.get("properties", ())), "additionalProperties": False}
-    return closed

@@ -11,53 +11,8 @@ import pydantic
 
 from imagination.llm.config import LLMConfig
 from imagination.llm.requests import LLMError, Request
-from imagination.llm.structured import GRAMMAR_ONLY, without_keywords
+from imagination.llm.structured import GRAMMAR_ONLY, full_schema, without_keywords
 from imagination.llm.transports.base import Transport
-
-
-class MessagesTransport(Transport):
-    """Calls of POST /v1/messages. Message Batches go through its `sdk` (see `batches.py`)."""
-
-    name = "the Messages API"
-    dialects = 1
-
-    def __init__(self, config: LLMConfig):
-        super().__init__(config, anthropic)
-        self.sdk = anthropic.AsyncAnthropic(
-            api_key=self.key, base_url=self.full_address, max_retries=0, timeout=config.timeout
-        )
-
-    def _body(self, request: Request, system: str, dialect: int | None) -> dict[str, Any]:
-        config = self.config
-        body: dict[str, Any] = {
-            "model": config.model,
-            "max_tokens": config.answer_limit(request),
-            "messages": self.chat(request),
-            **config.sampling(),
-        }
-        if system:
-            cached = {"type": "ephemeral"}
-            body["system"] = [{"type": "text", "text": system, "cache_control": cached}]
-        if dialect is not None:
-            schema = _api_schema(request.schema)
-            body["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
-        return body
-
-    async def _create(self, body: Mapping[str, Any]) -> Any:
-        # The newest SDK has no such fields any more, as the newest models have none.
-        sampling = {name: body[name] for name in self.config.sampling()}
-        known = {name: value for name, value in body.items() if name not in sampling}
-        # Raw: no field that the SDK does not know, or has otherwise, can lose an answer.
-        return await self.sdk.messages.with_raw_response.create(**known, extra_body=sampling)
-
-    def _read(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        blocks = [block for block in message["content"] if block["type"] == "text"]
-        return {
-            "text": "".join(block["text"] for block in blocks),
-            "stop_reason": message.get("stop_reason"),
-            "model": message.get("model"),
-            "usage": message.get("usage"),
-        }
 
 
 @functools.cache
@@ -76,3 +31,51 @@ def _api_schema(schema: type[pydantic.BaseModel]) -> dict[str, Any]:
             f"The schema {schema.__name__} cannot be asked of an LLM: {error} Use plain fields, "
             "lists, Literal types and nested models."
         ) from None
+
+
+class MessagesTransport(Transport):
+    """Calls of POST /v1/messages. Message Batches go through its `sdk` (see `batches.py`)."""
+
+    name = "the Messages API"
+    dialects = (full_schema, _api_schema)
+
+    def __init__(self, config: LLMConfig):
+        super().__init__(config, anthropic)
+        self.sdk = anthropic.AsyncAnthropic(
+            api_key=self.key, base_url=self.full_address, max_retries=0, timeout=config.timeout
+        )
+        # What is refused in a batch is not asked again with a simpler schema.
+        self._first_dialect = int(self.is_official or config.batch)
+
+    def _body(
+        self, request: Request, system: str, schema: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        config = self.config
+        body: dict[str, Any] = {
+            "model": config.model,
+            "max_tokens": config.answer_limit(request),
+            "messages": self.chat(request),
+            **config.sampling(),
+        }
+        if system:
+            cached = {"type": "ephemeral"}
+            body["system"] = [{"type": "text", "text": system, "cache_control": cached}]
+        if schema is not None:
+            body["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+        return body
+
+    async def _create(self, body: Mapping[str, Any]) -> Any:
+        # The newest SDK has no such fields any more, as the newest models have none.
+        sampling = {name: body[name] for name in self.config.sampling()}
+        known = {name: value for name, value in body.items() if name not in sampling}
+        # Raw: no field that the SDK does not know, or has otherwise, can lose an answer.
+        return await self.sdk.messages.with_raw_response.create(**known, extra_body=sampling)
+
+    def _read(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        blocks = [block for block in message["content"] if block["type"] == "text"]
+        return {
+            "text": "".join(block["text"] for block in blocks),
+            "stop_reason": message.get("stop_reason"),
+            "model": message.get("model"),
+            "usage": message.get("usage"),
+        }
