@@ -68,7 +68,7 @@ class LLMConfig(Settings):
     max_asks: int = setting("Repetitions of a question after an unusable answer.", 3, least=0)
     timeout: float = setting(
         "Seconds to wait for an answer. After as many more, so that a slow server can come to an "
-        "end, it is asked once again.",
+        "end, it is asked once again; likewise where a proxy says 408 or 504.",
         120.0,
         above=0,
         shapes_result=False,

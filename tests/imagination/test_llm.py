@@ -169,6 +169,24 @@ def test_a_slow_answer_times_out_and_is_asked_again(tmp_path, caplog):
     assert "no answer within 1.5 s" in said and "asked once more" in said
 
 
+@pytest.mark.parametrize("fault", ["408", "504"])
+def test_a_proxys_time_out_is_waited_out_once(tmp_path, fault, caplog):
+    settings = {"timeout": 1.5, "max_in_flight": 1}
+    schedule = ["", fault, "", fault, fault]
+    with MessagesServer(answer, schedule=schedule, retry_after_ms=0) as server:
+        start = time.monotonic()
+        (*found, lost), _ = ask_all(config(server, **settings), tmp_path, requests(3))
+        assert time.monotonic() - start >= 3.0 and len(server.calls) == 5
+    assert all(isinstance(each, Answer) for each in found)
+    assert isinstance(lost, Failure) and fault in lost.reason
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert f"status {fault}; lower max_in_flight" in said and "once more after 1.5 s" in said
+    with MessagesServer(answer, schedule=["", fault]) as server:  # it says when to come again
+        start = time.monotonic()
+        ask_all(config(server, timeout=100.0), tmp_path / "told", requests(2))
+    assert time.monotonic() - start < 50
+
+
 def test_a_call_that_never_gets_through_is_set_aside_and_asked_anew_later(tmp_path):
     with MessagesServer(answer) as server:
         settings = config(server, max_retries=1, max_in_flight=1)

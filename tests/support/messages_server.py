@@ -34,6 +34,7 @@ STATUS_FAULTS = {
     "422": "unprocessable_entity",
     "429": "rate_limit_error",
     "500": "api_error",
+    "504": "timeout_error",
     "529": "overloaded_error",
 }
 # "cut": connection closed half way; "slow": answers after `slow_seconds`; "shape": JSON that is no
@@ -85,7 +86,7 @@ class MessagesServer:
         seed: Of the faults by probability; equal calls meet equal faults, in whatever order.
         latency: Seconds that an answer takes.
         slow_seconds: Seconds that a "slow" answer takes.
-        retry_after_ms: What 429 says.
+        retry_after_ms: What failures say; 0 = nothing.
         batch_looks: How often a batch is looked at before it has ended.
         echo_key: 401 repeats the key that it got, as careless servers do.
 
@@ -241,7 +242,8 @@ class MessagesServer:
             if self.echo_key:
                 said += f" for key {call.key}"
             status, content, extra, cut = _error(fault, said)
-            extra["retry-after-ms"] = str(self.retry_after_ms)
+            if self.retry_after_ms:
+                extra["retry-after-ms"] = str(self.retry_after_ms)
             return status, content, extra, cut
         if fault == "shape":
             return _json(200, {"choices": [], "content": [{"text": "hello"}]})

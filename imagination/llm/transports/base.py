@@ -2,7 +2,8 @@
 
 What fails on the way (408, 409, 429, 5xx, a broken connection) is sent again here, with back-off,
 jitter and retry-after honoured, and not by the SDK: that would send a question again at once on
-which a slow server is still computing. What fails afterwards ends as one of two errors:
+which a slow server is still computing. Such a time-out, the SDK's own or that of a proxy in between
+(408, 504), is waited for as long again, once. What fails afterwards ends as one of two errors:
 `NotDelivered` sets one request aside, `LLMError` stops the run.
 """
 
@@ -42,6 +43,9 @@ PLACEHOLDER_KEY = "no-key-is-set"
 _GIVEN_UP_IN_A_ROW = 8
 # A server that was too slow is given the time to come to an end, then asked once more.
 _MOST_TIMEOUTS = 1
+# As proxies say that they have waited long enough, while the server behind them computes on.
+_TIMEOUTS = (408, 504)
+_FOR_SLOW_SERVERS = "lower max_in_flight, for a slow server"
 # What servers say of a schema that they cannot take; the last where its grammar fails inside.
 _MAY_BE_OF_SCHEMA = (400, 422, 500)
 _LONGEST_RETRY_AFTER = 60.0  # seconds; who says more is asked after the usual back-off
@@ -257,13 +261,18 @@ class Transport(abc.ABC):
             except self._library.APIStatusError as error:
                 if not is_temporary(error) or retries >= self.config.max_retries:
                     raise
-                await asyncio.sleep(retry_delay(retries, error))
+                if error.status_code in _TIMEOUTS and delay_asked_for(error) is None:
+                    timeouts += 1
+                    if timeouts > _MOST_TIMEOUTS:
+                        raise
+                    await self._wait_out(f"status {error.status_code}; {_FOR_SLOW_SERVERS}")
+                else:
+                    await asyncio.sleep(retry_delay(retries, error))
             except self._library.APITimeoutError:
                 timeouts += 1
                 if timeouts > min(_MOST_TIMEOUTS, self.config.max_retries):
                     raise self._given_up(self._too_slow(timeouts)) from None
-                self._tell_of_waiting()
-                await asyncio.sleep(self.config.timeout)
+                await self._wait_out(self._too_slow(1))
             except self._library.APIConnectionError as error:
                 if retries >= self.config.max_retries:
                     raise self._of_connection(error) from None
@@ -288,19 +297,23 @@ class Transport(abc.ABC):
     def _too_slow(self, times: int) -> str:
         return (
             f"no answer within {self.config.timeout:g} s"
-            f"{', twice' if times > 1 else ''}; raise timeout, or lower max_in_flight, for a slow "
-            "server"
+            f"{', twice' if times > 1 else ''}; raise timeout, or {_FOR_SLOW_SERVERS}"
         )
 
-    def _tell_of_waiting(self) -> None:
-        """Says once that nothing is asked for a while: it looks as if the run stood still."""
+    async def _wait_out(self, what: str) -> None:
+        """Gives a server that was too slow the time to come to an end.
+
+        Says so once: it looks as if the run stood still.
+        """
         if not self._told_of_waiting:
             self._told_of_waiting = True
             logger.warning(
-                "%s: %s. What it was too slow for is asked once more after as many seconds",
+                "%s: %s. What it was too slow for is asked once more after %g s",
                 self.address,
-                self._too_slow(1),
+                what,
+                self.config.timeout,
             )
+        await asyncio.sleep(self.config.timeout)
 
     def _dialect_of(self, schema: Schema | None) -> int:
         return self._dialects.get(schema, self._first_dialect)
@@ -408,6 +421,12 @@ def is_temporary(error: Any) -> bool:
 
 def retry_delay(attempt: int, error: Exception) -> float:
     """Seconds to wait: what the service says, else back-off with jitter."""
+    said = delay_asked_for(error)
+    return min(0.5 * 2**attempt, 8.0) * random.uniform(0.75, 1.0) if said is None else said
+
+
+def delay_asked_for(error: Exception) -> float | None:
+    """Seconds that the service says to wait; None = it says none, or too many."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:
@@ -416,4 +435,4 @@ def retry_delay(attempt: int, error: Exception) -> float:
             continue
         if 0 <= said <= _LONGEST_RETRY_AFTER:
             return said
-    return min(0.5 * 2**attempt, 8.0) * random.uniform(0.75, 1.0)
+    return None
