@@ -143,9 +143,9 @@ def preview(experiment: Experiment, folder: RunFolder, number: int, console: Con
         console.print(_shown(dialogue, task), markup=False, highlight=False)
     money = f" They cost ${costs.spent:,.4f}, all of them will cost about ${costs.cost:,.2f}."
     console.print(
-        f"{imagined.line()} of {in_all:,}.{money if costs.spent else ''} Run the same command "
-        "without --preview for the others; these are not paid for again, unless the task is edited "
-        f"({folder.task}).",
+        f"{imagined.line(has_card=False)} of {in_all:,}.{money if costs.spent else ''} Run the "
+        "same command without --preview for the others; these are not paid for again, unless the "
+        f"task is edited ({folder.task}).",
         markup=False,
         highlight=False,
     )

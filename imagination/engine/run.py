@@ -64,11 +64,12 @@ class Imagined:
     rejected: list[Dialogue] = dataclasses.field(default_factory=list)
     unpaid: int = 0
 
-    def line(self) -> str:
+    def line(self, has_card: bool = True) -> str:
         """Number of dialogues, of rejected and of dropped ones by step, in one line for people."""
         text = f"{len(self.dialogues):,} dialogues"
         if self.rejected:
-            text += f", {len(self.rejected):,} kept apart (see dataset_card.md)"
+            text += f", {len(self.rejected):,} kept apart"
+            text += " (see dataset_card.md)" if has_card else ""
         if self.unpaid:
             text += f", {self.unpaid:,} unfinished at config.llm.max_cost"
         if self.dropped:
@@ -172,7 +173,8 @@ async def imagine_dialogues(
         task: A whole task (see `derive_task`).
         config: Number and kind of the dialogues.
         on_dialogue: Called with each dialogue as it is finished or dropped, in no particular order.
-        first: Imagine only so many, as they will be among all; 0 = all.
+        first: Imagine only so many, as they will be among all, to be looked at: none of them need
+            be fit to learn from, and the limit on cost leaves those that are finished; 0 = all.
 
     Returns:
         The dialogues that could be finished, those among them that are not to be learned from,
@@ -215,12 +217,13 @@ async def imagine_dialogues(
     results = await run_concurrently(jobs, most_at_once(llm, config.conversations), done)
     finished = [result for result in results if isinstance(result, Dialogue)]
     unpaid = [result for result in results if isinstance(result, CostLimitError)]
-    if unpaid and (config.at_limit == "stop" or not finished):
+    stops = config.at_limit == "stop" and not first
+    if unpaid and (stops or not finished):
         raise CostLimitError(_at_limit(unpaid[0], len(finished), len(assignments)))
     dialogues = [dialogue for dialogue in finished if not dialogue.source[REJECTED]]
     rejected = [dialogue for dialogue in finished if dialogue.source[REJECTED]]
     dropped += [result for result in results if isinstance(result, DroppedDialogue)]
-    if not dialogues:
+    if not (dialogues or (first and rejected)):
         raise EngineError(_nothing_left(len(assignments), dropped, rejected))
     return Imagined(dialogues, dropped, rejected, len(unpaid))
 

@@ -234,7 +234,7 @@ class Client:
                 if outcome:
                     break
         except NotDelivered as error:
-            outcome = Failure(request, str(error))
+            outcome = Failure(request, str(error), exchange.usage)
         except LLMError as error:
             self._stopped = self._stopped or error
             raise

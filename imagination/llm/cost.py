@@ -169,7 +169,7 @@ class LearnedForecast:
 
     def saw(self, request: Request, answer: Answer | Failure) -> None:
         """Takes an answer into account."""
-        cost = answer.usage.cost if isinstance(answer, Answer) else 0.0
+        cost = answer.usage.cost
         self.answers, self.spent = self.answers + 1, self.spent + cost
         self._seen[request.step].add(cost)
         if request.label in self._sample:

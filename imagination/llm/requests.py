@@ -168,10 +168,17 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A request that was set aside (see `failed.jsonl`); the run goes on without it."""
+    """A request that was set aside (see `failed.jsonl`); the run goes on without it.
+
+    Attributes:
+        request: The request.
+        reason: The last fault, in words.
+        usage: Tokens and cost of the unusable answers to it.
+    """
 
     request: Request
     reason: str
+    usage: Usage = Usage()
 
 
 @functools.cache

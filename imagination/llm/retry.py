@@ -47,6 +47,7 @@ class Exchange:
 
     Attributes:
         tip: The request to send next.
+        usage: Tokens and cost of all replies so far.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Exchange:
         self._has_samples = has_samples
         self._faults: list[tuple[Reply, str]] = []
         self._shown: set[str] = set()
-        self._usage = Usage()
+        self.usage = Usage()
 
     @property
     def asked_again(self) -> bool:
@@ -67,22 +68,23 @@ class Exchange:
 
     def take(self, reply: Reply, from_cache: bool) -> Answer | Failure | None:
         """Takes the reply to the tip. None: it is unusable, and there is a new tip to send."""
-        self._usage += reply.usage
+        self.usage += reply.usage
         try:
             parsed, fault = parse_reply(self._request, reply)
         except Declined as error:
             # It is not argued with: other samples say whether it is meant.
             self._faults.append((reply, str(error)))
             if len(self._faults) > self._max_asks:
-                return Failure(self._request, str(error))
+                return Failure(self._request, str(error), self.usage)
             self.tip = self._question()
             return None
         if not fault:
-            return Answer(reply.text, parsed, reply.model, self._usage, from_cache)
+            return Answer(reply.text, parsed, reply.model, self.usage, from_cache)
         self._faults.append((reply, fault))
         if len(self._faults) > self._max_asks:
             times = len(self._faults)
-            return Failure(self._request, f"no usable answer in {times} asks; the last: {fault}")
+            reason = f"no usable answer in {times} asks; the last: {fault}"
+            return Failure(self._request, reason, self.usage)
         self.tip = self._put_again(reply, fault)
         return None
 
@@ -114,7 +116,7 @@ class Exchange:
         """The exchange as a record of a failure."""
         return {
             "request": self._request.to_json(),
-            "usage": dataclasses.asdict(self._usage),
+            "usage": dataclasses.asdict(self.usage),
             "replies": [
                 {
                     "text": reply.text,

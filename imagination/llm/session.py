@@ -99,13 +99,14 @@ class Session:
             answers = await gather_all([self.llm.ask(request) for request in requests])
         else:
             answers = await self.llm.ask_all(requests)
+        # What was paid counts also where one of them has no usable answer.
+        self.cost += sum(answer.usage.cost for answer in answers)
+        self.tokens += sum(answer.usage.tokens for answer in answers)
         for request, answer in zip(requests, answers, strict=True):
             if isinstance(answer, Failure):
                 raise NoAnswer(request.step, answer.reason)
             self.models[request.step] = answer.model
             self.prompts[request.step] = request.prompt_version
-            self.cost += answer.usage.cost
-            self.tokens += answer.usage.tokens
         return [answer.parsed for answer in answers]
 
     async def ask_prompt(

@@ -7,6 +7,7 @@ import asyncio
 import json
 import re
 import types
+from collections import Counter
 
 import in_process
 import pages
@@ -82,6 +83,19 @@ def test_the_forecast_learns_the_cost_from_the_first_dialogues(tmp_path, way):
             assert meter.usage.cost == 0
 
 
+def test_answers_that_never_become_usable_count_with_what_was_paid_for_them(tmp_path):
+    def answer(body):
+        asks = len(body["messages"][0]["content"]) % 2 and "verdicts" in json.dumps(body)
+        return "Well." if asks else lifelike(body)
+
+    config = EngineConfig(dialogues=12, max_turns=1, failed_critique="keep")
+    with MessagesServer(answer) as server:
+        done, costs, meter = imagined_with_costs(server, tmp_path, config)
+    dropped = Counter(each.step for each in done.dropped)
+    assert dropped["engine/critique"] == len(done.dropped) > 0 and done.dialogues
+    assert costs.spent == pytest.approx(meter.usage.cost)
+
+
 def test_before_any_answer_the_forecast_is_the_planned_one():
     config, llm = EngineConfig(dialogues=40), LLMConfig(model="m", **PRICES)
     planned = forecast_imagination(TASK, config, llm)
@@ -109,6 +123,8 @@ def test_the_documents_own_examples_fit_under_their_limit():
         imagination = experiment.imagination
         planned = forecast_imagination({"name": name, **given}, imagination.engine, imagination.llm)
         assert 0 < planned.cost_at_most < imagination.llm.max_cost
+        # A derived limit of turns could be any.
+        assert f"limit of {given['max_turns']} agent turns" in planned.to_markdown()
 
 
 # The limit
@@ -172,6 +188,33 @@ def test_a_preview_shows_the_first_dialogues_of_the_run_and_ends(tmp_path):
         assert ended.status == 1 and "they are there" in ended.output
     ended = in_process.run(tmp_path / "world", "--preview=2")
     assert ended.status == 1 and "config.imagination.engine=anthropic" in ended.output
+
+
+def test_a_preview_shows_dialogues_also_where_none_is_fit_to_learn_from(tmp_path):
+    def strict(body):
+        return world(body).replace('"fulfilled": true', '"fulfilled": false')
+
+    world = WorldLLM("teaching")
+    with MessagesServer(strict) as server:
+        ended = in_process.run(tmp_path, *arguments(server), "--preview=2")
+        assert ended.status == 0 and not ended.traceback, ended
+        assert "--- teaching-0:" in ended.output and "--- teaching-1:" in ended.output
+        assert ended.output.count("kept apart: ") == 2
+        assert "0 dialogues, 2 kept apart of 12." in ended.output
+        assert "all of them will cost about $" in ended.output
+        ended = in_process.run(tmp_path, *arguments(server))
+        assert ended.status == 1 and "None of 12 dialogues is fit to learn from" in ended.output
+
+
+def test_a_preview_shows_what_the_limit_on_cost_leaves(tmp_path):
+    with MessagesServer(WorldLLM("teaching")) as server:
+        limit = ("--config.llm.max_cost=0.06", "--config.llm.max_tokens=300")
+        limit += ("--config.llm.max_in_flight=2",)
+        ended = in_process.run(tmp_path, *arguments(server, *limit), "--preview=12")
+        assert ended.status == 0 and not ended.traceback, ended
+        shown = ended.output.count("--- teaching-")
+        left = re.search(r"(\d+) unfinished at config.llm.max_cost", ended.output)
+        assert shown and shown + int(left[1]) == 12
 
 
 def test_answers_to_other_versions_of_the_prompts_are_told_and_not_used(tmp_path):

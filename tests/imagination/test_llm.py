@@ -273,6 +273,8 @@ def test_an_answer_that_declines_is_not_argued_with_and_asked_anew_by_the_next_r
         for run in (1, 2):
             found = ask(config(server, max_asks=1), tmp_path, request(check=check))
             assert isinstance(found, Failure) and found.reason == "nobody to talk with"
+            paid = [line["usage"]["cost"] for line in lines(tmp_path / "cache.jsonl")]
+            assert found.usage.cost == pytest.approx(sum(paid[-2:])) and found.usage.cost > 0
             assert len(server.calls) == 2 * run
             assert len(lines(tmp_path / "failed.jsonl")) == run
         for _ in range(2):
@@ -307,6 +309,7 @@ def test_what_never_becomes_usable_is_set_aside_with_everything(tmp_path):
         found, meter = ask_all(config(server, **settings), tmp_path, requests(1))
         assert isinstance(found[0], Failure) and "cut off" in found[0].reason
         assert found[0].request == requests(1)[0]
+        assert found[0].usage == meter.usage and meter.usage.cost > 0  # all three were paid for
         # The next run asks anew, and the one after it takes what that brought.
         for _ in range(2):
             more, _ = ask_all(config(server, **settings), tmp_path, requests(2))

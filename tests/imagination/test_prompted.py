@@ -265,6 +265,7 @@ def test_failure_of_the_human_ends_the_conversation():
     dialogue, _ = play("plain", client)
     assert [turn.text for turn in dialogue.turns] == [NO_ANSWER]
     assert spending(dialogue)["human_failures"] == 1
+    assert spending(dialogue)["human_cost"] == PRICE  # unusable answers are paid for, too
     assert (
         dialogue.reward is None and not client.steps()["human/rating"]
     )  # nothing there to be rated

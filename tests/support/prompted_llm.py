@@ -38,10 +38,10 @@ class ScriptedClient:
         self.requests.append(request)
         await asyncio.sleep(0)
         said = self.script(request)
-        if isinstance(said, str):
-            return Failure(request, said)
-        parsed = request.schema.model_validate(said)
         usage = Usage(input_tokens=10, output_tokens=5, cost=PRICE)
+        if isinstance(said, str):
+            return Failure(request, said, usage)
+        parsed = request.schema.model_validate(said)
         return Answer(parsed.model_dump_json(), parsed, "fake-1", usage, False)
 
     async def ask_all(self, requests, on_done=None):
