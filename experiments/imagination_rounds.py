@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ from experiments.run_folder import RunError, RunFolder, Unit
 from imagination.dialogue import Dialogue, DialogueError, json_line, read_dialogues
 from imagination.llm.routing import RoutedClient
 from imagination.simulation import as_data, imagine_conversations
-from imagination.speakers import Conversation, converse
+from imagination.speakers import FAILURE, Conversation, converse, failure_of
 
 CHUNK = 500  # conversations held together; a killed run loses at most these
 # Far from each other, and from the seeds of the data and of the evaluation.
@@ -95,7 +94,8 @@ def hold_round(
             for index, each in enumerate(chunk, start):
                 each.id = f"{unit.name}-{index}"
             held = converse(agent, human, chunk, environment.task, on_finished=progress.advance)
-            write(map(json_line, as_data(environment.world, held, repeat(source, len(held)))))
+            sources = ({**source, FAILURE: failure_of(each.turns)} for each in held)
+            write(map(json_line, as_data(environment.world, held, sources)))
 
 
 def _conversations(
@@ -123,23 +123,27 @@ def learned_from(experiment: Experiment, unit: Unit) -> list[Unit]:
 
 
 def read_round(folder: RunFolder, unit: Unit) -> list[Dialogue]:
-    """The rated conversations of a training's last round.
+    """The rated conversations of a training's last round in which the agent always answered.
 
     Raises:
-        RunError: The file is damaged or not there, or none was rated; the message says what to do.
+        RunError: The file is damaged or not there, or holds no such conversation; the
+            message says what to do.
     """
     path = folder.imagined(unit)
     try:
-        rated = [dialogue for dialogue in read_dialogues(path) if dialogue.reward is not None]
+        held = read_dialogues(path)
     except (DialogueError, FileNotFoundError) as error:
         raise RunError(
             f"{error} These are conversations of a round of imagination: put the file back, or "
             "delete it and run --stage=train again, which has them held anew."
         ) from None
+    # What stands where an answer is missing is nothing to learn to say.
+    rated = [d for d in held if d.reward is not None and not d.source.get(FAILURE)]
     if not rated:
         raise RunError(
-            f"{path}: no conversation was rated, so there is nothing to learn from. Delete it, and "
-            f"run --stage=train again; or leave {unit.method} out of config.methods."
+            f"{path}: no conversation was rated and always answered, so there is nothing to learn "
+            f"from. Delete it, and run --stage=train again; or leave {unit.method} out of "
+            "config.methods."
         )
     return rated
 

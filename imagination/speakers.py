@@ -57,8 +57,16 @@ class Utterance:
     annotations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def with_words(utterance: Utterance) -> Utterance:
+    """The utterance; one without words is a failure, as of an agent that gave no answer."""
+    if utterance.text.strip():
+        return utterance
+    reason = utterance.annotations.get(FAILURE, "it ended its turn without a word")
+    return Utterance(NO_ANSWER, ends=True, annotations={**utterance.annotations, FAILURE: reason})
+
+
 class Agent(Protocol):
-    """Takes the agent's turn in each of the conversations."""
+    """Takes the agent's turn in each of the conversations; one without words is a failure."""
 
     def respond(self, conversations: Sequence[Conversation]) -> list[Utterance]: ...
 
@@ -121,16 +129,17 @@ def converse(
 
 
 def _rate(human: Human, conversations: Sequence[Conversation], task: Task) -> None:
-    answered = [c for c in conversations if not _has_failed(c)]
+    answered = [c for c in conversations if not failure_of(c.turns)]
     for conversation in conversations:
         conversation.finished, conversation.reward = True, task.reward_range[0]
     for conversation, reward in zip(answered, human.rate(answered), strict=True):
         conversation.reward = reward
 
 
-def _has_failed(conversation: Conversation) -> bool:
-    """True where the agent was left without an answer."""
-    return any(t.speaker == "agent" and FAILURE in t.annotations for t in conversation.turns)
+def failure_of(turns: Sequence[Turn]) -> str:
+    """Reason why the agent was left without an answer; "" where it always had one."""
+    reasons = (t.annotations.get(FAILURE, "") for t in turns if t.speaker == "agent")
+    return next(filter(None, reasons), "")
 
 
 def _awaits_human(conversation: Conversation) -> bool:
@@ -148,6 +157,8 @@ def _take_turn(speaker: Agent | Human, name: str, conversations: Sequence[Conver
         return
     utterances = speaker.respond(conversations)
     for conversation, utterance in zip(conversations, utterances, strict=True):
+        if name == "agent":
+            utterance = with_words(utterance)
         if utterance.text or not utterance.ends:
             conversation.turns.append(
                 Turn(name, utterance.text, annotations=dict(utterance.annotations))

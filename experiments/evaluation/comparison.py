@@ -29,6 +29,7 @@ from ilql_jax.methods import METHODS, Method
 from imagination.checks import is_finite
 from imagination.dialogue import Dialogue, read_dialogues
 from imagination.simulation import POPULATIONS
+from imagination.speakers import failure_of
 from imagination.task import Task
 
 Conversations = Mapping[Unit, Sequence[Dialogue]]
@@ -158,6 +159,7 @@ def _scores(
         look=look,
         episodes=rewards.shape[1],
         unrated=int(np.isnan(rewards).sum()),
+        broken_off=sum(bool(failure_of(d.turns)) for d in dialogues),
         mean_reward=mean,
         ci95=bounds,
         normalized=_normalized(mean, references),

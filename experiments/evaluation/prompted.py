@@ -109,7 +109,7 @@ def _described(human: HumanPlayer | None) -> str:
 def agent_scores(
     result: UnitResult, dialogues: Sequence[Dialogue], has_prices: bool
 ) -> PromptedAgent:
-    """Calls, cost and failures of a prompted agent in these conversations."""
+    """Calls and cost of a prompted agent in these conversations."""
     calls, cost = _spent_by("agent", dialogues)
     return PromptedAgent(
         model=result.agent.model,
@@ -118,7 +118,6 @@ def agent_scores(
         cost=cost if has_prices else None,
         setup_calls=result.setup_calls,
         setup_cost=result.setup_cost if has_prices else None,
-        broken_off=sum(spending(dialogue)["agent_failures"] > 0 for dialogue in dialogues),
         search=result.agent.search,
     )
 

@@ -20,7 +20,7 @@ from experiments.evaluation import typed_json
 from experiments.looks import Look
 from imagination.simulation import normalized_score
 
-EVALUATION_SCHEMA = 1  # raised when fields of the classes below are added, removed or redefined
+EVALUATION_SCHEMA = 2  # raised when fields of the classes below are added, removed or redefined
 HELDOUT_SCHEMA = 2
 UNIT_SCHEMA = 1
 
@@ -88,7 +88,6 @@ class PromptedAgent:
         cost: Mean dollars a conversation; None where no prices are set.
         setup_calls: Calls before the first conversation; None where the agent needs no setup.
         setup_cost: Dollars of these; None without setup or prices.
-        broken_off: Conversations in which the model gave no answer.
         search: Settings of the tree search; None for the other agents.
     """
 
@@ -98,7 +97,6 @@ class PromptedAgent:
     cost: float | None
     setup_calls: int | None
     setup_cost: float | None
-    broken_off: int
     search: Mapping[str, Any] | None
 
 
@@ -125,6 +123,7 @@ class Scores:
         look: Title, colour and marker.
         episodes: Humans it talked with, the same for each seed.
         unrated: Conversations without a rating, left out of means and tests.
+        broken_off: Conversations in which the agent gave no answer, rated the worst.
         mean_reward: Over seeds and the episodes rated with every seed; None where there are none.
         ci95: Interval of the mean reward.
         normalized: Mean reward as a normalized score; None without references.
@@ -141,6 +140,7 @@ class Scores:
     look: Look
     episodes: int
     unrated: int
+    broken_off: int
     mean_reward: float | None
     ci95: Bounds | None
     normalized: float | None

@@ -380,10 +380,10 @@ def missing_note(population: Population) -> str:
                 f"{title[name]}: {scores.unrated} of {scores.conversations} conversations have "
                 "no rating and are left out of means and tests"
             )
-        if scores.prompted_agent is not None and scores.prompted_agent.broken_off:
+        if scores.broken_off:
             sentences.append(
-                f"{title[name]}: in {scores.prompted_agent.broken_off} of {scores.episodes} "
-                "conversations the model gave no answer; they count as the worst rating"
+                f"{title[name]}: in {scores.broken_off} of {scores.conversations} conversations "
+                "the agent gave no answer; they count as the worst rating"
             )
     sentences += [
         f"{_enumerate(names)} had the first {episodes} of {most} episodes; tests pair these"

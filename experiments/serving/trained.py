@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from experiments.serving.answer import Answer, ConversationError, TooLongError
+from experiments.serving.answer import AgentError, Answer, ConversationError, TooLongError
 from experiments.serving.batching import Batcher
 from ilql_jax.policy import Policy
 from imagination.agents.policy import PolicyAgent, turn_seed
 from imagination.dialogue import DialogueError, Turn
+from imagination.speakers import FAILURE
 
 # Of a token, on average. A longer text is not even cut into tokens: it fits nowhere.
 _MOST_CHARACTERS = 64
@@ -68,7 +69,7 @@ class TrainedAgent:
     async def close(self) -> None:
         self._batcher.leave()
 
-    def _answers(self, asked: Sequence[_Asked]) -> list[Answer | ConversationError]:
+    def _answers(self, asked: Sequence[_Asked]) -> list[Answer | AgentError | ConversationError]:
         """Answers a batch, in the thread of the batcher."""
         found: list[Any] = [self._read(each) for each in asked]
         fitting = [i for i, each in enumerate(found) if not isinstance(each, ConversationError)]
@@ -84,6 +85,9 @@ class TrainedAgent:
         for i, response, cached in zip(fitting, responses, known, strict=True):
             context, forgotten = found[i]
             utterance = self._agent.utterance(response)
+            if reason := utterance.annotations.get(FAILURE):
+                found[i] = AgentError(f"The agent gave no answer: {reason}.")
+                continue
             details = {
                 "agent": "trained",
                 "method": self._method,

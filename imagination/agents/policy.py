@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 from ilql_jax.policy import Policy, Response
 from imagination.chat_formats import NoRoomError
-from imagination.speakers import FAILURE, NO_ANSWER, Conversation, Utterance
+from imagination.speakers import FAILURE, NO_ANSWER, Conversation, Utterance, with_words
 from imagination.tokenization import DialogueTokenizer
 
 
@@ -59,11 +60,14 @@ class PolicyAgent:
         return [self.utterance(response) for response in responses]
 
     def utterance(self, response: Response) -> Utterance:
-        """The policy's response in words, annotated with its values."""
+        """The policy's response in words, annotated with its values; without words, a failure."""
         text = self.tokenizer.decode(response.tokens)
+        return with_words(Utterance(text, annotations=self._values(response)))
+
+    def _values(self, response: Response) -> dict[str, Any]:
         if self.reward_scale is None or response.q is None:
-            return Utterance(text)
-        annotations = {
+            return {}
+        annotations: dict[str, Any] = {
             "q": round(response.q / self.reward_scale, 4),
             "v": round(response.v / self.reward_scale, 4),
         }
@@ -73,7 +77,7 @@ class PolicyAgent:
                 different.setdefault(self.tokenizer.decode(tokens), round(q / self.reward_scale, 4))
             best = list(different.items())[: self.keep_candidates]
             annotations["candidates"] = [{"text": text, "q": q} for text, q in best]
-        return Utterance(text, annotations=annotations)
+        return annotations
 
 
 def turn_seed(seed: int, turns: int) -> int:

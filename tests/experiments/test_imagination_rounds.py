@@ -28,6 +28,7 @@ from ilql_jax.checkpoint import latest_step, restore_params
 from ilql_jax.methods import MethodError
 from imagination.dialogue import json_line, read_dialogues
 from imagination.persona_sampling import PRIOR_PROBABILITY
+from imagination.speakers import NO_ANSWER, Utterance
 
 HELD = 7
 FIRST, SECOND = Unit("bc_imagination1", 0), Unit("bc_imagination2", 0)
@@ -245,6 +246,23 @@ def test_a_damaged_round_is_named_with_the_way_out(trained, tmp_path):
     path.write_text(json_line(dataclasses.replace(one, reward=None)))
     with pytest.raises(RunError, match="no conversation was rated"):
         imagination_rounds.read_round(folder, FIRST)
+
+
+def test_conversations_in_which_the_agent_said_nothing_are_not_learned_from(
+    trained, tmp_path, monkeypatch
+):
+    class Silent:
+        def respond(self, conversations):
+            return [Utterance("" if c.id.endswith("-0") else "Have a seat.") for c in conversations]
+
+    monkeypatch.setattr(imagination_rounds, "load_agent", lambda *arguments: Silent())
+    folder = RunFolder(tmp_path / "copy")
+    shutil.copytree(trained.path, folder.path)
+    folder.imagined(FIRST).unlink()
+    hold(folder, FIRST)
+    held = read_dialogues(folder.imagined(FIRST))
+    assert held[0].turns[-1].text == NO_ANSWER
+    assert imagination_rounds.read_round(folder, FIRST) == held[1:]
 
 
 def test_rounds_can_be_added_to_a_run_and_then_hold(trained):

@@ -116,6 +116,12 @@ def test_after_a_failure_in_its_midst_everything_is_read_anew(agent: TrainedAgen
     assert again.text == before.text and again.details["cached_tokens"] == 0
 
 
+def test_an_answer_without_words_is_a_failure(agent: TrainedAgent, monkeypatch):
+    monkeypatch.setattr(agent._agent.tokenizer, "decode", lambda tokens: "")
+    [error] = ask(agent, HI)
+    assert type(error) is AgentError and "without a word" in str(error)
+
+
 @pytest.fixture
 def log_compiles():
     """Logs what is compiled, in all threads."""

@@ -25,7 +25,7 @@ from ilql_jax.errors import UserError
 
 def full_evaluation() -> Evaluation:
     """An evaluation in which every type appears."""
-    agent = PromptedAgent("m", "plain/1", 2.0, None, 1, None, 0, {"simulations": 4})
+    agent = PromptedAgent("m", "plain/1", 2.0, None, 1, None, {"simulations": 4})
     played = PlayedHuman(3.5, 0.01, {"reveals_persona": 2})
     average = evaluations.population()
     prompted = evaluations.scores("plain", None, seeds=0, prompted_agent=agent, played_human=played)
@@ -43,7 +43,7 @@ def test_an_evaluation_is_read_back_as_it_was(tmp_path):
     for written in (full_evaluation(), evaluations.evaluation()):
         written.write(path)
         assert Evaluation.read(path) == written
-    assert json.loads(path.read_text())["schema"] == 1
+    assert json.loads(path.read_text())["schema"] == 2
 
 
 @pytest.mark.parametrize("auroc", [(0.61, (0.52, 0.69)), (None, None)])
@@ -91,8 +91,8 @@ ILQL = "population.average.methods.ilql"
         ("population.average.tests.1.p", float("nan"), "tests.1.p: expected a finite number"),
         ("success_reward", 10**400, "success_reward: expected a finite number, not 1000"),
         ("population", [], "field population: expected an object"),
-        ("schema", 99, "field schema: written with version 99 of the format, not 1"),
-        ("schema", KeyError, "field schema: written with no version of the format, not 1"),
+        ("schema", 99, "field schema: written with version 99 of the format, not 2"),
+        ("schema", KeyError, "field schema: written with no version of the format, not 2"),
     ],
 )
 def test_a_damaged_file_names_file_and_field(tmp_path, place, value, problem):

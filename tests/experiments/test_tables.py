@@ -122,7 +122,7 @@ def test_a_pipe_in_a_text_does_not_break_a_markdown_table():
 def test_columns_stand_only_where_they_say_something():
     [table, _] = tables.result_tables(evaluations.evaluation())
     assert "calls" not in table.headers and "normalized score" in table.headers
-    agent = PromptedAgent("m", "plain/1", 2.5, 0.25, None, None, 0, None)
+    agent = PromptedAgent("m", "plain/1", 2.5, 0.25, None, None, None)
     played = PlayedHuman(3.0, 0.1, {})
     without_world = {"normalized": None, "normalized_ci95": None, "not_understood": None}
     scores = evaluations.scores(

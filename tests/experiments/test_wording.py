@@ -132,19 +132,20 @@ def test_the_best_behaviour_is_compared_with_the_interval(best, relation):
 
 
 def prompted(episodes: int, **changes):
-    agent = PromptedAgent("m-1", "plain/2", 2.0, 0.5, None, None, 0, None)
+    agent = PromptedAgent("m-1", "plain/2", 2.0, 0.5, None, None, None)
     agent = dataclasses.replace(agent, **changes)
     return evaluations.scores("plain", 2.0, seeds=0, episodes=episodes, prompted_agent=agent)
 
 
 def test_failures_are_told():
     methods = {
-        "ilql": evaluations.scores("ilql", 2.0, seeds=2, episodes=4, unrated=1),
-        "plain": prompted(3, broken_off=2),
+        "ilql": evaluations.scores("ilql", 2.0, seeds=2, episodes=4, unrated=1, broken_off=2),
+        "plain": dataclasses.replace(prompted(3), broken_off=2),
     }
     note = wording.missing_note(dataclasses.replace(population(), methods=methods))
     assert "ILQL: 1 of 8 conversations have no rating and are left out of means and tests." in note
-    assert "Plain prompt: in 2 of 3 conversations the model gave no answer" in note
+    assert "ILQL: in 2 of 8 conversations the agent gave no answer" in note
+    assert "Plain prompt: in 2 of 3 conversations the agent gave no answer" in note
     assert "Plain prompt had the first 3 of 4 episodes; tests pair these." in note
     assert wording.missing_note(population()) == ""
 

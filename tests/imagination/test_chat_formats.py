@@ -324,14 +324,27 @@ def test_an_agent_that_has_no_room_for_a_message_fails_in_that_conversation_alon
 
         def respond(self, contexts, seeds):
             assert all(len(context) <= 40 for context in contexts)
-            return [Response(np.asarray(context[:1]), None, None, 0.0) for context in contexts]
+            return [Response(np.asarray(words), None, None, 0.0) for context in contexts]
 
-    agent = PolicyAgent(Says(), tokenizer_with(template))
+    tokenizer = tokenizer_with(template)
+    words = tokenizer._tokenizer.encode("Yes.", add_special_tokens=False)
+    agent = PolicyAgent(Says(), tokenizer)
     long = [TURNS[0], Turn("agent", "Yes."), Turn("human", "why " * 100)]
     said = agent.respond([Conversation(str(i), {}, 0, t) for i, t in enumerate([TURNS[:1], long])])
     assert FAILURE not in said[0].annotations and not said[0].ends
     assert said[1].ends and said[1].text == NO_ANSWER
     assert "last turn alone does not fit in 40 tokens" in said[1].annotations[FAILURE]
+
+
+@pytest.mark.parametrize("reward_scale", [None, 1.0])
+def test_an_agent_that_ends_its_turn_at_once_fails(reward_scale):
+    tokenizer = tokenizer_with(CHATML)
+    agent = PolicyAgent(None, tokenizer, reward_scale)
+    said = agent.utterance(Response(np.asarray([], np.int32), 0.5, 0.25, 0.0))
+    assert (said.text, said.ends) == (NO_ANSWER, True) and "without a word" in said.annotations[
+        FAILURE
+    ]
+    assert ("q" in said.annotations) == (reward_scale is not None)
 
 
 def test_a_trained_tokenizer_knows_the_words_of_system_messages():

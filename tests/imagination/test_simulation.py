@@ -28,7 +28,7 @@ from imagination.simulation import __main__ as printing
 from imagination.simulation.dice import Dice
 from imagination.simulation.planning import blind_value
 from imagination.simulation.world import World
-from imagination.speakers import Conversation, converse
+from imagination.speakers import NO_ANSWER, Conversation, Utterance, converse, failure_of
 
 FOR_HINDSIGHT = ("persuasion", "counseling")  # the data is poor on purpose
 FIND_OUT = {"persuasion": ("ask_reason", "doubt_yes"), "counseling": ("ask_behind",)}
@@ -344,6 +344,31 @@ def say(world: World, persona: dict[str, str], said: list[str]) -> tuple[list[st
     converse(Parrot(*lines), SimulatedHuman(world), [conversation], task)
     heard = [world.hear(t.text) for t in conversation.turns if t.speaker == "human"][1:]
     return heard, conversation.reward
+
+
+class Pleased:
+    """A human whom everything pleases."""
+
+    def respond(self, conversations):
+        return [Utterance("Hello!") for _ in conversations]
+
+    def rate(self, conversations):
+        return [1.0 for _ in conversations]
+
+
+@pytest.mark.parametrize("lines", [("",), (" \n",), ("Good morning.", "")])
+@pytest.mark.parametrize("ends", [False, True])
+def test_an_agent_without_a_word_fails_whoever_rates_it(lines, ends):
+    world = load_world("teaching")
+    conversations = [Conversation(str(i), {}, seed=i) for i in range(2)]
+    for dialogue in converse(Parrot(*lines, ends=ends), Pleased(), conversations, world.task):
+        assert [t.text for t in dialogue.agent_turns] == [*lines[:-1], NO_ANSWER]
+        assert dialogue.turns[-1].speaker == "agent" and failure_of(dialogue.turns)
+        assert dialogue.reward == world.task.reward_range[0]
+    [spoken] = converse(
+        Parrot("Good morning."), Pleased(), [Conversation("2", {}, seed=2)], world.task
+    )
+    assert (spoken.reward, failure_of(spoken.turns)) == (1.0, "")
 
 
 @pytest.mark.parametrize(

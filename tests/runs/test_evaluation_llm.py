@@ -396,7 +396,7 @@ def test_a_conversation_without_rating_is_counted_and_never_zero(with_agents: Pa
     evaluation = compare_units(folder, units, task, seed=config.seed, has_prices=True)
     part = evaluation.population["average"]
     scores = part.methods["plain"]
-    assert (scores.episodes, scores.unrated, scores.prompted_agent.broken_off) == (3, 1, 1)
+    assert (scores.episodes, scores.unrated, scores.broken_off) == (3, 1, 1)
     assert scores.mean_reward == 0.5
     pairs = {(test.a, test.b): test.episodes for test in part.tests}
     assert pairs["bc", "plain"] == pairs["plain", "clam"] == 2

@@ -40,6 +40,7 @@ def scores(name: str, reward: float | None, **changes) -> Scores:
         "look": look_of(name),
         "episodes": 40,
         "unrated": 0,
+        "broken_off": 0,
         "mean_reward": reward,
         "ci95": bounds,
         "normalized": normalized(reward),
