@@ -15,7 +15,7 @@ from typing import Any
 from experiments.build import Experiment
 from experiments.run_folder import RunFolder
 from imagination.agents.human import Background
-from imagination.dialogue import read_dialogues
+from imagination.dialogue import Dialogue, read_dialogues
 from imagination.engine.personas import draw_evenly, draw_personas
 from imagination.engine.run import PROFILE, REVEALS, SITUATION
 from imagination.persona_sampling import persona_key
@@ -82,10 +82,17 @@ def _humans_of_task(
     return conversations
 
 
+def _imagined(folder: RunFolder) -> list[Dialogue]:
+    """Reads the dialogues, and those that are not learned from: the people in them are as good."""
+    rejected = folder.rejected_dialogues
+    apart = read_dialogues(rejected) if rejected.exists() else []
+    return [*read_dialogues(folder.dialogues), *apart]
+
+
 def _backgrounds(folder: RunFolder) -> dict[Any, list[Background]]:
     """Persona -> what the humans of the data with its traits were told, each once."""
     found: dict[Any, dict[Background, None]] = defaultdict(dict)
-    for dialogue in read_dialogues(folder.dialogues):
+    for dialogue in _imagined(folder):
         told = [dialogue.source.get(field) for field in (PROFILE, REVEALS, SITUATION)]
         if all(isinstance(text, str) for text in told):
             found[persona_key(dialogue.persona)][Background(*told)] = None
@@ -94,6 +101,6 @@ def _backgrounds(folder: RunFolder) -> dict[Any, list[Background]]:
 
 def _difficult_personas(folder: RunFolder) -> Sequence[Mapping[str, str]]:
     """Lists the difficult personas of the data; all personas where none is marked difficult."""
-    dialogues = read_dialogues(folder.dialogues)
+    dialogues = _imagined(folder)
     difficult = [d for d in dialogues if d.source.get("difficult")] or dialogues
     return list({persona_key(d.persona): d.persona for d in difficult}.values())
