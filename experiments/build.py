@@ -211,6 +211,14 @@ class Experiment:
         return self.data.source == "world" and self.imagination.llm is not None
 
     @property
+    def speech(self) -> Mapping[str, Any]:
+        """Manner of speaking that an LLM was told to imagine; empty where nothing of it is set."""
+        engine = self.imagination.engine
+        if engine is None or engine.speech == EngineConfig(engine.dialogues).speech:
+            return {}
+        return engine.speech
+
+    @property
     def llms(self) -> tuple[LLMConfig, ...]:
         """The LLMs that take part."""
         each = [self.imagination.llm, *self.imagination.models.values()]

@@ -39,11 +39,12 @@ def is_prompted(experiment: Experiment, unit: Unit) -> bool:
     return unit.method in experiment.evaluation.config.prompted
 
 
-def agent_settings(evaluation: Evaluation, agent: str) -> dict[str, Any]:
+def agent_settings(experiment: Experiment, agent: str) -> dict[str, Any]:
     """Settings of a prompted agent, beside client and task."""
+    evaluation, speech = experiment.evaluation, {"speech": experiment.speech}
     if agent != "gdp_zero":
-        return {}
-    return {**vars(evaluation.search), "acts": evaluation.acts}
+        return speech
+    return {**speech, **vars(evaluation.search), "acts": evaluation.acts}
 
 
 def has_prices(evaluation: Evaluation) -> bool:
@@ -68,7 +69,8 @@ def human_for(experiment: Experiment, environment: Environment, progress: Progre
     """Makes the human that agents talk with."""
     if experiment.evaluation.config.human == "prompted":
         guidance = experiment.evaluation.config.human_guidance
-        return PromptedHuman(progress.watched(PLAYER), environment.task, guidance)
+        client = progress.watched(PLAYER)
+        return PromptedHuman(client, environment.task, guidance, experiment.speech)
     return SimulatedHuman(environment.world)
 
 

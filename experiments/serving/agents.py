@@ -302,7 +302,7 @@ class _Finder:
         llm = experiment.evaluation.llm
         check_llms([llm], self._console)
         task = load_task(experiment, folder)
-        settings = agent_settings(experiment.evaluation, spec.choice)
+        settings = agent_settings(experiment, spec.choice)
 
         def load(name: str) -> ServedAgent:
             if spec.place not in self._clients:

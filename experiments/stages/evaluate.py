@@ -224,7 +224,7 @@ def evaluate_prompted_agent(
     if counts.prompted_episodes:
         episodes = {name: min(n, counts.prompted_episodes) for name, n in episodes.items()}
     progress = Progress(report, sum(episodes.values()), client)
-    how = prompted.agent_settings(experiment.evaluation, unit.method)
+    how = prompted.agent_settings(experiment, unit.method)
     agent = prompted_agent(unit.method, progress.watched(), environment.task, **how)
     human = prompted.human_for(experiment, environment, progress)
     _talk(experiment, folder, unit, environment, agent, human, episodes, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imagination.agents.slips import slips
@@ -40,10 +40,17 @@ class PromptedHuman(PromptedSpeaker):
         client: Asks the model.
         task: Gives the description, the roles and the scale.
         guidance: Further facts about people in this task; part of the prompt.
+        speech: As of `PromptedSpeaker`.
     """
 
-    def __init__(self, client: LLM, task: Task, guidance: str = ""):
-        super().__init__(client, task)
+    def __init__(
+        self,
+        client: LLM,
+        task: Task,
+        guidance: str = "",
+        speech: Mapping[str, Any] | None = None,
+    ):
+        super().__init__(client, task, speech)
         self.guidance = guidance
 
     @property
@@ -92,6 +99,7 @@ class PromptedHuman(PromptedSpeaker):
         memory = conversation.human_memory
         return {
             "task": self.task,
+            "speech": self.speech,
             "persona": conversation.persona,
             "background": memory if isinstance(memory, Background) else None,
             "guidance": self.guidance,

@@ -60,6 +60,7 @@ class PromptedAgent(PromptedSpeaker):
         """Values that every prompt of an agent may use."""
         return {
             "task": self.task,
+            "speech": self.speech,
             "transcript": transcript(turns, self.task, "paragraphs"),
             "turns_left": turns_left(turns, self.task),
         }
@@ -201,6 +202,7 @@ class GdpZeroAgent(PromptedAgent):
         client: Asks the model.
         task: Gives the description, the roles, the scale and the turn limit.
         acts: Name -> what is done; None lets the model list them.
+        speech: As of `PromptedSpeaker`.
         **search: Fields of `SearchConfig`.
 
     Raises:
@@ -216,9 +218,10 @@ class GdpZeroAgent(PromptedAgent):
         client: LLM,
         task: Task,
         acts: Mapping[str, str] | None = None,
+        speech: Mapping[str, Any] | None = None,
         **search: Any,
     ):
-        super().__init__(client, task)
+        super().__init__(client, task, speech)
         if acts is not None:
             check_acts(acts)
         self.search = SearchConfig(**search)
@@ -323,7 +326,7 @@ class _PromptedGame:
     async def value(self, state: Foreseen) -> float:
         task = self._agent.task
         worst, best = task.reward_range
-        scale = {"worst": worst, "best": best, "success": task.success_reward}
+        scale = {"worst": worst, "best": best, "anchors": task.anchors()}
         schema = rating_schema(task.reward_range)
         estimates = await gather_all(
             [
@@ -353,13 +356,20 @@ AGENTS: dict[str, type[PromptedAgent]] = {
 }
 
 
-def prompted_agent(name: str, client: LLM, task: Task, **settings: Any) -> PromptedAgent:
+def prompted_agent(
+    name: str,
+    client: LLM,
+    task: Task,
+    speech: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> PromptedAgent:
     """A prompted agent by its name.
 
     Args:
         name: plain, reasoning, clam or gdp_zero.
         client: Asks the model.
         task: Its task.
+        speech: As of `PromptedSpeaker`.
         **settings: For gdp_zero alone: see `GdpZeroAgent` and `SearchConfig`.
 
     Raises:
@@ -373,4 +383,4 @@ def prompted_agent(name: str, client: LLM, task: Task, **settings: Any) -> Promp
         if setting not in known:
             there_are = f"it has {', '.join(known)}" if known else "it has none"
             raise ValueError(f"prompted agent {name!r} has no setting {setting!r}; {there_are}")
-    return AGENTS[name](client, task, **settings)
+    return AGENTS[name](client, task, speech=speech, **settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imagination.dialogue import Dialogue
@@ -22,11 +22,13 @@ class PromptedSpeaker:
     Args:
         client: Asks the model.
         task: Gives the description, the roles, the scale and the turn limit.
+        speech: Manner of speaking of both sides (`EngineConfig.speech`); empty = as people speak.
     """
 
-    def __init__(self, client: LLM, task: Task):
+    def __init__(self, client: LLM, task: Task, speech: Mapping[str, Any] | None = None):
         self.client = client
         self.task = task
+        self.speech = speech or {}
 
     def respond(self, conversations: Sequence[Conversation]) -> list[Utterance]:
         return run_async(self.answers(conversations))

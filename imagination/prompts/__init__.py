@@ -153,8 +153,30 @@ def _traits(persona: Mapping[str, str]) -> str:
     return "; ".join(f"{axis} = {value}" for axis, value in persona.items())
 
 
+def _manner(speech: Mapping[str, Any]) -> str:
+    """Length, style and language of an utterance, as the engine's prompts put them; "" = not set.
+
+    Args:
+        speech: `EngineConfig.speech`, or nothing.
+    """
+    if not speech:
+        return ""
+    language = f" in {speech['language']}" if speech["language"] else ""
+    return f"{speech['length']}, {speech['style']}{language}"
+
+
+def _examples(speech: Mapping[str, Any]) -> str:
+    if not speech or not speech["examples"]:
+        return ""
+    listed = "\n".join(f"- {example}" for example in speech["examples"])
+    return (
+        "\n\nExamples of how people speak here; take the tone from them, never the words:\n"
+        + listed
+    )
+
+
 # autoescape would put HTML into prompts.
 _TEMPLATES = jinja2.Environment(
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
 )
-_TEMPLATES.filters["traits"] = _traits
+_TEMPLATES.filters |= {"traits": _traits, "manner": _manner, "examples": _examples}

@@ -1,8 +1,14 @@
 """Humans of a task that an LLM imagined, as agents are judged by them."""
 
+import dataclasses
+import types
+
 from imagination_client import TASK, FakeClient, imagine
 
-from experiments.evaluation.environment import _humans_of_task
+from experiments.build import build
+from experiments.config import base_config
+from experiments.evaluation.environment import Environment, _humans_of_task
+from experiments.evaluation.prompted import Progress, agent_settings, human_for
 from experiments.run_folder import RunFolder
 from imagination.agents import PromptedHuman
 from imagination.dialogue import write_dialogues
@@ -37,6 +43,49 @@ def test_humans_get_what_the_imagined_ones_got(tmp_path):
     write_dialogues(folder.dialogues, imagine(FakeClient(profiles), dialogues=1).dialogues)
     known = [human.human_memory is not None for human in _humans_of_task(TASK, folder, "a", 18, 7)]
     assert known.count(True) == 1
+
+
+def test_people_of_dialogues_that_were_rejected_are_people_too(tmp_path):
+    folder = RunFolder(tmp_path)
+    imagined = imagine(FakeClient(), dialogues=36).dialogues
+    hard = imagined[-1].persona
+    marked = [
+        dataclasses.replace(d, source={**d.source, "difficult": d.persona == hard})
+        for d in imagined
+    ]
+    write_dialogues(folder.dialogues, [d for d in marked if d.persona != hard])
+    write_dialogues(folder.rejected_dialogues, [d for d in marked if d.persona == hard])
+    humans = _humans_of_task(TASK, folder, "average", 18, 7)
+    assert all(human.human_memory is not None for human in humans)
+    assert [h.persona for h in _humans_of_task(TASK, folder, "difficult", 3, 7)] == [hard] * 3
+
+
+def test_humans_and_agents_speak_as_was_imagined(tmp_path):
+    settings = {
+        "task.description": "A tutor explains recursion to a student.",
+        "imagination.engine": "anthropic",
+        "imagination.dialogues": 4,
+        "evaluation.human": "prompted",
+        "llm.model": "m",
+    }
+
+    def built(**more):
+        config = base_config()
+        config.update_from_flattened_dict(settings | more)
+        return build(config)
+
+    assert built().speech == {}
+    german = built(**{"imagination.language": "German"})
+    client = types.SimpleNamespace(config=None)
+    client = types.SimpleNamespace(of=lambda purpose, only=client: only)
+    progress = Progress(lambda *_: None, 1, client)
+    human = human_for(german, Environment(TASK, None, None), progress)
+    assert human.speech["language"] == "German"
+    assert agent_settings(german, "plain")["speech"] == human.speech
+    assert agent_settings(german, "gdp_zero")["speech"] == human.speech
+    # Of a world's dialogues nobody was told how to speak.
+    world = built(**{"imagination.engine": "world", "imagination.language": "German"})
+    assert world.speech == {}
 
 
 class PromptedClient(FakeClient):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import Counter
 
 import pydantic
 import pytest
 from prompted_llm import ACTS, PRICE, TASK, ScriptedClient, conversation, opened, ordinary, steps_of
 
-from imagination.agents import prompted_agent
+from imagination.agents import PromptedHuman, prompted_agent
 from imagination.agents.gdp_zero import OpenLoopSearch, SearchConfig
 from imagination.agents.prompted import DialogueActs
 
@@ -44,6 +45,17 @@ def test_gdp_zero_finds_the_better_act_with_exactly_the_calls_expected():
     )
     assert said.annotations["calls"] == 13 and said.annotations["cost"] == 13 * PRICE
     assert agent.setup_calls == 0
+
+
+def test_gdp_zero_rates_by_the_anchors_of_other_raters():
+    client = ScriptedClient(giving_is_right)
+    task = dataclasses.replace(TASK, success="They can say what recursion is.")
+    prompted_agent("gdp_zero", client, task, acts=GIVE_OR_TAKE, simulations=1).respond([opened()])
+    told = client.words("agents/gdp_zero_value")
+    PromptedHuman(rater := ScriptedClient(ordinary), task).rate([opened()])
+    anchors = "; ".join(map(" ".join, task.anchors()))
+    assert len(task.anchors()) > 3
+    assert anchors in told and anchors in rater.words("human/rating")
 
 
 def test_gdp_zero_lists_its_acts_once():

@@ -32,6 +32,7 @@ from imagination.agents import (
 )
 from imagination.agents.speaker import without_own_name
 from imagination.dialogue import Dialogue
+from imagination.engine import EngineConfig
 from imagination.llm import Client, LLMConfig, LLMError
 from imagination.prompts import load_prompt
 from imagination.simulation import SimulatedHuman, load_world, sample_conversations
@@ -334,6 +335,47 @@ def test_results_name_model_and_prompt_versions():
     clam = prompted_agent("clam", client, TASK).model_and_version
     names = ("agents/clam_check", "agents/clam_ask", "agents/clam_answer")
     assert clam["prompt"] == ", ".join(load_prompt(name).version for name in names)
+
+
+SPEECH = EngineConfig(
+    dialogues=1, language="German", style="like a pirate", length="five words", examples=("Ahoy!",)
+).speech
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_everybody_speaks_as_the_imagined_speak(name):
+    told = "five words, like a pirate in German"
+    imagined = load_prompt("engine/human").system.render(
+        {
+            "task": TASK,
+            "persona": PERSONA,
+            "profile": {"profile": "", "reveals": ""},
+            "situation": "",
+            "details": {},
+        }
+        | {"speech": SPEECH, "max_turns": 3}
+    )
+    assert told in imagined
+    client = ScriptedClient(ordinary)
+    agent = prompted_agent(name, client, TASK, speech=SPEECH)
+    human = PromptedHuman(client, TASK, speech=SPEECH)
+    converse(agent, human, [conversation(1)], TASK)
+    silent = {"human/rating", "agents/clam_check"}
+    silent |= {f"agents/gdp_zero_{part}" for part in ("acts", "prior", "value")}
+    spoken = [request for request in client.requests if request.step not in silent]
+    assert {"human/turn"} < {request.step for request in spoken}
+    block = imagined[imagined.index("\n\nExamples of how people speak") :]
+    for request in spoken:
+        assert told in request.system and "sentences" not in request.system
+        assert request.system.endswith(block.rstrip())
+    # As before where nothing of it is set.
+    usual = ScriptedClient(ordinary)
+    play(name, usual)
+    for request in usual.requests:
+        assert "Examples" not in request.system and " in German" not in request.system
+    assert "Write as people speak: one to three short sentences, no headings" in usual.words(
+        "human/turn"
+    )
 
 
 def test_empty_line_and_rating_off_the_scale_are_not_answers():

@@ -65,16 +65,16 @@ def test_every_prompt_is_installed():
 
 
 KNOWN = """
-agents/clam_answer/1 08b8a8be3456
-agents/clam_ask/2 74ecd1f3dec3
+agents/clam_answer/2 6ec450c6100c
+agents/clam_ask/3 77095590e627
 agents/clam_check/2 cb68df0445f1
 agents/gdp_zero_acts/1 c8be61f08cb7
-agents/gdp_zero_human/2 a731b1dd3a28
+agents/gdp_zero_human/3 ee5c48568795
 agents/gdp_zero_prior/2 6d1546f5797d
-agents/gdp_zero_say/2 ce5fdc978ca0
-agents/gdp_zero_value/2 87280c2c84d8
-agents/plain/1 f220df8fd8db
-agents/reasoning/1 4f3eed43832b
+agents/gdp_zero_say/3 f364536581c7
+agents/gdp_zero_value/3 d93b3b0f0dd5
+agents/plain/2 3e48a8c04742
+agents/reasoning/2 e672493c5d7c
 engine/agent/3 be0652552f37
 engine/behaviours/1 aadb73f8e129
 engine/critique/1 edf7471ba935
@@ -90,6 +90,6 @@ hindsight/people/1 10ff7bd75755
 hindsight/propose/1 d8c588eab981
 hindsight/rest/1 2e7a04c5851d
 human/rating/2 54bae4c24d81
-human/turn/3 833d56d0f3b9
+human/turn/4 f67b7b17ff5f
 judge/rating/2 3c33d558bdcf
 """

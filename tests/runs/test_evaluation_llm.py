@@ -311,9 +311,9 @@ def test_acts_of_the_tree_search_are_given_in_the_experiments_file():
         checked(config)
     config.evaluation.gdp_zero.acts = {"ask": "Asks what is known.", "explain": "Explains."}
     checked(config)
-    acts = prompted.agent_settings(checked(config).evaluation, "gdp_zero")["acts"]
+    acts = prompted.agent_settings(checked(config), "gdp_zero")["acts"]
     assert acts["explain"] == "Explains."
-    assert prompted.agent_settings(checked(config_with()).evaluation, "gdp_zero")["acts"] is None
+    assert prompted.agent_settings(checked(config_with()), "gdp_zero")["acts"] is None
 
 
 AGENTS = ("--config.evaluation.prompted=plain", "--config.llm.model=m")
