@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from experiments.build import Experiment, build, errors_of, set_of
 from experiments.config import (
-    TASK_FIELDS,
     ConfigError,
     PlantedFlawsConfig,
     RoundsConfig,
@@ -192,7 +191,7 @@ def _check_imagination(experiment: Experiment, config: ConfigDict) -> None:
             own = set_of(config.imagination[purpose])
             given += [f"imagination.{purpose}.{name}" for name in own]
         if experiment.data.source != "jsonl":
-            given += [f"task.{name}" for name in TASK_FIELDS if config.task[name]]
+            given += [f"task.{name}" for name in experiment.task.given()]
         if given:
             raise ConfigError(
                 f"config.{given[0]} is for an LLM that imagines, and none does: set "

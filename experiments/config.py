@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from experiments.metrics import LoggingConfig
 from ilql_jax.errors import UserError
@@ -35,7 +36,7 @@ from imagination.hindsight.llm import LLMHindsightConfig
 from imagination.llm.config import LLMConfig, price
 from imagination.llm.secrets import APIS
 from imagination.persona_sampling import PersonaSampling
-from imagination.task import MOST_TURNS
+from imagination.task import MOST_TURNS, TaskError, check_reward_range
 
 MOST_EPISODES = 1_000_000  # conversations are held in memory
 SOURCES = ("world", "jsonl", *CORPORA)
@@ -130,6 +131,37 @@ class TaskConfig(Settings):
     max_turns: int = setting(
         "Agent turns of a dialogue at most; 0 = derived.", 0, least=0, most=MOST_TURNS
     )
+    reward_range: tuple[float, ...] = setting(
+        "Worst and best rating of a dialogue, e.g. 0,10; empty = 0 to 1, the world's, or that of "
+        "your own dialogues.",
+        (),
+    )
+    success_reward: float | None = setting(
+        "Rating from which a dialogue is a success; None = 0.8 of the way up, the world's, or for "
+        "your own dialogues the middle.",
+        None,
+    )
+    reward_unit: str = setting(
+        "What a rating counts, e.g. 'dollars that are given'; empty = it is a mark.", ""
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.reward_range:
+            return
+        try:
+            low, high = check_reward_range(self.reward_range)
+        except TaskError:
+            problem = "must be two numbers, the worst rating and a higher best one"
+            raise SettingError("reward_range", self.reward_range, problem) from None
+        if self.success_reward is not None and not low <= self.success_reward <= high:
+            problem = f"must lie in reward_range, {low:g} to {high:g}"
+            raise SettingError("success_reward", self.success_reward, problem)
+
+    def given(self) -> dict[str, Any]:
+        """Fields of a task that are set; those that are not are derived."""
+        fields = {name: getattr(self, name) for name in TASK_FIELDS}
+        return {n: v for n, v in fields.items() if v or (n == "success_reward" and v is not None)}
 
 
 TASK_FIELDS = tuple(f.name for f in dataclasses.fields(TaskConfig) if f.name != "world")
@@ -523,7 +555,11 @@ def section(*classes: type, leave_out: Collection[str] = (), **overrides: Any) -
         value = overrides.get(name, field.default)
         if value is REQUIRED:
             raise TypeError(f"the setting {name} of {classes} needs a default")
-        settings[name] = ConfigDict() if name in _MAPPING_FIELDS else value
+        if name in _MAPPING_FIELDS:
+            value = ConfigDict()
+        elif value is None:  # typed, so that the command line can set it
+            value = placeholder(float)
+        settings[name] = value
     return settings
 
 

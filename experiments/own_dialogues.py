@@ -82,8 +82,15 @@ def task_of(dialogues: list[Dialogue], given: TaskConfig, name: str) -> Task:
     be edited, says where that begins.
     """
     rewards = [dialogue.total_reward for dialogue in dialogues]
-    low, high = min(rewards), max(rewards)
+    least, most = min(rewards), max(rewards)
+    low, high = given.reward_range or (least, most)
+    if not low <= least <= most <= high:
+        raise OwnDataError(
+            f"config.task.reward_range is {low:g} to {high:g}, but the rewards of the dialogues go "
+            f"from {least:g} to {most:g}. Widen it, or leave it out."
+        )
     high = high if high > low else low + max(1.0, abs(low))
+    middle = given.success_reward is None
     turns = max(len(dialogue.agent_turns) for dialogue in dialogues)
     return Task(
         name=name or "own_data",
@@ -92,10 +99,11 @@ def task_of(dialogues: list[Dialogue], given: TaskConfig, name: str) -> Task:
         human_role=given.human_role or "user",
         persona_axes=dict(given.persona_axes or {}),
         reward_range=(low, high),
-        success_reward=(low + high) / 2,
+        success_reward=(low + high) / 2 if middle else given.success_reward,
         max_turns=given.max_turns or turns,
         criteria=given.criteria,
-        success=given.success or "a reward in the upper half of its range",
+        success=given.success or ("a reward in the upper half of its range" if middle else ""),
+        reward_unit=given.reward_unit,
     )
 
 

@@ -37,16 +37,13 @@ def given_task(task: TaskConfig, experiment_name: str) -> tuple[str, dict[str, A
     Without a description it is the task of the embedded world; without a world it is named after
     the experiment.
     """
-    given = {name: getattr(task, name) for name in TASK_FIELDS}
+    given = task.given()
     if not task.world:
         return experiment_name or "task", given
     world_task = load_world(task.world).task
-    if not given["description"]:
+    if "description" not in given:
         of_world = {name: getattr(world_task, name) for name in TASK_FIELDS}
-        given = of_world | {name: value for name, value in given.items() if value}
-        given |= {
-            "reward_range": world_task.reward_range,
-            "success_reward": world_task.success_reward,
-            "reward_unit": world_task.reward_unit,
-        }
+        if "reward_range" in given:  # the world's bar for success lies on its own scale
+            del of_world["success_reward"]
+        given = of_world | given
     return world_task.name, given

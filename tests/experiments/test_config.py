@@ -102,6 +102,13 @@ def test_what_travels_survives_the_way_to_another_process():
         ({"decoding__bc": ("greedy, best of 4",)}, r"config\.decoding\.bc: decoding 'greedy, best"),
         ({"mesh__data": 0}, r"config\.mesh\.data is 0"),
         ({"imagination__model": "m"}, r"config\.imagination\.model is for an LLM"),
+        ({"task__reward_range": (1, 0)}, r"config\.task\.reward_range is .*, but must be two num"),
+        ({"task__reward_range": (0, 1, 2)}, r"config\.task\.reward_range is .*, but must be two"),
+        (
+            {"task__reward_range": (0, 5), "task__success_reward": 6},
+            r"config\.task\.success_reward is 6\.0, but must lie in reward_range, 0 to 5",
+        ),
+        ({"task__success_reward": 0}, r"config\.task\.success_reward is for an LLM that imagines"),
         ({"imagination__mend_flaws": True}, r"config\.imagination\.mend_flaws is .* asks for plan"),
         (
             {

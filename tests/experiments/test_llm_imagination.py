@@ -12,7 +12,7 @@ from collections import Counter
 import in_process
 import pages
 import pytest
-from imagination_client import TASK
+from imagination_client import TASK, FakeClient
 from lifelike_llm import lifelike
 from messages_server import MessagesServer
 from world_llm import WorldLLM
@@ -24,6 +24,7 @@ from experiments.tasks import given_task
 from imagination.dialogue import read_dialogues
 from imagination.engine import (
     EngineConfig,
+    derive_task,
     forecast_imagination,
     imagination_forecast,
     imagine_dialogues,
@@ -31,6 +32,7 @@ from imagination.engine import (
 from imagination.llm import Answer, Client, CostLimitError, LLMConfig, Meter, Usage
 from imagination.llm.cost import LearnedForecast
 from imagination.llm.watching import WatchedClient
+from imagination.simulation import load_world
 
 PRICES = {"price_input": 3.0, "price_output": 15.0, "price_cache_read": 0.3}
 
@@ -125,6 +127,32 @@ def test_the_documents_own_examples_fit_under_their_limit():
         assert 0 < planned.cost_at_most < imagination.llm.max_cost
         # A derived limit of turns could be any.
         assert f"limit of {given['max_turns']} agent turns" in planned.to_markdown()
+
+
+def test_the_scale_of_a_described_task_is_a_setting():
+    """Reaches the task, and so every prompt that rates."""
+    own = (
+        "--config.task.world=",
+        "--config.task.description=A guide helps a traveler to choose a hike.",
+        "--config.task.success_reward=0",
+        "--config.task.reward_range=-1,1",
+        "--config.task.reward_unit=miles that are walked",
+    )
+    line = parse("travel", travel.get_config(), ["travel.py", "--config.llm.model=m", *own])
+    name, given = given_task(build(line.config).task, "trips")
+    task = asyncio.run(derive_task(FakeClient(), name, given))
+    assert (task.reward_range, task.success_reward) == ((-1.0, 1.0), 0.0)
+    assert task.reward_unit == "miles that are walked"
+    # A world's task keeps what is not changed; its bar for success is one of its own scale.
+    world = load_world("travel").task
+    unit = parse("travel", travel.get_config(), ["travel.py", own[-1]])
+    name, given = given_task(build(unit.config).task, "")
+    assert given["reward_range"] == world.reward_range
+    assert (given["success_reward"], given["reward_unit"]) == (world.success_reward, own[-1][26:])
+    scale = parse("travel", travel.get_config(), ["travel.py", "--config.task.reward_range=0,10"])
+    name, given = given_task(build(scale.config).task, "")
+    task = asyncio.run(derive_task(FakeClient(), name, given))
+    assert (task.reward_range, task.success_reward) == ((0.0, 10.0), 8.0)
 
 
 # The limit

@@ -142,6 +142,12 @@ def test_the_task_follows_from_the_dialogues_unless_it_is_set(tmp_path: Path):
     assert (task.name, task.reward_range, task.success_reward) == ("mine", (0.0, 2.0), 1.0)
     given = TaskConfig(agent_role="clerk", description="A clerk answers what customers ask.")
     assert own_dialogues.task_of(dialogues, given, "mine").agent_role == "clerk"
+    scale = TaskConfig(reward_range=(-1, 5), success_reward=0, reward_unit="sales")
+    task = own_dialogues.task_of(dialogues, scale, "mine")
+    assert (task.reward_range, task.success_reward) == ((-1.0, 5.0), 0.0)
+    assert (task.reward_unit, task.success) == ("sales", "")
+    with pytest.raises(UserError, match=r"reward_range is 0 to 1, but the rewards .* from 0 to 2"):
+        own_dialogues.task_of(dialogues, TaskConfig(reward_range=(0, 1)), "mine")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from experiments.checks import checked
 from experiments.config import base_config
 from experiments.run_folder import RunError, RunFolder
-from experiments.stamps import begin_stage, check_stage
+from experiments.stamps import begin_stage, check_stage, stamp_file
 
 
 def experiment(**changes):
@@ -48,6 +48,21 @@ def trained(tmp_path: Path) -> RunFolder:
 )
 def test_what_changes_no_result_may_change_when_a_run_goes_on(changes, trained: RunFolder):
     check_stage(trained, "train", experiment(**changes))
+
+
+def test_a_run_from_before_the_scale_was_a_setting_goes_on(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    begin_stage(folder, "imagine", experiment())
+    folder.dialogues.touch()
+    stamp = stamp_file(folder, "imagine")
+    values = json.loads(stamp.read_text())
+    scale = [f"task.{name}" for name in ("reward_range", "success_reward", "reward_unit")]
+    stamp.write_text(json.dumps({k: v for k, v in values.items() if k not in scale}))
+    assert values.keys() >= set(scale)
+    check_stage(folder, "imagine", experiment())
+    llm = {"imagination__engine": "anthropic", "llm__model": "m", "imagination__dialogues": 9}
+    with pytest.raises(RunError, match=r"config\.task\.success_reward was None, now 0\.5"):
+        check_stage(folder, "imagine", experiment(task__success_reward=0.5, **llm))
 
 
 def test_whom_to_imagine_holds_for_the_data_that_is_there(tmp_path: Path):
