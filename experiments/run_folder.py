@@ -139,6 +139,11 @@ class RunFolder:
         return self.path / "conversations.jsonl"
 
     @property
+    def chats(self) -> Path:
+        """What people said to the agents in --stage=chat, with their ratings."""
+        return self.path / "chats.jsonl"
+
+    @property
     def sessions(self) -> Path:
         """By which command, code and machine each stage was made."""
         return self.path / "sessions.jsonl"

@@ -6,19 +6,37 @@ from typing import Any
 
 from experiments.build import Experiment
 from experiments.config import TASK_FIELDS, DataConfig, TaskConfig
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunError, RunFolder
+from experiments.stamps import stamp_file
 from imagination.corpora import CORPORA, ReadOptions
 from imagination.simulation import load_world
+from imagination.simulation.world import World
 from imagination.task import Task
 
 
 def load_task(experiment: Experiment, folder: RunFolder) -> Task:
-    """Reads the task from `task.yaml` where the run has one, else from its corpus or world."""
+    """Reads the task from `task.yaml` where the run has one, else from its corpus or world.
+
+    Raises:
+        RunError: It has none, though its task stands nowhere else.
+    """
     if (task := folder.load_task()) is not None:
         return task
-    if experiment.data.source != "world":
+    if experiment.data.source in CORPORA:
         return corpus_task(experiment.data)
-    return load_world(experiment.task.world).task
+    if experiment.data.source == "world" and experiment.task.world:
+        return load_world(experiment.task.world).task
+    raise RunError(
+        f"{folder.task} is gone, which says what the task of this run is. Put it back "
+        f"({stamp_file(folder, 'imagine')} tells what it said)."
+    )
+
+
+def world_of(experiment: Experiment) -> World | None:
+    """The embedded world that the dialogues come from; None where they come from elsewhere."""
+    if experiment.data.source != "world" or experiment.imagines_with_llm:
+        return None
+    return load_world(experiment.task.world)
 
 
 def read_options(data: DataConfig) -> ReadOptions:

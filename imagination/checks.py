@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from typing import Any
 
 from ilql_jax.errors import shown
 
 MOST_REWARD = 1e30  # far inside of float32
 MOST_TOTAL = 1e36  # of a dialogue: as many rewards as a line of 10 MB has room for
+
+# Marks that turn the direction of writing around: they can make a text look like another.
+_TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def is_finite(value: Any) -> bool:
@@ -60,3 +64,17 @@ def require(
 def without_surrogates(text: str) -> str:
     """Replaces lone surrogates (half an emoji), which UTF-8 cannot hold, by "?"."""
     return text if text.isascii() else text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def without_controls(text: str) -> str:
+    """Replaces control characters other than line breaks by spaces; drops turning marks.
+
+    A terminal or page that shows the text then shows nothing else than its letters.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        " " if unicodedata.category(each) == "Cc" and each != "\n" else each
+        for each in text
+        if each not in _TURNING
+    )

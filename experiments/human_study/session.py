@@ -31,15 +31,13 @@ from experiments.human_study.records import (
 )
 from experiments.human_study.store import Store
 from experiments.human_study.words import ENGLISH
-from imagination.checks import without_surrogates
+from imagination.checks import without_controls, without_surrogates
 from imagination.dialogue import Turn
 
 INSTRUCTIONS, CHAT, TOLD, RATE, JUDGE, RANKING, DONE, WITHDRAWN = STEPS = (
     *("instructions", "chat", "told", "rate", "judge", "ranking", "done", "withdrawn"),
 )
 MOST_CHARACTERS, MOST_COMMENT = 2000, 5000
-# Marks that turn the direction of writing around: they can make a text look like another.
-_TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class Refused(Exception):
@@ -119,11 +117,7 @@ def cleaned(text: str, most: int, single_line: bool = False) -> str:
     if len(text) > most:
         raise Refused("too_long", count=most)
     text = without_surrogates(text.replace("\r\n", "\n").replace("\r", "\n"))
-    kept = "".join(
-        " " if unicodedata.category(each) == "Cc" and each != "\n" else each
-        for each in unicodedata.normalize("NFC", text)
-        if each not in _TURNING
-    ).strip()
+    kept = without_controls(unicodedata.normalize("NFC", text)).strip()
     return " ".join(kept.split()) if single_line else kept
 
 

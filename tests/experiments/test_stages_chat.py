@@ -1,14 +1,73 @@
-"""The chat in the terminal, beyond the words of an agent."""
+"""The chat in the terminal: what it tells, how it ends, and what it keeps."""
 
 from __future__ import annotations
 
 import io
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import pytest
 from rich.console import Console
+from rich.text import Text
 
-from experiments.stages.chat import _answer
-from imagination.dialogue import Turn
-from imagination.speakers import FAILURE, NO_ANSWER, Conversation, Utterance
+from experiments import interrupts
+from experiments.chats import is_goodbye
+from experiments.run_folder import RunFolder
+from experiments.stages.chat import Chat
+from ilql_jax.disk import DiskError
+from imagination.dialogue import Dialogue, Turn, read_dialogues
+from imagination.simulation import load_world
+from imagination.speakers import FAILURE, NO_ANSWER, Utterance
+from imagination.task import Task
+
+HELLO = "Hi, can you explain recursion?"
+ASKS = "What helps you most: examples, analogies or definitions?"
+EXPLAINS = "Let me show you it works from the beginning, by example."
+CHECKS = "Now, what was the main idea in your own words?"
+SAYS_GOODBYE = "Very good, that is all for today. Goodbye!"
+TRIPS = Task(
+    name="trips",
+    description="A guide plans a day. The visitor is in a hurry.",
+    agent_role="guide",
+    human_role="visitor",
+    persona_axes={},
+    reward_range=(1.0, 5.0),
+    success_reward=4.0,
+    max_turns=3,
+)
+PLANNED = Dialogue("t", "trips", (Turn("human", "Where to?"), Turn("agent", "North.")))
+
+
+class Person(Console):
+    """A terminal in which somebody types lines; an error among them is raised in place of one."""
+
+    def __init__(self, lines: Sequence[str | BaseException]):
+        super().__init__(file=io.StringIO(), width=100)
+        self.lines = [*lines, EOFError()]
+
+    def input(self, prompt: str = "", **_) -> str:
+        line = self.lines.pop(0)
+        if isinstance(line, BaseException):
+            raise line
+        self.file.write(f"{Text.from_markup(prompt).plain}{line}\n")
+        return line
+
+    @property
+    def shown(self) -> str:
+        return " ".join(self.file.getvalue().split())
+
+
+class Scripted:
+    """Says one thing after the other, the last one ever again; a seed may have its own words."""
+
+    def __init__(self, *said: str, by_seed: Callable[[int], str] | None = None):
+        self.said, self.by_seed = list(said), by_seed
+
+    def respond(self, conversations):
+        if self.by_seed is not None:
+            return [Utterance(self.by_seed(each.seed)) for each in conversations]
+        return [Utterance(self.said.pop(0) if len(self.said) > 1 else self.said[0])]
 
 
 class NoRoom:
@@ -16,8 +75,192 @@ class NoRoom:
         return [Utterance(NO_ANSWER, ends=True, annotations={FAILURE: "its last turn is long"})]
 
 
-def test_a_message_that_does_not_fit_is_told_and_can_be_said_again():
-    output, said = io.StringIO(), [Turn("human", "Hi"), Turn("agent", "Hello")]
-    conversation = Conversation("chat", {}, 0, [*said, Turn("human", "why " * 1000)])
-    _answer(NoRoom(), conversation, True, Console(file=output))
-    assert conversation.turns == said and "its last turn is long" in output.getvalue()
+@pytest.fixture(autouse=True)
+def _same_seed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(secrets, "randbits", lambda _: 7)
+    monkeypatch.setattr(interrupts.Stop, "status", interrupts.CTRL_C)
+
+
+def chat(folder: Path, agent, *lines, task: str | Task = "teaching", dialogue=PLANNED) -> Person:
+    """Holds a chat to its end; returns the terminal."""
+    world = None if isinstance(task, Task) else load_world(task)
+    person = Person(lines)
+    held = Chat(
+        agent=agent,
+        task=task if world is None else world.task,
+        world=world,
+        folder=RunFolder(folder),
+        console=person,
+        source={"method": "ilql", "agent": "ilql-seed0", "decoding": "greedy"},
+        dialogues=[dialogue],
+    )
+    held.introduce()
+    held.talk()
+    person.kept = read_dialogues(held.folder.chats) if held.folder.chats.exists() else []
+    return person
+
+
+def test_it_says_who_it_is_what_it_knows_and_how_to_end(tmp_path: Path):
+    said = chat(tmp_path, Scripted(ASKS)).shown
+    assert "You are the student, the agent is the tutor (ilql, greedy)" in said
+    assert "Name a topic that it knows: recursion, gravity," in said
+    assert "Say goodbye to end the conversation" in said and "/rate" in said
+    examples = said.partition("Say, for instance: ")[2].split(" / ")
+    assert len(examples) == 3 and all(map(load_world("teaching").hear, examples))
+
+
+def test_a_described_task_shows_what_people_said_to_it(tmp_path: Path):
+    said = chat(tmp_path, Scripted("North."), "banana xyzzy", task=TRIPS).shown
+    assert "You are the visitor, the agent is the guide" in said and "A guide plans a day" in said
+    assert "Say, for instance: Where to?" in said and "Not understood" not in said
+
+
+def test_words_that_a_world_does_not_understand_are_told_with_some_that_it_does(tmp_path: Path):
+    said = chat(tmp_path, Scripted(ASKS, EXPLAINS), HELLO, "banana xyzzy the of of").shown
+    told = said.partition("Not understood: 'banana xyzzy the of of'. Say, for instance: ")[2]
+    sentences = told.partition(" Kept in")[0].split(" / ")
+    world = load_world("teaching")
+    assert len(sentences) == 3 and all(world.hear(each) for each in sentences)
+    assert "Not understood" not in chat(tmp_path, Scripted(ASKS), HELLO, "I like examples").shown
+
+
+def test_a_topic_that_it_does_not_know_is_told(tmp_path: Path):
+    said = chat(tmp_path, Scripted(ASKS), "can you explain chess?", HELLO).shown
+    assert said.count("No topic that it knows was named.") == 1
+
+
+def test_values_come_with_what_was_understood(tmp_path: Path):
+    said = chat(tmp_path, Scripted(ASKS), "/values", HELLO, "I like examples").shown
+    assert "no values: it learned none" in said and "understood as likes_example" in said
+
+
+def test_it_keeps_to_the_topic_that_was_named(tmp_path: Path):
+    other, same = "So, let me explain gravity from zero, by example.", EXPLAINS
+    agent = Scripted(by_seed=lambda seed: other if seed < 9 else same)
+    assert [t.text for t in chat(tmp_path, agent, HELLO).kept[0].turns][1:] == [same]
+    never = Scripted(by_seed=lambda seed: other)
+    assert chat(tmp_path, never, HELLO).kept[1].turns[1].text == other  # and it ends
+
+
+@pytest.mark.parametrize("words", ["bye", "Thanks, bye!", "/rate", "OK, see you later."])
+@pytest.mark.parametrize("task", ["teaching", TRIPS], ids=["world", "described"])
+def test_a_goodbye_ends_it_with_a_rating_that_is_kept(tmp_path: Path, words: str, task):
+    person = chat(tmp_path, Scripted(ASKS), HELLO, words, "6", "-1", "nan", "ok", "1,0", task=task)
+    [dialogue] = person.kept
+    assert person.shown.count("is no rating: give a number from") == 4
+    assert person.shown.count(ASKS) == 1 and len(person.lines) == 1
+    assert (dialogue.reward, dialogue.terminal) == (1.0, True)
+    assert dialogue.task == ("trips" if isinstance(task, Task) else "teaching")
+    source = dialogue.source
+    assert (source["kind"], source["ended_by"], source["seed"]) == ("human", "human", 7)
+    assert (source["method"], source["agent"], source["decoding"]) == (
+        "ilql",
+        "ilql-seed0",
+        "greedy",
+    )
+    assert source["ended_at"].endswith("+00:00")
+    said = [HELLO, ASKS, *([] if words == "/rate" else [words])]
+    assert [turn.text for turn in dialogue.turns] == said
+
+
+def test_the_agents_goodbye_ends_it(tmp_path: Path):
+    person = chat(tmp_path, Scripted(EXPLAINS, SAYS_GOODBYE), HELLO, "Ah, now I see.", "")
+    [dialogue] = person.kept
+    assert "The tutor has ended the conversation." in person.shown
+    assert (dialogue.source["ended_by"], dialogue.reward, dialogue.terminal) == (
+        "agent",
+        None,
+        True,
+    )
+
+
+def test_the_limit_of_the_task_ends_it(tmp_path: Path):
+    person = chat(tmp_path, Scripted("North."), *["Where to?"] * 3, "4.5", task=TRIPS)
+    [dialogue] = person.kept
+    assert "The guide has spoken its last turn." in person.shown and len(dialogue.turns) == 6
+    assert (dialogue.source["ended_by"], dialogue.reward) == ("limit", 4.5)
+    assert not dialogue.terminal
+
+
+def test_words_with_which_the_worlds_human_would_go_end_it(tmp_path: Path):
+    """Whoever was asked what they have said before has had enough after the fourth time."""
+    lines = [HELLO, "I prefer examples, please.", *["Again? We had that already."] * 3]
+    person = chat(tmp_path, Scripted(ASKS), *lines, "Enough, I will learn it elsewhere.", "0")
+    assert person.kept[0].source["ended_by"] == "human" and person.kept[0].reward == 0.0
+
+
+@pytest.mark.parametrize("stop", [EOFError(), KeyboardInterrupt(), "/quit", "/exit"])
+@pytest.mark.parametrize("before", [[], ["bye"]], ids=["talking", "rating"])
+def test_a_chat_that_is_left_is_kept_without_a_rating(tmp_path: Path, stop, before: list[str]):
+    person = chat(tmp_path, Scripted(ASKS), HELLO, *before, stop)
+    [dialogue] = person.kept
+    assert dialogue.reward is None and "Kept in" in person.shown
+    assert dialogue.source["ended_by"] == ("human" if before else "left")
+
+
+def test_a_chat_that_is_ended_from_outside_is_kept(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(interrupts.Stop, "status", interrupts.TERMINATED)
+    with pytest.raises(KeyboardInterrupt):
+        chat(tmp_path, Scripted(ASKS), HELLO, KeyboardInterrupt())
+    assert len(read_dialogues(tmp_path / "chats.jsonl")) == 1
+
+
+def test_each_conversation_is_kept_and_none_in_which_nothing_was_said(tmp_path: Path):
+    lines = ["/new", HELLO, "/new", "/nonsense", HELLO, "bye", "0.5"]
+    person = chat(tmp_path, Scripted(ASKS), *lines)
+    assert [d.source["ended_by"] for d in person.kept] == ["left", "human"]
+    assert [d.reward for d in person.kept] == [None, 0.5]
+    assert person.shown.count("A new conversation.") == 3
+    assert len(chat(tmp_path, Scripted(ASKS), "bye").kept) == 2
+    assert len(chat(tmp_path, Scripted(ASKS)).kept) == 2
+
+
+def test_a_chat_that_cannot_be_kept_is_told(tmp_path: Path):
+    (tmp_path / "chats.jsonl").mkdir()
+    with pytest.raises(DiskError, match=r"chats\.jsonl"):
+        chat(tmp_path, Scripted(ASKS), HELLO)
+
+
+def test_an_agent_that_opens_speaks_first(tmp_path: Path):
+    opens = Dialogue("t", "trips", (Turn("agent", "Hello!"), Turn("human", "Where to?")))
+    person = chat(tmp_path, Scripted("Hello!", "North."), "So?", task=TRIPS, dialogue=opens)
+    assert [turn.text for turn in person.kept[0].turns] == ["Hello!", "So?", "North."]
+
+
+def test_nothing_of_agent_or_person_controls_the_terminal(tmp_path: Path):
+    evil = "\x1b]0;owned\x07\x1b[2J\u202eolleh\x9b31m [bold]hi[/]"
+    task = {"description": f"A {evil} guide.", "agent_role": evil, "human_role": evil}
+    task = Task(**{**vars(TRIPS), **task, "reward_unit": evil})
+    dialogue = Dialogue("t", "t", (Turn("human", evil), Turn("agent", evil)))
+    lines = (evil, "/values", evil, "bye", evil, "3")
+    person = chat(tmp_path, Scripted(evil), *lines, task=task, dialogue=dialogue)
+    output = person.file.getvalue()
+    for line in lines:  # as typed, which a real terminal shows itself
+        output = output.replace(f"you: {line}\n", "").replace(f"rating: {line}\n", "")
+    assert not any(sign in output for sign in "\x1b\x07\x9b\u202e") and "[bold]hi[/]" in output
+    human = [turn.text for turn in person.kept[0].turns if turn.speaker == "human"]
+    assert human[0] == "]0;owned [2Jolleh 31m [bold]hi[/]"
+
+
+def test_a_message_that_does_not_fit_is_told_and_can_be_said_again(tmp_path: Path):
+    person = chat(tmp_path, NoRoom(), "why " * 1000, HELLO)
+    assert person.shown.count("its last turn is long") == 2 and person.kept == []
+
+
+@pytest.mark.parametrize(
+    ("text", "goodbye"),
+    [
+        ("bye", True),
+        ("Bye-bye!", True),
+        ("Okay, thanks. Good bye then.", True),
+        ("I’m leaving now", True),
+        ("I have to go. See you!", True),
+        ("Tschüss", True),
+        ("I never said goodbye to her.", False),
+        ("How do I say goodbye?", False),
+        ("Hi, I want to buy shoes", False),
+        ("", False),
+    ],
+)
+def test_goodbyes(text: str, goodbye: bool):
+    assert is_goodbye(text) is goodbye

@@ -1,0 +1,101 @@
+"""Words of a person in the place of a world's human."""
+
+from __future__ import annotations
+
+import pytest
+
+from imagination.dialogue import Turn
+from imagination.simulation import WORLDS, load_world
+from imagination.simulation.following import (
+    example_sentences,
+    final_acts,
+    follow,
+    is_heard,
+    opening_replies,
+    opening_slots,
+    possible_replies,
+)
+from imagination.simulation.speakers import (
+    BehaviourAgent,
+    SimulatedHuman,
+    sample_conversations,
+)
+from imagination.speakers import converse
+
+TEACHING = load_world("teaching")
+HELLO = Turn("human", "Hi, can you explain recursion?")
+ASKED = [HELLO, Turn("agent", "What helps you most: examples, analogies or definitions?")]
+EXPLAINED = [
+    *ASKED,
+    Turn("human", "I like examples"),
+    Turn("agent", "At medium level, by example."),
+]
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_it_follows_the_worlds_own_humans_as_they_remember_it(name: str):
+    world = load_world(name)
+    conversations = sample_conversations(world, "average", 40, seed=3, prefix="t")
+    converse(BehaviourAgent(world), SimulatedHuman(world), conversations, world.task)
+    for conversation in conversations:
+        known = follow(world, conversation.turns)
+        assert known.state == conversation.human_memory.state
+        said = [t.text for t in conversation.turns if t.speaker == "human"]
+        assert all(is_heard(world, text) for text in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "act"),
+    [("teaching", "wrap_up"), *((name, "close") for name in WORLDS if name != "teaching")],
+)
+def test_the_final_act_of_a_world_is_found(name: str, act: str):
+    assert final_acts(load_world(name)) == {act}
+
+
+def test_loose_words_count_where_they_can_be_meant_and_others_change_nothing():
+    after = follow(TEACHING, EXPLAINED)
+    assert (after.state.style, after.act) == ("example", "explain_intermediate_example")
+    lost = follow(TEACHING, [*EXPLAINED, Turn("human", "that was too hard")])
+    assert lost.state.reaction == "lost"
+    # Understood, but no answer to an explanation; and not understood at all.
+    for text in ("I am a complete beginner.", "banana xyzzy the of of", "", "\x1b[2J"):
+        said = follow(TEACHING, [*EXPLAINED, Turn("human", text)])
+        assert (said.state, said.turns) == (after.state, 5)
+
+
+def test_a_conversation_without_an_opening_begins_as_most_do():
+    assert follow(TEACHING, [Turn("human", "hm")]).state == TEACHING.begin("asks")
+
+
+@pytest.mark.parametrize(
+    ("text", "heard"),
+    [
+        ("banana xyzzy the of of", False),
+        ("", False),
+        ("the weather is nice today", False),
+        ("that was too hard", True),
+        ("I'm a beginner", True),
+        ("about black holes", True),
+    ],
+)
+def test_what_nothing_can_be_understood_of(text: str, heard: bool):
+    assert is_heard(TEACHING, text) is heard
+
+
+@pytest.mark.parametrize("turns", [[], ASKED, EXPLAINED])
+def test_examples_are_replies_that_can_follow_about_the_topic(turns: list[Turn]):
+    memory = follow(TEACHING, turns)
+    sentences = example_sentences(TEACHING, memory, 3, seed=5)
+    replies = [TEACHING.hear(sentence) for sentence in sentences]
+    assert len(set(replies)) == 3 and set(replies) <= set(possible_replies(TEACHING, memory))
+    assert not turns or not any(TEACHING.names_other_slots(s, memory.slots) for s in sentences)
+
+
+def test_topics_are_those_that_every_opening_names():
+    assert list(opening_slots(TEACHING)) == ["topic"]
+    assert sum(opening_replies(TEACHING).values()) == pytest.approx(1.0)
+
+
+def test_the_topic_named_last_counts():
+    turns = [HELLO, Turn("agent", "Hm?"), Turn("human", "No, about gravity")]
+    assert follow(TEACHING, turns).slots == {"topic": "gravity"}
