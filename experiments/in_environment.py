@@ -21,8 +21,10 @@ from rich.table import Table
 from experiments import flags, launch
 from experiments.config import ConfigError
 from experiments.evaluation.statistics import Interval, bootstrap_mean, pairwise_tests
+from experiments.evaluation.summary import Comparison
 from experiments.files import DAMAGE, read_json_object, write_atomically
 from experiments.looks import look_of
+from experiments.report import wording
 from experiments.run_folder import RunError
 from ilql_jax import METHODS, Policy, TrainConfig, Trajectory, fit
 from ilql_jax.environment import Environment, evaluate
@@ -313,19 +315,12 @@ def _tests(found: Mapping[str, Any]) -> str:
     """The best method against each of the others."""
     methods = found["methods"]
     best = max(methods, key=lambda name: methods[name]["score"][0])
-    said = []
-    for each in found["tests"]:
-        if best not in (each["a"], each["b"]):
-            continue
-        other = each["b"] if each["a"] == best else each["a"]
-        p = each["p_training_holm"]
-        over = "trainings" if p is not None else "episodes"
-        p = each["p_holm"] if p is None else p
-        said.append(
-            f"{look_of(other).title} by {abs(each['difference']):.2f} "
-            f"(p_holm {'< 0.001' if p < 0.001 else f'= {p:.3f}'} over {over})"
-        )
-    return f"{look_of(best).title} is above {'; '.join(said)}." if said else ""
+    tests = [Comparison(**each) for each in found["tests"]]
+    said = wording.describe_method(best, tests, {name: look_of(name).title for name in methods})
+    return said and (
+        f"{said} Differences are in normalized score; p_holm speaks of other episodes, with the "
+        "agents as trained."
+    )
 
 
 def draw(found: Mapping[str, Any]):

@@ -158,11 +158,7 @@ def describe_tests(population: Population) -> str:
     sentences = []
     for subject in dict.fromkeys(test.a for test in tests):
         own = [test for test in tests if test.a == subject]
-        clauses = [
-            _clause(kind, [test for test in own if verdict(test) == kind], population)
-            for kind in _CLAUSES
-        ]
-        sentences.append(_sentence(f"{title[subject]} is " + "; ".join(filter(None, clauses))))
+        sentences.append(_verdicts(own, title, [difference(test, population) for test in own]))
     if sentences:
         sentences.append(
             f"Differences are in {unit_of(population)}; p_holm speaks of other humans, with the "
@@ -171,17 +167,30 @@ def describe_tests(population: Population) -> str:
     return " ".join(sentences)
 
 
-def _clause(kind: str, tests: Sequence[Comparison], population: Population) -> str:
-    if not tests:
+def describe_method(method: str, tests: Sequence[Comparison], title: Mapping[str, str]) -> str:
+    """Tests of one method, over episodes and over trainings; differences are in their own unit."""
+    own = [_seen_from(test, method) for test in tests if method in (test.a, test.b)]
+    if not own:
         return ""
-    title, parts = titles(population), []
-    for test in tests:
-        value = difference(test, population)
-        if kind in ("above", "below"):
-            parts.append(f"{title[test.b]} by {number(abs(value))} ({evidence(test)})")
-        else:
-            parts.append(f"{title[test.b]} (difference {number(value)}, {evidence(test)})")
-    return f"{_CLAUSES[kind]} " + _enumerate(parts)
+    said = _verdicts(own, title, [test.difference for test in own])
+    return f"{said} {_over_trainings(own, title)}".strip()
+
+
+def _verdicts(
+    tests: Sequence[Comparison], title: Mapping[str, str], differences: Sequence[float | None]
+) -> str:
+    """One sentence on tests that are all seen from the same method."""
+    clauses = []
+    for kind, name in _CLAUSES.items():
+        parts = [
+            f"{title[test.b]} by {number(abs(value))} ({evidence(test)})"
+            if kind in ("above", "below")
+            else f"{title[test.b]} (difference {number(value)}, {evidence(test)})"
+            for test, value in zip(tests, differences, strict=True)
+            if verdict(test) == kind
+        ]
+        clauses += [f"{name} {_enumerate(parts)}"] if parts else []
+    return _sentence(f"{title[tests[0].a]} is {'; '.join(clauses)}")
 
 
 def _enumerate(parts: Sequence[str]) -> str:
@@ -196,16 +205,21 @@ def _sentence(text: str) -> str:
 def training_note(population: Population) -> str:
     """Differences from the focus method that would be there if all methods were trained again."""
     focus = focus_method(population)
-    tests = [t for t in comparisons(population) if t.a == focus and t.p_training_holm is not None]
-    if not tests:
-        return ""
-    parts, title = [], titles(population)
+    own = [test for test in comparisons(population) if test.a == focus]
+    return _over_trainings(own, titles(population))
+
+
+def _over_trainings(tests: Sequence[Comparison], title: Mapping[str, str]) -> str:
+    """One sentence on tests that are all seen from the same method; empty with one training."""
+    parts = []
     for test in tests:
+        if test.p_training_holm is None:
+            continue
         sure = test.p_training_holm < SIGNIFICANT
         claim = "differs from" if sure else "is not distinguishable from"
         p = _p_value("p_training_holm", test.p_training_holm)
         parts.append(f"{claim} {title[test.b]} ({p})")
-    return f"Over training runs {title[focus]} {_enumerate(parts)}."
+    return f"Over training runs {title[tests[0].a]} {_enumerate(parts)}." if parts else ""
 
 
 # --- headline -----------------------------------------------------------------------------------

@@ -87,21 +87,35 @@ def test_it_ends_with_table_figure_and_results(finished):
     assert (
         "| filtered BC |" in page
         and "| one step by exact values |" in page
-        and "over episodes" in page
+        and "p_holm speaks of other episodes" in page
     )
     assert (finished / "maze.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_tests_are_over_trainings_where_there_are_several():
+def compared(gains: dict[str, float], walks: int = 20):
+    walked = [-9.0, -8.0, -9.5, -8.5] * (walks // 4)
     results = [
-        in_environment.Result(name, ["greedy"] * 2, [[-9.0 + gain, -8.0 + gain, -9.5]] * 2)
-        for name, gain in (("bc", 0.0), ("ilql", 3.0))
+        in_environment.Result(name, ["greedy"] * 2, [[each + gain for each in walked]] * 2)
+        for name, gain in gains.items()
     ]
-    found = in_environment.summary(SHORT, results, seed=0)
+    return in_environment.summary(SHORT, results, seed=0)
+
+
+def test_tests_are_over_trainings_too_where_there_are_several():
+    found = compared({"bc": 0.0, "ilql": 3.0})
     assert found["tests"][0]["p_training_holm"] is not None
     said = in_environment.markdown(found)
     assert said.index("| ILQL |") < said.index("| BC |")
-    assert "ILQL is above BC by" in said and "over trainings" in said
+    assert "ILQL is above BC by 0.21 (p_holm < 0.001)." in said
+    assert "Over training runs ILQL differs from BC (p_training_holm < 0.001)." in said
+
+
+def test_nothing_is_above_another_that_tests_do_not_tell_apart():
+    said = in_environment.markdown(compared({"bc": 0.0, "mc": 0.0}))
+    assert "BC is not distinguishable from MC (difference 0.00, p_holm = 1.000)." in said
+    assert " above " not in said
+    few = in_environment.markdown(compared({"bc": 0.0, "ilql": 3.0}, walks=4))
+    assert "ILQL is not distinguishable from BC (difference 0.21, p_holm = 0." in few
 
 
 def test_a_second_run_trains_nothing_and_a_damaged_result_is_made_again(finished, monkeypatch):
