@@ -23,7 +23,7 @@ from rich.console import Console
 
 from experiments.evaluation import typed_json
 from experiments.evaluation.statistics import compare, compare_trainings, holm, paired
-from experiments.evaluation.summary import STAGE, Bounds, Evaluation, References, Scores
+from experiments.evaluation.summary import STAGE, Bounds, Evaluation, Population, References, Scores
 from experiments.files import write_atomically
 from experiments.interrupts import TERMINATED, Stop, not_passed_on
 from experiments.looks import Look
@@ -35,7 +35,7 @@ from experiments.stamps import stamp_file
 from imagination.dialogue import read_dialogues
 from imagination.simulation import POPULATIONS
 
-SWEEP_SCHEMA = 1
+SWEEP_SCHEMA = 2
 _OF_EVALUATION = ("decoding.", "evaluation.")  # settings that no training depends on
 _OF_RESULTS = shutil.ignore_patterns("results*", "*.results")  # in the folder of metrics
 
@@ -73,10 +73,12 @@ class Sweep:
     Attributes:
         name: On the command line and of the folder.
         question: In one sentence.
-        variants: The first is what the others are compared with.
+        variants: The first of an experiment is what its others are compared with.
         settings: Key -> value, of all variants.
         axis: Name of what varies, where variants lie on an axis; "" = they are kinds.
         is_logarithmic: Whether steps along the axis are factors.
+        between_methods: All methods of an experiment are compared with its main one, instead of
+            each with the same method of the first variant.
 
     Raises:
         ValueError: Labels that are not unique, or a variant that cannot have been trained as the
@@ -89,6 +91,7 @@ class Sweep:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     axis: str = ""
     is_logarithmic: bool = False
+    between_methods: bool = False
 
     def __post_init__(self):
         known: dict[str, Variant] = {}
@@ -131,10 +134,10 @@ class Row:
         trainings: Number of them.
         score: Normalized score; None where the world has none.
         score_ci95: Its interval, over trainings and episodes.
-        difference: Score minus that of the first variant (its row of the same method, else its
-            first one); None for that itself, and in another experiment.
+        difference: Score minus that of the row that it is compared with (`Sweep`), in the same
+            experiment; None for that row itself.
         p: Of the difference, for the agents as trained.
-        p_holm: After Holm's correction for the rows of the population.
+        p_holm: After Holm's correction for the rows of the experiment and population.
         p_training: For training again; None with one training.
         p_training_holm: After Holm's correction.
     """
@@ -162,13 +165,15 @@ class SweepResult:
         question: That it answers.
         axis: Name of what varies; "" where variants are kinds.
         is_logarithmic: Whether steps along the axis are factors.
-        population: Name -> rows, in the order of the variants.
+        between_methods: What was compared, as in `Sweep`.
+        population: Name -> rows, in the order of the variants, an experiment after the other.
     """
 
     name: str
     question: str
     axis: str
     is_logarithmic: bool
+    between_methods: bool
     population: Mapping[str, tuple[Row, ...]]
     schema: int = SWEEP_SCHEMA
 
@@ -283,7 +288,7 @@ def _trained(run: RunFolder) -> set[Unit]:
 
 
 def compared(sweep: Sweep, folders: Mapping[str, Path]) -> SweepResult:
-    """Scores of all variants, tested against the first.
+    """Scores of all variants, tested within each experiment.
 
     Args:
         sweep: The variants.
@@ -292,37 +297,73 @@ def compared(sweep: Sweep, folders: Mapping[str, Path]) -> SweepResult:
     runs = {label: RunFolder(path) for label, path in folders.items()}
     evaluations = {label: Evaluation.read(run.evaluation) for label, run in runs.items()}
     rewards = {label: _rewards(runs[label], each) for label, each in evaluations.items()}
+    experiments: dict[str, list[Variant]] = {}
+    for variant in sweep.variants:
+        experiments.setdefault(variant.experiment, []).append(variant)
     population = {}
     for name in POPULATIONS:
-        of_first: dict[str, np.ndarray] = {}  # method -> rewards, of the first variant
-        rows = []
-        for variant in sweep.variants:
-            found = evaluations[variant.label].population[name]
-            for method, scores in found.methods.items():
-                own = rewards[variant.label][name, method]
-                row = _row(variant, method, scores)
-                if variant is sweep.variants[0]:
-                    of_first[method] = own
-                elif variant.experiment == sweep.variants[0].experiment:
-                    other = of_first.get(method, next(iter(of_first.values())))
-                    row = _tested(row, own, other, found.references)
-                rows.append(row)
-        population[name] = _corrected(rows)
-    return SweepResult(sweep.name, sweep.question, sweep.axis, sweep.is_logarithmic, population)
+        found = {label: each.population[name] for label, each in evaluations.items()}
+        own = {label: each[name] for label, each in rewards.items()}
+        population[name] = tuple(
+            row
+            for variants in experiments.values()
+            for row in _compared(variants, found, own, sweep.between_methods)
+        )
+    return SweepResult(
+        sweep.name,
+        sweep.question,
+        sweep.axis,
+        sweep.is_logarithmic,
+        sweep.between_methods,
+        population,
+    )
+
+
+def _compared(
+    variants: Sequence[Variant],
+    found: Mapping[str, Population],
+    rewards: Mapping[str, Mapping[str, Float[np.ndarray, "seeds episodes"]]],
+    between_methods: bool,
+) -> tuple[Row, ...]:
+    """Rows of one experiment and population, tested against one of the first variant.
+
+    Args:
+        variants: All of the experiment.
+        found: Label -> scores.
+        rewards: Label -> method -> rewards.
+        between_methods: As in `Sweep`.
+    """
+    first = variants[0]
+    of_first = rewards[first.label]
+    main = (between_methods and wording.main_method(of_first)) or next(iter(of_first))
+    rows = []
+    for variant in variants:
+        of_variant = found[variant.label]
+        for method, scores in of_variant.methods.items():
+            row = _row(variant, method, scores)
+            other = main if between_methods or method not in of_first else method
+            if (variant, method) != (first, other):
+                own = rewards[variant.label][method]
+                row = _tested(row, own, of_first[other], of_variant.references)
+            rows.append(row)
+    return _corrected(rows)
 
 
 def _rewards(
     run: RunFolder, evaluation: Evaluation
-) -> dict[tuple[str, str], Float[np.ndarray, "seeds episodes"]]:
-    """Population and method -> rewards, nan where nobody rated."""
-    found: dict[tuple[str, str], list[list[float | None]]] = {}
+) -> dict[str, dict[str, Float[np.ndarray, "seeds episodes"]]]:
+    """Population -> method -> rewards, nan where nobody rated."""
+    found: dict[str, dict[str, list[list[float | None]]]] = {name: {} for name in POPULATIONS}
     for method, scores in evaluation.population[POPULATIONS[0]].methods.items():
         for training in scores.trainings:
             dialogues = read_dialogues(run.unit_conversations(Unit(method, training.seed)))
             for name in POPULATIONS:
                 own = [d.reward for d in dialogues if d.source["population"] == name]
-                found.setdefault((name, method), []).append(own)
-    return {key: np.array(rows, float) for key, rows in found.items()}
+                found[name].setdefault(method, []).append(own)
+    return {
+        name: {method: np.array(rows, float) for method, rows in methods.items()}
+        for name, methods in found.items()
+    }
 
 
 def _row(variant: Variant, method: str, scores: Scores) -> Row:
@@ -370,7 +411,7 @@ def tables(result: SweepResult) -> list[ResultTable]:
             f"{result.question} {name.capitalize()} population",
             headers,
             tuple(_line(row) for row in rows),
-            (_about_tests(rows),),
+            (_about_tests(rows, result.between_methods),),
         )
         for name, rows in result.population.items()
     ]
@@ -389,14 +430,18 @@ def _line(row: Row) -> tables_of_runs.Row:
     return tables_of_runs.Row(f"{row.variant}/{row.method}", "method", cells)
 
 
-def _about_tests(rows: Sequence[Row]) -> str:
+def _about_tests(rows: Sequence[Row], between_methods: bool) -> str:
     trainings = max(row.trainings for row in rows)
     told = f"{trainings} training{'s' * (trainings > 1)} of each."
-    if all(row.p is None for row in rows):
+    untested = [row for row in rows if row.p is None]
+    if len(untested) == len(rows):
         return told
-    told += f" Differences are from {rows[0].variant}"
-    if len({row.method for row in rows if row.p is None}) > 1:
-        told += " with the same method"
+    if between_methods:
+        mains = [f"{row.look.title} ({row.variant})" for row in untested]
+        told += f" Differences are from the main method of each world: {', '.join(mains)}"
+    else:
+        told += f" Differences are from {rows[0].variant}"
+        told += " with the same method" if len({row.method for row in untested}) > 1 else ""
     if trainings > 1:
         return f"{told}; p, after Holm's correction, says whether they would last in new trainings."
     return (
@@ -427,11 +472,19 @@ def draw(result: SweepResult):
         if result.axis:
             panels.all[0].set_ylabel("normalized score")
         else:
-            labels = [style.plain(label, 40) for label, _ in kinds]
+            labels = [style.plain(label, 40) for label in _labels(first)]
             panels.all[0].set_yticks(range(len(kinds)), labels)
             style.ink_labels(panels.all[0].get_yticklabels())
             panels.all[0].set_ylim(len(kinds) - 0.4, -0.6)
     return panels.figure
+
+
+def _labels(rows: Sequence[Row]) -> list[str]:
+    """The variant of each row, with the method where variants have several."""
+    variants = [row.variant for row in rows]
+    if len(set(variants)) == len(variants):
+        return variants
+    return [f"{row.variant}: {row.look.title}" for row in rows]
 
 
 def _draw_kinds(axis, rows: Sequence[Row], kinds: Sequence[tuple[str, str]]) -> dict[str, Any]:

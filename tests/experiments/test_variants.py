@@ -81,6 +81,60 @@ def test_rows_are_compared_with_the_first_variant_by_method_and_human(result):
     assert rows["less", "ilql"].p_holm > rows["less", "ilql"].p  # of three tests
 
 
+def of_methods(home: Path) -> SweepResult:
+    """Methods compared in two worlds, in one of them with a variant of a method."""
+    sweep = Sweep(
+        "methods",
+        "Which?",
+        (
+            Variant("teaching", {"methods": "bc,ilql"}),
+            Variant("persuasion", {"methods": "bc,ilql,..."}, experiment="persuasion"),
+            Variant("teaching by token", {"methods": "ilql"}),
+        ),
+        between_methods=True,
+    )
+    finished_run(home / "teaching", {"bc": LOW, "ilql": HIGH})
+    finished_run(home / "teaching-by-token", {"ilql": LOW})
+    finished_run(home / "persuasion", {"bc": HIGH, "ilql": LOW, "ilql_hindsight1": HIGH})
+    return variants.compared(sweep, {e.label: home / e.folder_name for e in sweep.variants})
+
+
+def test_methods_are_compared_with_the_main_one_of_their_world(tmp_path: Path):
+    found = of_methods(tmp_path)
+    rows = {(row.variant, row.method): row for row in found.population["difficult"]}
+    assert [*rows] == [
+        ("teaching", "bc"), ("teaching", "ilql"), ("teaching by token", "ilql"),
+        ("persuasion", "bc"), ("persuasion", "ilql"), ("persuasion", "ilql_hindsight1"),
+    ]  # fmt: skip
+    untested = [key for key, row in rows.items() if row.p is None]
+    assert untested == [("teaching", "ilql"), ("persuasion", "ilql_hindsight1")]
+    lower = -1 / (REFERENCES.optimum - REFERENCES.behaviour)
+    differences = {key: row.difference for key, row in rows.items() if row.p is not None}
+    assert differences == pytest.approx(
+        {
+            ("teaching", "bc"): lower,
+            ("teaching by token", "ilql"): lower,
+            ("persuasion", "bc"): 0,
+            ("persuasion", "ilql"): lower,
+        }
+    )
+    # Corrected for the two tests of a world, not for the four of all.
+    row = rows["teaching by token", "ilql"]
+    assert row.p_holm == pytest.approx(2 * row.p)
+
+
+def test_methods_are_named_with_their_world(tmp_path: Path):
+    found = of_methods(tmp_path)
+    said = to_markdown(variants.tables(found)[0])
+    assert (
+        "Differences are from the main method of each world: ILQL (teaching), ILQL + 1 round of "
+        "hindsight (persuasion); p, after" in said
+    )
+    labels = [each.get_text() for each in variants.draw(found).axes[0].get_yticklabels()]
+    assert labels[1:3] == ["teaching: ILQL", "teaching by token: ILQL"]
+    assert len(set(labels)) == 6
+
+
 def test_it_is_written_and_shown(result, tmp_path: Path):
     result.write(tmp_path / "parts.json")
     assert SweepResult.read(tmp_path / "parts.json") == result
