@@ -28,7 +28,7 @@ from experiments.config import (
     described,
     keys_of,
 )
-from experiments.methods import load_own, own_files
+from experiments.methods import own_files
 from experiments.run_folder import STAGES, RunError, RunFolder
 from ilql_jax.errors import shown
 from ilql_jax.methods import METHODS
@@ -82,7 +82,7 @@ def parse(
         MethodError: A method's file cannot be used.
     """
     for file in own_files([*config.methods, *_given_methods(arguments)]):
-        add_method(config, load_own(file))
+        add_method(config, file)
     arguments = _last_of_each(_with_tuples(arguments))
     values = flags.FlagValues()
     stages = [*STAGES, *MORE_STAGES]
@@ -335,9 +335,7 @@ def print_help(
         ConfigError: No setting is of the section asked for.
     """
     files = own_files([*config.methods, *_given_methods(arguments)])
-    own = [load_own(file) for file in files]
-    for method in own:
-        add_method(config, method)
+    own = [add_method(config, file) for file in files]
     word = asked_help(arguments) or ""
     about_settings = described(own)
     tables = _help_tables(config, about_settings, word)

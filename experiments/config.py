@@ -17,8 +17,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from experiments.methods import load_own
 from experiments.metrics import LoggingConfig
-from ilql_jax.errors import UserError
+from ilql_jax.errors import UserError, shown
 from ilql_jax.methods import METHODS, Method, TrainOverrides
 from ilql_jax.models import DecoderConfig, ModelConfig
 from ilql_jax.models.config import COMPUTE_DTYPES
@@ -523,16 +524,46 @@ def base_config() -> ConfigDict:
     return config
 
 
-def add_method(config: ConfigDict, method: Method) -> None:
-    """Adds a method's settings, and the decodings that are tried for it, where they are missing."""
-    if method.name in config.method:
-        return
+def add_method(config: ConfigDict, method: Method | str) -> Method:
+    """Adds a method's settings, and the decodings that are tried for it, where they are missing.
+
+    An experiment's file calls it for a method of its own, whose settings it then changes:
+
+        add_method(config, "sarsa.py")
+        config.method.sarsa.value_loss_weight = 0.2
+
+    Args:
+        config: Of `base_config`.
+        method: A method, or the path of a .py file that defines METHOD.
+
+    Returns:
+        The method, as its file has it.
+
+    Raises:
+        MethodError: The file cannot be used.
+        ConfigError: Settings that are there already, and that the method does not have.
+    """
+    method = load_own(method) if isinstance(method, str) else method
     classes, values = [type(method.config)], dict(vars(method.config))
     if method.train is not None:
         classes.append(TrainOverrides)
         values |= vars(method.train)
-    config.method[method.name] = section(*classes, **values)
-    config.decoding[method.name] = tuple(method.decodings)
+    complete = section(*classes, **values)
+    for name, value in config.method.get(method.name, ConfigDict()).items():
+        key = f"config.method.{method.name}.{name}"
+        if name not in complete:
+            raise ConfigError(f"{key} is no setting; there are {', '.join(complete)}.")
+        try:
+            complete[name] = value
+        except TypeError:
+            raise ConfigError(
+                f"{key} is {shown(value, 300, repr)}, which is not of the right type; expected "
+                f"{type(complete[name]).__name__}, e.g. {complete[name]!r}."
+            ) from None
+    config.method[method.name] = complete
+    if method.name not in config.decoding:
+        config.decoding[method.name] = tuple(method.decodings)
+    return method
 
 
 def section(*classes: type, leave_out: Collection[str] = (), **overrides: Any) -> ConfigDict:

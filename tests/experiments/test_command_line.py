@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import command_line
 from experiments.checks import checked
 from experiments.command_line import parse, with_saved
-from experiments.config import ConfigError, base_config
+from experiments.config import ConfigError, add_method, base_config
 from experiments.run_folder import RunError, RunFolder
 
 METHOD = """
@@ -107,6 +108,60 @@ def test_the_settings_of_an_own_method_are_on_the_command_line(own_file: Path):
     assert [str(each) for each in experiment.method("mine").decodings] == ["sampled"]
     with pytest.raises(ConfigError, match=r"config\.method\.mine\.sharpness is -1\.0, but must be"):
         checked(parsed(f"--config.methods={own_file}", "--config.method.mine.sharpness=-1").config)
+
+
+EXPERIMENT = """
+from ml_collections import ConfigDict
+
+from experiments.config import add_method, base_config
+
+
+def get_config():
+    config = base_config()
+    config.task.world = "teaching"
+    config.methods = ("bc", {file!r})
+    {settings}
+    config.decoding.mine = ("sampled at 0.5",)
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "add_method(config, {file!r}); config.method.mine.sharpness = 3.0",
+        'config.method.mine = ConfigDict({{"sharpness": 3}})',
+    ],
+)
+def test_an_experiments_file_sets_up_its_own_method(settings: str, own_file: Path):
+    file = str(own_file)
+    module: dict = {}
+    exec(EXPERIMENT.format(file=file, settings=settings.format(file=file)), module)
+
+    def own(*arguments: str):
+        line = parse("teaching", module["get_config"](), ["teaching.py", *arguments])
+        return checked(line.config).method("mine")
+
+    assert own().method.config.sharpness == 3.0 and own().method.config.action_chunk == 1024
+    assert [str(each) for each in own().decodings] == ["sampled at 0.5"]
+    assert own("--config.method.mine.sharpness=0.5").method.config.sharpness == 0.5
+    console = Console(file=io.StringIO(), width=100)
+    command_line.print_help("x", "", module["get_config"](), ["x", "--help=mine"], console)
+    assert "Sharpness of mine." in console.file.getvalue() and "3.0" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sharpnes": 3.0}, r"config\.method\.mine\.sharpnes is no setting; there are"),
+        ({"sharpness": "no"}, r"config\.method\.mine\.sharpness is 'no', .* expected float"),
+    ],
+)
+def test_settings_that_an_own_method_does_not_have_are_told(settings, message, own_file: Path):
+    config = base_config()
+    config.method.mine = ConfigDict(settings)
+    with pytest.raises(ConfigError, match=message):
+        add_method(config, str(own_file))
 
 
 def test_a_file_that_a_folder_alone_names_is_not_executed(own_file: Path, tmp_path: Path):
