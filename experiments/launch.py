@@ -128,7 +128,9 @@ def _run(
             load_world(experiment.task.world)
     check_llms(experiment.llms, console)
     if line.dry_run:
-        _print_forecasts(experiment, folder, console)
+        from experiments import forecasts
+
+        forecasts.print_forecasts(experiment, folder, console)
         return
     if line.preview:
         _preview(name, config, experiment, folder, line.preview, console)
@@ -171,23 +173,6 @@ def check_llms(llms: Sequence[LLMConfig], console: Console) -> None:
                 markup=False,
                 highlight=False,
             )
-
-
-def _print_forecasts(experiment: Experiment, folder: RunFolder, console: Console) -> None:
-    """Shows what the stages would ask of an LLM, and what it would cost."""
-    from experiments import llm_imagination
-    from experiments.stages import regenerate
-
-    looks_back = experiment.hindsight.llm is not None and experiment.rounds > 0
-    if not experiment.imagines_with_llm and not looks_back:
-        raise RunError(
-            "--dry_run shows what an LLM would be asked; set config.imagination.engine=anthropic, "
-            "or config.hindsight.engine=anthropic with a method that learns from hindsight."
-        )
-    if experiment.imagines_with_llm:
-        llm_imagination.print_forecast(experiment, folder, console)
-    if looks_back:
-        regenerate.print_forecast(experiment, folder, console)
 
 
 def _preview(

@@ -30,7 +30,7 @@ from imagination.engine import (
     imagine_dialogues,
 )
 from imagination.llm import Answer, Failure, Request
-from imagination.llm.cost import SAMPLE, LearnedForecast
+from imagination.llm.cost import SAMPLE, Forecast, LearnedForecast
 from imagination.llm.routing import RoutedClient
 from imagination.llm.session import DroppedDialogue
 from imagination.llm.watching import WatchedClient
@@ -227,12 +227,11 @@ class _Bar:
         self._bars.update(self._task, total=self._costs.answers)
 
 
-def print_forecast(experiment: Experiment, folder: RunFolder, console: Console) -> None:
-    """Shows prompts, calls, tokens and what they would cost, without a call."""
+def forecast(experiment: Experiment, folder: RunFolder) -> Forecast:
+    """Prompts, calls, tokens and what they would cost, without a call."""
     task = folder.load_task()
     if task is None:
         name, given = given_task(experiment.task, folder.experiment)
         task = {"name": name, **given}
     imagination = experiment.imagination
-    forecast = forecast_imagination(task, imagination.engine, imagination.llm, imagination.models)
-    console.print(forecast.to_markdown(), markup=False, highlight=False)
+    return forecast_imagination(task, imagination.engine, imagination.llm, imagination.models)

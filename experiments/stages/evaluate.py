@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from experiments.files import read_or_none, write_atomically
 from experiments.networks import load_agent, units
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunFolder, Unit
+from ilql_jax.policy import DecodingConfig
 from imagination.agents import GdpZeroAgent, prompted_agent
 from imagination.dialogue import Dialogue, json_line, read_dialogues
 from imagination.llm.routing import RoutedClient
@@ -181,7 +182,7 @@ def evaluate_network(
     agent = load_agent(experiment, folder, unit, choices[0])
     per_choice = counts.validation_episodes if len(choices) > 1 else 0
     episodes = {population: episodes_of(counts, population) for population in POPULATIONS}
-    progress = Progress(report, per_choice * len(choices) + sum(episodes.values()), client)
+    progress = Progress(report, episodes_with_network(counts, choices), client)
     human = prompted.human_for(experiment, environment, progress)
     validation: dict[str, float | None] = {}
     for choice in choices if per_choice else ():
@@ -210,6 +211,20 @@ def episodes_of(config: EvaluationConfig, population: str) -> int:
     return getattr(config, f"{population}_episodes")
 
 
+def episodes_with_network(config: EvaluationConfig, decodings: Sequence[DecodingConfig]) -> int:
+    """All conversations with a network: those in which decodings are tried, and the test."""
+    tried = len(decodings) if len(decodings) > 1 else 0
+    test = sum(episodes_of(config, population) for population in POPULATIONS)
+    return tried * config.validation_episodes + test
+
+
+def episodes_with_prompted(config: EvaluationConfig) -> dict[str, int]:
+    """Test conversations of a prompted agent with each population."""
+    episodes = {population: episodes_of(config, population) for population in POPULATIONS}
+    most = config.prompted_episodes
+    return {name: min(n, most) if most else n for name, n in episodes.items()}
+
+
 def _or_worst(reward: float | None) -> float:
     return -math.inf if reward is None else reward
 
@@ -218,11 +233,9 @@ def evaluate_prompted_agent(
     experiment: Experiment, path: Path, unit: Unit, client: RoutedClient, report: Report
 ) -> None:
     """Judges one prompted agent, with the first of the humans that the networks talk with."""
-    folder, counts = RunFolder(path), experiment.evaluation.config
+    folder = RunFolder(path)
     environment = load_environment(experiment, folder)
-    episodes = {population: episodes_of(counts, population) for population in POPULATIONS}
-    if counts.prompted_episodes:
-        episodes = {name: min(n, counts.prompted_episodes) for name, n in episodes.items()}
+    episodes = episodes_with_prompted(experiment.evaluation.config)
     progress = Progress(report, sum(episodes.values()), client)
     how = prompted.agent_settings(experiment, unit.method)
     agent = prompted_agent(unit.method, progress.watched(), environment.task, **how)

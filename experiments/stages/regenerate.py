@@ -29,6 +29,7 @@ from experiments.tasks import load_task
 from experiments.terminal import progress_bars
 from imagination.dialogue import Dialogue, read_dialogues
 from imagination.hindsight import Hindsight, calibrate, regenerate
+from imagination.llm.cost import Forecast
 from imagination.simulation import load_world
 from imagination.task import Task
 
@@ -84,17 +85,11 @@ def _to_look_back_on(folder: RunFolder) -> list[Dialogue]:
     return [dialogue for dialogue in read_dialogues(folder.dialogues) if is_for_training(dialogue)]
 
 
-def print_forecast(experiment: Experiment, folder: RunFolder, console: Console) -> None:
-    """Shows prompts, calls, tokens and what they would cost, without a call."""
+def forecast(experiment: Experiment, folder: RunFolder) -> Forecast:
+    """Prompts, calls, tokens and what they would cost, without a call; the dialogues are there."""
     from imagination.hindsight.cost import forecast_hindsight
 
-    if not folder.dialogues.exists():
-        console.print(
-            "What hindsight would take depends on the dialogues, which are not there yet: "
-            f"--stage=imagine --workdir={folder.path} makes them; then ask again."
-        )
-        return
-    forecast = forecast_hindsight(
+    return forecast_hindsight(
         load_task(experiment, folder),
         _to_look_back_on(folder),
         experiment.hindsight.llm,
@@ -102,7 +97,6 @@ def print_forecast(experiment: Experiment, folder: RunFolder, console: Console) 
         rounds=experiment.rounds,
         config=experiment.hindsight.by_llm,
     )
-    console.print(forecast.to_markdown(), markup=False, highlight=False)
 
 
 # --- who looks back -----------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from imagination.agents.speaker import (
 )
 from imagination.dialogue import Turn
 from imagination.llm.schemas import (
+    TYPICAL_UTTERANCE,
     Bounded,
     EndableLine,
     Name,
@@ -84,6 +85,11 @@ class ReasonedLine(pydantic.BaseModel):
     reasoning: Paragraph
     line: EndableLine
 
+    @classmethod
+    def placeholder(cls) -> ReasonedLine:
+        """An answer of ordinary size, for forecasts."""
+        return cls(reasoning=TYPICAL_UTTERANCE * 6, line=EndableLine.placeholder())
+
 
 class ReasoningAgent(PromptedAgent):
     """Reasons in a field of its own before it speaks; one call a turn.
@@ -108,6 +114,11 @@ class Ambiguity(pydantic.BaseModel):
 
     missing: Sentence
     ambiguous: bool
+
+    @classmethod
+    def placeholder(cls) -> Ambiguity:
+        """An answer of ordinary size, for forecasts."""
+        return cls(missing=TYPICAL_UTTERANCE, ambiguous=True)
 
 
 class ClamAgent(PromptedAgent):
@@ -140,6 +151,7 @@ class DialogueAct(pydantic.BaseModel):
     description: Sentence
 
 
+ACTS = "agents/gdp_zero_acts"  # asked once, for all conversations
 FEWEST_ACTS, MOST_ACTS = 6, 10
 
 
@@ -151,6 +163,12 @@ class DialogueActs(Bounded):
     @classmethod
     def bounds(cls) -> dict[str, dict[str, int]]:
         return {"acts": {"minItems": FEWEST_ACTS, "maxItems": MOST_ACTS}}
+
+    @classmethod
+    def placeholder(cls) -> DialogueActs:
+        """An answer of ordinary size, for forecasts."""
+        names = [f"does something {i}" for i in range((FEWEST_ACTS + MOST_ACTS) // 2)]
+        return cls(acts=[DialogueAct(name=name, description=TYPICAL_UTTERANCE) for name in names])
 
     @pydantic.field_validator("acts")
     @classmethod
@@ -176,6 +194,12 @@ class ActWeights(pydantic.BaseModel):
     """Weights of the acts; one that is left out counts as 0."""
 
     weights: list[ActWeight]
+
+    @classmethod
+    def placeholder(cls) -> ActWeights:
+        """An answer of ordinary size, for forecasts."""
+        acts = DialogueActs.placeholder().acts
+        return cls(weights=[ActWeight(act=act.name, weight=50) for act in acts])
 
 
 def check_acts(acts: Mapping[str, str]) -> None:
@@ -246,9 +270,7 @@ class GdpZeroAgent(PromptedAgent):
         session = Session(self.client, f"{self.task.name}: acts", "0/0", immediate=True)
         limits = {"fewest": FEWEST_ACTS, "most": MOST_ACTS}
         try:
-            answer = await session.ask_prompt(
-                "agents/gdp_zero_acts", DialogueActs, task=self.task, **limits
-            )
+            answer = await session.ask_prompt(ACTS, DialogueActs, task=self.task, **limits)
         finally:
             self.setup_calls += session.calls
             self.setup_cost += session.cost

@@ -50,6 +50,9 @@ class StandInLLM:
         self.failing = failing
         self.calls: list[Call] = []
 
+    async def ask(self, request: Request) -> Answer:
+        return self._answer(request)
+
     async def ask_all(self, requests: Sequence[Request]) -> list[Answer]:
         return [self._answer(request) for request in requests]
 
@@ -74,6 +77,7 @@ class StepForecast:
         cost: Dollars for `calls`.
         cost_at_most: Dollars for `calls_at_most`.
         example: One request in full.
+        part: Part of the run, where several are forecast together.
     """
 
     step: str
@@ -84,6 +88,7 @@ class StepForecast:
     cost: float
     cost_at_most: float
     example: Request
+    part: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,27 +111,52 @@ class Forecast:
         return sum(step.cost_at_most for step in self.steps)
 
     def to_markdown(self, prompts: bool = True) -> str:
-        """The steps as a table, and with `prompts` an example of each."""
+        """The steps as a table, and with `prompts` an example of each prompt.
+
+        Several parts of a run are summed up by themselves, too.
+        """
+        parts: dict[str, list[StepForecast]] = {}
+        for step in self.steps:
+            parts.setdefault(step.part, []).append(step)
         lines = [
             "| step | calls | at most | tokens in | tokens out | $ | $ at most |",
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]
-        for s in self.steps:
-            lines.append(
-                f"| {s.step} | {s.calls:,} | {s.calls_at_most:,} | {s.input_tokens:,} "
-                f"| {s.output_tokens:,} | {s.cost:.2f} | {s.cost_at_most:.2f} |"
-            )
-        tokens_in = sum(s.input_tokens for s in self.steps)
-        tokens_out = sum(s.output_tokens for s in self.steps)
-        at_most = sum(s.calls_at_most for s in self.steps)
-        lines.append(
-            f"| all | {self.calls:,} | {at_most:,} | {tokens_in:,} | {tokens_out:,} "
-            f"| {self.cost:.2f} | {self.cost_at_most:.2f} |"
-        )
-        lines += ["", *(f"- {note}" for note in self.notes)]
-        for s in self.steps if prompts else ():
-            lines += ["", f"## {s.step} ({s.example.prompt_version})", "", _readable(s.example)]
+        for part, steps in parts.items():
+            lines += [_row(step.step, [step]) for step in steps]
+            if part:
+                lines.append(_row(f"**{part}**", steps))
+        lines += [_row("all", self.steps), "", *(f"- {note}" for note in self.notes)]
+        examples: dict[str, StepForecast] = {}
+        for step in self.steps if prompts else ():
+            examples.setdefault(step.example.prompt_version, step)
+        for version, step in examples.items():
+            lines += ["", f"## {step.step} ({version})", "", _readable(step.example)]
         return "\n".join(lines) + "\n"
+
+
+def joined(parts: Mapping[str, Forecast]) -> Forecast:
+    """The forecast of a run from those of its parts, by their names."""
+    return Forecast(
+        tuple(
+            dataclasses.replace(step, part=part)
+            for part, each in parts.items()
+            for step in each.steps
+        ),
+        tuple(dict.fromkeys(note for each in parts.values() for note in each.notes)),
+    )
+
+
+def _row(name: str, steps: Sequence[StepForecast]) -> str:
+    """A line of the table: the sums over some steps."""
+
+    def total(field: str) -> float:
+        return sum(getattr(step, field) for step in steps)
+
+    numbers = ("calls", "calls_at_most", "input_tokens", "output_tokens")
+    cells = [f"{total(field):,}" for field in numbers]
+    cells += [f"{total(field):.2f}" for field in ("cost", "cost_at_most")]
+    return f"| {' | '.join([name, *cells])} |"
 
 
 class LearnedForecast:

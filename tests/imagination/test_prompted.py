@@ -20,6 +20,7 @@ from prompted_llm import (
     play,
     steps_of,
 )
+from worlds import Parrot
 
 from imagination.agents import (
     AGENTS,
@@ -30,6 +31,7 @@ from imagination.agents import (
     slips,
     spending,
 )
+from imagination.agents.cost import forecast_conversations
 from imagination.agents.speaker import without_own_name
 from imagination.dialogue import Dialogue
 from imagination.engine import EngineConfig
@@ -376,6 +378,48 @@ def test_everybody_speaks_as_the_imagined_speak(name):
     assert "Write as people speak: one to three short sentences, no headings" in usual.words(
         "human/turn"
     )
+
+
+@pytest.mark.parametrize("name", ["", *AGENTS])
+def test_a_forecast_counts_what_is_asked_up_to_the_limit(name):
+    """With a client that, like the stand-in, never ends and finds all ambiguous."""
+
+    def endless(request):
+        said = request.schema.placeholder().model_dump()
+        if request.step == "agents/gdp_zero_prior":
+            said["weights"] = [{"act": each["act"], "weight": 1.0} for each in said["weights"]]
+        return said
+
+    settings = {"simulations": 2} if name == "gdp_zero" else {}
+    client = ScriptedClient(endless)
+    agent = prompted_agent(name, client, TASK, **settings) if name else Parrot("Hello.")
+    sample = [conversation(seed) for seed in (1, 2)]
+    converse(agent, PromptedHuman(client, TASK), sample, TASK)
+    llm = LLMConfig(model="m", price_input=3.0, price_output=15.0)
+    player = LLMConfig(model="other", price_input=0.3, price_output=1.5)
+
+    def planned(number, **more):
+        people = [conversation(seed) for seed in (1, 2)]
+        return forecast_conversations(
+            TASK, people, number, llm, agent=name, settings=settings, **more
+        )
+
+    found = planned(2, human={})
+    assert {step.step: step.calls for step in found.steps} == client.steps()
+    assert client.steps()["human/turn"] == 2 * (TASK.max_turns + 1)
+    assert all(step.calls_at_most == step.calls for step in found.steps)
+    # The acts of a search are listed once, however many conversations there are.
+    more = {step.step: step.calls for step in planned(200, human={}).steps}
+    assert more == {
+        step: count if step == "agents/gdp_zero_acts" else 100 * count
+        for step, count in client.steps().items()
+    }
+    cheaper = {step.step: step.cost for step in planned(2, human={}, player=player).steps}
+    for step in found.steps:
+        factor = 0.1 if step.step.startswith("human/") else 1.0
+        assert cheaper[step.step] == pytest.approx(factor * step.cost) and step.cost > 0
+    alone = {step.step for step in planned(2).steps}
+    assert alone == {step for step in client.steps() if not step.startswith("human/")}
 
 
 def test_empty_line_and_rating_off_the_scale_are_not_answers():
