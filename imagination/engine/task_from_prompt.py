@@ -19,8 +19,29 @@ from imagination.task import Task, check_description, check_name, check_reward_r
 DERIVED = ("agent_role", "human_role", "persona_axes", "criteria", "success", "max_turns")
 SUCCESS_FROM = 0.8  # of the way from the worst to the best rating
 MAX_TURNS = (3, 20)
-# As models say that there is nothing to say.
-_NO_REASON = ("", "empty", "none", "n/a", "na", "null", "nothing", "no", "not applicable", "usable")
+# Clauses in which models say that there is nothing to say, each a whole one: "no reason" is none,
+# "no reason to talk" is one.
+_IS = "(?: (?:is|are|was|were))?"
+_FAULT = "(?:reason|issue|problem|concern|objection|fault|error|flaw|ambiguity|ambiguitie)s?"
+_SEEN = "(?: (?:found|needed|required|necessary|applicable|identified|detected|noted|here|at all))?"
+_LACKS = "(?:missing|lacking|wrong|unclear|ambiguous|needed|required)"
+_THIS = "(?:it|this|that|all|everything|(?:the|this) (?:description|task|paragraph|text))"
+_GOOD = "(?:usable|sufficient|enough|clear|complete|fine|good|valid|ok|okay|detailed)(?: enough)?"
+_NO_REASON = re.compile(
+    "|".join(
+        (
+            "(?:(?:an|the|left|leave) )?(?:empty|blank)(?: string| text| field)?",
+            "no|n/a|na|nil|null|false|not (?:applicable|needed|required)",
+            f"none{_IS}{_SEEN}",
+            f"(?:(?:there|{_THIS}) (?:is|are|has) )?no {_FAULT}{_IS}{_SEEN}",
+            f"(?:there is )?no reason{_IS} given",
+            f"(?:there is )?nothing(?:{_IS} {_LACKS}| to (?:say|add|report|mention|note))?",
+            f"no (?:information|details?|data){_IS} (?:missing|lacking)",
+            f"(?:{_THIS} is )?(?:fully |not un)?{_GOOD}(?: and {_GOOD})*(?: as (?:it )?is)?",
+        )
+    )
+)
+_CLAUSE_ENDS = re.compile(r"[^\w\s/'’]+")
 AXES, AXIS_VALUES, CRITERIA = (2, 4), (2, 5), (1, 6)  # fewest and most
 
 
@@ -89,8 +110,9 @@ class DerivedFields(Bounded):
     def verdict(self) -> str:
         """Reason why the description is not enough; "" where there is none, however it is put."""
         reason = self.unusable_because.strip()
-        bare = " ".join(re.findall(r"[a-z/]+", reason.casefold()))
-        return "" if bare in _NO_REASON else reason
+        clauses = (" ".join(each.split()) for each in _CLAUSE_ENDS.split(reason.casefold()))
+        words = (each.strip("'’/ ") for each in clauses)
+        return "" if all(_NO_REASON.fullmatch(each) for each in words if each) else reason
 
     def fields(self) -> dict[str, Any]:
         """The derived values, as fields of `Task`."""

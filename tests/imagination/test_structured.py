@@ -351,12 +351,3 @@ def test_of_more_than_asked_for_the_first_is_used():
     assert [(each.number, each.reason) for each in used] == [(1, "b"), (2, "a")]
     with pytest.raises(ValueError, match=r"\[3\] are not there"):
         specialize(Verdicts, count=3)(verdicts=verdicts)
-
-
-@pytest.mark.parametrize("nothing", ["", "empty", "(empty)", "None.", "N/A", "not applicable"])
-def test_words_for_nothing_are_no_verdict(nothing):
-    asked = derive_request("t", {"description": "A tutor teaches."})
-    derived = asked.schema.placeholder().model_copy(update={"unusable_because": nothing})
-    asked.check(asked.schema.model_validate(derived.model_dump()))
-    with pytest.raises(ValueError, match="not enough: Nobody talks"):
-        asked.check(derived.model_copy(update={"unusable_because": "Nobody talks."}))

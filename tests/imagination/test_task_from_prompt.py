@@ -10,7 +10,7 @@ from imagination.engine import (
     EngineError,
     derive_task,
 )
-from imagination.engine.task_from_prompt import DerivedFields
+from imagination.engine.task_from_prompt import DerivedFields, derive_request
 from imagination.task import Task, TaskError
 
 
@@ -101,3 +101,83 @@ def test_derived_axes_that_cannot_be_used_are_asked_for_again(axes):
     assert isinstance(schema.model_validate(good), DerivedFields)
     with pytest.raises(ValueError, match=r"ax[ie]s"):
         schema.model_validate({**good, "persona_axes": axes})
+
+
+def verdict_of(reason):
+    return DerivedFields(unusable_because=reason).verdict
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        "",
+        "...",
+        "empty",
+        "(empty)",
+        '""',
+        "'none'",
+        "empty string",
+        "An empty string.",
+        "left blank",
+        "None.",
+        "none needed",
+        "None at all",
+        "N/A",
+        "n/a - the description is usable",
+        "No",
+        "no reason",
+        "No reason.",
+        "No reason is given",
+        "there is no reason",
+        "No issues",
+        "No issues were found.",
+        "There are no problems here",
+        "It has no ambiguities",
+        "Nothing",
+        "nothing is missing",
+        "Nothing missing; no information is missing.",
+        "nothing to add",
+        "not applicable",
+        "false",
+        "usable",
+        "The description is sufficient.",
+        "None, the description is clear and complete.",
+        "It is not unusable",
+        "the task is fine as it is",
+    ],
+)
+def test_words_for_nothing_are_no_verdict(nothing):
+    assert verdict_of(nothing) == ""
+    asked = derive_request("t", {"description": "A tutor teaches."})
+    derived = asked.schema.placeholder().model_copy(update={"unusable_because": nothing})
+    asked.check(asked.schema.model_validate(derived.model_dump()))
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "Nobody talks.",
+        "Nothing is said about who the agent is",
+        "nothing is clear",
+        "No reason to talk is given.",
+        "No agent is named",
+        "no problem is described",
+        "no information",
+        "No, the agent is missing.",
+        "None of it names who talks",
+        "not usable",
+        "The description is not sufficient.",
+        "The description is empty of roles",
+        "missing",
+        "It is empty.",
+        "Es wird nicht gesagt, wer spricht.",
+        "Нет собеседника.",
+        "没有人说话",
+    ],
+)
+def test_reasons_are_verdicts(reason):
+    assert verdict_of(f" {reason} ") == reason
+    asked = derive_request("t", {"description": "A tutor teaches."})
+    derived = asked.schema.placeholder().model_copy(update={"unusable_because": reason})
+    with pytest.raises(ValueError, match="the description is not enough"):
+        asked.check(derived)
