@@ -29,9 +29,11 @@ from imagination.llm.secrets import without_password
 _TASK = "task.yaml:"
 _MAY_BE_SET_ANEW = "success_reward"
 # Settings of methods and agents, which can be added to a finished run: they hold once stamped.
-_OF_PROMPTED = ("evaluation.prompted_episodes", "evaluation.llm.", "evaluation.player.llm.")
-_WHOLE_GROUPS = ("hindsight.", "imagination.round_", "method.", "evaluation.gdp_zero.")
-_ADDED_LATER = (*_WHOLE_GROUPS, "decoding.by_method.")
+_WHOLE_GROUPS = (
+    *("hindsight.", "imagination.round_", "method."),
+    *("evaluation.gdp_zero.", "evaluation.llm.", "evaluation.player.llm."),
+)
+_ADDED_LATER = (*_WHOLE_GROUPS, "decoding.by_method.", "evaluation.prompted_episodes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +295,7 @@ def _named(key: str, experiment: Experiment, before: Mapping[str, Any]) -> str:
 
 def _may_be_added(key: str) -> bool:
     # The human of the evaluation is bound by a training that has rounds of imagination alone.
-    return key == "evaluation.human" or key.startswith((*_OF_PROMPTED, *_ADDED_LATER))
+    return key == "evaluation.human" or key.startswith(_ADDED_LATER)
 
 
 def _group(key: str) -> str:

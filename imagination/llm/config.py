@@ -5,21 +5,43 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 from collections.abc import Mapping
 from typing import Any
 
 from ilql_jax.settings import SettingError, Settings, setting
 from imagination.llm.requests import Request, Usage
 from imagination.llm.secrets import APIS, problem_of_address
+from imagination.plain_data import parse_json
 
 # The SDK's connection pool holds this many; more calls at once would only wait inside it.
 MOST_IN_FLIGHT = 1000
 _MOST_TOKENS = 10**9  # of one answer
+# Fields of sampling, with the value at which none is sent.
+_SAMPLING = {
+    "temperature": -1,
+    "top_p": 0,
+    "top_k": 0,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "seed": -1,
+}
+_NOT_OF_MESSAGES = ("presence_penalty", "frequency_penalty", "seed")
+# Fields of a call that the client writes itself, or whose answers it could not read.
+_OWN_FIELDS = (
+    *("model", "messages", "system", "max_tokens", "max_completion_tokens"),
+    *("output_config", "response_format", "stream", "n"),
+)
 
 
 def price(tokens: str) -> Any:
     """The setting of a price, 0 = not known, of tokens of a kind."""
     return setting(f"Dollars per million {tokens}.", 0.0, least=0, shapes_result=False)
+
+
+def penalty(tokens: str) -> Any:
+    """The setting of a penalty, 0 = none is sent, that the Messages API has not."""
+    return setting(f"Penalty on {tokens}, for chat completions.", 0.0, least=-2, most=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +72,25 @@ class LLMConfig(Settings):
         0.0,
         least=0,
         most=1,
+    )
+    top_k: int = setting(
+        "Number of likeliest tokens that are sampled from; 0 = the service's own. Most servers of "
+        "chat completions have it, OpenAI's has not.",
+        0,
+        least=0,
+    )
+    presence_penalty: float = penalty("tokens that came before")
+    frequency_penalty: float = penalty("tokens, by how often they came before")
+    seed: int = setting(
+        "Seed of sampling, for chat completions; each sample of a question has its own drawn from "
+        "it; -1 = none is sent.",
+        -1,
+        least=-1,
+    )
+    extra_body: str = setting(
+        "Further fields of a call that a server has of its own, as a JSON object, such as "
+        '{"min_p": 0.05, "repeat_penalty": 1.1}.',
+        "",
     )
     max_tokens: int = setting("Longest answer, where a request names none.", 4096, least=1)
     max_in_flight: int = setting(
@@ -116,6 +157,12 @@ class LLMConfig(Settings):
             raise SettingError("base_url", shown, problem)
         if -1 < self.temperature < 0:
             raise SettingError("temperature", self.temperature, "must be at least 0, or -1")
+        if self.api == "messages":
+            for name in _NOT_OF_MESSAGES:
+                if (value := getattr(self, name)) != (none := _SAMPLING[name]):
+                    problem = f"must be {none} where api is messages, which has no such field"
+                    raise SettingError(name, value, problem)
+        self._further_fields()
         if self.batch and self.api != "messages":
             problem = f"must be false where api is {self.api}, which has no Message Batches"
             raise SettingError("batch", True, problem)
@@ -133,10 +180,36 @@ class LLMConfig(Settings):
         sampling = self.sampling()
         return (self.api, sampling) if sampling or self.api != "messages" else ()
 
-    def sampling(self) -> dict[str, float]:
-        """The sampling fields of a call's body: those that are set."""
-        fields = {"temperature": self.temperature} if self.temperature >= 0 else {}
-        return fields | ({"top_p": self.top_p} if self.top_p else {})
+    def sampling(self, request: Request | None = None) -> dict[str, Any]:
+        """The sampling fields of a call's body: those that are set.
+
+        Args:
+            request: Question whose seed is drawn; None = the seed as it is set.
+        """
+        fields = {name: getattr(self, name) for name in _SAMPLING}
+        fields = {name: value for name, value in fields.items() if value != _SAMPLING[name]}
+        if request is not None and "seed" in fields:
+            # With one seed for all, another sample of a question would be the same again.
+            drawn = random.Random(f"{self.seed} {request.resample} {request.attempt}")
+            fields["seed"] = drawn.randrange(2**31)
+        return fields | self._further_fields()
+
+    def _further_fields(self) -> dict[str, Any]:
+        """The fields of `extra_body`; raises `SettingError` for what is none."""
+        if not self.extra_body:
+            return {}
+        try:
+            fields = parse_json(self.extra_body, "", ValueError)
+            json.dumps(fields, allow_nan=False)
+        except ValueError:
+            fields = None
+        if not isinstance(fields, dict):
+            problem = 'must be a JSON object of finite values, such as {"min_p": 0.05}, or ""'
+            raise SettingError("extra_body", self.extra_body, problem)
+        if taken := sorted(fields.keys() & {*_OWN_FIELDS, *_SAMPLING}):
+            problem = f"must not name {', '.join(taken)}, which the other settings of a model give"
+            raise SettingError("extra_body", self.extra_body, problem)
+        return fields
 
     def answer_limit(self, request: Request) -> int:
         """Tokens of the longest answer to a request."""

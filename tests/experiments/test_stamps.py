@@ -143,6 +143,23 @@ def test_so_had_those_of_hindsight(tmp_path: Path):
         check_stage(folder, "regenerate", experiment(**rounds, hindsight__max_changes=1))
 
 
+def test_so_had_those_of_models_that_speak_in_the_evaluation(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    speaks = {"evaluation__human": "prompted", "evaluation__player__model": "p"}
+    speaks |= {"llm__model": "m", "llm__api": "chat_completions"}
+    begin_stage(folder, "evaluate", experiment(**speaks))
+    folder.evaluation.write_text("{}")
+    path = folder.path / "stages" / "evaluate.json"
+    stamp = json.loads(path.read_text())
+    for section in ("evaluation", "evaluation.player"):
+        for name in ("top_k", "presence_penalty", "frequency_penalty", "seed", "extra_body"):
+            del stamp[f"{section}.llm.{name}"]
+    path.write_text(json.dumps(stamp))
+    check_stage(folder, "evaluate", experiment(**speaks))
+    with pytest.raises(RunError, match=r"config\.llm\.top_k was 0, now 5"):
+        check_stage(folder, "evaluate", experiment(**speaks, llm__top_k=5))
+
+
 def test_without_files_nothing_is_bound(tmp_path: Path):
     folder = RunFolder(tmp_path)
     begin_stage(folder, "train", experiment())

@@ -44,6 +44,71 @@ def test_a_question_is_put_and_its_answer_read_and_counted(tmp_path):
     assert second.usage.output_tokens == 3 and second.usage.cost > 0
 
 
+CHAT_FIELDS = {"top_k": 40, "presence_penalty": 0.5, "frequency_penalty": -0.5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields"), [(config, {"top_k": 40}), (chat_config, CHAT_FIELDS)]
+)
+def test_further_fields_of_sampling_are_sent_and_keep_answers_apart(tmp_path, settings, fields):
+    more = {"extra_body": '{"min_p": 0.05, "logit_bias": {"5": -1}}'}
+    with MessagesServer(answer) as server:
+        ask(settings(server), tmp_path, request())
+        for field, value in (fields | more).items():
+            for _ in range(2):
+                ask(settings(server, **{field: value}), tmp_path, request())
+        ask(settings(server, **fields, **more), tmp_path, request())
+    plain, *single, full = (call.body for call in server.calls)
+    assert len(single) == len(fields) + 1
+    assert full == plain | fields | {"min_p": 0.05, "logit_bias": {"5": -1}}
+
+
+def test_each_sample_has_a_seed_of_its_own_and_the_same_in_another_run(tmp_path):
+    asked = [request(), request(resample=1), request("other")]
+    seeds = []
+    for run in ("a", "b"):
+        with MessagesServer(answer, schedule=["wrong_schema"]) as server:
+            ask_all(chat_config(server, seed=3, max_in_flight=1), tmp_path / run, asked)
+        by_words = [(said(call.body), call.body["seed"]) for call in server.calls]
+        seeds.append(sorted(by_words))
+    assert seeds[0] == seeds[1]
+    of_hello = [seed for words, seed in seeds[0] if words == "hello"]
+    assert len(of_hello) == len(set(of_hello)) == 3
+    with MessagesServer(answer) as server:
+        ask(chat_config(server, seed=4), tmp_path / "a", request())
+    assert len(server.calls) == 1 and server.calls[0].body["seed"] not in of_hello
+
+
+def said(body):
+    return body["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"presence_penalty": 0.5}, "presence_penalty is 0.5, but must be 0 where api is messages"),
+        ({"frequency_penalty": 1}, "frequency_penalty is 1.0, but must be 0 where api is messages"),
+        ({"seed": 0}, "seed is 0, but must be -1 where api is messages"),
+        ({"seed": -2}, "seed is -2"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"extra_body": "min_p=1"}, "extra_body is 'min_p=1', but must be a JSON object"),
+        ({"extra_body": "[]"}, "must be a JSON object"),
+        ({"extra_body": '{"min_p": NaN}'}, "must be a JSON object"),
+        ({"extra_body": '{"stream": true, "model": "n"}'}, "must not name model, stream"),
+        ({"extra_body": '{"temperature": 1}'}, "must not name temperature"),
+    ],
+)
+def test_fields_that_an_api_has_not_are_refused(settings, problem):
+    with pytest.raises(SettingError) as refused:
+        LLMConfig("m", **settings)
+    assert problem in str(refused.value)
+
+
+def test_the_official_service_has_no_top_k():
+    with pytest.raises(LLMError, match=r"top_k is 5, but https://api\.openai\.com"):
+        open_transport(LLMConfig("m", api="chat_completions", top_k=5))
+
+
 def test_answers_of_one_wire_format_are_not_taken_for_the_other(tmp_path):
     with MessagesServer(answer) as server:
         for settings in (config(server), chat_config(server)):

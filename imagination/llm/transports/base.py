@@ -137,6 +137,16 @@ class Transport(abc.ABC):
             system = f"{system}\n\nAnswer with one line of JSON: {form}".lstrip()
         return self._body(request, system, schema)
 
+    def arguments(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The body as the arguments of its SDK, with the fields of sampling beside them.
+
+        The newest SDK of the Messages API has none any more, as the newest models have none, and
+        no SDK has those of other companies' servers.
+        """
+        sampling = {name: body[name] for name in self.config.sampling()}
+        known = {name: value for name, value in body.items() if name not in sampling}
+        return {**known, "extra_body": sampling}
+
     def chat(self, request: Request) -> list[dict[str, str]]:
         """The messages of a request as both wire formats have them."""
         return [

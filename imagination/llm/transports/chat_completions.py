@@ -44,6 +44,11 @@ class ChatCompletionsTransport(Transport):
             api_key=self.key, base_url=self.full_address, max_retries=0, timeout=config.timeout
         )
         self._first_dialect = int(self.is_official)
+        if self.is_official and config.top_k:
+            raise LLMError(
+                f"top_k is {config.top_k}, but {self.address} has no such field. Set it to 0, or "
+                "base_url to a server that has it."
+            )
 
     def _body(
         self, request: Request, system: str, schema: Mapping[str, Any] | None
@@ -55,7 +60,7 @@ class ChatCompletionsTransport(Transport):
             "model": self.config.model,
             limit: self.config.answer_limit(request),
             "messages": [*opening, *self.chat(request)],
-            **self.config.sampling(),
+            **self.config.sampling(request),
         }
         if schema is not None:
             named = {"name": request.schema.__name__, "strict": True, "schema": schema}
@@ -63,7 +68,7 @@ class ChatCompletionsTransport(Transport):
         return body
 
     async def _create(self, body: Mapping[str, Any]) -> Any:
-        return await self.sdk.chat.completions.with_raw_response.create(**body)
+        return await self.sdk.chat.completions.with_raw_response.create(**self.arguments(body))
 
     def _read(self, message: Mapping[str, Any]) -> dict[str, Any]:
         choice = message["choices"][0]

@@ -55,7 +55,7 @@ class MessagesTransport(Transport):
             "model": config.model,
             "max_tokens": config.answer_limit(request),
             "messages": self.chat(request),
-            **config.sampling(),
+            **config.sampling(request),
         }
         if system:
             cached = {"type": "ephemeral"}
@@ -65,11 +65,8 @@ class MessagesTransport(Transport):
         return body
 
     async def _create(self, body: Mapping[str, Any]) -> Any:
-        # The newest SDK has no such fields any more, as the newest models have none.
-        sampling = {name: body[name] for name in self.config.sampling()}
-        known = {name: value for name, value in body.items() if name not in sampling}
         # Raw: no field that the SDK does not know, or has otherwise, can lose an answer.
-        return await self.sdk.messages.with_raw_response.create(**known, extra_body=sampling)
+        return await self.sdk.messages.with_raw_response.create(**self.arguments(body))
 
     def _read(self, message: Mapping[str, Any]) -> dict[str, Any]:
         blocks = [block for block in message["content"] if block["type"] == "text"]
