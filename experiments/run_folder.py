@@ -140,7 +140,7 @@ class RunFolder:
 
     @property
     def chats(self) -> Path:
-        """What people said to the agents in --stage=chat, with their ratings."""
+        """Conversations of people with the agents in --stage=chat, with their ratings."""
         return self.path / "chats.jsonl"
 
     @property

@@ -7,14 +7,19 @@ import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pages
 import pytest
+from launching import ROOT
 from rich.console import Console
 from rich.text import Text
 
 from experiments import interrupts
+from experiments.build import build
 from experiments.chats import is_goodbye
-from experiments.run_folder import RunFolder
+from experiments.config import base_config
+from experiments.run_folder import RunError, RunFolder
 from experiments.stages.chat import Chat
+from experiments.tasks import load_task, world_of
 from ilql_jax.disk import DiskError
 from imagination.dialogue import Dialogue, Turn, read_dialogues
 from imagination.simulation import load_world
@@ -245,6 +250,41 @@ def test_nothing_of_agent_or_person_controls_the_terminal(tmp_path: Path):
 def test_a_message_that_does_not_fit_is_told_and_can_be_said_again(tmp_path: Path):
     person = chat(tmp_path, NoRoom(), "why " * 1000, HELLO)
     assert person.shown.count("its last turn is long") == 2 and person.kept == []
+
+
+def test_the_transcript_of_the_docs_is_what_the_chat_prints(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/teaching")
+    folder.mkdir(parents=True)
+    lines = (HELLO, "banana xyzzy", "Oh, now I get it.", "Thanks, bye!", "2", "0.8")
+    person = chat(folder, Scripted(ASKS, EXPLAINS, CHECKS), *lines)
+    printed = "".join(f"{line.rstrip()}\n" for line in person.file.getvalue().splitlines())
+    shown = [block.text for block in pages.blocks(ROOT / "docs" / "quickstart.md")]
+    assert [each for each in shown if each.startswith("You are the")] == [printed]
+    assert person.kept[0].reward == 0.8
+
+
+DESCRIBED = {"task.description": "A guide plans a day.", "imagination.engine": "anthropic"}
+OTHERS = [{"data.source": "jsonl", "data.path": "x.jsonl"}, {**DESCRIBED, "llm.model": "m"}]
+
+
+@pytest.mark.parametrize("settings", OTHERS, ids=["own data", "described"])
+def test_a_task_that_is_no_worlds_stands_in_its_file_alone(tmp_path: Path, settings):
+    config = base_config()
+    config.update_from_flattened_dict(settings)
+    experiment, folder = build(config), RunFolder(tmp_path)
+    assert world_of(experiment) is None
+    with pytest.raises(RunError, match=r"task\.yaml is gone.*Put it back"):
+        load_task(experiment, folder)
+    folder.task.write_text(TRIPS.to_yaml())
+    assert load_task(experiment, folder) == TRIPS
+
+
+def test_the_task_of_a_world_is_known_without_a_file(tmp_path: Path):
+    config = base_config()
+    config.task.world = "travel"
+    assert world_of(build(config)) is load_world("travel")
+    assert load_task(build(config), RunFolder(tmp_path)).name == "travel"
 
 
 @pytest.mark.parametrize(

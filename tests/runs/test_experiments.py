@@ -16,6 +16,7 @@ from launching import TINY, command, flattened, launch, write_corpus
 from ilql_jax.checkpoint import read_metadata
 from ilql_jax.models.hugging_face.write import load_network
 from ilql_jax.policy import DecodingConfig
+from imagination.dialogue import read_dialogues
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,18 @@ def test_chat_answers_and_shows_values(finished: Path):
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("agent:") == 2
     assert "Q " in result.stdout and "V " in result.stdout
+    assert "understood as asks" in result.stdout and "You are the student" in result.stdout
+
+
+def test_a_chat_ends_with_a_rating_and_is_kept(finished: Path):
+    words = "Hi, can you explain recursion?\nbanana xyzzy\nThanks, bye!\n0.8\nnot read any more\n"
+    result = launch(f"--workdir={finished}", "--stage=chat", text=words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Not understood: 'banana xyzzy'" in result.stdout
+    dialogue = read_dialogues(finished / "chats.jsonl")[-1]
+    assert (dialogue.reward, dialogue.source["ended_by"]) == (0.8, "human")
+    assert (dialogue.task, dialogue.source["agent"]) == ("teaching", "ilql-seed0")
+    assert [t.text for t in dialogue.turns if t.speaker == "human"] == words.split("\n")[:3]
 
 
 @pytest.fixture(scope="module")
