@@ -14,17 +14,19 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from experiments.looks import Look, ordered
 from experiments.report.figures import style
-from experiments.report.figures.style import Looks, Screen, plain
+from experiments.report.figures.style import Looks, Screen
 
 # (method, seed) -> records of the log: `step`, and metrics by name.
 Metrics = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
 Line = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]  # steps, values
 
 LONGEST_LINE = 240  # points
+_FEW = 12  # points, that are worth a mark each
+VALIDATION_SCORE = "validation_score"  # metric, at the steps at which it was measured
 
 
 def learning_curves(metrics: Metrics, looks: Looks, screen: Screen = style.WIDE) -> Figure | None:
-    """One panel for each loss; a line a method, a thin one a seed."""
+    """One panel for the score, if it was measured, and for each loss; a line a method and seed."""
     names = _panels(metrics)
     if not names:
         return None
@@ -33,7 +35,7 @@ def learning_curves(metrics: Metrics, looks: Looks, screen: Screen = style.WIDE)
         handles: dict[str, Any] = {}
         for axis, name in zip(panels.all, names, strict=True):
             handles |= _draw_curves(axis, metrics, name, looks)
-            axis.set_title(plain(name.replace("_", " ")))
+            axis.set_title(style.lines(name.replace("_", " "), screen.title_line(3)))
         for axis in panels.lowest:
             axis.set_xlabel("step")
         style.add_legend(panels.figure, handles, looks, screen)
@@ -46,9 +48,11 @@ def _panels(metrics: Metrics) -> list[str]:
         for records in metrics.values()
         for record in records
         for name in record
-        if "loss" in name and math.isfinite(record[name])
+        if ("loss" in name or name == VALIDATION_SCORE) and math.isfinite(record[name])
     )
-    return sorted(names, key=lambda name: name != "loss")[: style.MOST_PANELS]
+    first = (VALIDATION_SCORE, "loss")
+    places = {name: first.index(name) if name in first else len(first) for name in names}
+    return sorted(names, key=places.__getitem__)[: style.MOST_PANELS]
 
 
 def _draw_curves(axis: Axes, metrics: Metrics, name: str, looks: Looks) -> dict[str, Any]:
@@ -62,7 +66,8 @@ def _draw_curves(axis: Axes, metrics: Metrics, name: str, looks: Looks) -> dict[
             continue
         handles[method] = _draw_lines(axis, lines, looks[method])
         drawn += [values for _, values in lines]
-    _scale(axis, np.concatenate(drawn))
+    if name != VALIDATION_SCORE:
+        _scale(axis, np.concatenate(drawn))
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return handles
 
@@ -73,8 +78,8 @@ def _draw_lines(axis: Axes, lines: Sequence[Line], look: Look) -> Any:
         for steps, values in lines:
             axis.plot(steps, values, color=look.color, linewidth=0.7, alpha=0.4)
     steps, values = _mean_line(lines)
-    marker = "o" if len(steps) < 3 else None
-    [line] = axis.plot(steps, values, color=look.color, linewidth=1.8, marker=marker)
+    marker = look.marker if len(steps) < _FEW else None
+    [line] = axis.plot(steps, values, color=look.color, linewidth=1.8, marker=marker, markersize=4)
     return line
 
 
@@ -102,7 +107,8 @@ def _scale(axis: Axes, values: Float[np.ndarray, " n"]) -> None:
     """
     if 0 < 10 * values.min() < values.max():
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        few = values.max() < 400 * values.min()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
         axis.yaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_formatter("{x:g}")
         return
