@@ -15,7 +15,7 @@ Two questions are kept apart, since three trainings can answer the first well an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -81,6 +81,49 @@ def bootstrap_mean(
         by_seed = scores[:, drawn_episodes].mean(-1)
         means.append(np.take_along_axis(by_seed.T, drawn_seeds, axis=1).mean(1))
     return _percentile_interval(mean, np.concatenate(means), confidence)
+
+
+def crossed_mean(
+    values: Float[np.ndarray, " n"],
+    trainings: Sequence[Hashable],
+    humans: Sequence[Hashable],
+    confidence: float = 0.95,
+) -> Interval:
+    """Mean with an interval for other trainings and other humans, of values in any arrangement.
+
+    For parts of an evaluation, which need not hold each human once for each training: successes,
+    turns that some conversations reach. Two-way cluster-robust: the variance is the sum of that of
+    the trainings' and that of the humans' deviations (on the safe side, as in `compare_trainings`,
+    with degrees of freedom by Welch and Satterthwaite). Where `bootstrap_mean` can be used, it
+    gives nearly the same.
+
+    Args:
+        values: Any unit; finite, at least one.
+        trainings: The training of each value. With a single one, the interval speaks of humans.
+        humans: The human of each value.
+        confidence: Probability in (0, 1) that the interval should cover.
+
+    Returns:
+        Mean, low and high; nan for the latter two where there is a single training and human.
+    """
+    values = np.asarray(values, dtype=float)
+    mean = float(values.mean())
+    parts = []
+    for labels in (trainings, humans):
+        _, places = np.unique([str(label) for label in labels], return_inverse=True)
+        sums = np.bincount(places, values - mean)
+        if (degrees := len(sums) - 1) > 0:
+            variance = np.sum(sums**2) / values.size**2 * len(sums) / degrees
+            parts.append((variance, degrees))
+    if not parts:
+        return Interval(mean, np.nan, np.nan)
+    variances, degrees = np.array(parts).T
+    total = variances.sum()
+    if total == 0:
+        return Interval(mean, mean, mean)
+    freedom = total**2 / np.sum(variances**2 / degrees)
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(total))
+    return Interval(mean, mean - half, mean + half)
 
 
 def compare(

@@ -25,7 +25,7 @@ from experiments.human_study.records import Rating, Talk
 from experiments.looks import Look, look_of
 from experiments.report import tables as run_tables
 from experiments.report.figures import style
-from experiments.report.figures.style import Screen, plain
+from experiments.report.figures.style import Screen
 from experiments.report.tables import Cell, ResultTable, Row, print_table
 from experiments.report.wording import interval, number
 from ilql_jax.methods import METHODS
@@ -306,8 +306,9 @@ def render(study: Study) -> str:
 def _figure(study: Study, looks: Mapping[str, Look], screen: Screen) -> Figure:
     """Means and intervals of all agents, a panel a question."""
     questions, agents = study.questionnaire.questions, list(study.agents)
+    names = [style.lines(agent, screen.label_line) for agent in agents]
     with style.styled():
-        height = 0.9 + 0.34 * len(agents)
+        height = 0.9 + style.row_height(names) * len(agents)
         panels = screen.panels(len(questions), 2, height, margin=0.2, sharey=True)
         for axis, question in zip(panels.all, questions, strict=True):
             for row, agent in enumerate(agents):
@@ -320,9 +321,9 @@ def _figure(study: Study, looks: Mapping[str, Look], screen: Screen) -> Figure:
                     axis.plot(score.mean, row, look.marker, color=look.color, markersize=7)
             axis.set_xlim(question.scale[0] - 0.15, question.scale[1] + 0.15)
             axis.set_xticks(range(question.scale[0], question.scale[1] + 1))
-            axis.set_title(plain(question.name))
+            axis.set_title(style.lines(question.name, screen.title_line(2, labels=1.6)))
             axis.grid(axis="y", visible=False)
-        panels.all[0].set_yticks(range(len(agents)), [plain(agent) for agent in agents])
+        panels.all[0].set_yticks(range(len(agents)), names)
         panels.all[0].set_ylim(len(agents) - 0.4, -0.6)
         for axis in panels.first:
             style.ink_labels(axis.get_yticklabels())

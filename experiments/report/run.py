@@ -64,11 +64,6 @@ class Run:
         return (self.evaluation or self.heldout).task
 
     @property
-    def main_population(self) -> str:
-        """The population that figures of conversations show."""
-        return next(iter(self.evaluation.population))
-
-    @property
     def looks(self) -> dict[str, Look]:
         """Look of each method that appears anywhere: as evaluated, else by its name."""
         names = {method for method, _ in self.metrics}

@@ -140,6 +140,39 @@ class TestCompare:
             statistics.compare(np.zeros((1, 3)), np.zeros((1, 4)), seed=0)
 
 
+class TestCrossedMean:
+    def test_one_training_is_a_t_interval_over_humans_who_count_once(self):
+        values = np.random.default_rng(0).normal(size=12)
+        half = scipy.stats.t.ppf(0.975, 11) * scipy.stats.sem(values)
+        expected = [values.mean(), values.mean() - half, values.mean() + half]
+        once = statistics.crossed_mean(values, [0] * 12, range(12))
+        np.testing.assert_allclose(once, expected)
+        twice = statistics.crossed_mean(np.tile(values, 2), [0] * 24, [*range(12)] * 2)
+        np.testing.assert_allclose(twice, expected)
+
+    def test_is_that_of_the_trainings_where_humans_dont_differ(self):
+        values = np.repeat([1.0, 2.0, 6.0], 5)
+        half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem([1.0, 2.0, 6.0])
+        found = statistics.crossed_mean(values, np.repeat([0, 1, 2], 5), [*range(5)] * 3)
+        np.testing.assert_allclose(found, [3.0, 3.0 - half, 3.0 + half])
+
+    def test_a_single_conversation_has_no_interval(self):
+        found = statistics.crossed_mean([2.0], [0], [0])
+        assert found.mean == 2.0 and np.isnan([found.low, found.high]).all()
+
+    @pytest.mark.parametrize("kept", [1.0, 0.4])
+    def test_covers_the_true_mean_where_conversations_are_missing_too(self, kept):
+        rng = np.random.default_rng(5)
+        trainings, humans = (each.ravel() for each in np.indices((3, 40)))
+        covered = 0
+        for _ in range(200):
+            values = simulated(rng, 3, 40, 0.5, 1.0, 0.5).ravel()
+            there = rng.random(values.size) < kept
+            found = statistics.crossed_mean(values[there], trainings[there], humans[there])
+            covered += found.low <= 0 <= found.high
+        assert covered / 200 >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 200)
+
+
 class TestCompareTrainings:
     def test_equals_welchs_t_test_over_seeds_where_humans_dont_differ(self):
         # Means over seeds 1, 2, 3 and 5, 6, 7: t = -4 / sqrt(2/3), 4 degrees of freedom.

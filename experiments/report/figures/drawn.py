@@ -43,32 +43,38 @@ CAPTIONS = {
     ),
     "reward_distributions": (
         "Rewards of single conversations",
-        "Share of the conversations on the {population} population that ended with each reward; "
-        "the vertical line is the mean. The grey row, if there is one, is what the methods learned "
-        "from: an agent that only imitates looks like it, one that improves on its data stands to "
-        "the right of it.",
+        "Share of the conversations{populations} that ended with each reward; vertical lines are "
+        "means. {outlined}The grey row, if there is one, is what the methods learned from: an "
+        "agent that only imitates looks like it, one that improves on its data stands to the right "
+        "of it.",
     ),
     "persona_scores": (
         "Score by persona",
-        "Mean reward (line: 95 % interval) by what is hidden about the human, on the {population} "
-        "population. In brackets: conversations a method. An agent that finds out who it talks "
-        "with scores alike on every line; one that treats all alike is good with some and bad with "
-        "others.",
+        "Mean reward (line: 95 % interval) by what is hidden about the human{populations}. In "
+        "brackets: conversations a method. An agent that finds out who it talks with scores alike "
+        "on every line; one that treats all alike is good with some and bad with others.",
     ),
     "values_along": (
         "Values along a conversation",
-        "What the agent expected at each of its turns, on the {population} population: V before it "
-        "spoke, Q of what it said. Conversations are split at the task's bar for success; bands "
-        "are 95 % intervals of the mean. The earlier the two lines part, the earlier the agent can "
-        "tell how it will end. Only long conversations reach the right side, so a line may bend "
-        "there for that reason alone.",
+        "What the agent expected at each of its turns{populations}: V before it spoke, Q of what "
+        "it said. Conversations are split at the task's bar for success; bands are 95 % intervals "
+        "of the mean. The earlier the two colours part, the earlier the agent can tell how it will "
+        "end. Only long conversations reach the right side, so a line may bend there for that "
+        "reason alone.",
     ),
     "q_calibration": (
         "Calibration of Q",
-        "Conversations on the {population} population, in groups of equal size by predicted Q, "
-        "against the reward they ended with (line: 95 % interval). On the dashed diagonal a "
-        "prediction means what it says; below it, the agent was too hopeful, as one that picks the "
-        "candidate of the highest Q is expected to be a little.",
+        "Conversations{populations}, in groups of equal size by predicted Q, made within each "
+        "training, against the reward they ended with (line: 95 % interval). On the dashed "
+        "diagonal a prediction means what it says. Above it the agent expected less than it then "
+        "earned: Q is learned from dialogues that others wrote, few of which go on as well as the "
+        "agent does, and the training keeps values low where the data show little. Below it the "
+        "agent hoped for more than it earned: values are those of the best that the data show, "
+        "which the agent does not always reach, and of several candidates the one that is "
+        "overrated most tends to be said. Over each panel: ρ, the rank correlation of Q with the "
+        "reward within trainings; the spread (standard deviation) of the rewards; the error, mean "
+        "of Q minus the reward. At the first turn the agent knows nothing of the human yet, and "
+        "one that serves all alike leaves little spread to foretell: ρ near 0 is then no fault.",
     ),
     "heldout_auroc": (
         "How early the values foretell the outcome",
@@ -90,10 +96,19 @@ CAPTIONS = {
     ),
     "learning_curves": (
         "Learning curves",
-        "Thick lines are means over seeds, thin ones single seeds. The scale is logarithmic where "
+        "Thick lines are means over seeds, thin ones single seeds. A validation score, where the "
+        "training measured one, is the mean over episodes that no result is reported of; higher "
+        "is better. Losses: the scale is logarithmic where "
         "a loss falls to a tenth, else it leaves out the wildest 2 % of steps. Methods minimise "
         "different sums, so compare a line in “loss” with itself, not with another method's.",
     ),
+}
+_OF_POPULATIONS = {
+    False: {"populations": " on the {population} population", "outlined": ""},
+    True: {
+        "populations": " on each population",
+        "outlined": "Filled: the {population} population; the line around it: {others}. ",
+    },
 }
 _REFERENCES = (
     "Dashed lines: the behaviours in the data and an agent that acts at random; the solid line is "
@@ -107,7 +122,9 @@ def draw(run: Run) -> Iterator[Drawn]:
     if run.evaluation is not None:
         populations = run.evaluation.population
         has_references = any(each.references is not None for each in populations.values())
-        words["population"] = run.main_population
+        first, *others = populations
+        for name, text in _OF_POPULATIONS[bool(others)].items():
+            words[name] = text.format(population=first, others=", ".join(others))
         words["references"] = _REFERENCES if has_references else ""
     if run.heldout is not None:
         words["success"] = tables.success_note(run.heldout)
@@ -122,7 +139,7 @@ def _figures(run: Run, screen: Screen) -> Iterator[tuple[str, Figure | None]]:
     """Name and figure, or None where the run has no data for it, in the order of the page."""
     looks, talks = run.looks, run.conversations
     if run.evaluation is not None:
-        where, bar = run.main_population, run.evaluation.success_reward
+        where, bar = tuple(run.evaluation.population), run.evaluation.success_reward
         yield "scores", scores.scores(run.evaluation, looks, screen)
         rewards = conversations.reward_distributions(talks, run.dialogues, where, looks, screen)
         yield "reward_distributions", rewards

@@ -43,15 +43,15 @@ def _draw_rewards(axis: Axes, rounds: Sequence[Round]) -> None:
     groups = {"original": list(rounds[0].parents.values())}
     groups |= {f"round {each.number}": each.dialogues for each in rounds}
     colors = [style.DATA, *(look_of(f"ilql_hindsight{each.number}").color for each in rounds)]
+    handles = {}
     for (name, dialogues), color in zip(groups.items(), colors, strict=True):
         rewards = sorted(d.total_reward for d in dialogues if d.reward is not None)
         if rewards:
             shares = [(index + 1) / len(rewards) for index in range(len(rewards))]
-            axis.step(rewards, shares, where="post", color=color, label=name)
-    axis.set_title("rewards, round by round")
+            [handles[name]] = axis.step(rewards, shares, where="post", color=color)
+    style.set_title(axis, "rewards, round by round", [*handles.values()], [*handles])
     axis.set_xlabel("reward at most")
     axis.set_ylabel("share of the dialogues")
-    axis.legend(loc="upper left")
 
 
 def _points(ratings: Sequence[Mapping[str, Any]]) -> Counter[tuple[float, float]]:

@@ -7,26 +7,29 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.evaluation.summary import Evaluation, Population, Scores
 from experiments.looks import ordered
 from experiments.report import wording
 from experiments.report.figures import style
-from experiments.report.figures.style import Looks, Screen, plain
+from experiments.report.figures.style import Looks, Screen
 from experiments.report.tables import REFERENCE_NAMES
 
 _LINE = 10  # points that a line of a label takes
+_LABEL = 9.5  # points, as on the axes of other figures
 
 
 def scores(evaluation: Evaluation, looks: Looks, screen: Screen = style.WIDE) -> Figure:
     """Score with its interval for each method and population."""
     populations = evaluation.population
     methods = ordered({name for each in populations.values() for name in each.methods})
+    names = [style.lines(looks[name].title, screen.label_line) for name in methods]
     with style.styled():
         panels = screen.panels(
             len(populations),
             len(populations),
-            1.3 + 0.36 * len(methods),
+            1.3 + style.row_height(names) * len(methods),
             margin=0,
             sharex=True,
             sharey=True,
@@ -39,14 +42,14 @@ def scores(evaluation: Evaluation, looks: Looks, screen: Screen = style.WIDE) ->
             for axis, population in zip(panels.all, populations.values(), strict=True)
         )
         for axis, name in zip(panels.all, populations, strict=True):
-            axis.set_title(plain(f"{name} population"), pad=space)
-        panels.all[0].set_yticks(range(len(methods)), [plain(looks[m].title) for m in methods])
+            axis.set_title(style.lines(f"{name} population", 24), pad=space)
+        panels.all[0].set_yticks(range(len(methods)), names)
         panels.all[0].set_ylim(len(methods) - 0.4, -0.6)
         for axis in panels.first:
             style.ink_labels(axis.get_yticklabels())
-        for axis, population in zip(panels.all, populations.values(), strict=True):
-            if axis in panels.lowest:
-                axis.set_xlabel(_axis_title(wording.unit_of(population), screen))
+        # Below the figure, not an axis, which names of methods may have made small.
+        units = dict.fromkeys(map(wording.unit_of, populations.values()))
+        panels.figure.supxlabel(" / ".join(map(_axis_title, units)), color=style.MUTED, size=_LABEL)
     return panels.figure
 
 
@@ -67,15 +70,15 @@ def _draw_scores(axis: Axes, population: Population, methods: Sequence[str]) -> 
         if len(seeds) > 1:
             axis.plot(seeds, [row + 0.26] * len(seeds), "|", color=color, markersize=6, alpha=0.8)
     axis.grid(axis="y", visible=False)
+    axis.xaxis.set_major_locator(MaxNLocator(5))
     for x, name in _reference_places(population):
         line = "-" if name == "optimum" else style.DASHED
         axis.axvline(x, color=style.MUTED, linewidth=1, linestyle=line)
 
 
-def _axis_title(unit: str, screen: Screen) -> str:
-    if unit != wording.NORMALIZED:
-        return unit
-    return f"{unit}{chr(10) if screen.is_narrow else ' '}(0 = mean behaviour, 1 = optimum)"
+def _axis_title(unit: str) -> str:
+    explained = "\n(0 = mean behaviour, 1 = optimum)" if unit == wording.NORMALIZED else ""
+    return unit + explained
 
 
 def _scores_of_seeds(method: Scores, unit: str) -> list[float]:

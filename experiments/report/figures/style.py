@@ -13,6 +13,7 @@ import dataclasses
 import io
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,9 @@ INK, MUTED, GRID, PAPER, DATA, SUCCESS, FAILURE = (light for light, _ in COLORS.
 FEWEST = 5  # conversations behind a mean that is worth drawing
 MOST_PANELS = 12
 DASHED = (0, (3, 3))
+_BOLD_LETTERS = 10.5  # of a title, to the inch
+_LEGEND_LINE = 11  # points of a line of an axis's legend
+_HANDLE = 6  # characters that the mark of a legend takes with the space around it
 
 _STYLE = {
     "font.family": "DejaVu Sans",
@@ -117,12 +121,24 @@ class Screen:
     Attributes:
         width: Inches; letters have the same size on all screens.
         legend_line: Characters of a legend beside each other.
+        label_line: Characters of a line of a name beside an axis.
         is_narrow: True where panels stand below each other.
     """
 
     width: float
     legend_line: int
+    label_line: int
     is_narrow: bool
+
+    def title_line(self, columns: int, labels: float = 0.7) -> int:
+        """Characters of a line above one of so many panels in a row.
+
+        Args:
+            columns: Panels beside each other, on a wide screen.
+            labels: Inches of the labels on the left of a panel.
+        """
+        inches = self.width / (1 if self.is_narrow else columns) - labels
+        return int(inches * _BOLD_LETTERS)
 
     def panels(
         self,
@@ -162,8 +178,8 @@ class Screen:
         return Panels(figure, tuple(axes[:count]), tuple(lowest), tuple(axes[:count:columns]))
 
 
-WIDE = Screen(9.0, 112, is_narrow=False)
-NARROW = Screen(4.0, 44, is_narrow=True)  # a telephone's
+WIDE = Screen(9.0, 112, 34, is_narrow=False)
+NARROW = Screen(4.0, 44, 18, is_narrow=True)  # a telephone's
 
 
 def to_png(figure: Figure) -> bytes:
@@ -214,17 +230,55 @@ def plain(text: str, longest: int = 28) -> str:
     return text.replace("$", r"\$")
 
 
+def lines(text: str, width: int, most: int = 3) -> str:
+    """Text for a figure in lines of so many characters; what needs more lines is cut."""
+    wrapped = textwrap.wrap(text, width, max_lines=most, placeholder="…")
+    return "\n".join(wrapped).replace("$", r"\$")
+
+
+def row_height(names: Iterable[str]) -> float:
+    """Inches of a row, so that names of several lines beside neighbouring rows stay apart."""
+    return 0.2 + 0.16 * max((name.count("\n") + 1 for name in names), default=1)
+
+
 def add_legend(figure: Figure, handles: Mapping[str, Any], looks: Looks, screen: Screen) -> None:
     """Puts a legend of methods above the axes."""
     methods = ordered(handles)
-    titles = [plain(looks[name].title) for name in methods]
+    titles = [lines(looks[name].title, screen.legend_line - _HANDLE) for name in methods]
+    add_labels(figure, [handles[name] for name in methods], titles, screen)
+
+
+def add_labels(
+    figure: Figure, handles: Sequence[Any], labels: Sequence[str], screen: Screen
+) -> None:
+    """Puts a legend above the axes, in as many columns as there is room for."""
+    longest = max((len(line) for label in labels for line in label.splitlines()), default=0)
     figure.legend(
-        [handles[name] for name in methods],
-        titles,
+        handles,
+        labels,
         loc="outside upper left",
-        ncols=max(1, min(len(titles), screen.legend_line // max(map(len, titles), default=1))),
+        ncols=max(1, min(len(labels), screen.legend_line // (longest + _HANDLE))),
         handlelength=1.4,
     )
+
+
+def set_title(axis: Axes, title: str, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Puts a title above an axis and a legend between the two, where it covers no data."""
+    if not labels:
+        axis.set_title(title)
+        return
+    axis.legend(
+        handles,
+        labels,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        borderaxespad=0,
+        borderpad=0.2,
+        labelspacing=0.2,
+        handlelength=1.4,
+        fontsize=8,
+    )
+    axis.set_title(title, pad=_LEGEND_LINE * len(labels) + 6)
 
 
 def draw_diagonal(axis: Axes, low: float, high: float) -> None:
