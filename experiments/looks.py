@@ -67,7 +67,7 @@ def look_of(name: str, methods: Mapping[str, Method] = METHODS) -> Look:
         has_color = re.fullmatch("#[0-9a-fA-F]{6}", method.color) and method.color != _NO_COLOR
         color = method.color.lower() if has_color else _color_by_name(name)
         return Look(method.title, color, method.marker)
-    base, kind, rounds = _split(name)
+    base, kind, rounds = split_rounds(name)
     if rounds:
         look = look_of(base, methods)
         title = f"{look.title} + {rounds} round{'s' * (rounds > 1)} of {kind}"
@@ -83,13 +83,13 @@ def ordered(names: Iterable[str]) -> list[str]:
     places = {name: place for place, name in enumerate([*trained, *PROMPTED_AGENTS])}
 
     def place(name: str) -> tuple[int, str, int, str]:
-        base, kind, rounds = (name, "", 0) if name in places else _split(name)
+        base, kind, rounds = (name, "", 0) if name in places else split_rounds(name)
         return places.get(base, len(places)), kind, rounds, name
 
     return sorted(names, key=place)
 
 
-def _split(name: str) -> tuple[str, str, int]:
+def split_rounds(name: str) -> tuple[str, str, int]:
     """Splits `ilql_hindsight2` into `ilql`, `hindsight` and 2."""
     parts = _WITH_ROUNDS.fullmatch(name)
     return (parts[1], parts[2], int(parts[3])) if parts else (name, "", 0)

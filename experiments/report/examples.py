@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments.evaluation.summary import Moment
 from experiments.looks import Look, ordered
 from experiments.report import wording
@@ -29,6 +31,15 @@ class Example:
     episode: int
     persona: Mapping[str, str]
     columns: Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two conversations side by side, under a heading, with the rule that they were picked by."""
+
+    heading: str
+    how: str
+    example: Example
 
 
 def pick_examples(
@@ -59,22 +70,50 @@ def pick_examples(
 
 
 def pick_pair(
-    conversations: Sequence[Dialogue], success_reward: float, looks: Mapping[str, Look]
-) -> Example | None:
-    """Picks the episode in which the focus and an agent that imitates differ most, for its top.
+    conversations: Sequence[Dialogue],
+    dialogues: Sequence[Dialogue],
+    success_reward: float,
+    looks: Mapping[str, Look],
+) -> Pair | None:
+    """Picks two conversations for the top: what is imitated, and what the focus makes of it.
+
+    On the left stands an agent that imitates; where none took part, the best behaviour of the
+    data; where that is not known either, the best other method.
+
+    Args:
+        conversations: Of the evaluation.
+        dialogues: Training data.
+        success_reward: The task's bar for success.
+        looks: Of all methods.
 
     Returns:
-        The example with these two alone, the one that imitates on the left; None where there is no
-        other method, or no episode that both were rated in.
+        The pair, the focus on the right; None where there is nobody to differ from, or nothing was
+        rated.
     """
     episodes = _by_episode(conversations)
     methods = ordered({method for group in episodes.values() for method in group})
     focus = wording.main_method(methods) or next(iter(methods), None)
-    imitating = [name for name, method in METHODS.items() if not method.learns_values]
-    others = [name for name in (*imitating, _rival(focus, conversations)) if name in methods]
-    other = next((name for name in others if name != focus), None)
-    if other is None:
+    if focus is None:
         return None
+    imitating = [
+        name
+        for name, method in METHODS.items()
+        if not method.learns_values and name in methods and name != focus
+    ]
+    if not imitating and (pair := _beside_data(episodes, focus, dialogues, success_reward, looks)):
+        return pair
+    other = next(iter(imitating), _rival(focus, conversations))
+    return other and _widest(episodes, focus, other, success_reward, looks)
+
+
+def _widest(
+    episodes: Mapping[Episode, Mapping[str, Dialogue]],
+    focus: str,
+    other: str,
+    success_reward: float,
+    looks: Mapping[str, Look],
+) -> Pair | None:
+    """The episode in which two methods differ most; None where none was rated with both."""
     gap, gap_in_words = _gap(focus, other, looks)
     gaps = {episode: gap(group) for episode, group in episodes.items()}
     known = {episode: each for episode, each in gaps.items() if each is not None}
@@ -82,7 +121,54 @@ def pick_pair(
         return None
     widest = max(known, key=lambda episode: (abs(known[episode]), -episode[1]))
     why = f"of all episodes the one with the widest {gap_in_words}"
-    return _example(widest, why, episodes[widest], (other, focus), success_reward, looks)
+    example = _example(widest, why, episodes[widest], (other, focus), success_reward, looks)
+    return Pair("One human, two agents", f"Not typical: {why}.", example)
+
+
+def _beside_data(
+    episodes: Mapping[Episode, Mapping[str, Dialogue]],
+    focus: str,
+    dialogues: Sequence[Dialogue],
+    success_reward: float,
+    looks: Mapping[str, Look],
+) -> Pair | None:
+    """The focus's conversation of median rating, and one like it of the data's best behaviour.
+
+    None where no rated dialogue of the data has a persona like that of the conversation.
+    """
+    gap, _ = _gap(focus, None, looks)
+    ratings = {episode: gap(group) for episode, group in episodes.items()}
+    known = {episode: rating for episode, rating in ratings.items() if rating is not None}
+    rated = _by_behaviour([dialogue for dialogue in dialogues if dialogue.reward is not None])
+    means = {n: float(np.mean([d.total_reward for d in own])) for n, own in rated.items()}
+    if not known or not means:
+        return None
+    best = max(means, key=means.__getitem__)
+    episode = sorted(known, key=lambda each: (known[each], each))[len(known) // 2]
+    persona = episodes[episode][focus].persona
+    alike = [sum(d.persona.get(axis) == persona[axis] for axis in persona) for d in rated[best]]
+    if not max(alike):
+        return None
+    nearest = [d for d, same in zip(rated[best], alike, strict=True) if same == max(alike)]
+    partner = sorted(nearest, key=lambda dialogue: dialogue.total_reward)[len(nearest) // 2]
+    name, differing = best.replace("_", " "), len(persona) - max(alike)
+    human = f"one that differs in {differing} of {len(persona)} axes" if differing else "the same"
+    source = f"the best behaviour of the data, {name}" if len(means) > 1 else f"the data ({name})"
+    how = (
+        f"On the right {looks[focus].title} in the conversation with the median rating, with the "
+        f"persona above. On the left {source} (mean reward {wording.number(means[best])}), with "
+        f"{human}: of {len(nearest):,} such dialogue{'s' * (len(nearest) > 1)} the one with the "
+        "median reward."
+    )
+    example = _example(episode, "", episodes[episode], (focus,), success_reward, looks)
+    of_data = {
+        "method": "",
+        "title": f"{name}, in the data",
+        "rating": rating(partner, success_reward),
+        "turns": bubbles(partner),
+    }
+    example = dataclasses.replace(example, columns=[of_data, *example.columns])
+    return Pair("What the data show, and what was learned", how, example)
 
 
 def _rival(focus: str, conversations: Sequence[Dialogue]) -> str | None:
@@ -247,13 +333,18 @@ def replies(
 
 def behaviours(dialogues: Sequence[Dialogue]) -> list[dict[str, Any]]:
     """The training data by behaviour: how much, how good, and its first dialogue."""
+    largest = sorted(_by_behaviour(dialogues).items(), key=lambda item: (-len(item[1]), item[0]))
+    return [_behaviour(name, group, len(dialogues)) for name, group in largest[:MOST_BEHAVIOURS]]
+
+
+def _by_behaviour(dialogues: Sequence[Dialogue]) -> dict[str, list[Dialogue]]:
+    """Name of a behaviour -> its dialogues; where that is not noted, by where they come from."""
     groups: dict[str, list[Dialogue]] = {}
     for dialogue in dialogues:
         source = dialogue.source
         name = source.get("behaviour") or source.get("kind") or "unknown"
         groups.setdefault(str(name), []).append(dialogue)
-    largest = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [_behaviour(name, group, len(dialogues)) for name, group in largest[:MOST_BEHAVIOURS]]
+    return groups
 
 
 def _behaviour(name: str, group: Sequence[Dialogue], total: int) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
     if run.evaluation is not None:
         bar = run.evaluation.success_reward
         rule, shown = examples.pick_examples(run.conversations, bar, looks)
-        pair = examples.pick_pair(run.conversations, bar, looks)
+        pair = examples.pick_pair(run.conversations, run.dialogues, bar, looks)
         shown_tables += tables.result_tables(run.evaluation)
         if run.diagnosis is not None:
             shown_tables += tables.diagnosis_tables(run.diagnosis, run.evaluation)
@@ -220,7 +220,9 @@ def _evaluation_facts(evaluation: Evaluation) -> list[str]:
         f"“above” and “below” are said where it is under {wording.SIGNIFICANT}, “not "
         "distinguishable” elsewhere, which is no proof that two methods are equal.",
         "p_holm asks whether the agents as trained differ on other humans; p_training_holm, where "
-        "several seeds were trained, whether the methods would differ if trained again.",
+        "several seeds were trained, whether the methods would differ if trained again. At the top "
+        "of the page a method is said to beat another, or to lose to it, only where both are under "
+        f"{wording.SIGNIFICANT}.",
         "Each method's decoding setting was chosen on validation episodes, which are not among "
         "those reported here.",
     ]

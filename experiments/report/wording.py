@@ -19,15 +19,16 @@ from experiments.evaluation.summary import (
     PromptedAgent,
     Scores,
 )
-from experiments.looks import ordered
+from experiments.looks import ordered, split_rounds
 
 SLIP_NAMES = {
     "speaks_for_agent": "speaks for the agent",
     "reveals_persona": "gives its persona away at once",
     "goes_on_after_end": "goes on after the end",
 }
-# What statements are about: the first that took part. Fixed beforehand, not by who won.
-FOCUS = ("ilql_hindsight1", "ilql_imagination1", "ilql")
+# What statements are about: ILQL with the most rounds of the first kind here that took part. Fixed
+# beforehand, not by who won.
+FOCUS, KINDS_OF_ROUNDS = "ilql", ("hindsight", "imagination", "")
 SIGNIFICANT = 0.05
 MOST_NAMED = 5  # methods in a sentence
 NORMALIZED, REWARD = "normalized score", "mean reward"
@@ -94,8 +95,14 @@ def best_method(methods: Mapping[str, Scores]) -> str | None:
 
 
 def main_method(names: Collection[str]) -> str | None:
-    """The first of `FOCUS` among these."""
-    return next((name for name in FOCUS if name in names), None)
+    """`FOCUS` with the most rounds among these, of hindsight if there are any; None without it."""
+    parts = {name: split_rounds(name) for name in names}
+    own = {name: kind for name, (base, kind, _) in parts.items() if base == FOCUS}
+
+    def place(name: str) -> tuple[int, int]:
+        return -KINDS_OF_ROUNDS.index(own[name]), parts[name][2]
+
+    return max(own, key=place, default=None)
 
 
 def focus_method(population: Population) -> str | None:
@@ -128,6 +135,13 @@ def verdict(test: Comparison) -> str:
     if test.p_holm >= SIGNIFICANT or test.difference == 0:
         return "open"
     return "above" if test.difference > 0 else "below"
+
+
+def lasting_verdict(test: Comparison) -> str:
+    """`verdict`, and `open` where methods of several trainings might differ by these alone."""
+    lasts = test.p_training_holm is None or test.p_training_holm < SIGNIFICANT
+    found = verdict(test)
+    return found if lasts or found == "untested" else "open"
 
 
 def difference(test: Comparison, population: Population) -> float | None:
@@ -242,7 +256,7 @@ def headline(population: Population, name: str) -> tuple[str, str]:
     if not rivals:
         return "alone", _sentence(f"{subject} has a {unit} of {mine} on the {name} population")
     tests = {t.b: t for t in comparisons(population) if t.a == focus}
-    verdicts = {key: verdict(tests[key]) if key in tests else "untested" for key in rivals}
+    verdicts = {key: lasting_verdict(tests[key]) if key in tests else "untested" for key in rivals}
     rival = _rival(rivals, verdicts)
     beaten = [title[key] for key in ordered(rivals) if verdicts[key] == "above"]
     beats_all = len(beaten) == len(rivals) > 1
@@ -256,7 +270,9 @@ def headline(population: Population, name: str) -> tuple[str, str]:
     against += ", the next best" if beats_all else ""
     if rival in tests:
         gap = number(difference(tests[rival], population))
-        against += f" (difference {gap}, {evidence(tests[rival])} over other humans)"
+        again = tests[rival].p_training_holm
+        over = "" if again is None else f", {_p_value('p_training_holm', again)} over trainings"
+        against += f" (difference {gap}, {evidence(tests[rival])} over other humans{over})"
     if beaten and verdicts[rival] != "above":
         against += f"; it beats {_all_of(beaten)}"
     return verdicts[rival], _sentence(

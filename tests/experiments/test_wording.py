@@ -42,6 +42,31 @@ def test_a_difference_without_significance_is_no_win():
     assert verdict == "untested" and "was not tested against filtered BC" in sentence
 
 
+@pytest.mark.parametrize(
+    ("p_holm", "p_training", "verdict", "words"),
+    [
+        (0.01, 0.47, "open", "is not distinguishable from filtered BC"),
+        (0.01, 0.04, "below", "loses to filtered BC"),
+        (0.01, None, "below", "loses to filtered BC"),  # one training
+        (0.30, 0.04, "open", "is not distinguishable from filtered BC"),
+    ],
+)
+def test_ahead_and_behind_need_the_test_over_trainings_where_there_is_one(
+    p_holm, p_training, verdict, words
+):
+    losing = population(
+        {"fbc": 3.38, "ilql": 3.35}, [comparison("fbc", "ilql", 0.03, p_holm, p_training)]
+    )
+    found, sentence = wording.headline(losing, "average")
+    assert found == verdict and f"ILQL {words} on the average population" in sentence
+    over = f", p_training_holm = {p_training:.3f} over trainings" if p_training else ""
+    assert f"p_holm = {p_holm:.3f} over other humans{over})." in sentence
+    winning = population(
+        {"fbc": 3.35, "ilql": 3.38}, [comparison("ilql", "fbc", 0.03, p_holm, p_training)]
+    )
+    assert wording.headline(winning, "average")[0] == {"below": "above"}.get(verdict, verdict)
+
+
 def test_a_significantly_better_method_is_named_even_if_another_scores_higher():
     tests = [comparison("ilql", "mc", -0.09, 0.4), comparison("ilql", "fbc", -0.1, 0.01)]
     content = population({**REWARDS, "mc": 4.4}, tests)
@@ -89,8 +114,11 @@ def test_many_beaten_methods_are_counted():
 
 def test_the_focus_is_fixed_beforehand_and_not_who_won():
     names = {"ilql", "ilql_hindsight1", "ilql_hindsight2"}
-    assert wording.main_method(names) == "ilql_hindsight1"
-    assert wording.main_method({"ilql", "ilql_imagination1", "bc"}) == "ilql_imagination1"
+    assert wording.main_method(names) == "ilql_hindsight2"
+    rounds = {f"ilql_imagination{number}" for number in (1, 2, 10)}
+    assert wording.main_method({"ilql", "bc", "bc_imagination11", *rounds}) == "ilql_imagination10"
+    assert wording.main_method({*names, *rounds}) == "ilql_hindsight2"
+    assert wording.main_method({"bc", "mc"}) is None
     assert wording.focus_method(population({"ilql": 1.0, "bc": 2.0}, [])) == "ilql"
     assert wording.focus_method(population({"my_method": 1.0, "bc": 2.0}, [])) == "bc"
 
