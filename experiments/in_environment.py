@@ -23,13 +23,14 @@ from experiments.config import ConfigError
 from experiments.evaluation.statistics import Interval, bootstrap_mean, pairwise_tests
 from experiments.evaluation.summary import Comparison
 from experiments.files import DAMAGE, read_json_object, write_atomically
-from experiments.looks import look_of
+from experiments.looks import Look, look_of
+from experiments.methods import file_digest, is_file
 from experiments.report import wording
 from experiments.run_folder import RunError
 from ilql_jax import METHODS, Policy, TrainConfig, Trajectory, fit
 from ilql_jax.environment import Environment, evaluate
 from ilql_jax.fitting import small_network
-from ilql_jax.methods import Method
+from ilql_jax.methods import Method, MethodError, load_method
 from ilql_jax.settings import SettingError, Settings, setting
 from imagination.simulation import normalized_score
 
@@ -69,15 +70,20 @@ class EnvironmentTask:
         return normalized_score(returns, {"behaviour": self.behaviour, "optimum": self.optimum})
 
 
+_LEARN_FROM_EPISODES = tuple(
+    name for name, method in METHODS.items() if method.learns_from == "dialogues"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class EnvironmentConfig(Settings):
     """Settings of such an experiment."""
 
     workdir: str = setting("Folder; runs/NAME if not given.", "")
     methods: tuple[str, ...] = setting(
-        "Methods that are trained, with commas between.",
+        f"Methods that are trained, with commas between: {', '.join(_LEARN_FROM_EPISODES)}, or a "
+        ".py file that defines METHOD.",
         ("bc", "fbc", "mc", "ilql"),
-        choices=tuple(name for name in METHODS if METHODS[name].learns_from == "dialogues"),
     )
     seeds: int = setting("Trainings of each method.", 5, least=1)
     seed: int = setting("Of the data; training k has seed + k.", 0, least=0)
@@ -87,7 +93,9 @@ class EnvironmentConfig(Settings):
     batch_rows: int = setting("Rows of a batch.", 12, least=1)
     hidden_size: int = setting("Width of the network.", 32, least=8)
     max_positions: int = setting("Longest context, in tokens.", 32, least=8)
-    expectile: float = setting("Expectile of V in ILQL.", 0.9, above=0, below=1)
+    expectile: float = setting(
+        "Expectile of V, of methods that have this setting.", 0.9, above=0, below=1
+    )
     polyak_rate: float = setting(
         "Share of the new parameters in the target network, a step.", 0.05, above=0, most=1
     )
@@ -96,6 +104,30 @@ class EnvironmentConfig(Settings):
         super().__post_init__()
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise SettingError("methods", self.methods, "must name one or more, each once")
+        for name in self.methods:
+            if not is_file(name) and name not in _LEARN_FROM_EPISODES:
+                known = f"{', '.join(_LEARN_FROM_EPISODES)}, or a .py file that defines METHOD"
+                raise SettingError("methods", self.methods, f"must be of {known}")
+
+    def loaded(self) -> dict[str, Method]:
+        """The methods by name, in order, those of files loaded and all with these settings.
+
+        Raises:
+            MethodError: A file cannot be used, or its method learns from no episodes.
+        """
+        found: dict[str, Method] = {}
+        for entry in self.methods:
+            method = load_method(entry, taken=found) if is_file(entry) else METHODS[entry]
+            if method.learns_from != "dialogues":
+                raise MethodError(
+                    f"--methods: {entry} learns from {method.learns_from}, which an "
+                    "environment does not have. Leave it out."
+                )
+            has_expectile = any(f.name == "expectile" for f in dataclasses.fields(method.config))
+            found[method.name] = (
+                method.configured(expectile=self.expectile) if has_expectile else method
+            )
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +163,17 @@ def run(task: EnvironmentTask, config: EnvironmentConfig, home: Path, console: C
 
     Raises:
         RunError: The folder was made with other settings.
+        MethodError: A method's file cannot be used.
     """
-    _bind(home, task, config)
+    methods = config.loaded()
+    entries = zip(methods, config.methods, strict=True)
+    files = {name: file_digest(entry) for name, entry in entries if is_file(entry)}
+    _bind(home, task, config, files)
     data = task.data(config.episodes, config.seed)
     mean = np.mean([episode.total_reward for episode in data])
     console.print(f"{len(data):,} episodes to learn from, with a return of {mean:.1f} on average")
-    results = [_result(task, config, name, data, home, console) for name in config.methods]
-    found = summary(task, results, config.seed)
+    results = [_result(task, config, each, data, home, console) for each in methods.values()]
+    found = summary(task, results, config.seed, methods)
     write_atomically(home / f"{task.name}.json", json.dumps(found, indent=1))
     write_atomically(home / f"{task.name}.md", markdown(found))
     from experiments.report.figures import style
@@ -147,8 +183,17 @@ def run(task: EnvironmentTask, config: EnvironmentConfig, home: Path, console: C
     console.print(f"{home / task.name}.md, .json and .png have it, too.", highlight=False)
 
 
-def _bind(home: Path, task: EnvironmentTask, config: EnvironmentConfig) -> None:
-    """Keeps the settings; those of trainings that are there must not change."""
+def _bind(
+    home: Path, task: EnvironmentTask, config: EnvironmentConfig, files: Mapping[str, str]
+) -> None:
+    """Keeps the settings; those of trainings that are there must not change.
+
+    Args:
+        home: Folder of the run.
+        task: What is played.
+        config: The settings.
+        files: Name of a method of one's own -> fingerprint of its file.
+    """
     path = home / "config.json"
     own = dataclasses.asdict(config) | {"task": task.name}
     del own["workdir"]
@@ -166,24 +211,32 @@ def _bind(home: Path, task: EnvironmentTask, config: EnvironmentConfig) -> None:
                     f"{home}: --{name} was {before.get(name)!r}, now {value!r}. Give another "
                     "--workdir, or the same settings."
                 )
-    write_atomically(path, json.dumps(own, indent=1))
+        known = before.get("files", {})
+        for name, digest in files.items():
+            if known.get(name, digest) != digest and any(home.glob(f"{name}-seed*")):
+                raise RunError(
+                    f"{home}: the file of the method {name} was edited, or is another. Give "
+                    f"another --workdir, or delete {name}-seed* there."
+                )
+        files = {**known, **files}
+    write_atomically(path, json.dumps({**own, "files": files}, indent=1))
 
 
 def _result(
     task: EnvironmentTask,
     config: EnvironmentConfig,
-    name: str,
+    method: Method,
     data: list[Trajectory],
     home: Path,
     console: Console,
 ) -> Result:
-    decodings, returns = [], []
+    name, decodings, returns = method.name, [], []
     for seed in range(config.seeds):
         path = home / f"{name}-seed{seed}.json"
         found = _read(path, config.test_episodes)
         if found is None:
-            console.print(f"{look_of(name).title}, training {seed + 1} of {config.seeds}")
-            found = _trained(task, config, name, data, seed, home / f"{name}-seed{seed}")
+            console.print(f"{method.title}, training {seed + 1} of {config.seeds}")
+            found = _trained(task, config, method, data, seed, home / f"{name}-seed{seed}")
             write_atomically(path, json.dumps(found))
         decodings.append(found["decoding"])
         returns.append(found["returns"])
@@ -204,15 +257,12 @@ def _read(path: Path, episodes: int) -> dict[str, Any] | None:
 def _trained(
     task: EnvironmentTask,
     config: EnvironmentConfig,
-    name: str,
+    method: Method,
     data: list[Trajectory],
     seed: int,
     folder: Path,
 ) -> dict[str, Any]:
     """Trains, chooses the decoding on validation episodes, and plays the test's."""
-    method: Method = METHODS[name]
-    if name == "ilql":
-        method = method.configured(expectile=config.expectile)
     size = len(task.words)
     fit(
         trajectories=data,
@@ -252,8 +302,20 @@ def _play(task: EnvironmentTask, player: Policy, episodes: int, seed: int) -> np
 # --- what they come to --------------------------------------------------------------------------
 
 
-def summary(task: EnvironmentTask, results: Sequence[Result], seed: int) -> dict[str, Any]:
-    """Scores with intervals over trainings and episodes, references, and tests of all pairs."""
+def summary(
+    task: EnvironmentTask,
+    results: Sequence[Result],
+    seed: int,
+    methods: Mapping[str, Method] = METHODS,
+) -> dict[str, Any]:
+    """Scores with intervals over trainings and episodes, references, and tests of all pairs.
+
+    Args:
+        task: What was played.
+        results: Of each method.
+        seed: Of the bootstrap.
+        methods: Name -> method, whose look is kept with its scores.
+    """
     scores = {each.method: task.score(np.array(each.returns)) for each in results}
     return {
         "task": task.title,
@@ -262,6 +324,7 @@ def summary(task: EnvironmentTask, results: Sequence[Result], seed: int) -> dict
         "others": {name: float(task.score(value)) for name, value in task.others.items()},
         "methods": {
             each.method: {
+                "look": dataclasses.asdict(look_of(each.method, methods)),
                 "score": list(map(float, bootstrap_mean(scores[each.method], seed))),
                 "mean_return": float(np.mean(each.returns)),
                 "trainings": task.score(np.mean(each.returns, axis=1)).tolist(),
@@ -281,7 +344,7 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         each = methods[name]
         rows.append(
             (
-                look_of(name).title,
+                each["look"]["title"],
                 "{:.2f} [{:.2f}, {:.2f}]".format(*each["score"]),
                 f"{each['mean_return']:.1f}",
                 " / ".join(sorted(set(each["decodings"]))),
@@ -316,7 +379,7 @@ def _tests(found: Mapping[str, Any]) -> str:
     methods = found["methods"]
     best = max(methods, key=lambda name: methods[name]["score"][0])
     tests = [Comparison(**each) for each in found["tests"]]
-    said = wording.describe_method(best, tests, {name: look_of(name).title for name in methods})
+    said = wording.describe_method(best, tests, {n: m["look"]["title"] for n, m in methods.items()})
     return said and (
         f"{said} Differences are in normalized score; p_holm speaks of other episodes, with the "
         "agents as trained."
@@ -332,7 +395,8 @@ def draw(found: Mapping[str, Any]):
         panels = style.WIDE.panels(1, 1, 1.2 + 0.45 * len(methods))
         (axis,) = panels.all
         for place, name in enumerate(methods):
-            look, each = look_of(name), found["methods"][name]
+            each = found["methods"][name]
+            look = Look(**each["look"])
             score = Interval(*each["score"])
             axis.plot([score.low, score.high], [place, place], color=look.color, lw=2.4)
             axis.plot(score.mean, place, look.marker, color=look.color, ms=9)
@@ -344,7 +408,8 @@ def draw(found: Mapping[str, Any]):
                 name, (score, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 4),
                 textcoords="offset points", ha="center", color=style.MUTED, fontsize=8,
             )  # fmt: skip
-        axis.set_yticks(range(len(methods)), [look_of(name).title for name in methods])
+        titles = [found["methods"][name]["look"]["title"] for name in methods]
+        axis.set_yticks(range(len(methods)), titles)
         axis.set_ylim(-0.6, len(methods) - 0.4)
         axis.set_xlabel("normalized score (0 = the data's players, 1 = optimum)")
     return panels.figure

@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import numbers
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from jaxtyping import Bool, Float
 from ilql_jax import losses
 from ilql_jax.batching import lowest_return, packing_for, utterance_bounds
 from ilql_jax.environment import Evaluation
-from ilql_jax.errors import UserError
-from ilql_jax.methods import METHODS, Method
+from ilql_jax.errors import UserError, shown
+from ilql_jax.methods import Method, method_named
+from ilql_jax.methods.method import check_method
 from ilql_jax.models import ModelConfig, Params
 from ilql_jax.models.hugging_face.read import find, shape_for, start_params
 from ilql_jax.models.lora import merge_adapters
@@ -93,7 +95,8 @@ def fit(
             into windows, whose returns are those of the whole episode.
         vocab_size: Number of tokens; all ids are below it.
         stop_token: Ends every action of the agent.
-        method: Name in `METHODS` or a `Method`, e.g. `METHODS["ilql"].configured(expectile=0.9)`.
+        method: Name in `METHODS`, a .py file that defines METHOD, or a `Method`, e.g.
+            `METHODS["ilql"].configured(expectile=0.9)`.
         steps: Optimizer steps; 3000 by default.
         network: Shape of a fresh network (`small_network` by default), or the folder or name of a
             pretrained one.
@@ -139,14 +142,26 @@ def fit(
         UserError: What `train.train` and `Policy` refuse.
     """
     method = _method(method)
+    _check_types(network, decoding, training)
+    _check_numbers(
+        whole={
+            "vocab_size": (vocab_size, 1),
+            "stop_token": (stop_token, 0),
+            "max_positions": (max_positions, 1),
+            "max_utterance": (1 if max_utterance is None else max_utterance, 1),
+            "context": (0 if context is None else context, 0),
+            "batch_rows": (batch_rows, 1),
+            "validate_every": (validate_every, 1),
+            "seed": (seed, 0),
+        },
+        discounts={"token_discount": token_discount, "utterance_discount": utterance_discount},
+    )
     model, start_from = _network(network, method, vocab_size, max_positions, seed)
     trajectories = _checked(list(trajectories), vocab_size, stop_token)
     longest = max(int(np.diff(_edges(each)).max()) + 1 for each in trajectories)
-    max_utterance = longest if max_utterance is None else max_utterance
+    max_utterance = longest if max_utterance is None else int(max_utterance)
     decoding = _decoding(decoding, method)
     _check_rewards(trajectories, method)
-    if seed < 0:
-        raise FitError(f"seed is {seed}, but must be at least 0.")
     if model.value_heads == "probabilities":  # the method brings returns to [0, 1] itself
         reward_scale, baseline = _left_to_method(method, reward_scale, baseline)
     scale = _scale(reward_scale, trajectories)
@@ -156,7 +171,7 @@ def fit(
     description = PolicyDescription(
         model=model,
         decoding=dataclasses.asdict(decoding),
-        stop_token=stop_token,
+        stop_token=int(stop_token),  # a number of NumPy is no JSON
         allowed=_allowed(allowed, trajectories, vocab_size, model),
         max_utterance=max_utterance,
         reward_scale=scale,
@@ -208,11 +223,8 @@ def fit(
 
 def _method(method: str | Method) -> Method:
     if isinstance(method, str):
-        if method not in METHODS:
-            raise FitError(
-                f"method is {method!r}, but must be one of {', '.join(METHODS)}, or a `Method`."
-            )
-        method = METHODS[method]
+        method = method_named(method)
+    check_method(method)
     if method.learns_from != "dialogues":
         raise FitError(
             f"method {method.name!r} learns from {method.learns_from}, but fit gets episodes. Use "
@@ -273,7 +285,7 @@ def _scale(scale: float | str, trajectories: Sequence[Trajectory]) -> float:
     if scale == "unit_spread":
         spread = float(np.std([each.total_reward for each in trajectories]))
         return 1.0 / spread if spread > 1e-6 else 1.0
-    if isinstance(scale, str) or not 0 < scale < math.inf:
+    if not isinstance(scale, numbers.Real) or not 0 < scale < math.inf:
         raise FitError(f"reward_scale is {scale!r}, but must be 'unit_spread' or above 0.")
     return float(scale)
 
@@ -283,7 +295,7 @@ def _baseline(
 ) -> float:
     if baseline == "lowest_return":
         return lowest_return(trajectories, by_token, discount)
-    if isinstance(baseline, str) or not math.isfinite(baseline):
+    if not isinstance(baseline, numbers.Real) or not math.isfinite(baseline):
         raise FitError(f"baseline is {baseline!r}, but must be 'lowest_return' or a number.")
     return float(baseline)
 
@@ -303,10 +315,41 @@ def _allowed(
             f"allowed has shape {np.shape(allowed)}, but must say of each of the {vocab_size} "
             "tokens whether the policy may write it."
         )
+    if not np.any(allowed):
+        raise FitError("allowed is false for all tokens: the policy could write none. Allow some.")
     return tuple(np.flatnonzero(allowed).tolist())
 
 
 # --- checks -------------------------------------------------------------------------------------
+
+
+def _check_types(network: Any, decoding: Any, training: Any) -> None:
+    """Raises `FitError` for arguments of another type."""
+    for name, value, kinds, expected in (
+        ("network", network, (ModelConfig, str, os.PathLike), "a `ModelConfig`, a folder or name"),
+        ("decoding", decoding, (DecodingConfig, str), "a `DecodingConfig`, or text as 'greedy'"),
+        ("training", training, TrainConfig, "a `TrainConfig`"),
+    ):
+        if value is not None and not isinstance(value, kinds):
+            raise FitError(f"{name} is {shown(value, 100, repr)}, but must be {expected}.")
+
+
+def _check_numbers(whole: Mapping[str, tuple[Any, int]], discounts: Mapping[str, Any]) -> None:
+    """Raises `FitError` for numbers that cannot be.
+
+    Args:
+        whole: Name -> whole number, and the least that it may be.
+        discounts: Name -> number in [0, 1].
+    """
+    for name, (value, least) in whole.items():
+        if not isinstance(value, numbers.Integral) or value < least:
+            raise FitError(
+                f"{name} is {shown(value, 100, repr)}, but must be a whole number, at least "
+                f"{least}."
+            )
+    for name, value in discounts.items():
+        if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+            raise FitError(f"{name} is {shown(value, 100, repr)}, but must lie in [0, 1].")
 
 
 def _checked(

@@ -19,12 +19,17 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, UInt32
 
 from ilql_jax import sharding
-from ilql_jax.models import ModelConfig, Params, init_params
+from ilql_jax.errors import UserError
+from ilql_jax.models import ModelConfig, Params, abstract_params, init_params
 from ilql_jax.models.lora import ADAPTER
 from ilql_jax.settings import SettingError
 
 VALUE_HEADS = ("q", "v")
 FROZEN = "frozen"  # key of the fingerprint in a checkpoint's metadata
+
+
+class ParamsError(UserError, ValueError):
+    """Parameters of a network of another shape."""
 
 
 def partition(config: ModelConfig, params: Params) -> tuple[Params, Params]:
@@ -77,6 +82,27 @@ def check_start(config: ModelConfig, has_start: bool) -> None:
         )
 
 
+def check_shapes(config: ModelConfig, params: Params, source: str) -> None:
+    """Raises `ParamsError` if parameters are not those of a network of this shape.
+
+    Args:
+        config: The shape.
+        params: The parameters.
+        source: Their origin, for the message.
+    """
+    given, expected = (
+        {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (params, abstract_params(config)))
+    )
+    for name in sorted({*given, *expected}):
+        if given.get(name) != expected.get(name):
+            raise ParamsError(
+                f"{source}{name} has shape {given.get(name)}, but the network's has "
+                f"{expected.get(name)} (None = no such array). Give the parameters of a network of "
+                "the same `ModelConfig`."
+            )
+
+
 def initialize(
     config: ModelConfig, seed: int, start_from: Callable[[], Params] | None, mesh: Mesh | None
 ) -> Params:
@@ -86,10 +112,13 @@ def initialize(
 
     Raises:
         SettingError: Fresh ones, for a network with adapters.
+        ParamsError: Those of `start_from()` are of a network of another shape.
     """
     check_start(config, start_from is not None)
     if start_from is not None:
-        return start_from()
+        start = start_from()
+        check_shapes(config, start, "start_from()")
+        return start
     # On one device: compiled for a mesh, the last bits could be others.
     fresh = jax.jit(lambda: init_params(config, seed))()
     if mesh is None:

@@ -255,8 +255,9 @@ class Policy:
         if decoding.steering_strength and saved.steered_by and steer is None:
             raise PolicyFolderError(
                 f"{folder}: decoding '{decoding}' steers by the rule of the method "
-                f"{saved.steered_by!r}, which no file holds: give it, e.g. steer=METHODS["
-                f"{saved.steered_by!r}].steer."
+                f"{saved.steered_by!r}, which is code and not in the folder. Give it: "
+                "steer=load_method(FILE).steer, of the .py file that defines the method, or decode "
+                "without steering (decoding='sampled')."
             )
         return cls(
             saved.model,

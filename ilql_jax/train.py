@@ -22,9 +22,17 @@ from ilql_jax import sharding
 from ilql_jax.batching import PackingConfig, check_trajectories, make_batches
 from ilql_jax.checkpoint import Checkpoints
 from ilql_jax.errors import UserError
-from ilql_jax.methods.method import Method, MethodError, Metrics
-from ilql_jax.models import ModelConfig, Params, abstract_params
-from ilql_jax.partition import FROZEN, check_start, combine, fingerprint, initialize, partition
+from ilql_jax.methods.method import Method, MethodError, Metrics, check_method
+from ilql_jax.models import ModelConfig, Params
+from ilql_jax.partition import (
+    FROZEN,
+    check_shapes,
+    check_start,
+    combine,
+    fingerprint,
+    initialize,
+    partition,
+)
 from ilql_jax.preferences import Preferences, check_pairs, make_preference_batches
 from ilql_jax.progress import progress_bar
 from ilql_jax.scoring import pair_log_probs
@@ -113,9 +121,10 @@ def train(
         MeshError: The mesh does not divide the rows or a parameter.
         CheckpointError: The folder holds a checkpoint of another run, or one made beside frozen
             parameters or a reference that were others. Settings that shape no result may differ.
-        ValueError: The reference is a network of another shape.
+        ParamsError: The reference, or what `start_from` gives, is a network of another shape.
         NotFiniteError: The loss became NaN or infinite.
     """
+    check_method(method)
     check_accumulation(packing.batch_rows, config.gradient_accumulation)
     check_start(model_config, start_from is not None or isinstance(data, Preferences))
     check_step(model_config, method, config)
@@ -270,7 +279,7 @@ def _make_batches(
         return make_batches(selected, packing, seed)
     check_pairs(data.pairs, longest)
     check_tokens([half for pair in data.pairs for half in (pair.chosen, pair.rejected)], vocab_size)
-    _check_shapes(data.reference, model_config)
+    check_shapes(model_config, data.reference, "reference")
     rows = 4 * packing.batch_rows
     log_prob = pair_log_probs(data.pairs, model_config, data.reference, rows, mesh)
     return make_preference_batches(data.pairs, log_prob, packing, seed)
@@ -286,22 +295,6 @@ def check_tokens(trajectories: Sequence[Trajectory], vocab_size: int) -> None:
                 f"{trajectory.name}: tokens[{at}] is {trajectory.tokens[at]}, but the network's "
                 f"vocabulary has {vocab_size:,} tokens, 0 to {vocab_size - 1}. Use the tokenizer "
                 "that belongs to the network, or raise vocab_size."
-            )
-
-
-def _check_shapes(reference: Params, model_config: ModelConfig) -> None:
-    """Raises `ValueError` if the reference is a network of another shape."""
-    given, expected = (
-        {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
-        for leaves in map(
-            jax.tree_util.tree_leaves_with_path, (reference, abstract_params(model_config))
-        )
-    )
-    for name in sorted({*given, *expected}):
-        if given.get(name) != expected.get(name):
-            raise ValueError(
-                f"reference{name} has shape {given.get(name)}, but the network's has "
-                f"{expected.get(name)}. Give the parameters of a network of the same `ModelConfig`."
             )
 
 
@@ -336,8 +329,9 @@ def _start(
         state, position = restored
         batches.set_state(position)
         return state, frozen
-    if start is None:
-        start = reference or (start_from() if start_from else None)
+    start = start or reference
+    if start is None and start_from is not None:
+        start = initialize(model_config, seed, start_from, mesh)
     donates = reference is None
     return init_state(model_config, method, config, seed, start, donates, mesh), frozen
 

@@ -16,6 +16,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from ilql_jax.errors import shown
 from ilql_jax.methods import bc, dpo, fbc, ilql, mc, qsft, rwft
 from ilql_jax.methods.guard import guarded
 from ilql_jax.methods.method import (
@@ -40,6 +41,22 @@ def load_method(path: str | Path, taken: Collection[str] = ()) -> Method:
     return guarded(read_method(path, (*METHODS, *taken)))
 
 
+def method_named(name: str | Path) -> Method:
+    """The method of a name in `METHODS`, or of a .py file that defines METHOD (`load_method`).
+
+    Raises:
+        MethodError: There is none, or the file cannot be used.
+    """
+    if str(name).endswith(".py"):
+        return load_method(name)
+    if name not in METHODS:
+        raise MethodError(
+            f"there is no method {shown(name, 100)!r}; there are {', '.join(METHODS)}, and those "
+            "of a .py file that defines METHOD."
+        )
+    return METHODS[str(name)]
+
+
 __all__ = [
     "METHODS",
     "Method",
@@ -48,4 +65,5 @@ __all__ = [
     "Metrics",
     "TrainOverrides",
     "load_method",
+    "method_named",
 ]

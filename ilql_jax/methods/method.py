@@ -200,6 +200,16 @@ class Method:
             )
 
 
+def check_method(value: Any) -> None:
+    """Raises `MethodError` for what is no `Method`."""
+    if not isinstance(value, Method):
+        name = f'"{value}"' if isinstance(value, str) else '"ilql"'
+        raise MethodError(
+            f"method is {shown(value, 100, repr)}, but must be a `Method`: one of METHODS, as "
+            f'METHODS[{name}], or of a file, as load_method("sarsa.py").'
+        )
+
+
 def read_method(path: str | Path, taken: Collection[str]) -> Method:
     """Executes a .py file and returns the `Method` that it defines as `METHOD`.
 

@@ -31,7 +31,7 @@ from ml_collections import ConfigDict, config_flags
 from ilql_jax import sharding
 from ilql_jax.batching import PackingConfig
 from ilql_jax.errors import UserError
-from ilql_jax.methods import METHODS
+from ilql_jax.methods import METHODS, method_named
 from ilql_jax.models.network_config import network_config
 from ilql_jax.partition import check_start
 from ilql_jax.plan.chips import PlanError, devices_of
@@ -49,19 +49,22 @@ def planned_training(
     Args:
         config: With sections `model`, `train`, `method.<name>` and `tokenizer.vocab_size`. Of
             `model.pretrained`, where it is given, the `config.json` alone is read.
-        method: Name of the method.
+        method: Name of the method, or a .py file that defines it; its settings are those of the
+            config, where it has them.
         agent_share: Fraction of the tokens that are the agent's.
         utterance_tokens: Tokens of an agent's utterance.
 
     Raises:
+        MethodError: There is no such method, or its file cannot be used.
         PretrainedError: Dialogues longer than the pretrained network's context.
         ValueError: Adapters without a pretrained network, or another setting that cannot be.
     """
     pretrained = config.model.get("pretrained")
     # A pretrained network has its own tokens; how many the tokenizer adds is not known here.
     vocab_size = 0 if pretrained else config.tokenizer.vocab_size
-    learned = METHODS[method]
-    learned = learned.configured(**_fields(config.method[method], type(learned.config)))
+    learned = method_named(method)
+    own = config.method.get(learned.name, ConfigDict())
+    learned = learned.configured(**_fields(own, type(learned.config)))
     model = learned.network_for(network_config(config.model.to_dict(), vocab_size))
     check_start(model, has_start=bool(pretrained))
     length = config.model.max_positions
@@ -116,7 +119,8 @@ def _parse(arguments: Sequence[str]) -> flags.FlagValues:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(arguments))
     flags.DEFINE_string("topology", "local", "A TPU slice such as v5e:4x4, or local.", values)
-    flags.DEFINE_string("method", "ilql", f"Method that is trained: {', '.join(METHODS)}.", values)
+    names = f"Method that is trained: {', '.join(METHODS)}, or a .py file that defines METHOD."
+    flags.DEFINE_string("method", "ilql", names, values)
     flags.DEFINE_float("agent_share", 0.45, "Share of the tokens, the agent's.", 0, 1, values)
     flags.DEFINE_integer("utterance_tokens", 16, "Length of an utterance.", 1, None, values)
     flags.DEFINE_integer("compilations", 2, "Most compilations.", 2, None, values)

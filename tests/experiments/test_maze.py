@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rich.console import Console
 from experiments import in_environment, maze
 from experiments.in_environment import EnvironmentConfig
 from experiments.run_folder import RunError
+from ilql_jax.methods import METHODS, MethodError
 from ilql_jax.settings import SettingError
 
 TINY = EnvironmentConfig(
@@ -123,7 +125,7 @@ def test_a_second_run_trains_nothing_and_a_damaged_result_is_made_again(finished
     monkeypatch.setattr(
         in_environment,
         "_trained",
-        lambda *arguments: asked.append(arguments[2]) or {"decoding": "x", "returns": [-9.0] * 4},
+        lambda *given: asked.append(given[2].name) or {"decoding": "x", "returns": [-9.0] * 4},
     )
     in_environment.run(SHORT, TINY, finished, Console(quiet=True))
     assert asked == []
@@ -139,7 +141,53 @@ def test_other_settings_in_a_used_folder_are_told(finished):
         in_environment.run(SHORT, other, finished, Console(quiet=True))
 
 
-@pytest.mark.parametrize("methods", [(), ("bc", "bc"), ("dpo",)])
+OWN = """
+import dataclasses
+
+from ilql_jax.methods import METHODS
+
+METHOD = dataclasses.replace(METHODS["bc"], name="mine", title="My cloning", color="#123456")
+"""
+
+
+def test_a_method_of_a_file_stands_beside_the_others_and_its_edits_are_noticed(
+    finished, tmp_path, monkeypatch
+):
+    home, file = tmp_path / "maze", tmp_path / "mine.py"
+    shutil.copytree(finished, home)
+    file.write_text(OWN)
+    config = dataclasses.replace(TINY, methods=("bc", "fbc", str(file)))
+    in_environment.run(SHORT, config, home, Console(quiet=True))
+    assert (home / "mine-seed0.json").exists()
+    assert "| My cloning |" in (home / "maze.md").read_text()
+    look = json.loads((home / "maze.json").read_text())["methods"]["mine"]["look"]
+    assert (look["title"], look["color"]) == ("My cloning", "#123456")
+    file.write_text(OWN + "# edited\n")
+    with pytest.raises(RunError, match="the file of the method mine was edited"):
+        in_environment.run(SHORT, config, home, Console(quiet=True))
+    for path in home.glob("mine-seed*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    monkeypatch.setattr(
+        in_environment, "_trained", lambda *_: {"decoding": "x", "returns": [-9.0] * 4}
+    )
+    in_environment.run(SHORT, config, home, Console(quiet=True))
+
+
+def test_a_file_whose_method_learns_from_pairs_is_refused(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN.replace("bc", "dpo"))
+    config = dataclasses.replace(TINY, methods=(str(file),))
+    with pytest.raises(MethodError, match=r"mine\.py learns from pairs"):
+        in_environment.run(SHORT, config, tmp_path / "maze", Console(quiet=True))
+    assert not (tmp_path / "maze").exists()
+
+
+def test_the_expectile_is_that_of_methods_that_have_one():
+    loaded = dataclasses.replace(TINY, methods=("bc", "ilql"), expectile=0.7).loaded()
+    assert loaded["ilql"].config.expectile == 0.7 and loaded["bc"] is METHODS["bc"]
+
+
+@pytest.mark.parametrize("methods", [(), ("bc", "bc"), ("dpo",), ("sarsa",)])
 def test_methods_that_cannot_be_are_told(methods):
     with pytest.raises(SettingError, match="methods is"):
         EnvironmentConfig(methods=methods)

@@ -9,7 +9,7 @@ from ilql_jax import Policy, TrainConfig, Trajectory, TrajectoryError, fitting
 from ilql_jax.checkpoint import read_metadata
 from ilql_jax.errors import UserError
 from ilql_jax.fitting import FitError, fit, small_network
-from ilql_jax.methods import METHODS
+from ilql_jax.methods import METHODS, MethodError
 from ilql_jax.models import init_params, with_params
 from ilql_jax.models.hugging_face.write import save_pretrained
 
@@ -75,11 +75,13 @@ def responses(policy):
 
 def test_a_policy_is_kept_in_the_folder_and_a_finished_fit_is_not_done_again(tmp_path):
     seen = []
-    expected = responses(fit_small(folder=tmp_path, on_metrics=lambda step, _: seen.append(step)))
+    as_numpy_has_them = {"stop_token": np.int64(STOP), "max_utterance": np.int32(2)}
+    saved = {"folder": tmp_path, **as_numpy_has_them}
+    expected = responses(fit_small(**saved, on_metrics=lambda step, _: seen.append(step)))
     assert seen[-1] == 3
     assert responses(Policy.load(tmp_path)) == expected
     seen.clear()
-    again = fit_small(folder=tmp_path, on_metrics=lambda step, _: seen.append(step))
+    again = fit_small(**saved, on_metrics=lambda step, _: seen.append(step))
     assert responses(again) == expected and not seen
 
 
@@ -192,7 +194,20 @@ def changed(**fields):
         ([episode(12, 0)], {"network": small_network(VOCAB, 3)}, TrajectoryError, "does not|holds"),
         (DATA, {"allowed": np.ones(5, bool)}, FitError, r"allowed has shape \(5,\).* 12"),
         (DATA, {"method": "dpo"}, FitError, "dpo.* learns from pairs"),
-        (DATA, {"method": "iql"}, FitError, "method is 'iql', but must be one of bc, fbc"),
+        (DATA, {"method": "iql"}, MethodError, "there is no method 'iql'; there are bc, fbc"),
+        (DATA, {"method": "iql.py"}, MethodError, "iql.py: no such file"),
+        (DATA, {"method": 3}, MethodError, "method is 3, but must be a `Method`"),
+        (DATA, {"allowed": np.zeros(VOCAB, bool)}, FitError, "allowed is false for all tokens"),
+        (DATA, {"max_utterance": 0}, FitError, "max_utterance is 0, but must be .* at least 1"),
+        (DATA, {"stop_token": "9"}, FitError, "stop_token is '9', but must be a whole number"),
+        (DATA, {"vocab_size": 12.5}, FitError, "vocab_size is 12.5, but must be a whole"),
+        (DATA, {"batch_rows": None}, FitError, "batch_rows is None"),
+        (DATA, {"utterance_discount": "1"}, FitError, r"utterance_discount is '1', .* \[0, 1\]"),
+        (DATA, {"reward_scale": None}, FitError, "reward_scale is None"),
+        (DATA, {"baseline": None}, FitError, "baseline is None"),
+        (DATA, {"network": 3}, FitError, "network is 3, but must be a `ModelConfig`"),
+        (DATA, {"decoding": 3}, FitError, "decoding is 3"),
+        (DATA, {"training": {"steps": 3}}, FitError, r"training is {'steps': 3}"),
         (DATA, {"method": "bc"}, UserError, "needs values"),
         (DATA, {"reward_scale": "big"}, FitError, "reward_scale is 'big'"),
         (DATA, {"reward_scale": 0.0}, FitError, "reward_scale is 0.0"),

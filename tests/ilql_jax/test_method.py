@@ -15,6 +15,7 @@ from ilql_jax import (
     TrainConfig,
     Trajectory,
     load_method,
+    losses,
     packing_for,
     restore_params,
 )
@@ -153,6 +154,14 @@ METHOD = dataclasses.replace(
     method = load_method(tmp_path / "own.py")
     with pytest.raises(MethodError, match=r"steer raised .*own\.py, line 45\)"):
         rehearse(method, SHAPE, TrainConfig(10, 1e-3))
+
+
+def test_the_usual_steering_is_told_from_a_rule_of_the_methods_own(file, tmp_path):
+    assert load_method(file).steer is losses.steer_logits
+    (tmp_path / "own.py").write_text(
+        OWN + "METHOD = dataclasses.replace(METHOD, steer=lambda policy_logits, *_: policy_logits)"
+    )
+    assert load_method(tmp_path / "own.py").steer is not losses.steer_logits
 
 
 @pytest.mark.parametrize("name", METHODS)

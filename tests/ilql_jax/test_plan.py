@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from ilql_jax import PackingConfig, sharding
 from ilql_jax.methods import METHODS
@@ -213,6 +214,8 @@ TEACHING = f"--config={ROOT}/experiments/teaching.py"
         ([TEACHING, "--config.model.nosuch=3"], "there is no setting 'nosuch'"),
         ([TEACHING, "more"], "unexpected argument 'more'"),
         ([TEACHING, "--config.model.lora_rank=4"], "lora_rank is 4, but adapters need"),
+        ([TEACHING, "--method=sarsa"], "there is no method 'sarsa'; there are bc, fbc"),
+        ([TEACHING, "--method=sarsa.py"], r"sarsa\.py: no such file"),
     ],
 )
 def test_a_wrong_command_line_is_told(arguments, message, monkeypatch):
@@ -275,6 +278,22 @@ def test_the_command_reads_an_experiments_config(capsys, monkeypatch):
     text = capsys.readouterr().out
     assert "2 rows of 240 tokens, 112 of them the agent's" in text
     assert "compiled for 1 rows" in text
+
+
+def test_a_method_of_a_file_is_planned_with_the_settings_of_the_config(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import dataclasses\nfrom ilql_jax.methods import METHODS\n"
+        'METHOD = dataclasses.replace(METHODS["mc"], name="mine")\n'
+    )
+    file = str(tmp_path / "mine.py")
+    monkeypatch.syspath_prepend(str(ROOT))
+    config = command._parse(["plan", TEACHING]).config
+    plain = command.planned_training(config, file, 0.5, 16)
+    assert plain.method.name == "mine" and plain.method.config == METHODS["mc"].config
+    with config.unlocked():
+        config.method.mine = ConfigDict({"value_loss_weight": 0.5})
+    planned = command.planned_training(config, file, 0.5, 16)
+    assert planned.method.config.value_loss_weight == 0.5
 
 
 def test_a_program_for_a_tpu_is_read_as_the_compiler_wrote_it_down():

@@ -120,7 +120,7 @@ def test_a_steering_rule_that_files_cannot_hold_has_to_be_given(folder):
         steered_by="mine",
     )
     save_policy(folder, PARAMS, steered)
-    with pytest.raises(PolicyFolderError, match="steers by the rule of the method 'mine'"):
+    with pytest.raises(PolicyFolderError, match=r"of the method 'mine', .*load_method\(FILE\)"):
         Policy.load(folder)
     assert Policy.load(folder, steer=losses.steer_logits).decoding.steering_strength == 4
     assert not Policy.load(folder, decoding="sampled").decoding.steering_strength

@@ -24,8 +24,9 @@ from short_training import (
 import ilql_jax.train as training
 from ilql_jax import TrajectoryError
 from ilql_jax.checkpoint import CheckpointError, read_metadata, restore_params
-from ilql_jax.methods import METHODS
-from ilql_jax.models import DecoderConfig, ModelConfig
+from ilql_jax.methods import METHODS, MethodError
+from ilql_jax.models import DecoderConfig, ModelConfig, init_params
+from ilql_jax.partition import ParamsError
 from ilql_jax.train import NotFiniteError, train
 from ilql_jax.train_step import make_train_step
 
@@ -345,6 +346,20 @@ def test_tokens_beyond_the_vocabulary_are_named_before_anything_is_compiled(
     with pytest.raises(TrajectoryError, match=message):
         run(tmp_path, data=broken)
     assert not steps
+
+
+def test_a_name_in_the_place_of_a_method_is_told_with_what_would_do(tmp_path, steps):
+    with pytest.raises(MethodError, match=r"method is 'fbc', but .* METHODS\[\"fbc\"\]"):
+        run(tmp_path, "fbc")
+    assert not steps
+
+
+@pytest.mark.parametrize("freeze_trunk", [False, True])
+def test_a_start_of_another_shape_is_named_with_both_shapes(tmp_path, steps, freeze_trunk):
+    wider = dataclasses.replace(MODEL, value_inner_size=2 * MODEL.value_inner_size)
+    config = dataclasses.replace(SHORT, freeze_trunk=freeze_trunk)
+    with pytest.raises(ParamsError, match=r"start_from\(\)\['q'\].* has shape .* network's has"):
+        run(tmp_path, config=config, start_from=lambda: init_params(wider, 0))
 
 
 def test_data_of_which_the_method_selects_nothing_is_refused(tmp_path, steps):
