@@ -52,6 +52,7 @@ _TRUSTED = (
         for name in ("base_url", "api")
     ),
 )
+_MAY_NAME_FILES = ("methods", "logging.backends")  # of code, beside names
 # What absl and ml_collections raise for a value that cannot be; the last three by Python's parser.
 _NOT_PARSED = (
     *(flags.Error, AttributeError, KeyError, TypeError, ValueError, OverflowError),
@@ -227,9 +228,11 @@ def _check_trust(
         is_harmless = key == "task.world" and value in WORLDS
         if value and not is_harmless and value != without_password(_value(config, key)):
             untrusted[key] = value
-    methods = saved.get("methods", ())
-    if "methods" not in overrides and _own_files_of(methods) - _own_files_of(config.methods):
-        untrusted["methods"] = ",".join(map(str, methods))
+    for key in _MAY_NAME_FILES:
+        section, own = _place(saved, key)
+        entries = () if section is None else section.get(own, ())
+        if key not in overrides and _own_files_of(entries) - _own_files_of(_value(config, key)):
+            untrusted[key] = ",".join(map(str, entries))
     if untrusted:
         named = " and ".join(
             f"config.{key} = {without_password(value)!r}" for key, value in untrusted.items()
@@ -252,9 +255,9 @@ def _is_saved_without_password(config: ConfigDict, saved: ConfigDict, key: str) 
     return value != without_password(value) and _value(saved, key) == without_password(value)
 
 
-def _own_files_of(methods: Any) -> set[str]:
-    """Python files among entries of `config.methods`, whatever a file says they are."""
-    entries = methods if isinstance(methods, tuple) else (methods,)
+def _own_files_of(entries: Any) -> set[str]:
+    """Python files among entries of a setting, whatever a file says they are."""
+    entries = entries if isinstance(entries, tuple) else (entries,)
     return set(own_files(map(str, entries)))
 
 

@@ -6,15 +6,16 @@
         logger.summary({"average/mean_reward": 3.4})
 
 JSON Lines are always written: a resumed training and the report read them. `LoggingConfig.backends`
-names what is written beside them; a backend of your own is a class with the methods of `Logger`
-and a line in `BACKENDS`. Whatever is logged comes from the code; no logger looks into the
-environment, where the keys are.
+names what is written beside them: those of `BACKENDS`, or a .py file whose LOGGER is a class with
+the methods of `Logger`, made with `(config, log_file, settings)`. Whatever is logged comes from the
+code; no logger looks into the environment, where the keys are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import re
@@ -26,7 +27,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.files import DAMAGE, read_json_object, write_atomically
-from ilql_jax.errors import UserError
+from ilql_jax.errors import UserError, shown
+from ilql_jax.own_file import defined_in
 from ilql_jax.settings import SettingError, Settings, setting
 from imagination.checks import is_finite
 from imagination.llm.secrets import without_password
@@ -65,9 +67,9 @@ class LoggingConfig(Settings):
     """Settings of the loggers."""
 
     backends: tuple[str, ...] = setting(
-        "Where metrics and scores go, beside JSON Lines: tensorboard, wandb.",
+        "Where metrics and scores go, beside JSON Lines: tensorboard, wandb, or a .py file that "
+        "defines LOGGER.",
         ("tensorboard",),
-        choices=("tensorboard", "wandb"),
         shapes_result=False,
     )
     wandb_project: str = setting("Project of the W&B runs.", "ilql-jax", shapes_result=False)
@@ -82,10 +84,16 @@ class LoggingConfig(Settings):
         super().__post_init__()
         if len(set(self.backends)) < len(self.backends):
             raise SettingError("backends", self.backends, "must name each backend once")
+        for name in self.backends:
+            if name not in BACKENDS and not name.endswith(".py"):
+                known = f"{', '.join(BACKENDS)}, or a .py file that defines LOGGER"
+                raise SettingError("backends", self.backends, f"each must be one of {known}")
 
 
 def check_backends(config: LoggingConfig) -> None:
-    """Raises `LoggerError` for a backend whose package is not installed."""
+    """Raises `LoggerError` for a backend whose package is not installed or whose file is no use."""
+    for name in config.backends:
+        _backend(name)
     if "wandb" in config.backends and importlib.util.find_spec("wandb") is None:
         raise LoggerError(
             "config.logging.backends names wandb, which is not installed here. Install it "
@@ -109,7 +117,7 @@ def open_logger(
     check_backends(config)
     loggers: list[Logger] = [JsonLines(log_file)]
     for name in config.backends:
-        loggers.append(BACKENDS[name](config, log_file, settings or {}))
+        loggers.append(_backend(name)(config, log_file, settings or {}))
     logger = Composite(loggers)
     try:
         yield logger
@@ -350,7 +358,22 @@ def _kept_id(path: Path) -> str:
     return kept
 
 
-BACKENDS: dict[str, Callable[[LoggingConfig, Path, Mapping[str, Any]], Logger]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-}
+Backend = Callable[[LoggingConfig, Path, Mapping[str, Any]], Logger]
+BACKENDS: dict[str, Backend] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+
+
+def _backend(name: str) -> Backend:
+    """The backend of a name, or of a .py file."""
+    return BACKENDS[name] if name in BACKENDS else _own_backend(name)
+
+
+@functools.cache
+def _own_backend(file: str) -> Backend:
+    """The LOGGER of a file; raises `LoggerError` if it cannot be used."""
+    found = defined_in(file, "LOGGER", LoggerError)
+    if not isinstance(found, type):
+        raise LoggerError(f"{file}: LOGGER is {shown(found, 80, repr)}, but must be a class.")
+    methods = ("resume", "log", "summary", "table", "close")
+    if missing := [each for each in methods if not callable(getattr(found, each, None))]:
+        raise LoggerError(f"{file}: LOGGER has no {', '.join(missing)}. Give it these methods.")
+    return found

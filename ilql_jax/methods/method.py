@@ -8,10 +8,7 @@ defines `METHOD`, read by `load_method`. `METHODS` in `methods/__init__.py` list
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.util
 import re
-import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from ilql_jax import losses
 from ilql_jax.decode import Steer
 from ilql_jax.errors import UserError, shown
 from ilql_jax.models import ModelConfig
+from ilql_jax.own_file import defined_in
 from ilql_jax.policy import DecodingConfig
 from ilql_jax.settings import SettingError, Settings, setting
 from ilql_jax.trajectory import Trajectory
@@ -221,28 +219,7 @@ def read_method(path: str | Path, taken: Collection[str]) -> Method:
         MethodError: No such file, it raises, it defines no `METHOD` or one that is no `Method`, or
             its name is taken.
     """
-    try:
-        path = Path(path).expanduser().resolve()
-        is_file = path.is_file()
-    except (OSError, ValueError, RuntimeError):  # too long, a null character, an unknown ~user
-        is_file = False
-    if not is_file:
-        raise MethodError(f"{shown(path, 300)}: no such file. Name a .py file that defines METHOD.")
-    # A name of its own for each file: dataclasses look their module up by it.
-    name = f"method_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise MethodError(f"{path} is no Python file. Name a .py file that defines METHOD.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise MethodError(f"{path}: {type(error).__name__}: {error}") from error
-    method = getattr(module, "METHOD", None)
-    if method is None:
-        raise MethodError(f"{path} defines no METHOD. Assign a `Method` to that name.")
+    method = defined_in(path, "METHOD", MethodError)
     if not isinstance(method, Method):
         raise MethodError(f"{path}: METHOD is a {type(method).__name__}, but must be a `Method`.")
     if method.name in taken:

@@ -182,6 +182,18 @@ def test_a_file_that_a_folder_alone_names_is_not_executed(own_file: Path, tmp_pa
     assert merged.method.mine.sharpness == 3.0
 
 
+def test_a_logger_that_a_folder_alone_names_is_not_executed(tmp_path: Path):
+    folder, file = RunFolder(tmp_path / "run"), tmp_path / "logger.py"
+    line = parsed(f"--config.logging.backends=tensorboard,{file}")
+    assert line.config.logging.backends == ("tensorboard", str(file))
+    folder.save_config("teaching", line.config)
+    with pytest.raises(RunError, match=rf"Add --config\.logging\.backends=tensorboard,{file}"):
+        with_saved(parsed().config, folder, {})
+    others = parsed("--config.logging.backends=tensorboard")
+    merged = with_saved(others.config, folder, others.overrides)
+    assert merged.logging.backends == ("tensorboard",)
+
+
 # --- a folder that was run before ---------------------------------------------------------------
 
 

@@ -114,8 +114,8 @@ def test_a_new_backend_is_a_class_and_a_line(tmp_path, monkeypatch):
         def close(self):
             events.append("closed")
 
-    monkeypatch.setitem(metrics.BACKENDS, "tensorboard", Memory)
-    opened = open_logger(LoggingConfig(), log_file(tmp_path), {"seed": 3})
+    monkeypatch.setitem(metrics.BACKENDS, "memory", Memory)
+    opened = open_logger(LoggingConfig(backends=("memory",)), log_file(tmp_path), {"seed": 3})
     with pytest.raises(ZeroDivisionError), opened as logger:
         logger.resume(2)
         logger.log(3, {"loss": 1.0})
@@ -128,10 +128,50 @@ def test_a_new_backend_is_a_class_and_a_line(tmp_path, monkeypatch):
     ]
 
 
+OWN = """
+class Scores:
+    def __init__(self, config, log_file, settings):
+        self.file = log_file.with_suffix(".scores")
+
+    def resume(self, step): ...
+    def log(self, step, values): ...
+    def table(self, name, headers, rows, title=""): ...
+    def close(self): ...
+
+    def summary(self, values):
+        self.file.write_text(str(values))
+
+LOGGER = Scores
+"""
+
+
+def test_a_logger_of_ones_own_is_a_file(tmp_path):
+    (tmp_path / "scores.py").write_text(OWN)
+    config = LoggingConfig(backends=("tensorboard", str(tmp_path / "scores.py")))
+    with open_logger(config, log_file(tmp_path)) as logger:
+        logger.summary({"score": 2.0})
+    assert log_file(tmp_path).with_suffix(".scores").read_text() == "{'score': 2.0}"
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("", "defines no LOGGER"),
+        ("LOGGER = 3", "LOGGER is 3, but must be a class"),
+        (OWN.replace("def close", "def finish"), "LOGGER has no close"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_is_no_logger_is_told_by_the_checks(tmp_path, source, problem):
+    (tmp_path / "scores.py").write_text(source)
+    with pytest.raises(LoggerError, match=rf"scores\.py.*{problem}"):
+        metrics.check_backends(LoggingConfig(backends=(str(tmp_path / "scores.py"),)))
+
+
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"backends": ("tensorbord",)}, "tensorbord"),
+        ({"backends": ("tensorbord",)}, "tensorbord.*one of tensorboard, wandb, or a .py file"),
         ({"backends": ("wandb", "wandb")}, "once"),
         ({"wandb_mode": "sometimes"}, "wandb_mode is 'sometimes'"),
     ],
