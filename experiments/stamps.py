@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import operator
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ _WHOLE_GROUPS = (
     *("evaluation.gdp_zero.", "evaluation.llm.", "evaluation.player.llm."),
 )
 _ADDED_LATER = (*_WHOLE_GROUPS, "decoding.by_method.", "evaluation.prompted_episodes")
+# Settings that may name a file or folder.
+_PATHS = ("data.path", "task.world", "tokenizer.pretrained", "model.pretrained")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,8 @@ def check_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
             f"{folder.task} is gone, which {', '.join(products)} was made from. Put it back "
             f"({path} tells what it said), or give a new folder (--workdir=...)."
         )
-    changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    keys = sorted({*before, *now})
+    changed = [key for key in keys if not _is_same(key, before.get(key), now.get(key))]
     # What one setting says may hold for several models.
     differing = dict.fromkeys(
         f"{_named(key, experiment, before)} was {before.get(key)!r}, now {now.get(key)!r}"
@@ -291,6 +295,22 @@ def _named(key: str, experiment: Experiment, before: Mapping[str, Any]) -> str:
             is_own = True  # it was
         return f"config.{section if is_own else 'llm'}.{name}"
     return f"config.{key.replace('decoding.by_method.', 'decoding.')}"
+
+
+def _is_same(key: str, before: Any, now: Any) -> bool:
+    """True for equal values; a file or folder may be named by another path to it."""
+    if before == now or key not in _PATHS:
+        return before == now
+    if not (isinstance(before, str) and isinstance(now, str) and before and now):
+        return False
+    try:
+        return _resolved(before) == _resolved(now)
+    except (OSError, ValueError):  # a loop of links, a null character: no path
+        return False
+
+
+def _resolved(path: str) -> str:
+    return os.path.realpath(os.path.expanduser(path))
 
 
 def _may_be_added(key: str) -> bool:

@@ -83,6 +83,23 @@ def test_whom_to_imagine_holds_for_the_data_that_is_there(tmp_path: Path):
         check_stage(other, "imagine", experiment(imagination__personas="balanced"))
 
 
+def test_a_file_may_be_named_by_another_path_to_it(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    folder = RunFolder(tmp_path / "run")
+
+    def own_data(path: str):
+        return experiment(task__world="", data__source="jsonl", data__path=path)
+
+    begin_stage(folder, "imagine", own_data("a.jsonl"))
+    folder.dialogues.touch()
+    for same in ("a.jsonl", "./a.jsonl", str(tmp_path / "a.jsonl"), "link/a.jsonl"):
+        check_stage(folder, "imagine", own_data(same))
+    for other in ("b.jsonl", "run/a.jsonl", "\0"):
+        with pytest.raises(RunError, match=r"config\.data\.path was 'a\.jsonl', now"):
+            check_stage(folder, "imagine", own_data(other))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
