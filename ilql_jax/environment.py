@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -153,6 +154,7 @@ def rollout(
     seeds = [int(seed) for seed in seeds]
     if min(seeds, default=0) < 0:
         raise ValueError(f"seeds has {min(seeds)}, but seeds must be at least 0.")
+    longest = _max_context(player)
     waiting = list(enumerate(seeds))[::-1]
     environments = [make_environment() for _ in range(min(parallel, len(seeds)))]
     playing: list[_Episode] = []
@@ -163,11 +165,18 @@ def rollout(
             while waiting and environments:
                 playing.append(_Episode(*waiting.pop(), environments.pop()))
             answers = player.respond(
-                [each.context(player.max_context, context) for each in playing],
+                [each.context(longest, context) for each in playing],
                 [each.turn_seed() for each in playing],
             )
+            is_list = hasattr(answers, "__len__")
+            if not is_list or len(answers) != len(playing):
+                given = len(answers) if is_list else shown(answers, 80, repr)
+                raise PlayError(
+                    f"the player was shown {len(playing)} contexts, but respond returned {given}. "
+                    "Return a list with one answer for each, in their order."
+                )
             for episode, answer in zip(playing, answers, strict=True):
-                episode.act(answer.tokens, max_turns)
+                episode.act(answer, max_turns)
             for episode in [each for each in playing if each.ended]:
                 playing.remove(episode)
                 environments.append(episode.environment)
@@ -175,6 +184,19 @@ def rollout(
             if update:
                 update(len(finished), "")
     return [finished[number] for number in range(len(seeds))]
+
+
+def _max_context(player: Player) -> int | None:
+    """Most tokens that a player reads; raises `PlayError` for one that does not tell."""
+    longest = getattr(player, "max_context", 0)
+    is_whole = isinstance(longest, numbers.Integral)
+    if longest is not None and not (is_whole and longest >= 1):
+        has = f"is {shown(longest, 80, repr)}" if hasattr(player, "max_context") else "is missing"
+        raise PlayError(
+            f"max_context of the player ({type(player).__name__}) {has}. Give it the most tokens "
+            "that respond takes, or None for any number."
+        )
+    return longest
 
 
 class _Episode:
@@ -187,7 +209,15 @@ class _Episode:
         self.rewards: list[float] = []  # one an action
         self.turn_starts = [0]
         self.first_seen = 0  # where the player's context begins
-        observation = self._tokens(environment.reset(seed), "observation")
+        observation = environment.reset(seed)
+        if isinstance(observation, tuple) and len(observation) == 2:
+            first, about = observation
+            if isinstance(about, Mapping) or isinstance(first, list | tuple | np.ndarray):
+                self._fail(
+                    "reset returned a pair, as Gymnasium's does, but must return the tokens of the "
+                    "first observation alone: leave out the second"
+                )
+        observation = self._tokens(observation, "observation")
         if not len(observation):
             self._fail("reset showed no tokens; a decision needs a state before it")
         self.pieces.append(observation)
@@ -210,9 +240,14 @@ class _Episode:
                 )
         return tokens[self.first_seen :]
 
-    def act(self, action: np.ndarray, max_turns: int) -> None:
-        """Gives the environment an action."""
-        action = self._tokens(action, "action")
+    def act(self, answer: Any, max_turns: int) -> None:
+        """Gives the environment the action of a player's answer."""
+        if not hasattr(answer, "tokens"):
+            self._fail(
+                f"the player answered {shown(answer, 80, repr)}, but each answer must have the "
+                "action as its `tokens`, e.g. Action(tokens)"
+            )
+        action = self._tokens(answer.tokens, "action")
         if not len(action):
             self._fail("the player's action has no tokens")
         answer = self.environment.step(action)
@@ -255,9 +290,12 @@ class _Episode:
         )
 
     def _tokens(self, tokens: Any, of: str) -> np.ndarray:
-        array = np.asarray(tokens)
+        try:
+            array = np.asarray(tokens)
+        except ValueError:  # lists of several lengths
+            array = np.empty((0, 0))
         if array.ndim != 1 or (len(array) and not np.issubdtype(array.dtype, np.integer)):
-            self._fail(f"{of} is {tokens!r}, but must be a vector of token ids")
+            self._fail(f"{of} is {shown(tokens, 80, repr)}, but must be a vector of token ids")
         return array.astype(np.int32)
 
     def _fail(self, problem: str) -> None:

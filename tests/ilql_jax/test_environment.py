@@ -152,6 +152,17 @@ def test_a_policy_plays_the_same_episodes_for_the_same_seeds(policy):
     assert len({tuple(episode.tokens[2:4]) for episode in first}) > 3
 
 
+@dataclasses.dataclass
+class Answering:
+    """A player that answers as told."""
+
+    respond_with: object
+    max_context: object = None
+
+    def respond(self, contexts, seeds):
+        return self.respond_with(contexts)
+
+
 class Broken(Countdown):
     """Answers as told."""
 
@@ -183,12 +194,36 @@ class Broken(Countdown):
             r"turn 0: step returned None, but must return \(observation, re",
         ),
         ({}, ScriptedPlayer(lambda context, rng: []), "turn 0: the player's action has no tokens"),
+        ({"first": ([1, 2], {})}, PLAYER, "turn 0: reset returned a pair, as Gymnasium's does"),
+        ({"first": (np.int32([1, 2]), None)}, PLAYER, "turn 0: reset returned a pair"),
+        ({"first": [[1, 2], [3]]}, PLAYER, "turn 0: observation is .*a vector of token ids"),
+        ({}, Answering(lambda contexts: [[2, STOP]]), "answered .2, 9.* have .* its `tokens`"),
         ({"first": [1] * 9}, ScriptedPlayer(None, max_context=8), "9 tokens is longer than the 8"),
     ],
 )
 def test_broken_protocols_are_named_with_episode_and_turn(environment, player, message):
     with pytest.raises(PlayError, match=f"episode 5.*{message}"):
         play([5], player, lambda: type("B", (Broken,), environment)())
+
+
+@pytest.mark.parametrize(
+    ("player", "message"),
+    [
+        (Answering(lambda contexts: []), "was shown 1 contexts, but respond returned 0"),
+        (Answering(lambda contexts: None), "was shown 1 contexts, but respond returned None"),
+        (Answering(None, max_context=0), r"max_context of the player \(Answering\) is 0"),
+        (Answering(None, max_context="8"), r"max_context of the player \(Answering\) is '8'"),
+        (object(), r"max_context of the player \(object\) is missing"),
+    ],
+)
+def test_a_player_that_breaks_the_protocol_is_told(player, message):
+    with pytest.raises(PlayError, match=message):
+        play([5], player, Countdown)
+
+
+def test_a_first_observation_may_be_a_tuple_of_two_tokens():
+    (episode,) = play([5], PLAYER, lambda: type("T", (Broken,), {"first": (1, 2)})(), max_turns=1)
+    assert episode.tokens[:2].tolist() == [1, 2]
 
 
 def test_evaluation_sums_up_returns_with_an_interval():
