@@ -11,7 +11,9 @@ learned from is told with file, line and field.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ from imagination.plain_data import json_lines
 from imagination.task import Task
 
 PARTS = ("train", "test")
+FIELDS = ("messages", "reward", "split", "terminal", "id", "persona", "source", "task")
+FIELDS_OF_MESSAGES = ("role", "content", "reward", "learn", "clone", "credit", "annotations")
+_MOST_NAMED = 5  # fields that are not read
 
 
 class OwnDataError(UserError, ValueError):
@@ -43,8 +48,10 @@ def read(data: DataConfig) -> tuple[list[Dialogue], list[str]]:
     """
     places: dict[str, str] = {}
     dialogues = []
+    unread: Counter[str] = Counter()
     for where, record, part in _records(data.path):
         dialogue = _dialogue(record, where)
+        unread.update(_unread(record))
         if dialogue.id in places:
             raise OwnDataError(
                 f"{where}, field 'id': {dialogue.id!r} is the id of {places[dialogue.id]} too. Ids "
@@ -72,7 +79,7 @@ def read(data: DataConfig) -> tuple[list[Dialogue], list[str]]:
         f"Dialogues of {data.path}: {counts['train']:,} to learn from, {counts['test']:,} set "
         "apart for evaluation."
     ]
-    return dialogues, facts
+    return dialogues, facts + _told_of(unread)
 
 
 def task_of(dialogues: list[Dialogue], given: TaskConfig, name: str) -> Task:
@@ -129,6 +136,29 @@ def _dialogue(record: Any, where: str) -> Dialogue:
             f"{where}: no reward. Give the dialogue a field 'reward', or messages of the assistant."
         )
     return dataclasses.replace(dialogue, reward=0.0)
+
+
+def _unread(record: Mapping[str, Any]) -> set[str]:
+    """Fields of a dialogue, and of its messages, that nothing reads."""
+    of_messages = {name for message in record["messages"] for name in message}
+    own = record.keys() - set(FIELDS)
+    return own | {f"messages[].{name}" for name in of_messages - set(FIELDS_OF_MESSAGES)}
+
+
+def _told_of(unread: Counter[str]) -> list[str]:
+    """A sentence on fields that nothing reads, with what was probably meant."""
+    if not unread:
+        return []
+    told = []
+    for field, count in unread.most_common(_MOST_NAMED):
+        of_messages = field.startswith("messages[].")
+        known = [f"messages[].{name}" for name in FIELDS_OF_MESSAGES] if of_messages else FIELDS
+        close = difflib.get_close_matches(field, known, n=1, cutoff=0.8)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        told.append(f"{shown(field, 60)} in {count:,}{meant}")
+    others = len(unread) - len(told)
+    more = f" and {others} others" if others else ""
+    return [f"Fields that are not read, and in how many dialogues: {', '.join(told)}{more}."]
 
 
 def _part(record: Mapping[str, Any], where: str, of_dataset: str | None) -> str | None:

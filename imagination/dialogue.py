@@ -141,6 +141,7 @@ class Dialogue:
                 _require(False, where, f"{field}.content", content, "a string")
             if role == "system":
                 _require(index == 0, where, f"{field}.role", role, "system only as first message")
+                _check_of_assistant(message, where, field)
                 system = without_surrogates(content)
                 continue
             if not isinstance(role, str) or role not in SPEAKER_OF_ROLE:
@@ -260,7 +261,19 @@ def _require_shape(value: Any, shape: Any, where: str, field: str) -> None:
         _require(fits(value), where, field, value, _SHAPES[shape])
 
 
+_OF_ASSISTANT = {
+    "reward": "rewarded",
+    **dict.fromkeys(("learn", "clone", "credit"), "learned from"),
+}
 _REWARD = f"a finite number, at most {MOST_REWARD:g} up or down"
+
+
+def _check_of_assistant(message: Mapping[str, Any], where: str, field: str) -> None:
+    """Raises for a message that is not the assistant's, but has what such messages alone have."""
+    for name, done in _OF_ASSISTANT.items():
+        if value := message.get(name):
+            expected = f"none on a message of the {message['role']}: only those of the assistant"
+            _require(False, where, f"{field}.{name}", value, f"{expected} are {done}")
 
 
 def _turn(message: Mapping[str, Any], where: str, field: str) -> Turn:
@@ -268,8 +281,8 @@ def _turn(message: Mapping[str, Any], where: str, field: str) -> Turn:
     reward = message.get("reward") or 0.0
     if reward:
         _require(is_reward(reward), where, f"{field}.reward", reward, _REWARD)
-        expected = "none on a message of the user: only those of the assistant are rewarded"
-        _require(message["role"] == "assistant", where, f"{field}.reward", reward, expected)
+    if message["role"] != "assistant":
+        _check_of_assistant(message, where, field)
     for name in ("learn", "clone", "credit"):
         value = message.get(name)
         if value is not None:

@@ -251,6 +251,22 @@ def test_settings_and_stages_that_strings_name_exist():
     assert not wrong
 
 
+def test_extras_that_messages_and_pages_name_exist():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = {name for name in setup["options.extras_require"] if not name.startswith("#")}
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / ".ci").glob("*")]
+    files += [path for floor in (*FLOORS, "tests") for path in (ROOT / floor).rglob("*.py")]
+    named = {
+        extra.strip(): path
+        for path in files
+        for several in re.findall(r"(?:ilql-jax|-e '?\.)\[([a-z, ]+)\]", path.read_text("utf-8"))
+        for extra in several.split(",")
+    }
+    assert named.keys() >= {"datasets", "parity"}
+    assert named.keys() <= extras, {name: named[name] for name in named.keys() - extras}
+
+
 def test_the_lowest_versions_are_those_of_setup_cfg():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")

@@ -89,9 +89,34 @@ def said_by(*roles: str):
     return record(7, messages=[{"role": role, "content": "Hm."} for role in roles])
 
 
+def with_fields(place: int, role: str = "", **fields):
+    wrong = record(7)
+    wrong["messages"][place] |= fields | ({"role": role} if role else {})
+    return wrong
+
+
+def test_fields_that_nothing_reads_are_told_once_with_what_was_meant(tmp_path: Path):
+    records = [record(i, terminl=False, tools=[]) for i in range(30)]
+    records[3]["messages"][1]["lern"] = True
+    _, facts = read(write(tmp_path / "d.jsonl", *records))
+    assert facts[1].startswith("Fields that are not read, and in how many dialogues: ")
+    assert "terminl in 30 (did you mean terminal?)" in facts[1] and "tools in 30," in facts[1]
+    assert "messages[].lern in 1 (did you mean messages[].learn?)" in facts[1]
+    (tmp_path / "d.jsonl").unlink()
+    known = {"terminal": False, "persona": {}, "source": {}, "task": "t", "split": None}
+    records = [record(i, **known) for i in range(30)]
+    records[3]["messages"][1] |= {"learn": True, "clone": True, "credit": False, "annotations": {}}
+    assert len(read(write(tmp_path / "d.jsonl", *records))[1]) == 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (with_fields(0, learn=True), r"line 3, field 'messages\[0\]\.learn'.* of the user"),
+        (with_fields(0, clone=True), r"line 3, field 'messages\[0\]\.clone'.* of the user"),
+        (with_fields(0, credit=True), r"messages\[0\]\.credit'.* assistant are learned from"),
+        (with_fields(0, reward=1), r"messages\[0\]\.reward'.* assistant are rewarded"),
+        (with_fields(0, "system", learn=True), r"messages\[0\]\.learn'.* of the system"),
         (without("messages"), r"d\.jsonl, line 3, field 'messages'"),
         (without("reward"), r"line 3: no reward\. Give the dialogue a field 'reward'"),
         (record(7, reward="good"), r"line 3, field 'reward': expected a finite number"),
