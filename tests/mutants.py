@@ -53,7 +53,9 @@ TESTS = {
     "ilql_jax.methods.rwft": ["ilql_jax/test_rwft.py"],
     "ilql_jax.methods.loss_terms": ["ilql_jax/test_methods.py"],
     "ilql_jax.batching": ["ilql_jax/test_batching.py", "ilql_jax/test_windows.py"],
+    "ilql_jax.windows": ["ilql_jax/test_windows.py"],
     "ilql_jax.decode": ["ilql_jax/test_decode.py"],
+    "ilql_jax.policy": ["ilql_jax/test_decode.py", "ilql_jax/test_policy_folder.py"],
     "experiments.evaluation.statistics": [
         "experiments/test_statistics.py",
         "experiments/test_values_by_turn.py",

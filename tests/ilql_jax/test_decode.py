@@ -159,14 +159,18 @@ def test_the_value_of_an_answer_is_that_of_its_context(params):
         assert answer.v == pytest.approx(float(model.state_value(hidden[0, -1])), abs=1e-4)
 
 
+@pytest.mark.parametrize("trunk", ["shared", "separate"])
 @pytest.mark.parametrize(
     ("utterance_q", "how"),
     [("sum", DecodingConfig(candidates=2)), ("last", DecodingConfig(steering_strength=0.3))],
     ids=["best of 2", "steered"],
 )
-def test_values_and_probabilities_are_those_of_the_words_read_at_once(params, utterance_q, how):
+def test_values_and_probabilities_are_those_of_the_words_read_at_once(
+    params, utterance_q, how, trunk
+):
     """In slots that are refilled, with a word that may not be said."""
-    shape = dataclasses.replace(MODEL, utterance_q=utterance_q)
+    shape = dataclasses.replace(MODEL, utterance_q=utterance_q, value_trunk=trunk)
+    params = params if trunk == "shared" else random_params(shape, 0.3)
     allowed = np.arange(VOCAB) != 5
     agent = Policy(shape, params, how, STOP, allowed, LONGEST, batch_size=2)
     contexts = [words(i, 4 + 2 * i) for i in range(7)]
