@@ -1,45 +1,53 @@
 """One accelerator, looked at in ten minutes: does everything run there, and how fast.
 
     python experiments/benchmarks/gpu.py --json=gpu.json
-    python experiments/benchmarks/gpu.py --parts=evaluation,step --limit=90
+    python experiments/benchmarks/gpu.py --parts=evaluation,step --limit=90 --total=300
 
 Each part is a process of its own with its own limit, so one that fails, hangs or takes all memory
 costs the others nothing; figures go into the file (a JSON object a line) and onto the terminal as
-they come. What matters most comes first:
+they come, and those that a part found before it failed are kept. No part goes on after `--total`
+seconds; those that matter most come first. `--parts=step` is every `step-NAME`:
 
 | part | shows |
 | --- | --- |
-| `peak` | TFLOP/s of a large bfloat16 product; what MFU is a share of |
 | `evaluation` | `Policy` with the default network: conversations answered a second |
 | `decoding-N` | GPT-2 small with N conversations: plain, steered, best of 16 |
 | `generate` | Hugging Face's `generate` on the same shape, where torch sees the accelerator |
-| `determinism` | a training twice, and a decoding twice: equal bits |
-| `dispatch` | steps a second of the default network, 1, 4 or 16 of them at one call |
 | `eager` | PyTorch eager on the batch of `train_step.py`, where torch sees the accelerator |
+| `teaching` | training ILQL as `experiments/teaching.py` does: steps a second, here and on CPUs |
+| `start` | that training: from the process's start to its first step, cold and with a cache |
+| `determinism` | a training twice, and a decoding twice: equal bits |
+| `peak` | TFLOP/s of a large bfloat16 product; MFU of the parts after it is a share of it |
 | `step-NAME` | the papers' ILQL step on rows of 1,024 tokens: ms, MFU, peak memory |
-| `rows-N` | the same for GPT-2 small with more rows, until they do not fit |
+| `dispatch` | steps a second of the default network, 1, 4 or 16 of them at one call |
+| `rows-N` | the step of GPT-2 small with more rows, until they do not fit |
 
 A step's FLOPs are those of the matrix products in the traced program. On a machine without an
-accelerator `--size=tiny` rehearses it.
+accelerator `--size=tiny` rehearses it, torch included.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import multiprocessing
-import queue
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks import measuring
+from experiments.benchmarks import measuring, parts
+from experiments.benchmarks.parts import Absent, Found, Part
 
-LIMIT = 90.0  # seconds of a part, compilation included
+ROOT = Path(__file__).parents[2]
+LIMIT, TOTAL = 90.0, 600.0  # seconds of a part, compilation included, and of all
 _LLAMA = {
     "position_encoding": "rotary",
     "norm": "rms_norm",
@@ -51,6 +59,7 @@ _LLAMA = {
 SHAPES: dict[str, dict[str, tuple[tuple[int, ...], dict[str, Any]]]] = {
     "full": {
         "gpt2-small": ((50_257, 768, 12, 12, 3072, 1024), {}),
+        "gpt2-small-cudnn": ((50_257, 768, 12, 12, 3072, 1024), {"attention": "cudnn"}),
         "gpt2-medium": ((50_257, 1024, 24, 16, 4096, 1024), {}),
         "gpt2-medium-scanned": ((50_257, 1024, 24, 16, 4096, 1024), {"scan_layers": True}),
         "gpt2-medium-remat": ((50_257, 1024, 24, 16, 4096, 1024), {"remat": True}),
@@ -62,24 +71,39 @@ SHAPES: dict[str, dict[str, tuple[tuple[int, ...], dict[str, Any]]]] = {
             (128_256, 2048, 16, 32, 8192, 1024),
             _LLAMA | {"num_kv_heads": 8, "scan_layers": True},
         ),
+        "llama-1b-cudnn": (
+            (128_256, 2048, 16, 32, 8192, 1024),
+            _LLAMA | {"num_kv_heads": 8, "scan_layers": True, "attention": "cudnn"},
+        ),
     },
     "tiny": {
         "gpt2-small": ((97, 32, 2, 2, 64, 64), {}),
+        "gpt2-small-cudnn": ((97, 32, 2, 2, 64, 64), {"attention": "cudnn"}),
         "llama-1b": ((97, 32, 2, 2, 64, 64), _LLAMA | {"num_kv_heads": 1, "scan_layers": True}),
     },
 }
 CONVERSATIONS = {"full": (8, 64, 256), "tiny": (2,)}
 ROWS = {"full": (8, (16, 32, 64, 128)), "tiny": (2, (4,))}
-PROMPT, NEW = 64, 32
+PROMPT_AND_NEW = {"full": (64, 32), "tiny": (16, 8)}  # tokens
+# Conversations of the default network: vocabulary, positions, how many, prompts and new tokens.
+DEFAULT = {"full": (600, 240, 64, 120, 24), "tiny": (97, 32, 2, 8, 4)}
 AT_ONCE = (1, 4, 16)  # steps
-
-Part = Callable[[str], Mapping[str, Any]]
+# The run `teaching`, with as many dialogues as are imagined in a few seconds; steps are the same.
+TEACHING = {
+    "full": ("--config.imagination.dialogues=3000", "--config.train.steps=300"),
+    "tiny": (
+        "--config.imagination.dialogues=100",
+        "--config.train.steps=10",
+        "--config.model.hidden_size=16",
+        "--config.model.num_layers=1",
+    ),
+}
 
 
 # --- parts --------------------------------------------------------------------------------------
 
 
-def peak(size: str) -> dict[str, Any]:
+def peak(size: str) -> Found:
     """TFLOP/s of a product of two square bfloat16 matrices."""
     import jax
     import jax.numpy as jnp
@@ -88,20 +112,21 @@ def peak(size: str) -> dict[str, Any]:
     a = jnp.ones((width, width), jnp.bfloat16)
     product = jax.jit(lambda x: x @ x)
     taken = _seconds_a_call(lambda: product(a), 20)
-    return {"width": width, "tflops": 2 * width**3 / taken / 1e12}
+    yield {"width": width, "tflops": 2 * width**3 / taken / 1e12}
 
 
-def evaluation(size: str) -> dict[str, Any]:
+def evaluation(size: str) -> Found:
     """Conversations that the default network answers a second, best of 16, batches of 64."""
     from ilql_jax.fitting import small_network
 
-    model = small_network(vocab_size=600, max_positions=240)
-    batch = 64 if size == "full" else 2
-    policy, contexts = _policy(model, "sampled at 0.6, best of 16", batch, new=24, prompt=120)
+    vocab, positions, batch, prompt, new = DEFAULT[size]
+    model = small_network(vocab_size=vocab, max_positions=positions)
+    policy, contexts = _policy(model, "sampled at 0.6, best of 16", batch, prompt, new)
     first = measuring.seconds(lambda: policy.respond(contexts, range(batch)))
     taken = measuring.seconds(lambda: policy.respond(contexts, range(batch, 2 * batch)))
-    return {
+    yield {
         "conversations": batch,
+        "prompt_tokens": prompt,
         "answers_per_second": batch / taken,
         "first_call_seconds": first,
     }
@@ -110,42 +135,42 @@ def evaluation(size: str) -> dict[str, Any]:
 def decoding(conversations: int) -> Part:
     """Part that decodes with a network of GPT-2 small's shape in bfloat16."""
 
-    def part(size: str) -> dict[str, Any]:
-        found: dict[str, Any] = {"conversations": conversations}
+    def part(size: str) -> Found:
+        prompt, new = PROMPT_AND_NEW[size]
+        yield {"conversations": conversations, "prompt_tokens": prompt, "new_tokens": new}
         model = _model(size, "gpt2-small")
         for name, how in (
             ("plain", "sampled"),
             ("steered", "sampled, steered by 1"),
             ("best_of_16", "sampled, best of 16"),
         ):
-            policy, contexts = _policy(model, how, conversations, NEW, min(PROMPT, 24))
-            found[f"{name}_first_call_seconds"] = measuring.seconds(
-                lambda policy=policy, contexts=contexts: policy.respond(
-                    contexts, range(len(contexts))
-                )
-            )
-            start = time.perf_counter()
-            answers = policy.respond(contexts, range(1000, 1000 + len(contexts)))
-            taken = time.perf_counter() - start
-            found[f"{name}_tokens_per_second"] = sum(len(a.tokens) for a in answers) / taken
-        return found
+            policy, contexts = _policy(model, how, conversations, prompt, new)
+            times = []
+            for seeds in (range(conversations), range(1000, 1000 + conversations)):
+                begun = time.perf_counter()
+                answers = policy.respond(contexts, seeds)
+                times.append(time.perf_counter() - begun)
+            yield {
+                f"{name}_first_call_seconds": times[0],
+                f"{name}_tokens_per_second": sum(len(a.tokens) for a in answers) / times[1],
+            }
 
     return part
 
 
-def generate(size: str) -> dict[str, Any]:
+def generate(size: str) -> Found:
     """Tokens a second of Hugging Face's `generate`, sampled, for each number of conversations."""
-    torch = _torch()
+    torch, device = _torch(size)
     from transformers import GPT2Config, GPT2LMHeadModel
 
     vocab, width, layers, heads, _, positions = SHAPES[size]["gpt2-small"][0]
     shape = GPT2Config(
         vocab_size=vocab, n_embd=width, n_layer=layers, n_head=heads, n_positions=positions
     )
-    model = GPT2LMHeadModel(shape).eval().to("cuda", torch.bfloat16)
-    found = {}
+    model = GPT2LMHeadModel(shape).eval().to(device, torch.bfloat16)
+    prompt, new = PROMPT_AND_NEW[size]
     for conversations in CONVERSATIONS[size]:
-        prompts = torch.randint(1, vocab, (conversations, min(PROMPT, 24)), device="cuda")
+        prompts = torch.randint(1, vocab, (conversations, prompt), device=device)
 
         @torch.no_grad()
         def write(prompts=prompts) -> None:
@@ -153,18 +178,18 @@ def generate(size: str) -> dict[str, Any]:
                 prompts,
                 attention_mask=torch.ones_like(prompts),
                 do_sample=True,
-                max_new_tokens=NEW,
-                min_new_tokens=NEW,
+                max_new_tokens=new,
+                min_new_tokens=new,
                 pad_token_id=0,
             )
-            torch.cuda.synchronize()
+            _finish(torch)
 
         write()
-        found[f"{conversations}_tokens_per_second"] = conversations * NEW / measuring.seconds(write)
-    return found
+        taken = measuring.seconds(write)
+        yield {f"{conversations}_tokens_per_second": conversations * new / taken}
 
 
-def determinism(size: str) -> dict[str, Any]:
+def determinism(size: str) -> Found:
     """Equal bits: three steps from the same seed, and answers with the same seeds, twice each."""
     import jax
 
@@ -177,22 +202,21 @@ def determinism(size: str) -> dict[str, Any]:
         return [np.asarray(x) for x in jax.tree.leaves(state.params)]
 
     def written() -> list[list[int]]:
-        policy, contexts = _policy(model, "sampled, best of 4", 4, NEW, 24)
+        policy, contexts = _policy(model, "sampled, best of 4", 4, *PROMPT_AND_NEW[size])
         return [answer.tokens.tolist() for answer in policy.respond(contexts, range(4))]
 
     equal = [np.array_equal(a, b) for a, b in zip(trained(), trained(), strict=True)]
-    return {
-        "training_equal_arrays": f"{sum(equal)} of {len(equal)}",
-        "decoding_is_equal": written() == written(),
-    }
+    yield {"training_equal_arrays": f"{sum(equal)} of {len(equal)}"}
+    yield {"decoding_is_equal": written() == written()}
 
 
-def dispatch(size: str) -> dict[str, Any]:
+def dispatch(size: str) -> Found:
     """Steps a second of a small network (full: the default one), 1, 4 or 16 of them at one call."""
     from ilql_jax import METHODS, TrainConfig
     from ilql_jax.fitting import small_network
 
-    vocab, positions, rows = (600, 240, 4) if size == "full" else (97, 32, 1)
+    vocab, positions, *_ = DEFAULT[size]
+    rows = 4 if size == "full" else 1
     model = small_network(vocab_size=vocab, max_positions=positions)
     _, batch = _batch(model, rows)
     method, train = METHODS["ilql"], TrainConfig(steps=100_000)
@@ -201,7 +225,7 @@ def dispatch(size: str) -> dict[str, Any]:
         {name: lambda call=call: measuring.seconds(call) for name, call in calls.items()}, 20
     )
     per_second = {name: max(AT_ONCE) / seconds for name, seconds in taken.items()}
-    return {f"{name}_at_once_steps_per_second": value for name, value in per_second.items()} | {
+    yield {f"{name}_at_once_steps_per_second": value for name, value in per_second.items()} | {
         "times_faster": per_second[str(max(AT_ONCE))] / per_second["1"]
     }
 
@@ -230,9 +254,9 @@ def _steps_in_calls(model, method, train, batch, count: int) -> Callable[[], int
     return run
 
 
-def eager(size: str) -> dict[str, Any]:
+def eager(size: str) -> Found:
     """PyTorch eager on the 8 dialogues of `train_step.py`, float32, and ours on the same."""
-    torch = _torch()
+    torch, device = _torch(size)
     from experiments.benchmarks import train_step
     from experiments.benchmarks.torch_ilql import Trainer
 
@@ -246,13 +270,13 @@ def eager(size: str) -> dict[str, Any]:
         train_step.make_dialogues(shape),
         train_step.DISCOUNT,
     )
-    trainer.model.to("cuda")
-    trainer.batch = {name: tensor.to("cuda") for name, tensor in trainer.batch.items()}
+    trainer.model.to(device)
+    trainer.batch = {name: tensor.to(device) for name, tensor in trainer.batch.items()}
     ours = train_step.make_ours(name, "mlp", rows=4, chunk=1024)
 
     def theirs() -> None:
         trainer.step()
-        torch.cuda.synchronize()
+        _finish(torch)
 
     for step in (theirs, ours):
         for _ in range(3):
@@ -260,7 +284,7 @@ def eager(size: str) -> dict[str, Any]:
     taken = measuring.in_turn(
         {"eager": lambda: measuring.seconds(theirs), "ours": lambda: measuring.seconds(ours)}, 10
     )
-    return {
+    yield {
         "eager_ms": 1e3 * taken["eager"],
         "ours_ms": 1e3 * taken["ours"],
         "times_faster": taken["eager"] / taken["ours"],
@@ -270,7 +294,7 @@ def eager(size: str) -> dict[str, Any]:
 def step(name: str, rows: int | None = None) -> Part:
     """Part that times the papers' step with a network of a shape."""
 
-    def part(size: str) -> dict[str, Any]:
+    def part(size: str) -> Found:
         import jax
 
         from ilql_jax.plan.compile import matrix_flops
@@ -291,7 +315,7 @@ def step(name: str, rows: int | None = None) -> Part:
 
         taken = _seconds_a_call(run, 10 if size == "full" else 2)
         memory = jax.local_devices()[0].memory_stats() or {}
-        return {
+        yield {
             "rows": packing.batch_rows,
             "row_length": packing.row_length,
             "ms": 1e3 * taken,
@@ -304,29 +328,108 @@ def step(name: str, rows: int | None = None) -> Part:
     return part
 
 
+def teaching(size: str) -> Found:
+    """Steps a second of one training of ILQL on teaching, and on the CPU (one thread) beside it."""
+    with _imagined(size) as imagined:
+        for name, environment in (("", {}), ("cpu_", {"JAX_PLATFORMS": "cpu"})):
+            first, steps = _train(imagined, environment)
+            yield {f"{name}first_step_seconds": first, f"{name}steps_per_second": steps}
+
+
+def start(size: str) -> Found:
+    """Seconds from a process's start to the first finished step of a training on teaching."""
+    with _imagined(size) as imagined, tempfile.TemporaryDirectory() as cache:
+        environment = {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        for name in ("cold", "cached"):
+            yield {f"{name}_seconds": _train(imagined, environment)[0]}
+
+
+@contextlib.contextmanager
+def _imagined(size: str) -> Iterator[Path]:
+    """A folder of the run `teaching` whose dialogues are imagined."""
+    with tempfile.TemporaryDirectory() as folder:
+        imagined = Path(folder) / "imagined"
+        methods = ("--config.methods=ilql", *TEACHING[size])
+        _launch(imagined, "--stage=imagine", *methods, environment={"JAX_PLATFORMS": "cpu"})
+        yield imagined
+
+
+def _train(imagined: Path, environment: Mapping[str, str]) -> tuple[float, float]:
+    """Seconds to the first step of a training, and steps a second after it."""
+    workdir = imagined.with_name("trained")
+    shutil.rmtree(workdir, ignore_errors=True)
+    shutil.copytree(imagined, workdir)
+    log = workdir / "metrics" / "ilql-seed0.jsonl"
+    every = "--config.train.log_every=1000000"  # but the first step and the last
+    seen: list[float] = []
+    begun = time.perf_counter()
+
+    def watch() -> None:
+        lines = log.read_text("utf-8").count("\n") if log.exists() else 0
+        seen.extend([time.perf_counter() - begun] * (lines - len(seen)))
+
+    _launch(workdir, "--stage=train", every, environment=environment, meanwhile=watch)
+    first, last = seen
+    steps = json.loads(log.read_text("utf-8").splitlines()[-1])["step"]
+    return first, (steps - 1) / (last - first)
+
+
+def _launch(
+    workdir: Path,
+    *flags: str,
+    environment: Mapping[str, str],
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs the experiment `teaching`, which has to succeed."""
+    said = workdir.with_suffix(".txt")
+    command = [sys.executable, "experiments/teaching.py", f"--workdir={workdir}", *flags]
+    with said.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | environment, stdout=output, stderr=output
+        )
+        while process.poll() is None:
+            meanwhile()
+            time.sleep(0.01)
+    if process.returncode:
+        raise RuntimeError(f"teaching: {said.read_text('utf-8').strip()[-280:]}")
+
+
 def parts_of(size: str) -> dict[str, Part]:
     """All parts, the most important first."""
-    found: dict[str, Part] = {"peak": peak, "evaluation": evaluation}
+    found: dict[str, Part] = {"evaluation": evaluation}
     found |= {f"decoding-{n}": decoding(n) for n in CONVERSATIONS[size]}
-    found |= {"generate": generate, "determinism": determinism}
-    found |= {"dispatch": dispatch, "eager": eager}
+    found |= {"generate": generate, "eager": eager, "teaching": teaching, "start": start}
+    found |= {"determinism": determinism, "peak": peak}
     found |= {f"step-{name}": step(name) for name in SHAPES[size]}
+    found |= {"dispatch": dispatch}
     found |= {f"rows-{rows}": step("gpt2-small", rows) for rows in ROWS[size][1]}
     return found
 
 
-class Absent(Exception):
-    """Something that a part needs is not on this machine."""
+def _torch(size: str) -> tuple[Any, str]:
+    """PyTorch and its device: the accelerator; to rehearse, the CPU.
 
-
-def _torch():
+    Raises:
+        Absent: There is none.
+    """
     try:
         import torch
     except ImportError:
         raise Absent("torch is not installed") from None
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        return torch, "cuda"
+    if size == "full":
         raise Absent("torch sees no accelerator")
-    return torch
+    return torch, "cpu"
+
+
+def _finish(torch: Any) -> None:
+    """Waits until the accelerator has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _model(size: str, name: str):
@@ -359,7 +462,7 @@ def _random_params(model):
     return jax.jit(drawn)(jax.random.key(0))
 
 
-def _policy(model, decoding: str, batch: int, new: int, prompt: int):
+def _policy(model, decoding: str, batch: int, prompt: int, new: int):
     """A policy that never stops early, and contexts for it."""
     from ilql_jax import DecodingConfig, Policy
     from ilql_jax.losses import steer_logits
@@ -372,13 +475,12 @@ def _policy(model, decoding: str, batch: int, new: int, prompt: int):
         DecodingConfig.parse(decoding),
         stop_token=0,
         allowed=allowed,
-        max_utterance=min(new, model.decoder.max_positions // 2),
+        max_utterance=new,
         batch_size=batch,
         steer=steer_logits,
     )
     rng = np.random.default_rng(0)
-    length = min(prompt, model.decoder.max_positions // 4)
-    return policy, [rng.integers(1, vocab, length).astype(np.int32) for _ in range(batch)]
+    return policy, [rng.integers(1, vocab, prompt).astype(np.int32) for _ in range(batch)]
 
 
 def _batch(model, rows: int):
@@ -414,126 +516,49 @@ def _seconds_a_call(function: Callable[[], Any], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-# --- running them -------------------------------------------------------------------------------
-
-
-def run(size: str, names: Sequence[str], limit: float, path: Path | None) -> list[dict[str, Any]]:
-    """Runs parts one after the other, each in a process; returns and writes what they found."""
-    results: list[dict[str, Any]] = []
-    best = None
-    for name in names:
-        result = {"part": name, **run_part(size, name, limit)}
-        if name == "peak":
-            best = result.get("tflops")
-        if best and "tflops" in result and name != "peak":
-            result["mfu"] = result["tflops"] / best
-        results.append(result)
-        print("  ".join(f"{key} {_shown(value)}" for key, value in result.items()), flush=True)
-        if path:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(result) + "\n")
-    return results
-
-
-def run_part(size: str, name: str, limit: float) -> dict[str, Any]:
-    """Findings of a part, in a process that is killed after its limit; or why there is nothing."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    process = context.Process(target=_in_process, args=(size, name, answers), daemon=True)
-    start = time.perf_counter()
-    process.start()
-    found: dict[str, Any] | None = None
-    while found is None and time.perf_counter() - start < limit:
-        try:
-            found = answers.get(timeout=0.5)
-        except queue.Empty:
-            if not process.is_alive():
-                # It may have answered in the last moment.
-                found = _last(answers) or {"failed": f"ended with exit code {process.exitcode}"}
-    process.kill()
-    process.join()
-    if found is None:
-        found = {"failed": f"took longer than {limit:g} s"}
-    return found | {"seconds": round(time.perf_counter() - start, 1)}
-
-
-def _last(answers) -> dict[str, Any] | None:
-    try:
-        return answers.get(timeout=1.0)
-    except queue.Empty:
-        return None
-
-
-def _in_process(size: str, name: str, answers) -> None:
-    try:
-        answers.put(dict(parts_of(size)[name](size)))
-    except Absent as absent:
-        answers.put({"skipped": str(absent)})
-    except BaseException as error:
-        line = str(error).strip().partition("\n")[0][:300]
-        answers.put({"failed": f"{type(error).__name__}: {line}", "at": _where(error)})
-
-
-def _where(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [
-        f"{Path(f.filename).name}:{f.lineno}" for f in frames if "site-packages" not in f.filename
-    ]
-    return ours[-1] if ours else ""
-
-
-def machine(size: str) -> dict[str, Any]:
-    """The device and versions, asked of a process of its own: this one must not hold the device."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    process = context.Process(target=_device, args=(size, answers), daemon=True)
-    process.start()
-    process.join(60)
-    process.kill()
-    return {"part": "machine", **(_last(answers) or {"failed": "the device did not answer"})}
-
-
-def _device(size: str, answers) -> None:
+def machine(size: str) -> Found:
+    """The device and versions; a part like the others: this process must not hold the device."""
     import jax
 
     device = jax.local_devices()[0]
-    answers.put(
-        {
-            "device": device.device_kind,
-            "platform": device.platform,
-            "count": jax.local_device_count(),
-            "size": size,
-            **measuring.circumstances(),
-        }
-    )
+    yield {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "count": jax.local_device_count(),
+        "size": size,
+        **measuring.circumstances(),
+    }
 
 
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _about(size: str) -> dict[str, Part]:
+    return {"machine": machine}
 
 
 def main() -> None:
+    deadline = time.perf_counter()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=tuple(SHAPES), default="full")
-    parser.add_argument("--parts", default="", help="names with commas between; all by default")
+    parser.add_argument(
+        "--parts",
+        default="",
+        help="names, or their beginnings, with commas between; all by default",
+    )
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds of a part")
+    parser.add_argument("--total", type=float, default=TOTAL, help="seconds of all parts")
     parser.add_argument("--json", default="", help="file for the figures, a JSON object a line")
     line = parser.parse_args()
-    known = parts_of(line.size)
-    names = [name for name in line.parts.split(",") if name] or list(known)
-    if unknown := [name for name in names if name not in known]:
-        parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(known)}.")
+    deadline += line.total
+    try:
+        names = parts.chosen(line.parts, list(parts_of(line.size)))
+    except ValueError as error:
+        parser.error(str(error))
     path = Path(line.json) if line.json else None
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-    about = machine(line.size)
-    print("  ".join(f"{key} {value}" for key, value in about.items()), flush=True)
-    if path:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(about) + "\n")
-    results = run(line.size, names, line.limit, path)
+    parts.tell({"part": "machine", **parts.run_part(_about, line.size, "machine", 60.0)}, path)
+    results = parts.run(parts_of, line.size, names, line.limit, deadline, path)
     if failed := [each["part"] for each in results if "failed" in each]:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

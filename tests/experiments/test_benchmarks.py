@@ -5,13 +5,15 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parts_that_fail
 import pytest
 
-from experiments.benchmarks import gpu, measuring, memory, pipeline, scaling, train_step
+from experiments.benchmarks import gpu, measuring, memory, parts, pipeline, scaling, train_step
 from ilql_jax import METHODS, ModelConfig
 
 
@@ -206,15 +208,69 @@ def test_decoding_is_compared_with_torch(heads, tmp_path):
         assert times == pytest.approx(rates[f"ours {how}"] / rates[f"Hugging Face {how}"])
 
 
+def found_by(name):
+    """Figures of a part of `gpu.py` at tiny size, in this process."""
+    return {
+        key: value for each in gpu.parts_of("tiny")[name]("tiny") for key, value in each.items()
+    }
+
+
 def test_the_accelerators_script_is_rehearsed(tmp_path, capsys):
     path = tmp_path / "gpu.json"
-    found = {each["part"]: each for each in gpu.run("tiny", ["peak", "generate"], 120.0, path)}
-    assert found["peak"]["tflops"] > 0
-    assert found["generate"]["skipped"].startswith("torch")
-    assert [json.loads(line) for line in path.read_text().splitlines()] == list(found.values())
+    deadline = time.perf_counter() + 300
+    found = parts.run(gpu.parts_of, "tiny", ["peak"], 120.0, deadline, path)
+    assert found[0]["tflops"] > 0
+    assert [json.loads(line) for line in path.read_text().splitlines()] == found
     assert "peak  width 128" in capsys.readouterr().out
-    step = gpu.parts_of("tiny")["step-gpt2-small"]("tiny")
+    step = found_by("step-gpt2-small")
     assert step["ms"] > 0 and step["tflops"] > 0 and np.isfinite(step["first_loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("evaluation", ("answers_per_second",)),
+        ("decoding-2", ("plain_tokens_per_second", "best_of_16_tokens_per_second")),
+        pytest.param("generate", ("2_tokens_per_second",), marks=needs_torch),
+        pytest.param("eager", ("eager_ms", "ours_ms"), marks=needs_torch),
+        ("teaching", ("steps_per_second", "cpu_steps_per_second")),
+        ("start", ("cold_seconds", "cached_seconds")),
+        ("step-gpt2-small-cudnn", ("ms",)),
+        ("step-llama-1b", ("ms",)),
+        ("rows-4", ("ms",)),
+    ],
+)
+def test_each_part_of_the_accelerators_script_is_rehearsed(name, figures):
+    found = found_by(name)
+    assert all(found[figure] > 0 for figure in figures)
+
+
+@pytest.mark.slow
+def test_a_rehearsed_training_and_decoding_give_equal_bits():
+    found = found_by("determinism")
+    equal, _, arrays = found["training_equal_arrays"].partition(" of ")
+    assert equal == arrays and found["decoding_is_equal"]
+
+
+def test_shapes_for_an_accelerator_are_networks_and_prompts_are_longer_than_in_a_rehearsal():
+    models = {name: gpu._model("full", name) for name in gpu.SHAPES["full"]}
+    flash = [name for name, model in models.items() if model.decoder.attention == "cudnn"]
+    assert flash == ["gpt2-small-cudnn", "llama-1b-cudnn"]
+    assert {name.removesuffix("-cudnn") for name in flash} <= models.keys()
+    prompts = {size: gpu.PROMPT_AND_NEW[size][0] for size in gpu.SHAPES}
+    assert prompts["full"] > prompts["tiny"]
+
+
+def test_parts_are_asked_for_by_their_names_or_what_they_begin_with():
+    known = list(gpu.parts_of("full"))
+    assert known[:2] == ["evaluation", "decoding-8"]
+    steps = [name for name in known if name.startswith("step-")]
+    assert parts.chosen("evaluation,step", known) == ["evaluation", *steps]
+    assert parts.chosen("rows-16,rows", known)[:2] == ["rows-16", "rows-32"]
+    assert parts.chosen("", known) == known
+    with pytest.raises(ValueError, match="there is no part 'steps'; there are evaluation"):
+        parts.chosen("steps", known)
 
 
 @pytest.mark.slow
@@ -226,7 +282,7 @@ def test_steps_at_one_call_are_counted_as_many(monkeypatch):
     monkeypatch.setattr(gpu, "AT_ONCE", (1, 4))
     monkeypatch.setattr(gpu.measuring, "in_turn", in_turn)
     monkeypatch.setattr(gpu.measuring, "seconds", lambda call: taken.append(call()))
-    found = gpu.parts_of("tiny")["dispatch"]("tiny")
+    found = found_by("dispatch")
     assert taken == [8, 8]  # of each, four steps to compile and four that were timed
     assert found == {
         "1_at_once_steps_per_second": 4.0,  # four steps in a second
@@ -236,5 +292,24 @@ def test_steps_at_one_call_are_counted_as_many(monkeypatch):
 
 
 def test_a_part_that_takes_too_long_or_fails_costs_only_itself():
-    assert gpu.run_part("tiny", "peak", limit=0.01)["failed"] == "took longer than 0.01 s"
-    assert gpu.run_part("tiny", "no such part", 60.0)["failed"].startswith("KeyError")
+    hung = parts.run_part(parts_that_fail.parts_of, "tiny", "hangs", limit=10.0)
+    assert hung["figure"] == 1 and hung["failed"] == "took longer than 10 s"
+    assert is_gone(hung["started"])
+    broken = parts.run_part(parts_that_fail.parts_of, "tiny", "breaks", 60.0)
+    assert broken["figure"] == 2 and broken["failed"] == "ValueError: broken"
+    assert broken["at"].startswith("parts_that_fail.py:")
+
+
+def is_gone(process):
+    """True once a process has ended, and nobody but its parent's heir has yet to hear of it."""
+    status = Path(f"/proc/{process}/stat")
+    for _ in range(100):
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_no_part_begins_after_the_time_of_all():
+    found = parts.run(parts_that_fail.parts_of, "tiny", ["breaks"], 60.0, time.perf_counter(), None)
+    assert found == [{"part": "breaks", "skipped": "the time of all parts was over"}]
