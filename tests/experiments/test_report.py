@@ -20,6 +20,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from experiments import provenance
+from experiments.evaluation.summary import References
 from experiments.evaluation.typed_json import ResultsError
 from experiments.hindsight_records import Hindsight, Round
 from experiments.looks import look_of
@@ -426,13 +427,18 @@ def test_learning_curves_show_losses_and_survive_a_loss_that_is_not_finite():
 
 def test_learning_curves_show_the_score_first_where_it_was_measured():
     steps = [{"step": step, "loss": 2.0, "q_loss": 1.0} for step in range(0, 100, 10)]
-    measured = [{"step": step, "validation_score": step / 50 - 1} for step in (0, 50, 90)]
+    measured = [{"step": step, "validation/average": step / 50 - 1} for step in (0, 50, 90)]
     metrics = {("ilql", seed): [*steps, *measured] for seed in (0, 1)}
     figure = learning_curves(metrics, {"ilql": look_of("ilql")})
-    titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert titles == ["validation score", "loss", "q loss"]
+    titles = [axis.get_title(loc="left").replace("\n", " ") for axis in figure.axes]
+    assert titles == ["mean reward, average population", "loss", "q loss"]
     *_, mean = figure.axes[0].lines
     assert list(zip(*mean.get_data(), strict=True)) == [(0, -1), (50, 0), (90, 0.8)]
+    references = {"average": References(-1.0, 0.0, 1.0, -2.0)}
+    figure = learning_curves(metrics, {"ilql": look_of("ilql")}, references=references)
+    assert figure.axes[0].get_title(loc="left").startswith("normalized score, average")
+    *_, mean = figure.axes[0].lines
+    assert list(mean.get_ydata()) == pytest.approx([0, 0.5, 0.9])
     assert mean.get_marker() == "o" and figure.axes[0].get_yscale() == "linear"
 
 
@@ -580,7 +586,7 @@ def long_names(tmp_path_factory) -> Path:
             log.resume(0)
             for step in range(0, 14000, 2000):
                 log.log(step, {"loss": 3 / (1 + step), "policy_loss": 1e-4 * (step + 1)})
-                log.log(step, {"validation_score": step / 14000})
+                log.log(step, {"validation/average": step / 14000})
     return folder
 
 

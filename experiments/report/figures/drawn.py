@@ -96,10 +96,11 @@ CAPTIONS = {
     ),
     "learning_curves": (
         "Learning curves",
-        "Thick lines are means over seeds, thin ones single seeds. A validation score, where the "
-        "training measured one, is the mean over episodes that no result is reported of; higher "
-        "is better. Losses: the scale is logarithmic where "
-        "a loss falls to a tenth, else it leaves out the wildest 2 % of steps. Methods minimise "
+        "Thick lines are means over seeds, thin ones single seeds. First the score of the agent "
+        "at each checkpoint, with the first of its ways to choose words, over a few conversations "
+        "beside those that results are of (`config.evaluation.curve_episodes`); higher is better. "
+        "Losses: the scale is logarithmic where a loss falls to a tenth, else it leaves out the "
+        "wildest 2 % of steps. Methods minimise "
         "different sums, so compare a line in “loss” with itself, not with another method's.",
     ),
 }
@@ -150,4 +151,8 @@ def _figures(run: Run, screen: Screen) -> Iterator[tuple[str, Figure | None]]:
         yield "heldout_auroc", heldout.heldout_auroc(run.heldout, looks, screen)
         yield "heldout_calibration", heldout.heldout_calibration(run.heldout, looks, screen)
     yield "hindsight", hindsight.hindsight(run.hindsight, screen)
-    yield "learning_curves", training.learning_curves(run.metrics, looks, screen)
+    references = {}
+    if run.evaluation is not None:
+        found = run.evaluation.population.items()
+        references = {name: each.references for name, each in found if each.references}
+    yield "learning_curves", training.learning_curves(run.metrics, looks, screen, references)

@@ -12,9 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from experiments.evaluation.summary import References
 from experiments.looks import Look, ordered
 from experiments.report.figures import style
 from experiments.report.figures.style import Looks, Screen
+from imagination.simulation import normalized_score
 
 # (method, seed) -> records of the log: `step`, and metrics by name.
 Metrics = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
@@ -22,11 +24,23 @@ Line = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]  # steps, values
 
 LONGEST_LINE = 240  # points
 _FEW = 12  # points, that are worth a mark each
-VALIDATION_SCORE = "validation_score"  # metric, at the steps at which it was measured
+VALIDATION = "validation/"  # and a population: mean reward at a checkpoint
 
 
-def learning_curves(metrics: Metrics, looks: Looks, screen: Screen = style.WIDE) -> Figure | None:
-    """One panel for the score, if it was measured, and for each loss; a line a method and seed."""
+def learning_curves(
+    metrics: Metrics,
+    looks: Looks,
+    screen: Screen = style.WIDE,
+    references: Mapping[str, References] | None = None,
+) -> Figure | None:
+    """One panel for each score that was measured, and for each loss; a line a method and seed.
+
+    Args:
+        metrics: Of the trainings.
+        looks: Of the methods.
+        screen: Wide or narrow.
+        references: Population -> exact values, in which rewards are given as normalized scores.
+    """
     names = _panels(metrics)
     if not names:
         return None
@@ -34,8 +48,9 @@ def learning_curves(metrics: Metrics, looks: Looks, screen: Screen = style.WIDE)
         panels = screen.panels(len(names), 3, 2.05, margin=0.5)
         handles: dict[str, Any] = {}
         for axis, name in zip(panels.all, names, strict=True):
-            handles |= _draw_curves(axis, metrics, name, looks)
-            axis.set_title(style.lines(name.replace("_", " "), screen.title_line(3)))
+            known = (references or {}).get(name.removeprefix(VALIDATION))
+            handles |= _draw_curves(axis, metrics, name, looks, known)
+            axis.set_title(style.lines(_title(name, known), screen.title_line(3)))
         for axis in panels.lowest:
             axis.set_xlabel("step")
         style.add_legend(panels.figure, handles, looks, screen)
@@ -48,25 +63,35 @@ def _panels(metrics: Metrics) -> list[str]:
         for records in metrics.values()
         for record in records
         for name in record
-        if ("loss" in name or name == VALIDATION_SCORE) and math.isfinite(record[name])
+        if ("loss" in name or name.startswith(VALIDATION)) and math.isfinite(record[name])
     )
-    first = (VALIDATION_SCORE, "loss")
-    places = {name: first.index(name) if name in first else len(first) for name in names}
+    places = {name: (not name.startswith(VALIDATION), name != "loss") for name in names}
     return sorted(names, key=places.__getitem__)[: style.MOST_PANELS]
 
 
-def _draw_curves(axis: Axes, metrics: Metrics, name: str, looks: Looks) -> dict[str, Any]:
+def _title(name: str, references: References | None) -> str:
+    if not name.startswith(VALIDATION):
+        return name.replace("_", " ")
+    measure = "mean reward" if references is None else "normalized score"
+    return f"{measure}, {name.removeprefix(VALIDATION)} population"
+
+
+def _draw_curves(
+    axis: Axes, metrics: Metrics, name: str, looks: Looks, references: References | None
+) -> dict[str, Any]:
     handles, drawn = {}, []
     for method in reversed(ordered({method for method, _ in metrics})):
         lines = [
             _thinned(records, name) for (owner, _), records in metrics.items() if owner == method
         ]
         lines = [line for line in lines if len(line[0])]
+        if references is not None:
+            lines = [(steps, normalized_score(y, vars(references))) for steps, y in lines]
         if not lines:
             continue
         handles[method] = _draw_lines(axis, lines, looks[method])
         drawn += [values for _, values in lines]
-    if name != VALIDATION_SCORE:
+    if not name.startswith(VALIDATION):
         _scale(axis, np.concatenate(drawn))
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return handles
