@@ -295,7 +295,17 @@ def _explain(error: Exception, config: ConfigDict, arguments: Sequence[str]) -> 
     return str(error)
 
 
+# What might be looked for as a setting -> the way to ask for it.
+_ASKED_ELSEWHERE = {
+    f"{section}.rounds": f"Rounds are asked for by methods that learn from them, e.g. "
+    f"--config.methods=ilql,ilql_{section}1 (ilql_{section}2 has two)."
+    for section in ("imagination", "hindsight")
+}
+
+
 def _meant(key: str, keys: Sequence[str]) -> str:
+    if key in _ASKED_ELSEWHERE:
+        return _ASKED_ELSEWHERE[key]
     own = key.rpartition(".")[2]
     same = [each for each in keys if each.rpartition(".")[2] == own]
     if same:

@@ -82,6 +82,8 @@ def test_variants_change_defaults_and_the_command_line_goes_before_them():
         ("--config.train.stepz=5", "Did you mean config.train.steps?"),
         ("--config.objective.expectile=0.9", "Did you mean config.method.ilql.expectile?"),
         ("--config.dpo.kl_weight=1.0", "Did you mean config.method.dpo.kl_weight?"),
+        ("--config.imagination.rounds=2", "--config.methods=ilql,ilql_imagination1"),
+        ("--config.hindsight.rounds=2", "--config.methods=ilql,ilql_hindsight1"),
         ("--config.imagination.max_cost=3", "Did you mean config.llm.max_cost?"),
         ("--config.train.steps=many", "'many' is not of the right type; expected int"),
         ("surprise", "unexpected argument 'surprise'"),
