@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -29,6 +30,7 @@ from experiments.methods import TrainedMethod, entry_name
 from experiments.networks import load_agent
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunError, RunFolder, Unit
+from imagination.agents.speaker import spending
 from imagination.dialogue import Dialogue, DialogueError, json_line, read_dialogues
 from imagination.llm.routing import RoutedClient
 from imagination.simulation import as_data, imagine_conversations
@@ -94,8 +96,18 @@ def hold_round(
             for index, each in enumerate(chunk, start):
                 each.id = f"{unit.name}-{index}"
             held = converse(agent, human, chunk, environment.task, on_finished=progress.advance)
-            sources = ({**source, FAILURE: failure_of(each.turns)} for each in held)
+            sources = ({**source, **_noted(experiment, each)} for each in held)
             write(map(json_line, as_data(environment.world, held, sources)))
+
+
+def _noted(experiment: Experiment, dialogue: Dialogue) -> dict[str, Any]:
+    """Notes for which turns as data have no room: failure, calls and cost of an LLM."""
+    noted = {FAILURE: failure_of(dialogue.turns)}
+    if experiment.evaluation.config.human != "prompted":
+        return noted
+    spent = spending(dialogue)
+    cost = spent["human_cost"] if prompted.has_prices(experiment.evaluation) else None
+    return {**noted, "human_calls": spent["human_calls"], "human_cost": cost}
 
 
 def _conversations(

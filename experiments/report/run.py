@@ -24,11 +24,16 @@ class HeldRound:
         method: Learns from them.
         agent: Took part in them.
         rewards: Of those that were rated.
+        calls: Mean number of calls a conversation of the LLM that played the humans; None where
+            none did.
+        cost: Mean dollars of these; None where no prices are set, too.
     """
 
     method: str
     agent: str
     rewards: Sequence[float]
+    calls: float | None = None
+    cost: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +135,17 @@ def _held_rounds(folder: Path) -> list[HeldRound]:
             method,
             str(next((d.source.get("method") for d in held), "")),
             [d.total_reward for d in held if d.reward is not None],
+            _mean_of("human_calls", held),
+            _mean_of("human_cost", held),
         )
         for method, held in dialogues.items()
     ]
+
+
+def _mean_of(field: str, dialogues: Sequence[Dialogue]) -> float | None:
+    """Mean of a number that the sources of dialogues have; None where one has none."""
+    values = [dialogue.source.get(field) for dialogue in dialogues]
+    return None if not values or None in values else sum(values) / len(values)
 
 
 def _dialogues(path: Path) -> list[Dialogue]:

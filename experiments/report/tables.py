@@ -319,6 +319,7 @@ def rounds_tables(
     def mean(rewards: Sequence[float]) -> Cell:
         return Cell(number(sum(rewards) / len(rewards)) if rewards else MISSING)
 
+    by_llm = any(each.calls is not None for each in held)
     of_data = mean([each.total_reward for each in dialogues if each.reward is not None])
     rows = [
         Row(
@@ -330,6 +331,7 @@ def rounds_tables(
                 Cell(f"{len(each.rewards):,}"),
                 mean(each.rewards),
                 of_data,
+                *((Cell(number(each.calls, 1)), Cell(dollars(each.cost))) if by_llm else ()),
             ),
         )
         for key in ordered(each.method for each in held if each.method in looks)
@@ -339,12 +341,19 @@ def rounds_tables(
     table = ResultTable(
         "rounds",
         "Rounds of imagination: conversations that were learned from beside the data",
-        ("method", "held by", "conversations", wording.REWARD, "of the data"),
+        (
+            *("method", "held by", "conversations", wording.REWARD, "of the data"),
+            *(("calls", "cost") if by_llm else ()),
+        ),
         tuple(rows),
         (
             "Of the last round of each method; it learns from those before, too. The humans are "
             "drawn like those of the data. A method's time to train is its own, without that of "
             "the agents before it.",
+            *(
+                ["Calls and cost are those of the LLM that plays the humans, a conversation."]
+                * by_llm
+            ),
         ),
     )
     return [table] if rows else []

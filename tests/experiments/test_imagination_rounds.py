@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 from in_process import SMALLEST, run
+from prompted_llm import PRICE, ScriptedClient
+from worlds import Parrot
 
 from experiments import imagination_rounds
 from experiments.checks import checked
@@ -19,6 +21,7 @@ from experiments.looks import look_of
 from experiments.methods import in_order
 from experiments.report import tables
 from experiments.report.run import HeldRound
+from experiments.report.run import _held_rounds as read_run_rounds
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.stages import train as stage
 from experiments.stamps import begin_stage, check_stage, stamp_of
@@ -26,8 +29,10 @@ from experiments.teaching import get_config
 from experiments.training_data import TrainingData
 from ilql_jax.checkpoint import latest_step, restore_params
 from ilql_jax.methods import MethodError
+from imagination.agents import PromptedHuman
 from imagination.dialogue import json_line, read_dialogues
 from imagination.persona_sampling import PRIOR_PROBABILITY
+from imagination.simulation import load_world
 from imagination.speakers import NO_ANSWER, Utterance
 
 HELD = 7
@@ -265,6 +270,29 @@ def test_conversations_in_which_the_agent_said_nothing_are_not_learned_from(
     assert imagination_rounds.read_round(folder, FIRST) == held[1:]
 
 
+@pytest.mark.parametrize("price", [3.0, 0.0])
+def test_calls_and_cost_of_llm_played_humans_are_kept_for_the_report(
+    trained, tmp_path, monkeypatch, price
+):
+    client = ScriptedClient(lambda request: request.schema.placeholder().model_dump())
+    task = load_world("teaching").task
+    monkeypatch.setattr(imagination_rounds, "load_agent", lambda *arguments: Parrot("Hm."))
+    monkeypatch.setattr(
+        imagination_rounds.prompted, "human_for", lambda *arguments: PromptedHuman(client, task)
+    )
+    folder = RunFolder(tmp_path / "copy")
+    shutil.copytree(trained.path, folder.path)
+    folder.imagined(FIRST).unlink()
+    llm = ("--config.evaluation.human=prompted", "--config.llm.model=m")
+    hold(folder, FIRST, *llm, f"--config.llm.price_input={price}")
+    calls = task.max_turns + 2  # a last line, and the rating
+    assert len(client.requests) == HELD * calls
+    held = {each.method: each for each in read_run_rounds(folder.path / "imagination")}
+    assert held[FIRST.method].calls == calls
+    assert held[FIRST.method].cost == (calls * PRICE if price else None)
+    assert held[SECOND.method].calls is held[SECOND.method].cost is None
+
+
 def test_rounds_can_be_added_to_a_run_and_then_hold(trained):
     without = (*SMALLEST, "--config.imagination.round_dialogues=4000")
     line = parse("teaching", get_config(), ["teaching.py", *without])
@@ -334,3 +362,7 @@ def test_the_report_has_how_the_conversations_ended(trained):
         f"{mean:.2f}",
     ]
     assert tables.rounds_tables([], data, looks) == []
+    played = dataclasses.replace(held[0], calls=9.5, cost=0.0025)
+    (table,) = tables.rounds_tables([played], data, looks)
+    assert table.headers[-2:] == ("calls", "cost") and "plays the humans" in table.notes[-1]
+    assert [str(cell) for cell in table.rows[0].cells[-2:]] == ["9.5", "$0.0025"]
