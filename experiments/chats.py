@@ -52,9 +52,10 @@ def read_line(console: Console, name: str) -> str | None:
 def ask_rating(task: Task, console: Console) -> float | None:
     """Asks for a rating on the task's scale until it is one; None where the person gives none."""
     low, high = task.reward_range
-    counts = f" ({task.reward_unit})" if task.reward_unit else ""
+    question = "How did it end" if task.reward_unit else "How good was this conversation"
+    scale = f"{low:g} to {high:g} {task.reward_unit}".rstrip()
     meanings = "; ".join(f"{rating} {meaning}" for rating, meaning in task.anchors())
-    _say(console, f"How good was this conversation, from {low:g} to {high:g}{counts}?", "bold")
+    _say(console, f"{question}, from {scale}?", "bold")
     _say(console, f"{meanings}. Enter alone: no rating.", "dim")
     while (text := read_line(console, "rating")) and text not in LEAVE:
         rating = _number(text)

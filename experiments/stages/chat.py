@@ -158,7 +158,7 @@ class Chat:
             return HUMAN
         if not self._answer(conversation):
             return ""
-        if self.world is not None and self._acted(conversation) in following.final_acts(self.world):
+        if self._says_goodbye(conversation.turns[-1].text):
             self._print(f"The {self.task.agent_role} has ended the conversation.", "dim")
             return AGENT
         if sum(turn.speaker == "agent" for turn in conversation.turns) >= self.task.max_turns:
@@ -188,7 +188,7 @@ class Chat:
             return utterance
         slots = following.follow(self.world, conversation.turns).slots
         for number in range(1, _TRIES):
-            if not slots or not self.world.names_other_slots(utterance.text, slots):
+            if not following.leaves_topic(self.world, utterance.text, slots):
                 break
             again = dataclasses.replace(conversation, seed=conversation.seed + number)
             [utterance] = self.agent.respond([again])
@@ -221,11 +221,13 @@ class Chat:
             memory = following.follow(self.world, conversation.turns)
             seed = conversation.seed
             return following.example_sentences(self.world, memory, _EXAMPLES, seed)
-        said = (t.text for d in self.dialogues for t in d.turns[:2] if t.speaker == "human")
-        return [shown(" ".join(text.split())) for text in dict.fromkeys(said)][:_EXAMPLES]
+        said = (next((t.text for t in d.turns if t.speaker == "human"), "") for d in self.dialogues)
+        return [shown(" ".join(text.split())) for text in dict.fromkeys(said) if text][:_EXAMPLES]
 
-    def _acted(self, conversation: Conversation) -> str | None:
-        return following.follow(self.world, conversation.turns).act
+    def _says_goodbye(self, text: str) -> bool:
+        """True where the agent of a world ends the conversation with these words."""
+        world = self.world
+        return world is not None and following.act_of(world, text) in following.final_acts(world)
 
     def _is_over(self, conversation: Conversation) -> bool:
         """True where a human of the world would have gone with these words."""

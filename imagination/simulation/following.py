@@ -22,13 +22,23 @@ def follow(world: World, turns: Sequence[Turn]) -> Memory:
     memory = Memory(0, None, {})
     for number, turn in enumerate(turns, start=1):
         if turn.speaker == "agent":
-            act = world.understand_about(memory.slots, turn.text)
+            act = None if leaves_topic(world, turn.text, memory.slots) else act_of(world, turn.text)
             memory = dataclasses.replace(memory, turns=number, act=act)
         else:
             slots = {**memory.slots, **world.find_slots(turn.text)}
             memory = dataclasses.replace(memory, turns=number, slots=slots)
             memory = _heard(world, memory, turn.text)
     return memory
+
+
+def act_of(world: World, text: str) -> Act | None:
+    """The act of an agent's utterance, on whatever topic; None where it is not understood."""
+    return world.understand([text])[0]
+
+
+def leaves_topic(world: World, text: str, slots: Mapping[str, str]) -> bool:
+    """True where a text names another value than one of these slots has, and not that one."""
+    return world.names_other_slots(text, {**world.find_slots(text), **slots})
 
 
 def _heard(world: World, memory: Memory, text: str) -> Memory:

@@ -168,8 +168,19 @@ def test_a_goodbye_ends_it_with_a_rating_that_is_kept(tmp_path: Path, words: str
     assert [turn.text for turn in dialogue.turns] == said
 
 
-def test_the_agents_goodbye_ends_it(tmp_path: Path):
-    person = chat(tmp_path, Scripted(EXPLAINS, SAYS_GOODBYE), HELLO, "Ah, now I see.", "")
+def test_a_scale_that_counts_something_says_what(tmp_path: Path):
+    said = chat(tmp_path, Scripted("Please give."), "Hi", "bye", "1.5", task="persuasion").shown
+    assert "How did it end, from 0 to 2 dollars that the persuadee gives?" in said
+    said = chat(tmp_path, Scripted("North."), "Hi", "bye", "", task=TRIPS).shown
+    assert (
+        "How good was this conversation, from 1 to 5?" in said and "4 or more = a success" in said
+    )
+
+
+@pytest.mark.parametrize("goodbye", [SAYS_GOODBYE, "Great, we are done with gravity. Goodbye!"])
+@pytest.mark.parametrize("hello", [HELLO, "Hi"])
+def test_the_agents_goodbye_ends_it(tmp_path: Path, hello: str, goodbye: str):
+    person = chat(tmp_path, Scripted(EXPLAINS, goodbye), hello, "Ah, now I see.", "")
     [dialogue] = person.kept
     assert "The tutor has ended the conversation." in person.shown
     assert (dialogue.source["ended_by"], dialogue.reward, dialogue.terminal) == (

@@ -11,6 +11,7 @@ from imagination.simulation.following import (
     final_acts,
     follow,
     is_heard,
+    leaves_topic,
     opening_replies,
     opening_slots,
     possible_replies,
@@ -94,6 +95,19 @@ def test_examples_are_replies_that_can_follow_about_the_topic(turns: list[Turn])
 def test_topics_are_those_that_every_opening_names():
     assert list(opening_slots(TEACHING)) == ["topic"]
     assert sum(opening_replies(TEACHING).values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "slots", "left"),
+    [
+        ("Let me explain gravity.", {"topic": "recursion"}, True),
+        ("Recursion is like gravity.", {"topic": "recursion"}, False),
+        ("Let me explain it.", {"topic": "recursion"}, False),
+        ("Let me explain gravity.", {}, False),
+    ],
+)
+def test_a_topic_is_left_where_one_was_named(text: str, slots: dict[str, str], left: bool):
+    assert leaves_topic(TEACHING, text, slots) is left
 
 
 def test_the_topic_named_last_counts():
