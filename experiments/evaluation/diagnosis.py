@@ -14,19 +14,39 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from experiments.evaluation import typed_json
-from experiments.evaluation.statistics import bootstrap_mean
+from experiments.evaluation.statistics import bootstrap_mean, crossed_mean
 from experiments.evaluation.summary import STAGE, Bounds
 from imagination.dialogue import Dialogue
 from imagination.simulation import POPULATIONS, Planner, World
 from imagination.simulation.course import Course, Decision, follow
 
-DIAGNOSIS_SCHEMA = 1
+DIAGNOSIS_SCHEMA = 2
 _MOST_NODES = 1_000_000  # that a planner may remember, at about a kilobyte each
+
+
+@dataclasses.dataclass(frozen=True)
+class PersonaLoss:
+    """Loss of a method with the humans of one value of a persona axis, in rewards.
+
+    Attributes:
+        conversations: That were looked at.
+        candidates: Mean loss of a conversation by what was not among the candidates.
+        candidates_ci95: Its interval, over humans and trainings; None of a single conversation.
+        choice: Mean loss of a conversation by the choice among them.
+        choice_ci95: Its interval.
+    """
+
+    conversations: int
+    candidates: float
+    candidates_ci95: Bounds | None
+    choice: float
+    choice_ci95: Bounds | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +54,13 @@ class Loss:
     """Loss of a method with the humans of one population, in rewards.
 
     Attributes:
-        episodes: Conversations that were looked at.
+        episodes: Conversations that were looked at, of humans with whom every training talked.
         turns: Mean number of the agent's utterances in them.
         candidates: Mean loss of a conversation by what was not among the candidates.
-        candidates_ci95: Its interval, over conversations.
+        candidates_ci95: Its interval, over humans and, if there are several, trainings.
         choice: Mean loss of a conversation by the choice among them.
         choice_ci95: Its interval.
+        persona: Axis of the persona -> value -> loss with such humans.
     """
 
     episodes: int
@@ -48,6 +69,7 @@ class Loss:
     candidates_ci95: Bounds
     choice: float
     choice_ci95: Bounds
+    persona: Mapping[str, Mapping[str, PersonaLoss]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,16 +117,61 @@ def _losses(planner: Planner, methods: Mapping[str, Sequence[Dialogue]]) -> dict
     """One planner for all of a population: what it worked out for one serves the others."""
     found = {}
     for method, dialogues in methods.items():
-        rows = [row for row in (lost(planner, dialogue) for dialogue in dialogues) if len(row)]
-        if not rows:
-            continue
-        totals = np.array([row.sum(axis=0) for row in rows])
-        (candidates, *first), (choice, *second) = (
-            map(float, bootstrap_mean(column[None], seed=0)) for column in totals.T
-        )
-        turns = float(np.mean([len(row) for row in rows]))
-        found[method] = Loss(len(rows), turns, candidates, tuple(first), choice, tuple(second))
+        losses: dict[int, dict[int, _Lost]] = {}  # episode -> training
+        for dialogue in dialogues:
+            if len(rows := lost(planner, dialogue)):
+                own = losses.setdefault(dialogue.source["episode"], {})
+                own[dialogue.source["seed"]] = _Lost(dialogue, rows)
+        trainings = {seed for own in losses.values() for seed in own}
+        complete = [own for own in losses.values() if len(own) == len(trainings)]
+        if complete:
+            found[method] = _loss([[own[seed] for own in complete] for seed in sorted(trainings)])
     return found
+
+
+class _Lost(NamedTuple):
+    """A conversation, and what was lost at each turn of it."""
+
+    dialogue: Dialogue
+    rows: Float[np.ndarray, "turns 2"]
+
+
+def _loss(trainings: Sequence[Sequence[_Lost]]) -> Loss:
+    """Loss of a method, from the conversations of each training with the same humans in order."""
+    totals = np.array([[each.rows.sum(axis=0) for each in own] for own in trainings])
+    (candidates, *first), (choice, *second) = (
+        map(float, bootstrap_mean(totals[..., column], seed=0)) for column in (0, 1)
+    )
+    everyone = [each for own in trainings for each in own]
+    turns = float(np.mean([len(each.rows) for each in everyone]))
+    persona = _by_persona(everyone)
+    return Loss(len(everyone), turns, candidates, tuple(first), choice, tuple(second), persona)
+
+
+def _by_persona(everyone: Sequence[_Lost]) -> dict[str, dict[str, PersonaLoss]]:
+    """The losses by the values of the axes on which the humans differ."""
+    groups: dict[str, dict[str, list[_Lost]]] = {}
+    for each in everyone:
+        for axis, value in each.dialogue.persona.items():
+            groups.setdefault(axis, {}).setdefault(str(value), []).append(each)
+    return {
+        axis: {value: _persona_loss(values[value]) for value in sorted(values)}
+        for axis, values in groups.items()
+        if len(values) > 1
+    }
+
+
+def _persona_loss(group: Sequence[_Lost]) -> PersonaLoss:
+    trainings, humans = zip(
+        *((each.dialogue.source["seed"], each.dialogue.source["episode"]) for each in group),
+        strict=True,
+    )
+    totals = np.array([each.rows.sum(axis=0) for each in group])
+    parts: list[Any] = []
+    for column in totals.T:
+        mean, low, high = crossed_mean(column, trainings, humans)
+        parts += [mean, None if np.isnan(low) else (low, high)]
+    return PersonaLoss(len(group), *parts)
 
 
 def lost(planner: Planner, dialogue: Dialogue) -> Float[np.ndarray, "turns 2"]:

@@ -7,7 +7,7 @@ different things.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -189,12 +189,13 @@ _WORTH_TELLING = 0.05  # of the normalized score
 
 
 def diagnosis_tables(diagnosis: Diagnosis, evaluation: Evaluation) -> list[ResultTable]:
-    """Loss of each method from the optimum, a table for each population."""
-    made = [
-        _diagnosis_table(name, losses, evaluation.population[name], evaluation.task)
-        for name, losses in diagnosis.population.items()
-        if name in evaluation.population
-    ]
+    """Loss of each method from the optimum, a table for each population, and by persona."""
+    made = []
+    for name, losses in diagnosis.population.items():
+        if name in evaluation.population:
+            population = evaluation.population[name]
+            made.append(_diagnosis_table(name, losses, population, evaluation.task))
+            made.append(_persona_table(name, losses, population, evaluation.task))
     return [table for table in made if table.rows]
 
 
@@ -202,14 +203,8 @@ def _diagnosis_table(
     name: str, losses: Mapping[str, Loss], population: Population, task: str
 ) -> ResultTable:
     references, methods = population.references, population.methods
+    scaled, cell = _scaled(population), _loss_cell(population)
     unit = wording.unit_of(population)
-
-    def scaled(loss: float) -> float | None:
-        return references.normalized_difference(loss) if unit == wording.NORMALIZED else loss
-
-    def cell(loss: float, bounds: Bounds) -> Cell:
-        return Cell(number(scaled(loss)), interval(tuple(map(scaled, bounds))))
-
     rows = []
     totals = {key: loss.candidates + loss.choice for key, loss in losses.items() if key in methods}
     for key in sorted(ordered(totals), key=totals.__getitem__):  # the best first, as with scores
@@ -241,6 +236,61 @@ def _diagnosis_table(
         ("method", "lost", "by candidates", "by choice", "a turn", "conversations"),
         tuple(rows),
         tuple(notes),
+    )
+
+
+def _scaled(population: Population) -> Callable[[float], float | None]:
+    """A loss in the unit of the population's scores."""
+    if wording.unit_of(population) == wording.NORMALIZED:
+        return population.references.normalized_difference
+    return lambda loss: loss
+
+
+def _loss_cell(population: Population) -> Callable[[float, Bounds | None], Cell]:
+    """A loss with its interval in the unit of the population's scores."""
+    scaled = _scaled(population)
+
+    def cell(loss: float, bounds: Bounds | None) -> Cell:
+        return Cell(number(scaled(loss)), interval(bounds and tuple(map(scaled, bounds))))
+
+    return cell
+
+
+def _persona_table(
+    name: str, losses: Mapping[str, Loss], population: Population, task: str
+) -> ResultTable:
+    """Loss of the focus method by persona; no rows where it was not looked at."""
+    focus, cell, scaled = (
+        wording.focus_method(population),
+        _loss_cell(population),
+        _scaled(population),
+    )
+    personas = losses[focus].persona if focus in losses else {}
+    rows = [
+        Row(
+            focus,
+            "method",
+            (
+                Cell(f"{axis}: {value}".replace("_", " ")),
+                Cell(number(scaled(loss.candidates + loss.choice))),
+                cell(loss.candidates, loss.candidates_ci95),
+                cell(loss.choice, loss.choice_ci95),
+                Cell(str(loss.conversations)),
+            ),
+        )
+        for axis, values in personas.items()
+        for value, loss in values.items()
+    ]
+    title = population.methods[focus].look.title if rows else ""
+    return ResultTable(
+        f"{name}_lost_by_persona",
+        f"{task}, {name} population: what {title} loses, by persona",
+        ("persona", "lost", "by candidates", "by choice", "conversations"),
+        tuple(rows),
+        (
+            "The same losses with humans of each kind. Intervals are t intervals over humans and, "
+            "if there are several, trainings; with few conversations they are wide.",
+        ),
     )
 
 

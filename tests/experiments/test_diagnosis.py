@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.evaluation.diagnosis import Diagnosis, Loss, diagnose, lost
+from experiments.evaluation.diagnosis import Diagnosis, Loss, PersonaLoss, diagnose, lost
+from experiments.evaluation.statistics import bootstrap_mean
 from experiments.report import tables
 from imagination.dialogue import Dialogue, Turn
 from imagination.simulation import (
@@ -67,10 +68,10 @@ def test_what_was_considered_is_lost_by_choice():
     assert among[:, 1].sum() > 0 and among[:, 0].sum() < alone[:, 0].sum()
 
 
-def labelled(dialogues, method: str, population: str = "average") -> list[Dialogue]:
+def labelled(dialogues, method: str, population: str = "average", seed: int = 0) -> list[Dialogue]:
     return [
         dataclasses.replace(
-            d, source={"method": method, "seed": 0, "population": population, "episode": i}
+            d, source={"method": method, "seed": seed, "population": population, "episode": i}
         )
         for i, d in enumerate(dialogues)
     ]
@@ -93,6 +94,57 @@ def test_methods_and_populations_are_told_apart(tmp_path):
     assert found.population["average"]["bc"].candidates > 0.1
     found.write(tmp_path / "diagnosis.json")
     assert Diagnosis.read(tmp_path / "diagnosis.json") == found
+
+
+def test_intervals_are_over_trainings_and_the_humans_with_whom_all_of_them_talked():
+    first, second = talks(BEST, 6), talks(BehaviourAgent(WORLD), 5)
+    foreign = dataclasses.replace(first[2], turns=(Turn("agent", "Hello."),))
+    first[2] = foreign
+    both = [*labelled(first, "ilql"), *labelled(second, "ilql", seed=1)]
+    loss = diagnose(WORLD, both, 6).population["average"]["ilql"]
+    kept = (0, 1, 3, 4)
+    totals = np.array(
+        [[lost(PLANNER, own[i]).sum(axis=0)[0] for i in kept] for own in (first, second)]
+    )
+    expected = bootstrap_mean(totals, seed=0)
+    assert (loss.episodes, loss.candidates) == (8, pytest.approx(expected.mean))
+    assert loss.candidates_ci95 == pytest.approx((expected.low, expected.high))
+    pooled = bootstrap_mean(totals.reshape(1, -1), seed=0)
+    assert expected.high - expected.low > 2 * (pooled.high - pooled.low)
+
+
+def test_losses_are_split_by_persona(tmp_path):
+    dialogues = labelled(talks(BehaviourAgent(WORLD), 30), "bc")
+    found = diagnose(WORLD, dialogues, 30)
+    loss = found.population["average"]["bc"]
+    assert set(loss.persona) == set(dialogues[0].persona)
+    for axis, values in loss.persona.items():
+        assert set(values) == {d.persona[axis] for d in dialogues}
+        assert sum(each.conversations for each in values.values()) == 30
+        mean = sum(each.candidates * each.conversations for each in values.values()) / 30
+        assert mean == pytest.approx(loss.candidates)
+        for each in values.values():
+            if each.conversations > 1:
+                assert each.candidates_ci95[0] <= each.candidates <= each.candidates_ci95[1]
+    alone = diagnose(WORLD, dialogues[:2], 2).population["average"]["bc"]
+    [single, *_] = next(iter(alone.persona.values())).values()
+    assert (single.conversations, single.candidates_ci95) == (1, None)
+    found.write(tmp_path / "diagnosis.json")
+    assert Diagnosis.read(tmp_path / "diagnosis.json") == found
+
+
+def test_the_table_by_persona_is_about_the_focus():
+    with_novices = PersonaLoss(12, 0.28, (0.0, 0.56), 0.14, (0.07, 0.21))
+    with_one = PersonaLoss(1, 0.0, None, 1.4, None)
+    persona = {"level": {"novice": with_novices, "already_expert": with_one}}
+    loss = Loss(40, 4.0, 0.28, (0.0, 0.56), 0.14, (0.07, 0.21), persona)
+    diagnosis = Diagnosis(40, {"average": {"bc": loss, "ilql": loss}})
+    [_, table] = tables.diagnosis_tables(diagnosis, evaluations.evaluation())
+    assert table.title == "teaching, average population: what ILQL loses, by persona"
+    assert [list(map(str, row.cells)) for row in table.rows] == [
+        ["level: novice", "0.15", "0.10 [0.00, 0.20]", "0.05 [0.03, 0.07]", "12"],
+        ["level: already expert", "0.50", "0.00", "0.50", "1"],
+    ]
 
 
 def test_the_table_is_in_the_unit_of_the_scores():
