@@ -55,7 +55,7 @@ from ilql_jax.train_step import TrainConfig, train_config_of
 from imagination.agents.gdp_zero import SearchConfig
 from imagination.engine.config import PURPOSES, EngineConfig
 from imagination.hindsight.llm import LLMHindsightConfig
-from imagination.llm.config import LLMConfig
+from imagination.llm.config import ABSENT, LLMConfig
 from imagination.persona_sampling import PersonaSampling
 
 Built = TypeVar("Built")
@@ -412,6 +412,8 @@ def _llm(config: ConfigDict, where: str, like: LLMConfig | None = None, **fixed:
     if is_another:
         # The cached prices of the other model say nothing of this one.
         changes = {"price_cache_read": 0.0, "price_cache_write": 0.0} | changes
+    if (api := override.api) not in ("", values["api"]):
+        changes = ABSENT[api] | changes
     sections = (where, "llm") if override.model else ("llm", where)
     with errors_of(*sections, config=config):
         return LLMConfig(**values | changes | fixed)

@@ -26,7 +26,13 @@ _SAMPLING = {
     "frequency_penalty": 0,
     "seed": -1,
 }
-_NOT_OF_MESSAGES = ("presence_penalty", "frequency_penalty", "seed")
+# Settings that an api has no use for, with the value that they must have there.
+ABSENT = {
+    "messages": {
+        name: _SAMPLING[name] for name in ("presence_penalty", "frequency_penalty", "seed")
+    },
+    "chat_completions": {"batch": False},
+}
 # Fields of a call that the client writes itself, or whose answers it could not read.
 _OWN_FIELDS = (
     *("model", "messages", "system", "max_tokens", "max_completion_tokens"),
@@ -157,15 +163,11 @@ class LLMConfig(Settings):
             raise SettingError("base_url", shown, problem)
         if -1 < self.temperature < 0:
             raise SettingError("temperature", self.temperature, "must be at least 0, or -1")
-        if self.api == "messages":
-            for name in _NOT_OF_MESSAGES:
-                if (value := getattr(self, name)) != (none := _SAMPLING[name]):
-                    problem = f"must be {none} where api is messages, which has no such field"
-                    raise SettingError(name, value, problem)
+        for name, none in ABSENT[self.api].items():
+            if (value := getattr(self, name)) != none:
+                problem = f"must be {str(none).lower()} where api is {self.api}, which has none"
+                raise SettingError(name, value, problem)
         self._further_fields()
-        if self.batch and self.api != "messages":
-            problem = f"must be false where api is {self.api}, which has no Message Batches"
-            raise SettingError("batch", True, problem)
         # Without prices every call would seem free and the limit would never hold.
         if self.max_cost and not (self.price_input > 0 and self.price_output > 0):
             raise SettingError(

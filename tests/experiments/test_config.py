@@ -183,6 +183,20 @@ def test_a_section_names_another_model_only_where_another_is_wanted():
     assert (llm.price_input, llm.price_output) == (5.0, 25.0)
 
 
+def test_what_another_api_has_not_is_left_out_for_its_models():
+    changes = {**IMAGINES, "llm__model": "m", "llm__api": "chat_completions"}
+    changes |= {"llm__seed": 3, "llm__presence_penalty": 0.5, "llm__top_k": 5}
+    imagination = checked(config(**changes, imagination__critic__api="messages")).imagination
+    critic = imagination.models["critic"]
+    assert (critic.seed, critic.presence_penalty, critic.top_k) == (-1, 0.0, 5)
+    assert (imagination.llm.seed, imagination.llm.presence_penalty) == (3, 0.5)
+    with pytest.raises(ConfigError, match=r"config\.llm\.seed is 3, but must be -1"):
+        checked(config(**changes | {"llm__api": "messages", "llm__presence_penalty": 0.0}))
+    batches = {**IMAGINES, "llm__model": "m", "llm__batch": True}
+    judge = checked(config(**batches, imagination__judge__api="chat_completions")).imagination
+    assert judge.llm.batch and not judge.models["judge"].batch
+
+
 def test_the_humans_may_be_played_by_another_model_than_the_agents():
     changes = {"evaluation__prompted": ("plain",), "llm__model": "m"}
     player = {"evaluation__player.model": "other", "evaluation__human": "prompted"}
