@@ -21,7 +21,14 @@ import scipy
 
 from imagination.checks import is_finite
 from imagination.dialogue import Dialogue
-from imagination.flaws import FLAWS, MENDED, PLANTED, flaws
+from imagination.flaws import (
+    FLAWS,
+    MENDED,
+    OTHER_LANGUAGE,
+    PLANTED,
+    checks_language,
+    flaws,
+)
 from imagination.persona_sampling import importance_weights
 from imagination.task import Task
 
@@ -453,10 +460,19 @@ def _flaws(dialogues: Sequence[Dialogue], task: Task) -> list[str]:
     each = [flaws(dialogue, task) for dialogue in written]
     counts = Counter(flaw for found in each for flaw in found)
     clean = sum(not found for found in each)
-    rows = [(flaw, f"{counts[flaw]:,}", f"{counts[flaw] / len(written):.1%}") for flaw in FLAWS]
-    rows.append(("none of these", f"{clean:,}", f"{clean / len(written):.1%}"))
+    checked = dict.fromkeys(FLAWS, len(written))
+    checked[OTHER_LANGUAGE] = sum(checks_language(dialogue, task) for dialogue in written)
+    rows = [_flaw_row(flaw, counts[flaw], checked[flaw], len(written)) for flaw in FLAWS]
+    rows.append(_flaw_row("none of these", clean, len(written), len(written)))
     table = _table(("flaw, by the words alone", "dialogues", "share"), rows)
     return ["## Flaws", "", *table, ""]
+
+
+def _flaw_row(flaw: str, found: int, checked: int, number: int) -> Row:
+    if not checked:
+        return flaw, "not checked", ""
+    among = f" of {checked:,} checked" if checked < number else ""
+    return flaw, f"{found:,}{among}", f"{found / checked:.1%}"
 
 
 def _planted(dialogues: Sequence[Dialogue]) -> list[str]:

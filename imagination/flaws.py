@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from imagination.criteria import BUILT_IN
 from imagination.dialogue import Dialogue
-from imagination.languages import languages_of, speaks_another
+from imagination.languages import known_language, languages_of, speaks_another
 from imagination.task import Task
 from imagination.transcript import USUAL_NAMES, leading_name, role_of
 
@@ -18,7 +18,7 @@ REPEATS = "one side says the same twice"
 ECHOES = "one side says what the other said, word for word"
 SPEAKS_FOR_OTHER = "one side speaks for the other"
 RECITES = "words of the prompt or of a criterion are recited"
-NAMES_PERSONA = "the human names two hidden traits or more in one turn"
+NAMES_PERSONA = "the human names its hidden traits outright"
 OTHER_LANGUAGE = "another language than asked for"
 NO_END = "no end: the agent has the last word, or a question stays open"
 FLAWS = (REPEATS, ECHOES, SPEAKS_FOR_OTHER, RECITES, NAMES_PERSONA, OTHER_LANGUAGE, NO_END)
@@ -38,9 +38,11 @@ WISHES = {
 LANGUAGE, EXAMPLES = "language", "examples"
 PLANTED, MENDED = "planted_flaw", "mended_flaw"  # by `imagination.simulation.planted_flaws`
 _OTHER = {"human": "agent", "agent": "human"}
-_SHORT = 3  # words of what may well be said twice ("Yes, please.")
+_SHORT = 3  # words of a turn that may well be said twice ("Yes, please.")
+_POLITE = 5  # words of a sentence that may well be said twice, in two turns ("Thank you so much!")
 _RECITED = 6  # words in a row that nobody says by chance
-_SENTENCE = 4  # words of a whole criterion that nobody says by chance
+_CRITERION = 4  # words of a whole criterion that nobody says by chance
+_PHRASE = 2  # words of a value that is rarely said by chance
 _LABEL = 5  # words before a colon, in a prompt, that nobody says by chance
 # Prompts whose instructions reach those who write the words of a dialogue.
 _PROMPTS = ("engine/human", "engine/agent", "engine/script", "engine/refine", "engine/behaviours")
@@ -71,21 +73,35 @@ def flaws(dialogue: Dialogue, task: Task) -> dict[str, str]:
 
 
 def _repeated(dialogue: Dialogue) -> str:
-    seen = set()
+    said: dict[str, set[str]] = {speaker: set() for speaker in _OTHER}
     for turn in dialogue.turns:
-        words = _words(turn.text)
-        if len(words.split()) > _SHORT and (turn.speaker, words) in seen:
+        sentences = _sentences(turn.text, longer_than=_SHORT)
+        if len(set(sentences)) < len(sentences):
             return turn.text
-        seen.add((turn.speaker, words))
+        sayings = _sayings(turn.text)
+        if not sayings.isdisjoint(said[turn.speaker]):
+            return turn.text
+        said[turn.speaker] |= sayings
     return ""
 
 
 def _echoed(dialogue: Dialogue) -> str:
     for before, turn in itertools.pairwise(dialogue.turns):
-        words = _words(turn.text)
-        if len(words.split()) > _SHORT and words == _words(before.text):
+        if before.speaker != turn.speaker and _sayings(turn.text) & _sayings(before.text):
             return turn.text
     return ""
+
+
+def _sayings(text: str) -> set[str]:
+    """The turn and its sentences, but for those that may well be said again."""
+    whole = _words(text)
+    return {*_sentences(text, _POLITE), *([whole] if len(whole.split()) > _SHORT else ())}
+
+
+def _sentences(text: str, longer_than: int = 0) -> list[str]:
+    """Words of each sentence of more than so many."""
+    sentences = map(_words, re.split(r"[.!?;:…][\"'”’)*]*\s|[。！？\n]", text))
+    return [sentence for sentence in sentences if len(sentence.split()) > longer_than]
 
 
 def _spoken_for_other(dialogue: Dialogue, task: Task) -> str:
@@ -101,7 +117,8 @@ def _names(speaker: str, task: Task) -> tuple[str, ...]:
 
 def _recited(dialogue: Dialogue, task: Task) -> str:
     examples = dialogue.source.get(EXAMPLES) or ()
-    sentences = _sentences_of((*task.criteria, task.success, task.description, *examples))
+    texts = (*task.criteria, task.success, task.description, *examples)
+    sentences = [sentence for text in texts for sentence in _sentences(text, _CRITERION - 1)]
     instructions = _instructions(task.agent_role, task.human_role, tuple(task.criteria))
     for turn in dialogue.turns:
         words = f" {_words(turn.text)} "
@@ -110,11 +127,6 @@ def _recited(dialogue: Dialogue, task: Task) -> str:
         if not instructions.runs.isdisjoint(_runs(words.split(), _RECITED)):
             return turn.text
     return ""
-
-
-def _sentences_of(texts: Iterable[str]) -> list[str]:
-    sentences = [_words(part) for text in texts for part in re.split(r"[.!?;:]\s", text)]
-    return [sentence for sentence in sentences if len(sentence.split()) >= _SENTENCE]
 
 
 class _Instructions(NamedTuple):
@@ -147,26 +159,43 @@ def _runs(words: list[str], length: int) -> Iterator[tuple[str, ...]]:
 
 
 def _persona_named(dialogue: Dialogue) -> str:
-    for turn in dialogue.turns:
-        if turn.speaker == "human" and _named(_words(turn.text), dialogue.persona) > 1:
+    values = list(filter(None, map(_words, dialogue.persona.values())))
+    enough, phrases = min(2, len(values)), set()
+    for number, turn in enumerate(dialogue.turns):
+        named = _named(turn.text, values) if turn.speaker == "human" else []
+        phrases |= {value for value in named if len(value.split()) >= _PHRASE}
+        # Who is asked may well say one short value; nobody has asked yet before the opening.
+        is_outright = len(named) > 1 or (number == 0 and len(named) >= enough)
+        if named and (is_outright or len(phrases) >= enough):
             return turn.text
     return ""
 
 
-def _named(words: str, persona: Mapping[str, str]) -> int:
-    """Number of traits whose value occurs in the words."""
-    values = filter(None, map(_words, persona.values()))
-    return sum(f" {value} " in f" {words} " for value in values)
+def _named(text: str, values: Iterable[str]) -> list[str]:
+    """The values that occur in a text."""
+    words = f" {_words(text)} "
+    return [value for value in values if f" {value} " in words]
 
 
 def _in_other_language(dialogue: Dialogue, task: Task) -> str:
-    described = languages_of(task.description)
-    wanted = dialogue.source.get(LANGUAGE) or (described[0] if len(described) == 1 else "")
+    wanted = _language(dialogue, task)
     for speaker in _OTHER:
         said = " ".join(turn.text for turn in dialogue.turns if turn.speaker == speaker)
         if speaks_another(said, wanted):
             return said
-    return ""
+    turns = (turn.text for turn in dialogue.turns)
+    return next((text for text in turns if speaks_another(text, wanted, is_turn=True)), "")
+
+
+def _language(dialogue: Dialogue, task: Task) -> str:
+    """Language that was asked for; "" where it is not known."""
+    described = languages_of(task.description)
+    return dialogue.source.get(LANGUAGE) or (described[0] if len(described) == 1 else "")
+
+
+def checks_language(dialogue: Dialogue, task: Task) -> bool:
+    """True where it can be told that a dialogue is in another language than asked for."""
+    return bool(known_language(_language(dialogue, task)))
 
 
 def _without_end(dialogue: Dialogue) -> str:

@@ -48,12 +48,13 @@ def transcript(
 
 
 def leading_name(text: str, names: Iterable[str]) -> str:
-    """Finds the first line that begins with one of the names and a colon, as in "Tutor: ...".
+    """Finds the first line or sentence that begins with a name and a colon, as in "Tutor: ...".
 
     Returns:
-        The name as it stands there; "" where no line begins so.
+        The name as it stands there; "" where none begins so.
     """
-    match = re.search(rf"^{_name_pattern(names)}", text, re.IGNORECASE | re.MULTILINE)
+    begin = r"(?:^|[.!?…)\]\"'”’*]\s+|[—–]\s*)"
+    match = re.search(f"{begin}{_name_pattern(names)}", text, re.IGNORECASE | re.MULTILINE)
     return match[1] if match else ""
 
 
@@ -63,6 +64,6 @@ def strip_name(text: str, *names: str) -> str:
 
 
 def _name_pattern(names: Iterable[str]) -> str:
-    """A name at the beginning of a line, perhaps emphasized or in brackets, with its colon."""
+    """A name at the beginning of a sentence, perhaps emphasized or in brackets, with its colon."""
     alternatives = "|".join(map(re.escape, names))
     return rf"[\s*_>\[(]*((?:the\s+)?(?:{alternatives}))[\s*_\])]*:"

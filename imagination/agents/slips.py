@@ -48,7 +48,8 @@ def slips(dialogue: Dialogue, task: Task) -> dict[str, int]:
         task: Its task; gives the roles.
 
     Returns:
-        speaks_for_agent: Human turns with a line that begins with the agent's role or "Agent:".
+        speaks_for_agent: Human turns with a line or sentence that begins with the agent's role or
+            "Agent:".
         reveals_persona: 1 where the first human turn names the values of two axes or more.
         goes_on_after_end: Human turns after one that took leave, further farewells apart.
     """

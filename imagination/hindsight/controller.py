@@ -99,7 +99,7 @@ def _problem(task: Task, dialogue: Dialogue, change: Change) -> str:
     if _words(change.utterance) == _words(turns[number - 1].text):
         return f"the utterance for turn {number} is what was said there"
     if name := leading_name(change.utterance, all_names(task)):
-        return f"a line of the utterance for turn {number} begins with {name + ':'!r}"
+        return f"a line or sentence of the utterance for turn {number} begins with {name + ':'!r}"
     return ""
 
 

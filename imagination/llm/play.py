@@ -187,7 +187,8 @@ def check_one_side(text: str, speaker: str, task: Task) -> None:
     The speaker's own name in front does no harm: it is taken off.
 
     Raises:
-        ValueError: A line inside begins with a speaker's name, or there is nothing but a name.
+        ValueError: A line or sentence inside begins with a speaker's name, or there is nothing
+            but a name.
     """
     role = role_of(speaker, task)
     words = strip_name(text, role, speaker)
@@ -195,8 +196,8 @@ def check_one_side(text: str, speaker: str, task: Task) -> None:
         raise ValueError(f"{text!r} is a name without words")
     if name := leading_name(words, all_names(task)):
         raise ValueError(
-            f"a line begins with {name + ':'!r}; only the next words of the {role} are wanted, "
-            "without names in front"
+            f"a line or sentence begins with {name + ':'!r}; only the next words of the {role} are "
+            "wanted, without names in front"
         )
 
 

@@ -35,7 +35,18 @@ HELLO = ("I want to buy a bicycle.", "What do you want it for?")
         (("Yes, please.", "This one?", "Yes, please."), ()),
         ((*HELLO, "Trails.\\nSeller: Then take this one!"), (SPEAKS_FOR_OTHER,)),
         ((HELLO[0], "User: for the mountains.", "Right."), (SPEAKS_FOR_OTHER,)),
+        # In the midst of a turn, as in a line of its own.
+        ((HELLO[0], "Sure! Customer: For the trails.", "Right."), (SPEAKS_FOR_OTHER,)),
+        (("I need a bicycle... (Seller: Of course) Thanks!", "Well.", "Bye."), (SPEAKS_FOR_OTHER,)),
+        ((HELLO[0], "There is one more thing a customer: may want.", "Oh."), ()),
+        # A sentence within other words; what is polite or short may be said again.
+        (("I see. I want to buy a bicycle.", "Fine.", "Oh. I want to buy a bicycle."), (REPEATS,)),
+        (("Thank you so much! Hello.", "Hi.", "Bye. Thank you so much!"), ()),
+        (("I like this one. I like this one. Do you?", "Yes.", "Good."), (REPEATS,)),
+        ((HELLO[0], "Fine. I want to buy a bicycle. And you?", "Yes."), (ECHOES,)),
         (("I ride mountain trails on a tight budget.", "Take this.", "Fine."), (NAMES_PERSONA,)),
+        (("Mountain trails, please.", "What else?", "A tight budget."), (NAMES_PERSONA,)),
+        (("I am evasive.", "What for?", "Mountain trails."), ()),  # one phrase, and one word
         (HELLO, (NO_END,)),
         ((*HELLO, "For the trails. Is it dear?"), (NO_END,)),
         (("A concrete bicycle is named.", "This one.", "Good."), (RECITES,)),
@@ -59,11 +70,55 @@ HELLO = ("I want to buy a bicycle.", "What do you want it for?")
     ],
 )
 def test_flaws_are_found_by_the_words(texts, found):
+    assert tuple(flaws(said(*texts), TASK)) == found
+
+
+def said(*texts, persona=PERSONA, **source):
     turns = [
         Turn(speaker, text.replace("\\n", "\n"))
         for speaker, text in zip(("human", "agent") * 3, texts, strict=False)
     ]
-    assert tuple(flaws(Dialogue("d", "t", tuple(turns), persona=PERSONA), TASK)) == found
+    return Dialogue("d", "t", tuple(turns), persona=persona, source=source)
+
+
+@pytest.mark.parametrize(
+    ("persona", "texts", "is_found"),
+    [
+        ({"taste": "sweet things"}, ("Hello.", "What do you like?", "Sweet things."), True),
+        ({"taste": "sweet things"}, ("Hello.", "What do you like?", "Things with sugar."), False),
+        ({"taste": "sweet"}, ("Hello.", "What do you like?", "Something sweet."), False),  # asked
+        ({"taste": "sweet"}, ("I like it sweet.", "Tea?", "Fine."), True),
+        ({"taste": "sweet", "time": "none"}, ("I like it sweet.", "Tea?", "Fine."), False),
+        ({"taste": "sweet things", "time": "in a hurry"}, ("Hello.", "Tea?", "Fine."), False),
+        ({}, ("I like it sweet.", "Tea?", "Fine."), False),
+    ],
+)
+def test_traits_named_over_several_turns_or_the_only_one_are_named_outright(
+    persona, texts, is_found
+):
+    assert (NAMES_PERSONA in flaws(said(*texts, persona=persona), TASK)) == is_found
+
+
+GERMAN = "Ich suche ein Rad, das nicht zu teuer ist, und es ist für die Berge."
+ENGLISH = "I would like to know what you have for the mountains, and what it would cost."
+
+
+@pytest.mark.parametrize(
+    ("language", "texts", "is_found"),
+    [
+        ("Danish", (ENGLISH, ENGLISH, "Bye."), True),
+        ("Brazilian Portuguese", (ENGLISH, ENGLISH, "Bye."), True),
+        ("English (UK)", (ENGLISH, ENGLISH, "Bye."), False),
+        ("Swiss German", (GERMAN, "Gern.", "Danke."), False),
+        ("Klingon", (ENGLISH, ENGLISH, "Bye."), False),
+        # One turn among others.
+        ("English", (ENGLISH, f"{ENGLISH} {ENGLISH}", GERMAN, ENGLISH, f"{ENGLISH} Yes."), True),
+        ("", (ENGLISH, f"{ENGLISH} {ENGLISH}", GERMAN, ENGLISH, f"{ENGLISH} Yes."), True),
+        ("English", (ENGLISH, "What is α?", "No, a β."), False),  # few letters are no language
+    ],
+)
+def test_turns_in_another_language_than_asked_for_are_found(language, texts, is_found):
+    assert (OTHER_LANGUAGE in flaws(said(*texts, language=language), TASK)) == is_found
 
 
 @pytest.mark.parametrize(
@@ -74,6 +129,7 @@ def test_flaws_are_found_by_the_words(texts, found):
         ("Je ne sais pas, mais c'est pour les vacances avec vous.", ("french",)),
         ("No sé qué es, pero me gusta mucho el color y la forma.", ("spanish",)),
         ("山に登るための自転車が欲しいです。", ("japanese",)),
+        ("Jag vet inte vad det är, men jag tycker om färgen.", ("swedish",)),
         ("Bicycle, please.", ()),
     ],
 )
@@ -81,6 +137,53 @@ def test_languages_are_told_by_common_words(text, found):
     assert languages_of(text) == found
     assert speaks_another(text, "German") == (bool(found) and found != ("german",))
     assert not speaks_another(text, "Klingon")  # nothing is known of it
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Det er en god cykel, og den har 21 gear, så den kan klare bakkerne.",  # not Swedish
+        "Szukamy hotelu na tydzień, by dojechać tam do wieczora i odpocząć.",  # not English
+    ],
+)
+def test_words_that_languages_share_tell_none_of_them(text):
+    assert languages_of(text) == ()
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("Danish", "Godmorgen, jeg vil gerne have en kop kaffe, men den må ikke være for varm."),
+        ("Norwegian", "God morgen, jeg vil gjerne ha en kopp kaffe med melk, men ikke for varm."),
+        ("Polish", "Szukamy hotelu nad morzem, by dojechać tam do wieczora i odpocząć po pracy."),
+        ("Finnish", "En tiedä, mikä se on, mutta minä pidän väristä ja haluan sen."),
+        ("Czech", "Hledáme hotel u moře na týden v červenci, ale aby nebyl moc drahý."),
+        ("Hungarian", "Nem tudom, hogy mi az, de a színe nagyon tetszik nekem."),
+        ("Romanian", "Căutăm un hotel la mare pentru o săptămână în iulie, nu foarte scump."),
+        ("Flemish", "Ik weet niet wat het is, maar ik vind de kleur mooi."),
+        ("Mandarin", "我想买一辆自行车去山里骑。"),
+    ],
+)
+def test_no_language_is_taken_for_another(language, text):
+    assert not speaks_another(text, language)
+    assert not speaks_another(text, language, is_turn=True)
+    assert speaks_another(ENGLISH, language, is_turn=True)
+
+
+@pytest.mark.parametrize(
+    ("languages", "row"),
+    [
+        (("Klingon",) * 4, "not checked |  |"),
+        (("Klingon", "German", "German", "German"), "0 of 3 checked | 0.0% |"),
+        (("German",) * 4, "0 | 0.0% |"),
+    ],
+)
+def test_the_card_says_where_the_language_was_not_checked(languages, row):
+    dialogues = [
+        said("Guten Tag.", "Hallo.", "Danke.", language=language, kind="imagined")
+        for language in languages
+    ]
+    assert f"| {OTHER_LANGUAGE} | {row}" in dataset_card(dialogues, TASK)
 
 
 def test_the_card_counts_flaws_of_what_an_llm_wrote():
