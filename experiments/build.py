@@ -383,7 +383,8 @@ def _methods(config: ConfigDict, library: Mapping[str, TrainedMethod]) -> tuple[
 
 def set_of(section: ConfigDict) -> list[str]:
     """Settings of another model in a section that are set."""
-    return [field.name for field in dataclasses.fields(LLMOverride) if section[field.name]]
+    fields = [field for field in dataclasses.fields(LLMOverride) if field.name in section]
+    return [field.name for field in fields if section[field.name] != field.default]
 
 
 def _llm(config: ConfigDict, where: str, like: LLMConfig | None = None, **fixed: Any) -> LLMConfig:
@@ -400,23 +401,36 @@ def _llm(config: ConfigDict, where: str, like: LLMConfig | None = None, **fixed:
     """
     section = functools.reduce(operator.getitem, where.split("."), config)
     override = _make(LLMOverride, section, where)
-    changes = {name: value for name, value in vars(override).items() if value}
+    changes = {name: getattr(override, name) for name in set_of(section)}
+    if override.batch:
+        changes["batch"] = override.batch == "true"
     values = vars(like) if like else values_of(config.llm, LLMConfig)
     has_prices = bool(values["price_input"] or values["price_output"])
     is_another = override.model not in ("", values["model"])
-    if is_another and has_prices and not (override.price_input and override.price_output):
+    is_paid = bool(override.price_input and override.price_output)
+    if is_another and has_prices and not (is_paid or override.free):
         raise ConfigError(
             f"config.{where}.model is {override.model!r}, another model than {values['model']!r}, "
-            f"whose prices are given. Set config.{where}.price_input and price_output too."
+            f"whose prices are given. Set config.{where}.price_input and price_output too, or "
+            f"config.{where}.free=true."
         )
-    if is_another:
+    if is_another or override.free:
         # The cached prices of the other model say nothing of this one.
         changes = {"price_cache_read": 0.0, "price_cache_write": 0.0} | changes
+    if override.free:
+        changes = {"price_input": 0.0, "price_output": 0.0} | changes
+    elif is_another or is_paid:
+        changes["free"] = False
     if (api := override.api) not in ("", values["api"]):
         changes = ABSENT[api] | changes
-    sections = (where, "llm") if override.model else ("llm", where)
-    with errors_of(*sections, config=config):
+    if override.api or override.base_url:
+        changes = {"extra_body": ""} | changes  # what another server has of its own
+    try:
         return LLMConfig(**values | changes | fixed)
+    except SettingError as error:
+        sections = (where, "llm") if error.name in changes else ("llm", where)
+        with errors_of(*sections, config=config):
+            raise
 
 
 def _imagination(config: ConfigDict, rounds: RoundsConfig) -> Imagination:
@@ -451,7 +465,6 @@ def _evaluation(config: ConfigDict) -> Evaluation:
     acts = _make(ActsConfig, section.gdp_zero, "evaluation.gdp_zero").acts or None
     llm = player = None
     if settings.prompted or settings.human == "prompted":
-        # Every turn waits for the one before: batches would take a day for each.
         llm = _llm(config, "evaluation", batch=False)
         if settings.human == "prompted" and set_of(section.player):
             player = _llm(config, "evaluation.player", like=llm)

@@ -236,11 +236,33 @@ class PlantedFlawsConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class LLMOverride(Settings):
-    """Another model than `config.llm` for one purpose; empty or 0 = as there."""
+    """Another model than `config.llm` for one purpose; the defaults = as there.
+
+    Another server gets no `extra_body`, and another wire format nothing that it has not.
+    """
 
     model: str = setting("Another model than config.llm.model.", "")
     base_url: str = setting("Another address than config.llm.base_url.", "")
     api: str = setting("Another wire format than config.llm.api.", "", choices=("", *APIS))
+    temperature: float = setting(
+        "Another sampling temperature than config.llm.temperature; -2 = as there, -1 = the "
+        "service's own.",
+        -2.0,
+        least=-2,
+        most=2,
+    )
+    max_tokens: int = setting(
+        "Another longest answer than config.llm.max_tokens; 0 = as there.", 0, least=0
+    )
+    batch: str = setting(
+        "Other than config.llm.batch; empty = as there.",
+        "",
+        choices=("", "true", "false"),
+        shapes_result=False,
+    )
+    free: bool = setting(
+        "This model costs nothing, whatever the prices of config.llm.", False, shapes_result=False
+    )
     price_input: float = price("input tokens")
     price_output: float = price("output tokens")
     price_cache_read: float = price("tokens read from the prompt cache")
@@ -488,8 +510,12 @@ SECTIONS: dict[str, tuple[type[Settings], ...]] = {
 }
 # Fields that are no settings: derived from others, or of pretrained networks alone.
 _DERIVED = {
-    "imagination": ("seed", "max_turns", "sampling"),
-    "hindsight": ("seed",),
+    # Longest answer and batches of stages are those of config.llm.
+    "imagination": ("seed", "max_turns", "sampling", "max_tokens", "batch"),
+    "hindsight": ("seed", "max_tokens", "batch"),
+    # Every turn waits for the one before: batches would take a day for each.
+    "evaluation": ("batch",),
+    "evaluation.player": ("batch",),
     "model": (
         "decoder",
         *(

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.build import Experiment
+from experiments.build import Experiment, set_of
 from experiments.config import SECTIONS
 from experiments.files import read_json_object, write_atomically
 from experiments.methods import file_digest
@@ -288,7 +288,7 @@ def _named(key: str, experiment: Experiment, before: Mapping[str, Any]) -> str:
     section, of_llm, name = key.partition(".llm.")
     if of_llm:
         own = functools.reduce(operator.getitem, section.split("."), experiment.settings)
-        is_own = bool(own.get(name))  # another model than that of the section above
+        is_own = name in set_of(own)  # another model than that of the section above
         if (other := _inherited_from(key)) and not is_own:
             if before.get(key) == before.get(other):
                 return _named(other, experiment, before)

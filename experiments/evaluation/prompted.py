@@ -50,7 +50,7 @@ def agent_settings(experiment: Experiment, agent: str) -> dict[str, Any]:
 def has_prices(evaluation: Evaluation) -> bool:
     """True if the cost of the LLM's answers is known."""
     llm = evaluation.llm
-    return llm is not None and bool(llm.price_input or llm.price_output)
+    return llm is not None and llm.is_priced
 
 
 @contextlib.contextmanager

@@ -151,6 +151,11 @@ class LLMConfig(Settings):
         "Price of a batch as a fraction of these prices.", 0.5, least=0, shapes_result=False
     )
     price_date: str = setting("Date of these prices.", "", shapes_result=False)
+    free: bool = setting(
+        "The model costs nothing, as one on this machine: max_cost asks for no prices of it.",
+        False,
+        shapes_result=False,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,12 +174,20 @@ class LLMConfig(Settings):
                 raise SettingError(name, value, problem)
         self._further_fields()
         # Without prices every call would seem free and the limit would never hold.
-        if self.max_cost and not (self.price_input > 0 and self.price_output > 0):
+        if self.max_cost and not self.is_priced:
             raise SettingError(
                 "max_cost",
                 self.max_cost,
-                "must be 0 where price_input and price_output are not both given",
+                f"must be 0 where price_input and price_output of {self.model!r} are not both "
+                "given; a model that costs nothing has free=true",
             )
+        if self.free and (self.price_input or self.price_output):
+            raise SettingError("free", True, f"must be false where {self.model!r} has prices")
+
+    @property
+    def is_priced(self) -> bool:
+        """True where it is known what a call costs."""
+        return self.free or (self.price_input > 0 and self.price_output > 0)
 
     @property
     def determining(self) -> tuple[Any, ...]:

@@ -286,7 +286,8 @@ def forecast(
         f"Tokens are estimated at {CHARACTERS_PER_TOKEN} characters each, answers at an ordinary "
         "size; cached input would be cheaper."
     )
-    return Forecast(tuple(steps), (sizes, *notes, *_price_notes(llm)))
+    models = [llm, *filter(None, (own or {}).values())]
+    return Forecast(tuple(steps), (sizes, *notes, *_price_notes(models)))
 
 
 def _total(
@@ -306,10 +307,12 @@ def _total(
     return tuple(fixed + round(sampled * factor) for fixed, sampled in pairs)
 
 
-def _price_notes(llm: LLMConfig) -> list[str]:
-    if not (llm.price_input and llm.price_output):
-        return ["No prices are configured: the cost is not known, not zero."]
-    return [f"Prices as of {llm.price_date}."] if llm.price_date else []
+def _price_notes(models: Sequence[LLMConfig]) -> list[str]:
+    unpriced = dict.fromkeys(each.model for each in models if not each.is_priced)
+    if unpriced:
+        names = ", ".join(unpriced)
+        return [f"No prices are configured for {names}: the cost is not known, not zero."]
+    return [f"Prices as of {models[0].price_date}."] if models[0].price_date else []
 
 
 def _cost(llm: LLMConfig, tokens_in: int, tokens_out: int) -> float:

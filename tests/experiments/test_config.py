@@ -219,6 +219,72 @@ def test_a_purpose_of_imagining_may_have_a_model_of_its_own():
         checked(config(**{"imagination.human__model": "m"}), judged=False)
 
 
+PRICES = {"price_input": 3.0, "price_output": 15.0}
+CRITIC = {f"imagination.critic__{name}": value for name, value in PRICES.items()}
+
+
+def models_of(**changes):
+    changes = {**IMAGINES, "llm__model": "m", "imagination.critic__model": "wise", **changes}
+    imagination = checked(config(**changes), judged=False).imagination
+    return imagination.llm, imagination.models["critic"]
+
+
+def test_a_model_that_costs_nothing_is_limited_beside_one_that_does():
+    with pytest.raises(ConfigError, match=r"config\.llm\.max_cost is 5\.0.*of 'm'.*free=true"):
+        models_of(llm__max_cost=5.0, **CRITIC)
+    writer, critic = models_of(llm__max_cost=5.0, llm__free=True, **CRITIC)
+    assert (writer.free, writer.cost({"input_tokens": 10**6})) == (True, 0)
+    assert (critic.free, critic.cost({"input_tokens": 10**6}), critic.max_cost) == (False, 3, 5)
+    # Nothing is known of another model than the one that is free.
+    with pytest.raises(ConfigError, match=r"max_cost is 5\.0.*of 'wise'"):
+        models_of(llm__max_cost=5.0, llm__free=True)
+    paid = {f"llm__{name}": value for name, value in PRICES.items()}
+    with pytest.raises(ConfigError, match=r"config\.imagination\.critic\.free=true"):
+        models_of(llm__max_cost=5.0, **paid)
+    writer, critic = models_of(
+        llm__max_cost=5.0, llm__price_cache_read=1.0, **paid, **{"imagination.critic__free": True}
+    )
+    assert writer.is_priced and critic.is_priced and critic.max_cost == 5
+    tokens = ("input_tokens", "output_tokens", "cache_read_tokens")
+    assert critic.cost(dict.fromkeys(tokens, 10**6)) == 0 < writer.cost({tokens[0]: 1})
+    with pytest.raises(ConfigError, match=r"critic\.free is True, but must be false where 'wise'"):
+        models_of(**CRITIC, **{"imagination.critic__free": True})
+
+
+def test_a_step_may_have_its_own_sampling_and_do_without_batches():
+    judge = {"imagination.critic__temperature": 0.0, "imagination.critic__max_tokens": 99}
+    writer, critic = models_of(llm__temperature=0.8, **judge)
+    assert (writer.temperature, critic.temperature) == (0.8, 0.0)
+    assert (writer.max_tokens, critic.max_tokens) == (4096, 99)
+    for value, expected in ((-2.0, 0.8), (-1.0, -1.0)):
+        _, critic = models_of(llm__temperature=0.8, **{"imagination.critic__temperature": value})
+        assert critic.temperature == expected
+    chat = {"imagination.critic__api": "chat_completions"}
+    with pytest.raises(ConfigError, match=r"config\.imagination\.critic\.batch is True"):
+        models_of(**chat, **{"imagination.critic__batch": "true"})
+    writer, critic = models_of(llm__batch=True, **{"imagination.critic__batch": "false"})
+    assert (writer.batch, critic.batch) == (True, False)
+    _, critic = models_of(**{"imagination.critic__batch": "true"})
+    assert critic.batch
+    # A turn that waits for the one before is asked for by itself.
+    assert "batch" not in config().evaluation and "batch" not in config().evaluation.player
+
+
+def test_another_server_gets_no_fields_that_it_has_not():
+    local = {
+        **{"llm__api": "chat_completions", "llm__base_url": "http://127.0.0.1:1/v1"},
+        **{"llm__seed": 3, "llm__presence_penalty": 1.0, "llm__extra_body": '{"min_p": 0.05}'},
+        **{"llm__temperature": 0.5, "llm__top_k": 9},
+    }
+    writer, critic = models_of(**local)
+    assert critic.sampling() == writer.sampling()
+    hosted = {"imagination.critic__base_url": "https://host.example/v1"}
+    _, critic = models_of(**local, **hosted)
+    assert critic.sampling() == {k: v for k, v in writer.sampling().items() if k != "min_p"}
+    _, critic = models_of(**local, **hosted, **{"imagination.critic__api": "messages"})
+    assert critic.sampling() == {"temperature": 0.5, "top_k": 9}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -232,6 +298,15 @@ def test_a_purpose_of_imagining_may_have_a_model_of_its_own():
             {**IMAGINES, "imagination__model": "m", "llm__max_cost": 3.0},
             r"config\.llm\.max_cost is 3\.0",
         ),
+        (
+            {**IMAGINES, "imagination__model": "m", "llm__temperature": -0.5},
+            r"config\.llm\.temperature is -0\.5",
+        ),
+        (
+            {**IMAGINES, "llm__model": "m", "imagination__temperature": -0.5},
+            r"config\.imagination\.temperature is -0\.5",
+        ),
+        ({**IMAGINES, "llm__free": True, "llm__price_input": 1.0, "llm__model": "m"}, "free"),
     ],
 )
 def test_a_wrong_llm_is_told_in_the_section_that_is_wrong(changes, message):

@@ -177,6 +177,15 @@ def test_so_had_those_of_models_that_speak_in_the_evaluation(tmp_path: Path):
         check_stage(folder, "evaluate", experiment(**speaks, llm__top_k=5))
 
 
+def test_a_temperature_of_ones_own_is_named_as_such_though_it_is_zero(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    speaks = {"evaluation__human": "prompted", "llm__model": "m", "llm__temperature": 0.8}
+    begin_stage(folder, "evaluate", experiment(**speaks))
+    folder.evaluation.write_text("{}")
+    with pytest.raises(RunError, match=r"config\.evaluation\.temperature was 0\.8, now 0\.0"):
+        check_stage(folder, "evaluate", experiment(**speaks, evaluation__temperature=0.0))
+
+
 def test_without_files_nothing_is_bound(tmp_path: Path):
     folder = RunFolder(tmp_path)
     begin_stage(folder, "train", experiment())

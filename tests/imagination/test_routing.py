@@ -85,6 +85,39 @@ def test_answers_come_in_the_order_of_their_questions_and_one_limit_holds_for_al
     assert again.from_cache and again.text == found[0].text
 
 
+def test_a_model_that_costs_nothing_shares_the_limit_of_one_that_does(tmp_path):
+    questions = [request(f"question {i}", step="engine/script") for i in range(20)]
+    judged = [request(f"verdict {i}", step="engine/critique") for i in range(60)]
+
+    async def run():
+        paid = config(server, model="critic", max_tokens=300, max_cost=0.008)
+        no_prices = dict.fromkeys(("price_input", "price_output", "price_cache_read"), 0.0)
+        llm = dataclasses.replace(paid, model="writer", free=True, **no_prices)
+        client = RoutedClient(llm, tmp_path, {"critic": paid}, PURPOSE_OF_STEP)
+        try:
+            found = await client.ask_all(questions)
+            with pytest.raises(CostLimitError):
+                await client.ask_all(judged)
+            return found, client.meter
+        finally:
+            await client.close()
+
+    with MessagesServer(answer) as server:
+        found, meter = asyncio.run(run())
+    assert [each.model for each in found] == ["writer"] * 20
+    costs = {row["step"]: row["cost"] for row in meter.summary()}
+    assert costs["engine/script"] == 0 < costs["engine/critique"] <= 0.008
+
+
+def test_the_forecast_names_models_whose_prices_are_not_known():
+    settings, free = EngineConfig(dialogues=2), LLMConfig(model="writer", free=True)
+    text = forecast_imagination(TASK, settings, free).to_markdown(prompts=False)
+    assert "No prices" not in text
+    other = {"critic": LLMConfig(model="wise")}
+    text = forecast_imagination(TASK, settings, free, other).to_markdown(prompts=False)
+    assert "No prices are configured for wise: the cost is not known" in text
+
+
 def test_the_forecast_has_the_prices_of_each_model():
     llm = LLMConfig(model="writer", price_input=1.0, price_output=5.0)
     dear = dataclasses.replace(llm, model="critic", price_input=10.0, price_output=50.0)
