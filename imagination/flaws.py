@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -75,8 +76,8 @@ def flaws(dialogue: Dialogue, task: Task) -> dict[str, str]:
 def _repeated(dialogue: Dialogue) -> str:
     said: dict[str, set[str]] = {speaker: set() for speaker in _OTHER}
     for turn in dialogue.turns:
-        sentences = _sentences(turn.text, longer_than=_SHORT)
-        if len(set(sentences)) < len(sentences):
+        times = Counter(_sentences(turn.text, longer_than=_SHORT - 1))
+        if any(n > 2 or (n > 1 and len(words.split()) > _SHORT) for words, n in times.items()):
             return turn.text
         sayings = _sayings(turn.text)
         if not sayings.isdisjoint(said[turn.speaker]):

@@ -43,6 +43,8 @@ HELLO = ("I want to buy a bicycle.", "What do you want it for?")
         (("I see. I want to buy a bicycle.", "Fine.", "Oh. I want to buy a bicycle."), (REPEATS,)),
         (("Thank you so much! Hello.", "Hi.", "Bye. Thank you so much!"), ()),
         (("I like this one. I like this one. Do you?", "Yes.", "Good."), (REPEATS,)),
+        (("I want one. I want one. I want one.", "Yes.", "Good."), (REPEATS,)),
+        (("I want one. I want one!", "Thank you! Thank you! Thank you!", "Good."), ()),
         ((HELLO[0], "Fine. I want to buy a bicycle. And you?", "Yes."), (ECHOES,)),
         (("I ride mountain trails on a tight budget.", "Take this.", "Fine."), (NAMES_PERSONA,)),
         (("Mountain trails, please.", "What else?", "A tight budget."), (NAMES_PERSONA,)),
