@@ -37,7 +37,7 @@ class PersonaLoss:
     Attributes:
         conversations: That were looked at.
         candidates: Mean loss of a conversation by what was not among the candidates.
-        candidates_ci95: Its interval, over humans and trainings; None of a single conversation.
+        candidates_ci95: Its interval, over humans and trainings; None of a single human.
         choice: Mean loss of a conversation by the choice among them.
         choice_ci95: Its interval.
     """

@@ -104,7 +104,7 @@ def crossed_mean(
         confidence: Probability in (0, 1) that the interval should cover.
 
     Returns:
-        Mean, low and high; nan for the latter two where there is a single training and human.
+        Mean, low and high; nan for the latter two where there is a single human.
     """
     values = np.asarray(values, dtype=float)
     mean = float(values.mean())
@@ -115,7 +115,7 @@ def crossed_mean(
         if (degrees := len(sums) - 1) > 0:
             variance = np.sum(sums**2) / values.size**2 * len(sums) / degrees
             parts.append((variance, degrees))
-    if not parts:
+    if len(set(humans)) < 2:  # however many trainings: nothing is known of others
         return Interval(mean, np.nan, np.nan)
     variances, degrees = np.array(parts).T
     total = variances.sum()

@@ -156,8 +156,9 @@ class TestCrossedMean:
         found = statistics.crossed_mean(values, np.repeat([0, 1, 2], 5), [*range(5)] * 3)
         np.testing.assert_allclose(found, [3.0, 3.0 - half, 3.0 + half])
 
-    def test_a_single_conversation_has_no_interval(self):
-        found = statistics.crossed_mean([2.0], [0], [0])
+    @pytest.mark.parametrize("trainings", [1, 3])
+    def test_a_single_human_says_nothing_of_others(self, trainings):
+        found = statistics.crossed_mean([2.0] * trainings, range(trainings), [0] * trainings)
         assert found.mean == 2.0 and np.isnan([found.low, found.high]).all()
 
     @pytest.mark.parametrize("kept", [1.0, 0.4])

@@ -43,8 +43,8 @@ CAPTIONS = {
     ),
     "reward_distributions": (
         "Rewards of single conversations",
-        "Share of the conversations{populations} that ended with each reward; vertical lines are "
-        "means. {outlined}The grey row, if there is one, is what the methods learned from: an "
+        "Share of the conversations{populations} that ended with each reward, and their means. "
+        "{outlined}The grey row, if there is one, is what the methods learned from: an "
         "agent that only imitates looks like it, one that improves on its data stands to the right "
         "of it.",
     ),
@@ -108,7 +108,8 @@ _OF_POPULATIONS = {
     False: {"populations": " on the {population} population", "outlined": ""},
     True: {
         "populations": " on each population",
-        "outlined": "Filled: the {population} population; the line around it: {others}. ",
+        "outlined": "Filled, with a solid line at the mean: the {population} population; outlined, "
+        "with a broken one: {others}. ",
     },
 }
 _REFERENCES = (
