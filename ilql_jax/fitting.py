@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import numbers
 import os
@@ -106,7 +107,10 @@ def fit(
             writes in the data.
         max_utterance: Longest action, the stop token included; by default the longest in the data.
         decoding: Rule by which actions are chosen, as config or text ("sampled at 0.6, best of
-            16"); by default sampled, or for methods that learn values the last of their own.
+            16"). By default, with `validate`, the one that it judges best after the training: of
+            the method's own, and of the policy alone at their temperatures, which values must not
+            be worse than. Without `validate` nothing is tried: sampled, or for methods that learn
+            values the last of their own.
         reward_scale: Factor of the rewards in training: "unit_spread" = one over the standard
             deviation of the episodes' returns, which the defaults of the methods are made for.
             Values are told in the rewards' own unit all the same. (Q-SFT learns probabilities and
@@ -125,7 +129,8 @@ def fit(
         seed: Seeds the initial weights and the order of the data.
         folder: Checkpoints and the policy go there; a temporary folder, removed again, by default.
         validate: Judges the policy during training, e.g. by `environment.evaluate`; its result goes
-            to `on_metrics` as "validation/return". The training is the same with and without.
+            to `on_metrics` as "validation/return". The training is the same with and without. It
+            also chooses the decoding where none is given.
         validate_every: Steps between validations.
         on_metrics: Called with a step and its metrics.
         progress: Show a bar in the terminal.
@@ -160,6 +165,7 @@ def fit(
     trajectories = _checked(list(trajectories), vocab_size, stop_token)
     longest = max(int(np.diff(_edges(each)).max()) + 1 for each in trajectories)
     max_utterance = longest if max_utterance is None else int(max_utterance)
+    tried = _tried(method) if validate and decoding is None else ()
     decoding = _decoding(decoding, method)
     _check_rewards(trajectories, method)
     if model.value_heads == "probabilities":  # the method brings returns to [0, 1] itself
@@ -192,9 +198,9 @@ def fit(
         data, batch_rows, length, token_discount, utterance_discount, scale * start_value
     )
 
-    def judge(step: int, params: Params) -> dict[str, float]:
+    def judged(params: Params, description: PolicyDescription) -> float:
         result = validate(_policy(description, params, method))
-        return {"return": result.mean_return if isinstance(result, Evaluation) else float(result)}
+        return result.mean_return if isinstance(result, Evaluation) else float(result)
 
     with _folder(folder) as path:
         params = train(
@@ -207,11 +213,15 @@ def fit(
             path / "checkpoints",
             metadata={"reward_scale": scale, "baseline": start_value},
             on_metrics=on_metrics,
-            validate=judge if validate else None,
+            validate=(lambda _, now: {"return": judged(now, description)}) if validate else None,
             validate_every=validate_every,
             start_from=start_from,
             progress=progress,
         )
+        choices = [
+            dataclasses.replace(description, decoding=dataclasses.asdict(each)) for each in tried
+        ]
+        description = max(choices, key=functools.partial(judged, params), default=description)
         merged, params = merge_adapters(model, params)
         description = dataclasses.replace(description, model=merged)
         save_policy(path, params, description)
@@ -264,6 +274,12 @@ def _decoding(decoding: DecodingConfig | str | None, method: Method) -> Decoding
         decoding = DecodingConfig.parse(decoding)
     method.check_decoding(decoding)
     return decoding
+
+
+def _tried(method: Method) -> tuple[DecodingConfig, ...]:
+    """The default, the others of the method, and those without values: ties go to the first."""
+    own = [_decoding(None, method), *map(DecodingConfig.parse, method.decodings)]
+    return tuple(dict.fromkeys([*own, *(each.without_values for each in own)]))
 
 
 def _left_to_method(

@@ -66,6 +66,11 @@ class DecodingConfig(Settings):
         """True if the utterance depends on the values."""
         return self.candidates > 1 or self.steering_strength != 0
 
+    @property
+    def without_values(self) -> DecodingConfig:
+        """The cloned policy alone, at the same temperature."""
+        return dataclasses.replace(self, steering_strength=0.0, candidates=1)
+
     def __str__(self) -> str:
         parts = ["sampled"] if self.temperature == 1 else [f"sampled at {self.temperature:g}"]
         if self.temperature == 0:

@@ -47,7 +47,8 @@ METHOD = Method(
     polyak_averaged=("q",),
     network=network_for,
     values_by_token=values_by_token,
-    decodings=("sampled at 0.4, best of 8", "sampled at 0.6, best of 16"),
+    # The policy alone, too: values of the behaviour may choose worse than it.
+    decodings=("sampled at 0.4, best of 8", "sampled at 0.4", "sampled at 0.6, best of 16"),
     color="#009e73",
     marker="^",
 )

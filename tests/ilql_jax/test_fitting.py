@@ -155,6 +155,33 @@ def test_a_judge_watches_without_changing_the_training():
     assert judged[3]["validation/return"] == pytest.approx(responses(watched)[0][1])
 
 
+def judge_that_likes(*liked):
+    return lambda policy: float(str(policy.decoding) in liked)
+
+
+@pytest.mark.parametrize(
+    ("method", "liked", "chosen"),
+    [
+        ("ilql", ["sampled at 0.4, best of 8"], "sampled at 0.4, best of 8"),
+        ("ilql", ["sampled at 0.6"], "sampled at 0.6"),  # the policy that is re-ranked
+        ("ilql", [], "sampled at 0.6, best of 16"),  # level: the default
+        ("mc", ["sampled at 0.4"], "sampled at 0.4"),
+        ("bc", ["greedy"], "greedy"),
+    ],
+)
+def test_a_judge_chooses_the_decoding_where_none_is_given(method, liked, chosen, tmp_path):
+    policy = fit_small(
+        method=method, decoding=None, validate=judge_that_likes(*liked), folder=tmp_path
+    )
+    assert str(policy.decoding) == str(Policy.load(tmp_path).decoding) == chosen
+
+
+def test_a_decoding_that_is_given_or_not_judged_is_kept():
+    given = fit_small(validate=judge_that_likes("greedy"))
+    assert str(given.decoding) == BEST_OF_4
+    assert str(fit_small(decoding=None).decoding) == "sampled at 0.6, best of 16"
+
+
 def changed(**fields):
     return [dataclasses.replace(DATA[0], name="walk", **fields)]
 

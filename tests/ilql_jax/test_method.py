@@ -243,6 +243,11 @@ def test_the_table_is_in_order():
             method.check_decoding(decoding)
 
 
+def test_monte_carlo_values_are_tried_against_the_policy_that_they_re_rank():
+    first, *others = map(DecodingConfig.parse, METHODS["mc"].decodings)
+    assert first.reads_values and first.without_values in others
+
+
 def test_decodings_that_ask_for_values_that_are_not_learned_are_refused():
     ilql, steered = METHODS["ilql"], DecodingConfig.parse("greedy, steered by 8")
     with pytest.raises(MethodError, match="needs values, and bc learns none"):
