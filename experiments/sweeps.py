@@ -50,6 +50,7 @@ SMALL_EVALUATION: Mapping[str, Any] = {
     "evaluation.diagnosed_episodes": 0,
 }
 PLAIN = '("sampled", "sampled at 0.5", "greedy")'  # by the policy alone, no values asked
+BY_Q = '("sampled at 0.4, best of 8", "sampled at 0.6, best of 16")'
 ALL = "all"
 WITH_HINDSIGHT = ("counseling", "persuasion")
 WORLDS = ("teaching", "travel", *WITH_HINDSIGHT)
@@ -137,7 +138,7 @@ def gain(base: Base) -> Sweep:
 
 def _crossed(base: Base, name: str, labels: tuple[str, str, str, str]) -> tuple[Variant, ...]:
     """A method with and without choice by Q and advantage weights: both, one, the other, none."""
-    weighted = base.methods(name)
+    weighted = base.methods(name) | {f"decoding.{name}": BY_Q}
     unweighted = weighted | {f"method.{name}.awac_temperature": 0.0}
     plain = {f"decoding.{name}": PLAIN}
     return (

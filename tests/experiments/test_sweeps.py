@@ -61,7 +61,7 @@ def test_the_parts_of_ilql_are_crossed_and_credit_is_told_from_what_comes_with_i
         (
             each.settings["methods"],
             any(key.endswith("awac_temperature") for key in each.settings),
-            any(key.startswith("decoding.") for key in each.settings),
+            "best of" in each.settings[f"decoding.{each.settings['methods']}"],
         )
         for each in sweep.variants[:8]
     }
