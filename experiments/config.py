@@ -553,10 +553,8 @@ def base_config() -> ConfigDict:
 def add_method(config: ConfigDict, method: Method | str) -> Method:
     """Adds a method's settings, and the decodings that are tried for it, where they are missing.
 
-    An experiment's file calls it for a method of its own, whose settings it then changes:
-
-        add_method(config, "sarsa.py")
-        config.method.sarsa.value_loss_weight = 0.2
+    An experiment's file calls it for a method of its own, whose settings it then changes (see
+    docs/own_method.md).
 
     Args:
         config: Of `base_config`.
