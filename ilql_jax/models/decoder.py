@@ -39,7 +39,7 @@ class Decoder(nnx.Module):
         if config.scan_layers:
             self.blocks = _stacked_blocks(config, rngs)
         else:
-            self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
+            self.blocks = nnx.List(_separate_blocks(config, rngs))
         self.final_norm = norm(config, config.hidden_size, rngs)
         if not config.tied_output:
             self.output_embedding = _embedding(config, config.vocab_size, rngs)
@@ -213,3 +213,24 @@ def _stacked_blocks(config: DecoderConfig, rngs: nnx.Rngs) -> Block:
         return Block(config, rngs)
 
     return create(rngs)
+
+
+def _separate_blocks(config: DecoderConfig, rngs: nnx.Rngs) -> list[Block]:
+    """Builds the blocks of an unrolled network: parameters as if drawn one block after the other.
+
+    They are drawn in a scan, so that a block's initialization is compiled once for all layers.
+    """
+    stream = rngs.default
+    key = stream.key[...]
+
+    def create(drawn: Array, _: None) -> tuple[Array, Any]:
+        of_layer = nnx.Rngs(key)
+        of_layer.default.count[...] = drawn
+        params = nnx.state(Block(config, of_layer))
+        return of_layer.default.count[...], params
+
+    drawn, stacked = jax.lax.scan(create, stream.count[...], None, length=config.num_layers)
+    stream.count[...] = drawn
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
+    layers = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(config.num_layers)]
+    return [nnx.merge(graph, params) for params in layers]

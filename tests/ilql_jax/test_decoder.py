@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_networks
+from flax import nnx
 
 from ilql_jax import losses
 from ilql_jax.decode import sample
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.models.attention import _attend, attend, packed_causal_mask
+from ilql_jax.models.blocks import Block, norm
+from ilql_jax.models.decoder import Decoder, _embedding
 from ilql_jax.models.hugging_face.families import GPT2, PretrainedError
 from ilql_jax.models.hugging_face.read import params_from_gpt2
 from ilql_jax.policy import ContextError, DecodingConfig, Policy
@@ -31,6 +34,36 @@ def random_params(seed=0, scale=0.3):
 @pytest.fixture(scope="module")
 def params():
     return random_params()
+
+
+# --- parameters ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [{}, {"mlp": "swiglu", "fused_qkv": False, "lora_rank": 2}])
+def test_unrolled_layers_draw_their_parameters_one_after_the_other(family):
+    config = DecoderConfig(VOCAB, 16, 3, 2, 32, 24, tied_output=False, **family)
+
+    @jax.jit
+    def drawn():
+        return nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(5))))
+
+    @jax.jit
+    def in_turn():
+        rngs = nnx.Rngs(5)
+        embeddings = [nnx.to_pure_dict(nnx.state(_embedding(config, n, rngs))) for n in (VOCAB, 24)]
+        blocks = [nnx.to_pure_dict(nnx.state(Block(config, rngs))) for _ in range(3)]
+        norm(config, 16, rngs)
+        return embeddings, blocks, nnx.to_pure_dict(nnx.state(_embedding(config, VOCAB, rngs)))
+
+    params, (embeddings, blocks, output) = drawn(), in_turn()
+    parts = [params["token_embedding"], params["position_embedding"]], [*params["blocks"].values()]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (*parts, params["output_embedding"]),
+        (embeddings, blocks, output),
+    )
+    first, second = (blocks[i]["mlp_in"]["kernel"] for i in (0, 1))
+    assert not np.array_equal(first, second)
 
 
 # --- attention ----------------------------------------------------------------------------------
