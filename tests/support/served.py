@@ -106,6 +106,7 @@ def run_folder(path: Path, units: Sequence[Unit] = (Unit("ilql", 0),), **changes
             "seed": experiment.seed + unit.seed,
             "unit": unit.name,
             "reward_scale": 1.0,
+            "packing": {"baseline": 0.0},
         }
         with contextlib.closing(Checkpoints(folder.checkpoints(unit), metadata)) as checkpoints:
             checkpoints.save(experiment.train.steps, {"params": params}, {})
