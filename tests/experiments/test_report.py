@@ -568,6 +568,7 @@ def long_names(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("long")
     evaluations.evaluation(content, content).write(folder / "evaluation.json")
     evaluations.heldout().write(folder / "heldout.json")
+    both = ("average", "difficult")
     longest = {"temperament": ("dislikes_first_offer", "overstates"), "level": ("novice", "expert")}
     talks = [
         dataclasses.replace(
@@ -575,7 +576,7 @@ def long_names(tmp_path_factory) -> Path:
             persona={axis: values[episode % 2] for axis, values in longest.items()},
         )
         for name in names
-        for where in ("average", "difficult")
+        for where in both
         for seed in range(2)
         for episode in range(24)
     ]
