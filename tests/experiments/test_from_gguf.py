@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import real_model
+from hugging_face import pack, torch_logits
 from safetensors.numpy import load_file
+from small_networks import logits
 
 from experiments import from_gguf
 from experiments.from_gguf import GgufError, convert
-from ilql_jax.models.hugging_face.read import find, read_config
+from ilql_jax.models import ModelConfig
+from ilql_jax.models.hugging_face.read import find, read_config, start_params
+from ilql_jax.policy import DecodingConfig, Policy
 from imagination.dialogue import Turn
 from imagination.tokenization import DialogueTokenizer
 
@@ -85,6 +91,55 @@ def test_weights_tokenizer_and_template_of_a_file_become_a_folder_to_start_from(
     assert context[0] == context[-len("assistant\n") - 1] == 0 and tokenizer.end == 1
     with pytest.raises(GgufError, match="holds something already"):
         convert(tmp_path / "tiny.gguf", folder)
+
+
+@pytest.fixture(params=[2, pytest.param(real_model.LAYERS, marks=pytest.mark.slow)])
+def real(request, tmp_path):
+    """Number of layers, and a folder with so many of SmolLM2's."""
+    for name in ("gguf", "accelerate", "torch"):
+        pytest.importorskip(name, reason="GGUF files need the extra 'gguf'")
+    if not real_model.GGUF.exists():
+        pytest.skip("no local model: FETCH_ONLY=1 experiments/local_llm.sh")
+    file = real_model.GGUF
+    if request.param < real_model.LAYERS:
+        file = tmp_path / "first.gguf"
+        real_model.write_first_layers(file, request.param)
+    convert(file, tmp_path / "smollm2")
+    return request.param, tmp_path / "smollm2"
+
+
+def test_a_real_checkpoint_computes_what_torch_does_and_answers_in_bfloat16(real):
+    from transformers import AutoModelForCausalLM
+
+    layers, folder = real
+    decoder = read_config(find(str(folder), weights=False))
+    assert (decoder.num_layers, decoder.hidden_size) == (layers, 576)
+    tokenizer = DialogueTokenizer.load(folder)
+    context = tokenizer.context([Turn("human", "Which city is the capital of France?")])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    expected = torch_logits(model, context.astype(np.int64))
+
+    scanned = ModelConfig(replace(decoder, scan_layers=True), 8, value_heads="tied")
+    params = start_params(folder, scanned, seed=0)
+    ours = logits(scanned, params, pack([context], 40))[0, : len(context)]
+    assert np.abs(ours - expected).max() < 1e-5 * np.ptp(expected)
+    np.testing.assert_array_equal(ours.argmax(-1), expected.argmax(-1))
+
+    policy = Policy(
+        ModelConfig(replace(scanned.decoder, compute_dtype="bfloat16"), 8, value_heads="tied"),
+        params,
+        DecodingConfig.parse("greedy"),
+        stop_token=tokenizer.end,
+        allowed=tokenizer.writable(decoder.vocab_size),
+        max_utterance=12,
+        batch_size=1,
+        max_context=64,
+    )
+    answer = policy.respond([context], [0])[0]
+    assert np.isfinite([answer.log_prob, answer.q, answer.v]).all()
+    # Rounding decides between words that are as good as equal.
+    assert ours[-1][answer.tokens[0]] > ours[-1].max() - 0.05 * np.ptp(ours[-1])
+    assert any(map(str.isalpha, tokenizer.decode(answer.tokens)))
 
 
 def test_what_cannot_be_read_is_told(tmp_path, monkeypatch):
