@@ -17,22 +17,24 @@ from ml_collections import ConfigDict
 
 from experiments.config import (
     ActsConfig,
-    AnswersConfig,
     BatchConfig,
     ChatConfig,
     ConfigError,
     DataConfig,
     EvaluationConfig,
     ExportConfig,
+    RunConfig,
+    SpeakingConfig,
+    TaskConfig,
+    TokenizerConfig,
+)
+from experiments.imagination_config import (
+    AnswersConfig,
     HindsightConfig,
     ImaginerConfig,
     LLMOverride,
     PlantedFlawsConfig,
     RoundsConfig,
-    RunConfig,
-    SpeakingConfig,
-    TaskConfig,
-    TokenizerConfig,
     WorldHindsightConfig,
 )
 from experiments.methods import (

@@ -14,12 +14,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.build import Experiment, build, errors_of, set_of
-from experiments.config import (
-    ConfigError,
-    PlantedFlawsConfig,
-    RoundsConfig,
-    WorldHindsightConfig,
-)
+from experiments.config import ConfigError
+from experiments.imagination_config import PlantedFlawsConfig, RoundsConfig, WorldHindsightConfig
 from experiments.methods import TrainedMethod, in_order
 from experiments.metrics import check_backends
 from experiments.provenance import accelerators

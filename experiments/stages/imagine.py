@@ -14,8 +14,9 @@ from rich.console import Console
 
 from experiments import own_dialogues, tasks
 from experiments.build import Experiment, Imagination, errors_of
-from experiments.config import DataConfig, PlantedFlawsConfig
+from experiments.config import DataConfig
 from experiments.files import write_atomically, written_in_chunks
+from experiments.imagination_config import PlantedFlawsConfig
 from experiments.run_folder import RunFolder
 from experiments.terminal import progress_bars
 from experiments.training_data import check_words
