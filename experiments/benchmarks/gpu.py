@@ -372,9 +372,9 @@ def _train(imagined: Path, environment: Mapping[str, str]) -> tuple[float, float
         seen.extend([time.perf_counter() - begun] * (lines - len(seen)))
 
     _launch(workdir, "--stage=train", every, environment=environment, meanwhile=watch)
-    first, last = seen
-    steps = json.loads(log.read_text("utf-8").splitlines()[-1])["step"]
-    return first, (steps - 1) / (last - first)
+    steps = [json.loads(line)["step"] for line in log.read_text("utf-8").splitlines()]
+    last = steps.index(max(steps))  # what else is told of that step comes later
+    return seen[0], (steps[last] - steps[0]) / (seen[last] - seen[0])
 
 
 def _launch(
