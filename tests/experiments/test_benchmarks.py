@@ -25,7 +25,8 @@ def test_memory_grows_with_tokens_and_not_with_tokens_by_vocabulary():
     assert grown[1] < 0.4 * all_scores[1]
 
 
-@pytest.mark.parametrize("heads", ["mlp", pytest.param("tied", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("heads", ["mlp", "tied"])
 def test_a_smaller_chunk_takes_less_memory(heads):
     decoder, _ = memory.SIZES["tiny"]
     model = ModelConfig(decoder, 32, utterance_q="last", value_heads=heads)

@@ -132,7 +132,7 @@ def get_config():
     "settings",
     [
         "add_method(config, {file!r}); config.method.mine.sharpness = 3.0",
-        'config.method.mine = ConfigDict({{"sharpness": 3}})',
+        pytest.param('config.method.mine = ConfigDict({{"sharpness": 3}})', marks=pytest.mark.slow),
     ],
 )
 def test_an_experiments_file_sets_up_its_own_method(settings: str, own_file: Path):

@@ -284,7 +284,8 @@ def test_calls_and_cost_of_llm_played_humans_are_kept_for_the_report(
     shutil.copytree(trained.path, folder.path)
     folder.imagined(FIRST).unlink()
     llm = ("--config.evaluation.human=prompted", "--config.llm.model=m")
-    hold(folder, FIRST, *llm, f"--config.llm.price_input={price}")
+    prices = (f"--config.llm.price_{tokens}={price}" for tokens in ("input", "output"))
+    hold(folder, FIRST, *llm, *prices)
     calls = task.max_turns + 2  # a last line, and the rating
     assert len(client.requests) == HELD * calls
     held = {each.method: each for each in read_run_rounds(folder.path / "imagination")}

@@ -19,7 +19,7 @@ from ilql_jax.settings import SettingError
 EVERY = [(name, each) for name, kind in sweeps.SWEEPS.items() for each in kind.experiments]
 
 
-@pytest.mark.parametrize("size", ["full", "small"])
+@pytest.mark.parametrize("size", ["full", pytest.param("small", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "experiment"), EVERY)
 def test_every_variant_is_an_experiment_that_can_be_run(
     name: str, experiment: str, size: str, tmp_path: Path

@@ -98,7 +98,7 @@ def test_a_trunk_that_there_is_not_is_named():
 
 
 @pytest.mark.parametrize("config", [pytest.param(MODEL, marks=pytest.mark.slow), TIED])
-@pytest.mark.parametrize("method", ["ilql", "mc"])
+@pytest.mark.parametrize("method", ["ilql", pytest.param("mc", marks=pytest.mark.slow)])
 def test_no_gradient_crosses_between_policy_and_values(config, method):
     params = random_params(config)
     learned = {"ilql": ILQL, "mc": METHODS["mc"].configured(cql_weight=0.1)}[method]

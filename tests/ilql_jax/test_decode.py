@@ -159,11 +159,18 @@ def test_the_value_of_an_answer_is_that_of_its_context(params):
         assert answer.v == pytest.approx(float(model.state_value(hidden[0, -1])), abs=1e-4)
 
 
-@pytest.mark.parametrize("trunk", ["shared", "separate"])
+BEST_OF_2 = "sum", DecodingConfig(candidates=2)
+STEERED = "last", DecodingConfig(steering_strength=0.3)
+
+
 @pytest.mark.parametrize(
-    ("utterance_q", "how"),
-    [("sum", DecodingConfig(candidates=2)), ("last", DecodingConfig(steering_strength=0.3))],
-    ids=["best of 2", "steered"],
+    ("utterance_q", "how", "trunk"),
+    [
+        (*BEST_OF_2, "separate"),
+        (*STEERED, "shared"),
+        pytest.param(*BEST_OF_2, "shared", marks=pytest.mark.slow),
+        pytest.param(*STEERED, "separate", marks=pytest.mark.slow),
+    ],
 )
 def test_values_and_probabilities_are_those_of_the_words_read_at_once(
     params, utterance_q, how, trunk

@@ -39,7 +39,13 @@ def params():
 # --- parameters ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", [{}, {"mlp": "swiglu", "fused_qkv": False, "lora_rank": 2}])
+@pytest.mark.parametrize(
+    "family",
+    [
+        {},
+        pytest.param({"mlp": "swiglu", "fused_qkv": False, "lora_rank": 2}, marks=pytest.mark.slow),
+    ],
+)
 def test_unrolled_layers_draw_their_parameters_one_after_the_other(family):
     config = DecoderConfig(VOCAB, 16, 3, 2, 32, 24, tied_output=False, **family)
 

@@ -162,11 +162,16 @@ def judge_that_likes(*liked):
 @pytest.mark.parametrize(
     ("method", "liked", "chosen"),
     [
-        ("ilql", ["sampled at 0.4, best of 8"], "sampled at 0.4, best of 8"),
         ("ilql", ["sampled at 0.6"], "sampled at 0.6"),  # the policy that is re-ranked
         ("ilql", [], "sampled at 0.6, best of 16"),  # level: the default
-        ("mc", ["sampled at 0.4"], "sampled at 0.4"),
-        ("bc", ["greedy"], "greedy"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("ilql", ["sampled at 0.4, best of 8"], "sampled at 0.4, best of 8"),
+                ("mc", ["sampled at 0.4"], "sampled at 0.4"),
+                ("bc", ["greedy"], "greedy"),
+            )
+        ),
     ],
 )
 def test_a_judge_chooses_the_decoding_where_none_is_given(method, liked, chosen, tmp_path):
@@ -270,6 +275,7 @@ def test_a_method_of_probabilities_scales_returns_itself(handed_over):
         fit_small(**fields, reward_scale=2.0)
 
 
+@pytest.mark.slow
 def test_a_pretrained_network_is_where_it_starts(tmp_path):
     shape = small_network(VOCAB, max_positions=64, hidden_size=8, num_layers=1, value_inner_size=8)
     params = init_params(shape, 7)

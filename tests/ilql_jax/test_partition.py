@@ -124,7 +124,9 @@ def bases(tmp_path_factory):
 # --- adapters -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gpt2", pytest.param("llama", marks=pytest.mark.slow), "scan"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "scan"))]
+)
 def test_a_network_with_fresh_adapters_computes_what_the_one_without_does(bases, name):
     plain, adapted = ModelConfig(DECODERS[name], 8), with_adapters(DECODERS[name])
     without, params = (start_of(bases[name], each) for each in (plain, adapted))
@@ -140,7 +142,7 @@ def test_a_network_with_fresh_adapters_computes_what_the_one_without_does(bases,
 @pytest.mark.parametrize(
     ("name", "value_trunk"),
     [
-        ("gpt2", "shared"),
+        pytest.param("gpt2", "shared", marks=pytest.mark.slow),
         ("llama", "shared"),
         pytest.param("scan", "shared", marks=pytest.mark.slow),
         pytest.param("llama", "separate", marks=pytest.mark.slow),

@@ -111,6 +111,7 @@ def test_steps_taken_at_once_are_the_steps_taken_one_by_one(uninterrupted, tmp_p
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), params, together)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_several_steps_at_once_ends_with_the_same_bits(tmp_path, calls):
     odd = dataclasses.replace(TOGETHER, steps=11)
     whole = run(tmp_path / "whole", config=odd)

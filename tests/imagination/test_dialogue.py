@@ -71,12 +71,17 @@ def test_what_is_first_rewritten_late_loads(load):
 @pytest.mark.parametrize(
     "change",
     [
-        {"reward": 0.5},
-        {"persona": {"mood": "low", "age": "old"}},
         {"source": {"kind": "regenerated", "parent": "many-0", "turn": 3, "round": 1}},
-        {"turns": (Turn("human", "Hi."), Turn("agent", "Ho.", reward=0.1))},
         {"turns": (Turn("human", "Hi."), Turn("agent", "Ho.", annotations={"q": {"a": [0.5]}}))},
-        {"system": "You help."},
+        *(
+            pytest.param(change, marks=pytest.mark.slow)
+            for change in (
+                {"reward": 0.5},
+                {"persona": {"mood": "low", "age": "old"}},
+                {"turns": (Turn("human", "Hi."), Turn("agent", "Ho.", reward=0.1))},
+                {"system": "You help."},
+            )
+        ),
     ],
 )
 def test_dialogues_of_another_shape_load_behind_many(change, load):

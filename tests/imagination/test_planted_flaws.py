@@ -94,7 +94,7 @@ def test_card_counts_what_was_planted_mended_and_left(originals: list):
     assert "Planted flaws" not in dataset_card(originals, world.task)
 
 
-@pytest.mark.parametrize("mends", [False, True])
+@pytest.mark.parametrize("mends", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_has_them_in_its_dialogues_and_its_card(mends: bool, tmp_path: Path):
     def imagined(name: str, **settings) -> RunFolder:
         config = base_config()

@@ -136,7 +136,13 @@ def test_optimum_agrees_with_brute_force(name: str, population: str):
     )
 
 
-@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("teaching", "persuasion") else name
+        for name in WORLDS
+    ],
+)
 def test_planning_hints_change_no_value(name: str):
     small = reduced(name, turns=5)
     plain = dataclasses.replace(small, situation=lambda state: state, mood=None, ceiling=None)

@@ -94,7 +94,13 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+# The rest is read by the same code as one of these.
+OFTEN = ("config.yaml", "stages/train.json", "metrics/bc-seed0.jsonl", "evaluation/bc-seed0.jsonl")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in SMALL]
+)
 def test_a_damaged_small_file_is_made_again_or_named(finished, copy, name):
     draws, named = SMALL[name]
     content = (finished / name).read_bytes()
@@ -283,6 +289,12 @@ SIGNALS = pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
 )
 
+FEWER_SIGNALS = pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+    ids=["ctrl-c", "term"],
+)
+
 
 def told_once(ended, status: int) -> None:
     assert (ended.status, ended.traceback) == (status, ""), ended
@@ -303,7 +315,7 @@ def test_a_signal_in_hindsight(looked_back, tmp_path, monkeypatch, number, statu
         assert (copy / "hindsight" / path.name).read_bytes() == path.read_bytes()
 
 
-@SIGNALS
+@FEWER_SIGNALS
 def test_a_signal_in_the_report(copy, monkeypatch, number, status):
     stop_at(monkeypatch, page, "render", number)
     told_once(run(copy, "--stage=report"), status)
