@@ -6,12 +6,15 @@ accelerator, or with `workers=1`, the units run one after the other in this proc
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import multiprocessing
 import os
 import queue
+import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, util
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ Report = Callable[[int, int | None, str], None]
 
 
 _SECONDS_TO_END = 5.0  # of a worker that was told to; then it is killed
+_PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
 
 
 class WorkerError(UserError, RuntimeError):
@@ -123,7 +127,7 @@ def _run_in_processes(function, arguments, workers: int, show, bars, tasks) -> l
                 running[index] = context.Process(
                     target=_work, args=(function, args, index, messages, stop), daemon=True
                 )
-                with not_passed_on():
+                with not_passed_on(), _programs_shared():
                     running[index].start()
                 stop.close()
             try:
@@ -146,6 +150,29 @@ def _run_in_processes(function, arguments, workers: int, show, bars, tasks) -> l
             process.kill()
             process.join()
     return [results[index] for index in range(len(arguments))]
+
+
+@contextlib.contextmanager
+def _programs_shared() -> Iterator[None]:
+    """Lets workers that start here use what others of this process's workers have compiled.
+
+    Much of it is the same: the networks of a run speak by the same programs. Where the environment
+    names a folder for them, that one is used.
+    """
+    if _PROGRAMS in os.environ:
+        yield
+        return
+    os.environ[_PROGRAMS] = _folder_of_programs().name
+    try:
+        yield
+    finally:
+        del os.environ[_PROGRAMS]
+
+
+@functools.cache
+def _folder_of_programs() -> tempfile.TemporaryDirectory:
+    """A folder that this user alone can read and write, gone when this process ends."""
+    return tempfile.TemporaryDirectory(prefix="programs-", ignore_cleanup_errors=True)
 
 
 def _work(function, arguments: tuple, index: int, messages, stop) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from experiments.parallel import workers_for
+from experiments.parallel import run_units, workers_for
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores are counted otherwise")
@@ -23,3 +26,27 @@ def test_units_are_shared_evenly_by_two_cores_with_no_more_processes_than_that_t
 
 def test_a_number_that_is_asked_for_counts_and_one_needs_no_other_process():
     assert (workers_for(3, 40), workers_for(3, 2), workers_for(1, 40)) == (3, 2, 0)
+
+
+def folder_of_programs(report) -> tuple[str, int]:
+    import jax
+
+    folder = jax.config.jax_compilation_cache_dir
+    return folder, Path(folder).stat().st_mode & 0o777
+
+
+def in_workers() -> list[tuple[str, int]]:
+    console = Console(file=io.StringIO())
+    return run_units(folder_of_programs, [(), ()], ["a", "b"], 2, console)
+
+
+def test_workers_share_what_they_compile_in_a_folder_of_their_own(monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    (first, mode), other = in_workers()
+    assert other == (first, 0o700) and mode == 0o700
+    assert in_workers()[0][0] == first and "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+def test_workers_use_the_folder_of_programs_that_the_environment_names(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    assert {folder for folder, _ in in_workers()} == {str(tmp_path)}
