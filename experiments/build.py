@@ -17,22 +17,22 @@ from ml_collections import ConfigDict
 
 from experiments.config import (
     ActsConfig,
+    AnswersConfig,
     BatchConfig,
     ChatConfig,
     ConfigError,
     DataConfig,
     EvaluationConfig,
     ExportConfig,
+    LLMOverride,
     RunConfig,
     SpeakingConfig,
     TaskConfig,
     TokenizerConfig,
 )
 from experiments.imagination_config import (
-    AnswersConfig,
     HindsightConfig,
     ImaginerConfig,
-    LLMOverride,
     PlantedFlawsConfig,
     RoundsConfig,
     WorldHindsightConfig,

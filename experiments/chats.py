@@ -55,18 +55,19 @@ def ask_rating(task: Task, console: Console) -> float | None:
     question = "How did it end" if task.reward_unit else "How good was this conversation"
     scale = f"{low:g} to {high:g} {task.reward_unit}".rstrip()
     meanings = "; ".join(f"{rating} {meaning}" for rating, meaning in task.anchors())
-    _say(console, f"{question}, from {scale}?", "bold")
-    _say(console, f"{meanings}. Enter alone: no rating.", "dim")
+    say(console, f"{question}, from {scale}?", "bold")
+    say(console, f"{meanings}. Enter alone: no rating.", "dim")
     while (text := read_line(console, "rating")) and text not in LEAVE:
         rating = _number(text)
         if rating is not None and low <= rating <= high:
             return rating
         rule = f"a number from {low:g} to {high:g}, or Enter alone for none"
-        _say(console, f"{shown(text)!r} is no rating: give {rule}.", "yellow")
+        say(console, f"{shown(text)!r} is no rating: give {rule}.", "yellow")
     return None
 
 
-def _say(console: Console, text: str, style: str) -> None:
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Prints a text as it is, without what could harm a terminal."""
     console.print(without_controls(text), style=style, markup=False, highlight=False)
 
 

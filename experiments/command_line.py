@@ -20,8 +20,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.config import SECTIONS, ConfigError, add_method, described, keys_of
-from experiments.imagination_config import LLMOverride
+from experiments.config import (
+    SECTIONS,
+    ConfigError,
+    LLMOverride,
+    add_method,
+    described,
+    keys_of,
+)
 from experiments.methods import own_files
 from experiments.run_folder import STAGES, RunError, RunFolder
 from ilql_jax.errors import shown

@@ -19,10 +19,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from experiments.imagination_config import (
-    AnswersConfig,
     HindsightConfig,
     ImaginerConfig,
-    LLMOverride,
     PlantedFlawsConfig,
     RoundsConfig,
     WorldHindsightConfig,
@@ -44,7 +42,8 @@ from imagination.chat_templates import TEMPLATE_DATE
 from imagination.corpora import CORPORA, MISSING_OUTCOME
 from imagination.engine.config import PURPOSES, EngineConfig
 from imagination.hindsight.llm import LLMHindsightConfig
-from imagination.llm.config import LLMConfig
+from imagination.llm.config import LLMConfig, price
+from imagination.llm.secrets import APIS
 from imagination.persona_sampling import PersonaSampling
 from imagination.task import MOST_TURNS, TaskError, check_reward_range
 
@@ -175,6 +174,52 @@ class TaskConfig(Settings):
 
 
 TASK_FIELDS = tuple(f.name for f in dataclasses.fields(TaskConfig) if f.name != "world")
+
+
+@dataclasses.dataclass(frozen=True)
+class LLMOverride(Settings):
+    """Another model than `config.llm` for one purpose; the defaults = as there.
+
+    Another server gets no `extra_body`, and another wire format nothing that it has not.
+    """
+
+    model: str = setting("Another model than config.llm.model.", "")
+    base_url: str = setting("Another address than config.llm.base_url.", "")
+    api: str = setting("Another wire format than config.llm.api.", "", choices=("", *APIS))
+    temperature: float = setting(
+        "Another sampling temperature than config.llm.temperature; -2 = as there, -1 = the "
+        "service's own.",
+        -2.0,
+        least=-2,
+        most=2,
+    )
+    max_tokens: int = setting(
+        "Another longest answer than config.llm.max_tokens; 0 = as there.", 0, least=0
+    )
+    batch: str = setting(
+        "Other than config.llm.batch; empty = as there.",
+        "",
+        choices=("", "true", "false"),
+        shapes_result=False,
+    )
+    free: bool = setting(
+        "This model costs nothing, whatever the prices of config.llm.", False, shapes_result=False
+    )
+    price_input: float = price("input tokens")
+    price_output: float = price("output tokens")
+    price_cache_read: float = price("tokens read from the prompt cache")
+    price_cache_write: float = price("tokens written to the prompt cache")
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswersConfig(Settings):
+    """Folder of an LLM's answers."""
+
+    cache_folder: str = setting(
+        "Folder of the answers, which runs may share; empty = llm/ in the run's folder.",
+        "",
+        shapes_result=False,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 
 from ilql_jax.settings import SettingError, Settings, setting
-from imagination.llm.config import price
-from imagination.llm.secrets import APIS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,52 +74,6 @@ class PlantedFlawsConfig(Settings):
         if self.mend_flaws and not self.planted_flaws:
             problem = "asks for planted_flaws above 0"
             raise SettingError("mend_flaws", self.mend_flaws, problem)
-
-
-@dataclasses.dataclass(frozen=True)
-class LLMOverride(Settings):
-    """Another model than `config.llm` for one purpose; the defaults = as there.
-
-    Another server gets no `extra_body`, and another wire format nothing that it has not.
-    """
-
-    model: str = setting("Another model than config.llm.model.", "")
-    base_url: str = setting("Another address than config.llm.base_url.", "")
-    api: str = setting("Another wire format than config.llm.api.", "", choices=("", *APIS))
-    temperature: float = setting(
-        "Another sampling temperature than config.llm.temperature; -2 = as there, -1 = the "
-        "service's own.",
-        -2.0,
-        least=-2,
-        most=2,
-    )
-    max_tokens: int = setting(
-        "Another longest answer than config.llm.max_tokens; 0 = as there.", 0, least=0
-    )
-    batch: str = setting(
-        "Other than config.llm.batch; empty = as there.",
-        "",
-        choices=("", "true", "false"),
-        shapes_result=False,
-    )
-    free: bool = setting(
-        "This model costs nothing, whatever the prices of config.llm.", False, shapes_result=False
-    )
-    price_input: float = price("input tokens")
-    price_output: float = price("output tokens")
-    price_cache_read: float = price("tokens read from the prompt cache")
-    price_cache_write: float = price("tokens written to the prompt cache")
-
-
-@dataclasses.dataclass(frozen=True)
-class AnswersConfig(Settings):
-    """Folder of an LLM's answers."""
-
-    cache_folder: str = setting(
-        "Folder of the answers, which runs may share; empty = llm/ in the run's folder.",
-        "",
-        shapes_result=False,
-    )
 
 
 @dataclasses.dataclass(frozen=True)

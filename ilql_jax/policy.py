@@ -580,14 +580,14 @@ def _check_decoding(config: ModelConfig, params: Params, decoding: DecodingConfi
             f"'{config.utterance_q}' the Q heads value whole utterances: train with utterance_q "
             "'last' and credit 'token', or decode by 'best of'."
         )
-    if decoding.reads_values and not _learned_values(params):
+    if decoding.reads_values and not learned_values(params):
         raise PolicyError(
             f"decoding '{decoding}' chooses by values, but the network has learned none: its Q "
             "heads are still all zero. Use 'sampled' or 'greedy', or a method that learns values."
         )
 
 
-def _learned_values(params: Params) -> bool:
+def learned_values(params: Params) -> bool:
     """False for Q heads as they are initialized: all that their last layer gives is zero."""
     last_layer = [x for name, x in params["q"].items() if not name.startswith("inner_")]
     return any(bool(jnp.any(x)) for x in last_layer)

@@ -16,6 +16,7 @@ from experiments.networks import agent_of
 from experiments.run_folder import RunFolder, Unit
 from ilql_jax.models import ModelConfig, Params
 from ilql_jax.models.lora import merge_adapters
+from ilql_jax.policy import learned_values
 from imagination.simulation import POPULATIONS, SimulatedHuman
 from imagination.speakers import converse
 
@@ -27,7 +28,8 @@ def validation(
 ) -> Callable[[int, Params], dict[str, float]] | None:
     """The mean reward with each population, as a function of the step and the parameters.
 
-    Of the first decoding that the method's settings name: which is best is tried at the end. None
+    Of the first decoding that the method's settings name (which is best is tried at the end), and
+    of the policy alone at its temperature as long as the values have not learned anything. None
     where nobody is asked for, where there are no simulated humans to talk with, and on a mesh.
     """
     episodes = experiment.evaluation.config.curve_episodes
@@ -39,7 +41,8 @@ def validation(
     human = SimulatedHuman(environment.world)
 
     def validate(step: int, params: Params) -> dict[str, float]:
-        agent = agent_of(experiment, folder, unit, *merge_adapters(shape, params), decoding)
+        how = decoding if learned_values(params) else decoding.without_values
+        agent = agent_of(experiment, folder, unit, *merge_adapters(shape, params), how)
         rewards = {}
         for population in POPULATIONS:
             conversations = environment.humans(population, episodes, SEED + experiment.seed)

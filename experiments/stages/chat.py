@@ -23,6 +23,7 @@ from experiments.chats import (
     is_goodbye,
     keep,
     read_line,
+    say,
 )
 from experiments.networks import check_checkpoints, chosen_decoding, is_trained, load_agent
 from experiments.run_folder import RunError, RunFolder, Unit
@@ -249,7 +250,7 @@ class Chat:
             self._print(f"  {candidate['q']:7.3f}  {candidate['text']}", "dim")
 
     def _print(self, text: str, style: str | None = None) -> None:
-        self.console.print(without_controls(text), style=style, markup=False, highlight=False)
+        say(self.console, text, style)
 
 
 def _safe(text: str) -> str:
