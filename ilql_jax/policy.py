@@ -8,6 +8,7 @@ The compiled loops are in `decode.py`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
@@ -318,7 +319,7 @@ class Policy:
         waiting = deque(int(i) for i in np.argsort(unread, kind="stable"))
         responses: list[Any] = [None] * len(contexts)
         columns = _round_up(max(map(len, contexts), default=1), self.BUCKET)
-        slots = Slots.empty(
+        slots = _empty_slots(
             self._config,
             self.batch_size,
             self.decoding.candidates,
@@ -455,11 +456,10 @@ class Policy:
             return self._empty_cache(self._prefixes.entries, length)
         if length == now:
             return self._cache
-        padding = ((0, 0), (0, 0), (0, length - now), (0, 0))
-        return jax.tree.map(lambda x: jnp.pad(x, padding), self._cache)
+        return _longer(self._cache, length - now)
 
     def _empty_cache(self, entries: int, columns: int) -> KVCache:
-        return KVCache.zeros(self._config.decoder, (entries,), columns, self._trunks)
+        return _empty_cache(self._config.decoder, (entries,), columns, self._trunks)
 
     def _response(self, samples: Samples, slot: int) -> Response:
         ranking = np.argsort(-samples.q[slot], kind="stable")
@@ -480,6 +480,17 @@ class Policy:
     def _value(self, given: np.ndarray) -> float:
         """A head's value in the rewards' own unit."""
         return float(given) / self.reward_scale + self.baseline
+
+
+# One program makes all of their arrays: each array by itself is a program and a call of the device.
+_empty_slots = jax.jit(Slots.empty, static_argnums=range(6))
+_empty_cache = jax.jit(KVCache.zeros, static_argnums=range(4))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _longer(cache: KVCache, columns: int) -> KVCache:
+    """Adds columns at the end."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, columns), (0, 0))), cache)
 
 
 class PrefixIndex:
