@@ -171,7 +171,7 @@ class Policy:
             outside of its vocabulary.
     """
 
-    BUCKET = 64  # Columns of a batch are a multiple of this; each number is compiled once.
+    BUCKET = 128  # Columns of a batch are a multiple of this; each number is compiled once.
     WIDTHS = (16, 32, 64, 128, 256)  # Of what is read at a time, likewise.
     COLUMNS = 1024  # Of a new cache, which grows: a network may read far more than is ever said.
 

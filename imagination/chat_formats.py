@@ -162,10 +162,12 @@ class MarkerFormat:
 
     def _encoded(self, chats: Sequence[Chat]) -> list[tuple[list[int], list[list[int]]]]:
         """Tokens of each system message, and of each turn with its markers."""
-        texts = [text for chat in chats for text in (chat.system or "", *_texts(chat))]
-        encoded = iter(self._backend.encode_batch(texts, add_special_tokens=False))
+        # Much is said many times: each text is encoded once.
+        texts = list({text for chat in chats for text in (chat.system or "", *_texts(chat))})
+        encoded = self._backend.encode_batch(texts, add_special_tokens=False)
+        words = {text: each.ids for text, each in zip(texts, encoded, strict=True)}
         return [
-            (next(encoded).ids, [self._piece(turn, next(encoded).ids) for turn in chat.turns])
+            (words[chat.system or ""], [self._piece(turn, words[turn.text]) for turn in chat.turns])
             for chat in chats
         ]
 

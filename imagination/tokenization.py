@@ -308,16 +308,18 @@ def _trajectory(
     rewards[last_action] += dialogue.reward * reward_scale
     # The human's words after the agent's last turn change nothing that is learned.
     length = last_action + 1 if dialogue.terminal else len(action_turn)
-    cloned = np.isin(action_turn, [i for i, (clone, _) in learned.items() if clone])
-    credited = np.isin(action_turn, [i for i, (_, credit) in learned.items() if credit])
+    clone, credit = (
+        None if all(chosen.values()) else np.isin(action_turn, [i for i in chosen if chosen[i]])
+        for chosen in ({i: pair[which] for i, pair in learned.items()} for which in (0, 1))
+    )
     return Trajectory(
         tokens=np.asarray(layout.tokens[:length], np.int32),
         is_action=is_action[:length],
         rewards=rewards[:length].astype(np.float32),
         terminal=dialogue.terminal,
         name=f"dialogue {dialogue.id}",
-        clone=None if (cloned == is_action).all() else cloned[:length].astype(np.float32),
-        credit=None if (credited == is_action).all() else credited[:length],
+        clone=None if clone is None else clone[:length].astype(np.float32),
+        credit=None if credit is None else credit[:length],
     )
 
 

@@ -138,7 +138,8 @@ def test_a_cache_begins_short_and_grows_with_what_is_said(params, monkeypatch):
     assert full._cache.columns == full._most_columns  # whose programs are all made beforehand
 
 
-def test_a_policy_reads_no_more_than_it_is_told_to(params):
+def test_a_policy_reads_no_more_than_it_is_told_to(params, monkeypatch):
+    monkeypatch.setattr(Policy, "BUCKET", 64)
     contexts = [words(0, 20), words(1, 80)]
     short, whole = make_policy(params, max_context=20), make_policy(params)
     same(short.respond(contexts[:1], [0])[0], whole.respond(contexts[:1], [0])[0])
