@@ -117,8 +117,9 @@ def test_order_progress_and_one_call_for_identical_requests(tmp_path):
 
 
 def test_64_calls_stay_in_flight(tmp_path):
-    with MessagesServer(answer, latency=1.0) as server:
-        found, _ = ask_all(config(server, max_in_flight=64), tmp_path, requests(128))
+    with MessagesServer(answer, latency=0.5, gather=64) as server:
+        settings = config(server, max_in_flight=64, timeout=60.0)
+        found, _ = ask_all(settings, tmp_path, requests(128))
     assert server.peak_in_flight == 64 and len(found) == 128
 
 

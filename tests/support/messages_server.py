@@ -85,6 +85,8 @@ class MessagesServer:
         results_schedule: Faults of the first readings of results ("cut").
         seed: Of the faults by probability; equal calls meet equal faults, in whatever order.
         latency: Seconds that an answer takes.
+        gather: Number of calls that wait for each other before any of them is answered, however
+            slowly they arrive; the first call alone does not wait. 0 = none do.
         slow_seconds: Seconds that a "slow" answer takes.
         retry_after_ms: What failures say; 0 = nothing.
         batch_looks: How often a batch is looked at before it has ended.
@@ -111,6 +113,7 @@ class MessagesServer:
         results_schedule: Iterable[str] = (),
         seed: int = 0,
         latency: float = 0.0,
+        gather: int = 0,
         slow_seconds: float = 1.0,
         retry_after_ms: int = 20,
         batch_looks: int = 1,
@@ -122,7 +125,7 @@ class MessagesServer:
         self.batch_schedule = collections.deque(batch_schedule)
         self.create_schedule = collections.deque(create_schedule)
         self.results_schedule = collections.deque(results_schedule)
-        self.latency, self.slow_seconds = latency, slow_seconds
+        self.latency, self.gather, self.slow_seconds = latency, gather, slow_seconds
         self.retry_after_ms, self.batch_looks, self.echo_key = retry_after_ms, batch_looks, echo_key
         self.calls: list[Call] = []
         self.answered: collections.Counter[str] = collections.Counter()
@@ -132,7 +135,7 @@ class MessagesServer:
         self._asked: collections.Counter[str] = collections.Counter()
         self._prefixes: set[str] = set()
         self._loop = asyncio.new_event_loop()
-        self._started = threading.Event()
+        self._started, self._gathered = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.url = ""
 
@@ -233,7 +236,11 @@ class MessagesServer:
         self.calls.append(call)
         self.in_flight += 1
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
+        if self.in_flight >= self.gather:
+            self._gathered.set()
         try:
+            if len(self.calls) > 1:
+                await self._gathered.wait()
             await asyncio.sleep(self.slow_seconds if fault == "slow" else self.latency)
         finally:
             self.in_flight -= 1
