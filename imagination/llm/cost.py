@@ -286,7 +286,7 @@ def forecast(
         f"Tokens are estimated at {CHARACTERS_PER_TOKEN} characters each, answers at an ordinary "
         "size; cached input would be cheaper."
     )
-    models = [llm, *filter(None, (own or {}).values())]
+    models = [(own or {}).get(step) or llm for step in examples]
     return Forecast(tuple(steps), (sizes, *notes, *_price_notes(models)))
 
 
@@ -308,11 +308,13 @@ def _total(
 
 
 def _price_notes(models: Sequence[LLMConfig]) -> list[str]:
+    """Says whose prices are not known, or of when the prices are; of models that are asked."""
     unpriced = dict.fromkeys(each.model for each in models if not each.is_priced)
     if unpriced:
         names = ", ".join(unpriced)
         return [f"No prices are configured for {names}: the cost is not known, not zero."]
-    return [f"Prices as of {models[0].price_date}."] if models[0].price_date else []
+    dates = dict.fromkeys(each.price_date for each in models if each.price_date)
+    return [f"Prices as of {', '.join(dates)}."] if dates else []
 
 
 def _cost(llm: LLMConfig, tokens_in: int, tokens_out: int) -> float:

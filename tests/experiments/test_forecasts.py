@@ -103,3 +103,20 @@ def test_where_no_llm_takes_part_all_ways_to_have_one_are_named(tmp_path):
     with pytest.raises(RunError, match=message):
         printed(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_only_models_that_are_asked_need_prices(tmp_path):
+    player = {
+        "evaluation.player.model": "played",
+        "evaluation.player.price_input": 1.0,
+        "evaluation.player.price_output": 5.0,
+    }
+    asked = (
+        PLAYED
+        | {"llm.price_input": 0.0, "llm.price_output": 0.0, "llm.price_date": "2026-05"}
+        | player
+    )
+    text = printed(tmp_path, **asked)
+    assert "No prices" not in text and "Prices as of 2026-05." in text
+    text = printed(tmp_path, **asked, **{"evaluation.prompted": ("plain",)})
+    assert "No prices are configured for m: the cost is not known" in text
