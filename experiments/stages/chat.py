@@ -130,6 +130,8 @@ class Chat:
                     before, conversation = conversation, None
                     self._keep(before, LEFT)
                     conversation = self._begin()
+                elif text == "/rate" and not _has_begun(conversation):
+                    self._print("Nothing was answered yet, so there is nothing to rate.", "yellow")
                 elif text == "/rate":
                     ended_by = HUMAN
                 elif text == "/values":
@@ -173,8 +175,10 @@ class Chat:
         utterance = self._on_topic(conversation)
         notes = utterance.annotations
         if problem := notes.get(FAILURE):
-            del conversation.turns[-1:]  # said again, in fewer words
-            self._print(problem, "yellow")
+            again = " Say it in other words." if conversation.turns else ""
+            del conversation.turns[-1:]  # the same words would have the same answer
+            role = self.task.agent_role
+            self._print(f"The {role} has no answer: {problem.rstrip('.')}.{again}", "yellow")
             return False
         conversation.turns.append(Turn("agent", utterance.text, annotations=notes))
         self.console.print(f"[bold green]agent:[/] {_safe(utterance.text)}")

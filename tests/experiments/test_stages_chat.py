@@ -15,7 +15,7 @@ from rich.text import Text
 
 from experiments import interrupts
 from experiments.build import build
-from experiments.chats import is_goodbye
+from experiments.chats import ask_rating, is_goodbye
 from experiments.config import base_config
 from experiments.run_folder import RunError, RunFolder
 from experiments.stages.chat import Chat
@@ -260,7 +260,23 @@ def test_nothing_of_agent_or_person_controls_the_terminal(tmp_path: Path):
 
 def test_a_message_that_does_not_fit_is_told_and_can_be_said_again(tmp_path: Path):
     person = chat(tmp_path, NoRoom(), "why " * 1000, HELLO)
-    assert person.shown.count("its last turn is long") == 2 and person.kept == []
+    told = "The tutor has no answer: its last turn is long. Say it in other words."
+    assert person.shown.count(told) == 2 and person.kept == []
+
+
+def test_nothing_is_rated_before_there_is_an_answer(tmp_path: Path):
+    person = chat(tmp_path, Scripted(ASKS), "/rate", HELLO, "/rate", "1")
+    assert person.shown.count("Nothing was answered yet") == 1
+    assert [dialogue.reward for dialogue in person.kept] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "rating"),
+    [("1,5", 1.5), ("0,125", 0.125), ("1,500", 1500.0), ("2,000.50", 2000.5), ("1,2,3", None)],
+)
+def test_ratings_may_have_commas(typed: str, rating: float | None):
+    task = Task(**{**vars(TRIPS), "reward_range": (0.0, 5000.0), "success_reward": 10.0})
+    assert ask_rating(task, Person([typed, ""])) == rating
 
 
 def test_the_transcript_of_the_docs_is_what_the_chat_prints(tmp_path: Path, monkeypatch):
