@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import json
 import re
 import secrets
@@ -373,7 +374,29 @@ def _own_backend(file: str) -> Backend:
     found = defined_in(file, "LOGGER", LoggerError)
     if not isinstance(found, type):
         raise LoggerError(f"{file}: LOGGER is {shown(found, 80, repr)}, but must be a class.")
-    methods = ("resume", "log", "summary", "table", "close")
-    if missing := [each for each in methods if not callable(getattr(found, each, None))]:
+    if missing := [each for each in _ARGUMENTS if not callable(getattr(found, each, None))]:
         raise LoggerError(f"{file}: LOGGER has no {', '.join(missing)}. Give it these methods.")
+    # Now: most of them are called only when the work is done.
+    _check_takes(file, "LOGGER", found, ("config", "log_file", "settings"))
+    for name, arguments in _ARGUMENTS.items():
+        _check_takes(file, f"LOGGER.{name}", getattr(found, name), ("self", *arguments))
     return found
+
+
+# Methods of a logger -> what they are called with.
+_ARGUMENTS = {
+    "resume": ("step",),
+    "log": ("step", "values"),
+    "summary": ("values",),
+    "table": ("name", "headers", "rows", "title"),
+    "close": (),
+}
+
+
+def _check_takes(file: str, name: str, function: Callable[..., Any], given: Sequence[str]) -> None:
+    """Raises `LoggerError` for a function that cannot be called with these arguments."""
+    try:
+        inspect.signature(function).bind(*given)
+    except TypeError as error:
+        takes = ", ".join(each for each in given if each != "self")
+        raise LoggerError(f"{file}: {name} must take ({takes}): {error}.") from None

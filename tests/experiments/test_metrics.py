@@ -159,6 +159,9 @@ def test_a_logger_of_ones_own_is_a_file(tmp_path):
         ("", "defines no LOGGER"),
         ("LOGGER = 3", "LOGGER is 3, but must be a class"),
         (OWN.replace("def close", "def finish"), "LOGGER has no close"),
+        (OWN.replace("self, config,", "self,"), r"LOGGER must take \(config, log_file, settings\)"),
+        (OWN.replace("self, step, values", "self, step"), r"LOGGER.log must take \(step, values\)"),
+        (OWN.replace(', title=""', ""), r"LOGGER.table must take .*title\): too many"),
         ("1 / 0", "ZeroDivisionError"),
     ],
 )
