@@ -260,11 +260,8 @@ def _persona_table(
     name: str, losses: Mapping[str, Loss], population: Population, task: str
 ) -> ResultTable:
     """Loss of the focus method by persona; no rows where it was not looked at."""
-    focus, cell, scaled = (
-        wording.focus_method(population),
-        _loss_cell(population),
-        _scaled(population),
-    )
+    focus = wording.focus_method(population)
+    cell, scaled = _loss_cell(population), _scaled(population)
     personas = losses[focus].persona if focus in losses else {}
     rows = [
         Row(

@@ -121,7 +121,8 @@ def _talks_with_llm(experiment: Experiment, unit: Unit) -> bool:
 def _evaluate_without_llm(
     experiment: Experiment, folder: RunFolder, todo: list[Unit], console: Console
 ) -> None:
-    console.print(f"Evaluating {len(todo)} networks in conversation.") if todo else None
+    if todo:
+        console.print(f"Evaluating {len(todo)} networks in conversation.")
     jobs = [(evaluate_network, experiment, folder.path, unit, None) for unit in todo]
     names = [unit.name for unit in todo]
     if experiment.evaluation.config.human == "world" and not _has_references(folder, console):
@@ -145,9 +146,8 @@ def _evaluate_with_llm(
     after a second, 44 % on two busy cores). More at once would hold several networks in memory,
     and most services limit the calls a minute before that.
     """
-    console.print(
-        f"Evaluating {len(todo)} agents in conversation, with {experiment.evaluation.llm.model}."
-    )
+    models = " and ".join(_models(experiment, todo))
+    console.print(f"Evaluating {len(todo)} agents in conversation, with {models}.")
     with prompted.open_client(experiment, folder) as client:
         jobs = []
         for unit in todo:
@@ -155,6 +155,15 @@ def _evaluate_with_llm(
             function = evaluate_prompted_agent if is_prompted else evaluate_network
             jobs.append((function, experiment, folder.path, unit, client))
         run_units(_call, jobs, [unit.name for unit in todo], 0, console)
+
+
+def _models(experiment: Experiment, todo: Sequence[Unit]) -> list[str]:
+    """Names of the LLMs that take part in the conversations of these units."""
+    evaluation = experiment.evaluation
+    speaks = any(prompted.is_prompted(experiment, unit) for unit in todo)
+    is_played = evaluation.config.human == "prompted"
+    models = [evaluation.llm] * speaks + [evaluation.player or evaluation.llm] * is_played
+    return list(dict.fromkeys(each.model for each in models))
 
 
 def _call(function: Callable[..., None], *arguments) -> None:

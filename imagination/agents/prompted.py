@@ -219,8 +219,8 @@ class GdpZeroAgent(PromptedAgent):
     sampled replies to the question for a donation, from -1 to 1, here it is the estimated rating,
     scaled to the same range.
 
-    Annotations: `act`; `visits` and `q` (from -1 to 1) of the acts at the root. Listing the acts
-    belongs to no conversation: `setup_calls` and `setup_cost`.
+    Annotations: `act`; `visits` and `act_values` (from -1 to 1) of the acts at the root. Listing
+    the acts belongs to no conversation: `setup_calls` and `setup_cost`.
 
     Args:
         client: Asks the model.

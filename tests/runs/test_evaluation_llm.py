@@ -235,7 +235,8 @@ def test_played_humans_have_no_normalized_score_but_names_and_slips(with_human: 
                 "goes_on_after_end",
             }
         assert part.methods["bc"].decoding == "greedy"
-    assert "normalized" not in (with_human / "output.txt").read_text()
+    output = (with_human / "output.txt").read_text()
+    assert "normalized" not in output and "in conversation, with tiny-1 and player-1." in output
     page = (with_human / "report.html").read_text()
     assert "<th>normalized score</th>" not in page and "exact optimum" not in page
     assert "player-1" in page and "goes on after the end" in page
