@@ -68,7 +68,7 @@ class Network:
     """Shape of the networks, but for the vocabulary, which is the tokenizer's.
 
     Attributes:
-        settings: Of the section `model`.
+        settings: Values of the section `model`.
     """
 
     settings: Mapping[str, Any]
@@ -99,7 +99,7 @@ class Imagination:
 
     Attributes:
         dialogues: Number of dialogues.
-        sampling: Whom to imagine.
+        sampling: Choice of the personas to imagine.
         engine: Settings of an LLM that imagines; None = the embedded world does.
         llm: The LLM; None = the embedded world.
         models: Purpose (critic, judge, human) -> its LLM, where it has one of its own.
@@ -121,7 +121,7 @@ class HindsightSettings:
     """Settings of hindsight on finished dialogues.
 
     Attributes:
-        config: What is set whoever looks back.
+        config: Settings that hold whoever looks back.
         world: Settings of a world's controller.
         by_llm: Settings of an LLM that looks back; None = the embedded world does.
         llm: The LLM; None = the embedded world.

@@ -133,10 +133,12 @@ class TaskConfig(Settings):
     agent_role: str = setting("The agent in one or two words, e.g. tutor.", "")
     human_role: str = setting("The human in one or two words, e.g. student.", "")
     persona_axes: Mapping[str, tuple[str, ...]] | None = setting(
-        "What may be hidden about the human, axis -> values; set in the experiment's file.", None
+        "Hidden traits of the human, axis -> values; set in the experiment's file.", None
     )
-    criteria: tuple[str, ...] = setting("What a good dialogue fulfils, a sentence each.", ())
-    success: str = setting("What counts as success, in words.", "")
+    criteria: tuple[str, ...] = setting(
+        "Criteria that a good dialogue fulfils, a sentence each.", ()
+    )
+    success: str = setting("Meaning of success, in words.", "")
     max_turns: int = setting(
         "Agent turns of a dialogue at most; 0 = derived.", 0, least=0, most=MOST_TURNS
     )
@@ -151,7 +153,7 @@ class TaskConfig(Settings):
         None,
     )
     reward_unit: str = setting(
-        "What a rating counts, e.g. 'dollars that are given'; empty = it is a mark.", ""
+        "Unit of a rating, e.g. 'dollars that are given'; empty = it is a mark.", ""
     )
 
     def __post_init__(self):
@@ -331,11 +333,11 @@ class EvaluationConfig(Settings):
         shapes_result=False,
     )
     human: str = setting(
-        "Who agents talk with: humans of the world, or prompted ones, played by an LLM.",
+        "Humans that agents talk with: those of the world, or prompted ones, played by an LLM.",
         "world",
         choices=("world", "prompted"),
     )
-    human_guidance: str = setting("What else prompted humans are told of such people.", "")
+    human_guidance: str = setting("Further facts about such people, for prompted humans.", "")
 
     def __post_init__(self):
         super().__post_init__()
@@ -463,7 +465,7 @@ def add_method(config: ConfigDict, method: Method | str) -> Method:
     docs/own_method.md).
 
     Args:
-        config: Of `base_config`.
+        config: Config made by `base_config`.
         method: A method, or the path of a .py file that defines METHOD.
 
     Returns:

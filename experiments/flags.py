@@ -78,7 +78,7 @@ def print_help(
     Args:
         about: The program's docstring.
         kinds: Title -> class of the flags below it.
-        console: Where it goes.
+        console: Console that gets it.
         opens_runs: The program takes settings of runs, too.
     """
     console.print(about.strip(), markup=False, highlight=False)

@@ -26,8 +26,8 @@ class Round:
     Attributes:
         number: Counted from 1.
         parents: Id -> dialogue, of those looked back on.
-        dialogues: What can be learned from.
-        rejections: What cannot: parent, problem, detail.
+        dialogues: Dialogues that can be learned from.
+        rejections: Those that cannot: parent, problem, detail.
     """
 
     number: int

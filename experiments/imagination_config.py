@@ -15,7 +15,7 @@ class ImaginerConfig(Settings):
     """Choice of who imagines: the embedded world or an LLM."""
 
     engine: str = setting(
-        "Who writes the dialogues: the embedded world, or an LLM (config.llm).",
+        "Author of the dialogues: the embedded world, or an LLM (config.llm).",
         "world",
         choices=("world", "anthropic"),
     )
@@ -38,7 +38,7 @@ class RoundsConfig(Settings):
         "",
     )
     round_start: str = setting(
-        "Where a training with rounds of imagination starts: fresh, like one without; or agent, "
+        "Start of a training with rounds of imagination: fresh, like one without; or agent, "
         "the network that held the conversations, which goes on learning (ILQL's bootstraps from "
         "the first step).",
         "fresh",
@@ -81,7 +81,7 @@ class HindsightConfig(Settings):
     """Hindsight, whoever plays its parts. Done only where a method learns from it."""
 
     engine: str = setting(
-        "Who plays controller, human and reward model: the embedded world, or an LLM (config.llm).",
+        "Player of controller, human and reward model: the embedded world, or an LLM (config.llm).",
         "world",
         choices=("world", "anthropic"),
     )

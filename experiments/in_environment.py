@@ -42,7 +42,7 @@ class EnvironmentTask:
     """An environment, what was played in it, and the scale of its returns.
 
     Attributes:
-        name: Of folders and files.
+        name: Name of folders and files.
         title: In tables and figures.
         make_environment: Makes one.
         data: `data(episodes, seed)` gives the episodes that are learned from.
@@ -86,7 +86,7 @@ class EnvironmentConfig(Settings):
         ("bc", "fbc", "mc", "ilql"),
     )
     seeds: int = setting("Trainings of each method.", 5, least=1)
-    seed: int = setting("Of the data; training k has seed + k.", 0, least=0)
+    seed: int = setting("Seed of the data; training k has seed + k.", 0, least=0)
     episodes: int = setting("Episodes that are learned from.", 1000, least=10)
     test_episodes: int = setting("Episodes that each trained agent plays.", 200, least=2)
     steps: int = setting("Optimizer steps of a training.", 1200, least=1)
@@ -190,7 +190,7 @@ def _bind(
 
     Args:
         home: Folder of the run.
-        task: What is played.
+        task: Environment that is played.
         config: The settings.
         files: Name of a method of one's own -> fingerprint of its file.
     """
@@ -311,9 +311,9 @@ def summary(
     """Scores with intervals over trainings and episodes, references, and tests of all pairs.
 
     Args:
-        task: What was played.
-        results: Of each method.
-        seed: Of the bootstrap.
+        task: Environment that was played.
+        results: Results of each method.
+        seed: Seed of the bootstrap.
         methods: Name -> method, whose look is kept with its scores.
     """
     scores = {each.method: task.score(np.array(each.returns)) for each in results}

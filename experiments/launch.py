@@ -240,10 +240,10 @@ def run_stages(
     """Runs the stages up to this one, as far as they are not done.
 
     Args:
-        name: Of the experiment.
+        name: Name of the experiment.
         config: Settings that are kept with the run.
         experiment: Built from them.
-        folder: Of the run.
+        folder: Folder of the run.
         last: Last stage.
         console: Receives what is told.
 

@@ -31,7 +31,7 @@ class Look:
     Attributes:
         title: In tables and figures.
         color: As `#rrggbb`, on light paper.
-        marker: Of matplotlib.
+        marker: One of Matplotlib's markers.
     """
 
     title: str

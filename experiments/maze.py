@@ -156,8 +156,8 @@ class References:
 
     Attributes:
         behaviour: Mean of the data's players.
-        optimum: Of the shortest way.
-        one_step: Of the best move by the exact Q of the players (what Monte-Carlo values at their
+        optimum: Return of the shortest way.
+        one_step: Return of the best move by the players' exact Q (what Monte-Carlo values at their
             best come to).
     """
 

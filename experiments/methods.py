@@ -34,8 +34,8 @@ class Entry(NamedTuple):
 
     Attributes:
         base: Method: a name, or a path.
-        kind: Of rounds, "hindsight" or "imagination"; "" = none.
-        rounds: How many.
+        kind: Kind of its rounds, "hindsight" or "imagination"; "" = none.
+        rounds: Number of rounds.
     """
 
     base: str
@@ -178,7 +178,7 @@ def find_method(entry: str, library: Mapping[str, TrainedMethod]) -> TrainedMeth
     """The method that an entry names.
 
     Args:
-        entry: Of `config.methods`.
+        entry: Entry of `config.methods`.
         library: Name -> method without hindsight, for all methods there are.
 
     Raises:

@@ -68,7 +68,7 @@ class LoggingConfig(Settings):
     """Settings of the loggers."""
 
     backends: tuple[str, ...] = setting(
-        "Where metrics and scores go, beside JSON Lines: tensorboard, wandb, or a .py file that "
+        "Loggers of metrics and scores, beside JSON Lines: tensorboard, wandb, or a .py file that "
         "defines LOGGER.",
         ("tensorboard",),
         shapes_result=False,
@@ -110,7 +110,7 @@ def open_logger(
 
     Args:
         config: The backends.
-        log_file: Where the JSON Lines go, `<run folder>/metrics/<name>.jsonl`; the other backends
+        log_file: File of the JSON Lines, `<run folder>/metrics/<name>.jsonl`; the other backends
             keep their files beside it.
         settings: Settings of the run, shown by backends that have a place for them. Passwords in
             URLs are left out.

@@ -87,9 +87,9 @@ def check_checkpoints(
 
     Args:
         experiment: Says how long each is trained.
-        folder: Of the run.
+        folder: Folder of the run.
         wanted: Networks that are going to be trained on, or used.
-        console: Where it is told.
+        console: Console that tells it.
     """
     for unit in wanted:
         for each in set_aside_damaged(folder.checkpoints(unit)):
@@ -137,8 +137,8 @@ def pretrained_start(
 
     Args:
         network: Names the pretrained network.
-        shape: Of the network that is trained.
-        seed: Of the value heads.
+        shape: Shape of the network that is trained.
+        seed: Seed of the value heads.
         mesh: Devices that the parameters are laid out on; None = the first.
     """
     if not network.pretrained:

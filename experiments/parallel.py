@@ -84,9 +84,9 @@ def run_units(
     Args:
         function: Importable by name; `report(done, total, note)` moves its bar.
         arguments: Picklable arguments of each unit.
-        names: What the bars are called.
+        names: Names of the bars.
         workers: Processes; 0 runs everything here.
-        console: Where the bars go.
+        console: Console that shows the bars.
 
     Returns:
         The results, in order.

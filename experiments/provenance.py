@@ -33,8 +33,8 @@ class Session:
     Attributes:
         stage: Its name.
         command: Command line.
-        commit: Of the code, or its version where there is no repository.
-        versions: Of Python and the libraries.
+        commit: Commit of the code, or its version where there is no repository.
+        versions: Versions of Python and the libraries.
         machine: Processor, cores, memory and accelerators.
         date: Day and minute of its end, UTC.
         seconds: That it took in this process.

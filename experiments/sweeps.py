@@ -62,8 +62,8 @@ class Base:
 
     Attributes:
         experiment: Its file, without its ending.
-        dialogues: Number of them where they are not varied.
-        steps: Of a training, likewise.
+        dialogues: Number of dialogues, where it is not varied.
+        steps: Steps of a training, where they are not varied.
         is_small: Smaller than the experiment by default.
     """
 
@@ -360,7 +360,7 @@ class SweepConfig(Settings):
         choices=("full", "small"),
     )
     seeds: int = setting("Trainings of each method in each variant.", 3, least=1)
-    seed: int = setting("Of the dialogues; training k has seed + k.", 0, least=0)
+    seed: int = setting("Seed of the dialogues; training k has seed + k.", 0, least=0)
     workdir: str = setting(
         "Folder; runs/sweeps/NAME if not given, with -EXPERIMENT and -small where they are asked "
         "for.",

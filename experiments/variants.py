@@ -76,7 +76,7 @@ class Sweep:
         variants: The first of an experiment is what its others are compared with.
         settings: Key -> value, of all variants.
         axis: Name of what varies, where variants lie on an axis; "" = they are kinds.
-        is_logarithmic: Whether steps along the axis are factors.
+        is_logarithmic: True where steps along the axis are factors.
         between_methods: All methods of an experiment are compared with its main one, instead of
             each with the same method of the first variant.
 
@@ -136,7 +136,7 @@ class Row:
         score_ci95: Its interval, over trainings and episodes.
         difference: Score minus that of the row that it is compared with (`Sweep`), in the same
             experiment; None for that row itself.
-        p: Of the difference, for the agents as trained.
+        p: p-value of the difference, for the agents as trained.
         p_holm: After Holm's correction for the rows of the experiment and population.
         p_training: For training again; None with one training.
         p_training_holm: After Holm's correction.
@@ -161,11 +161,11 @@ class SweepResult:
     """Content of a sweep's `.json`.
 
     Attributes:
-        name: Of the sweep.
+        name: Name of the sweep.
         question: That it answers.
         axis: Name of what varies; "" where variants are kinds.
-        is_logarithmic: Whether steps along the axis are factors.
-        between_methods: What was compared, as in `Sweep`.
+        is_logarithmic: True where steps along the axis are factors.
+        between_methods: Kind of the comparison, as in `Sweep`.
         population: Name -> rows, in the order of the variants, an experiment after the other.
     """
 

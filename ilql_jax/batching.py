@@ -164,7 +164,7 @@ def pack_rows(
         elements: Name -> array, whose first axis is what fills up.
         lengths: Name -> room for it in a row.
         batch_rows: Rows that go into a batch afterwards.
-        seed: Of the order.
+        seed: Seed of the order.
     """
     rows = grain.MapDataset.source(elements).seed(seed).shuffle().repeat(None)
     return grain.experimental.FirstFitPackIterDataset(

@@ -55,7 +55,7 @@ class Checkpoints:
     """The checkpoints of one training run, in one folder.
 
     Args:
-        folder: Of the run; made when first saved to.
+        folder: Folder of the run; made when first saved to.
         metadata: Plain JSON saved with each, and compared when one is restored.
         runtime: Entries that are not compared, nested ones as "outer.inner".
         keep: Number of the newest that stay.
@@ -179,7 +179,7 @@ def restore_params(
     Parameters that were frozen in training are not in there: they are those of the start.
 
     Args:
-        folder: Of a training run.
+        folder: Folder of a training run.
         config: Shape of the network.
         mesh: Devices that the parameters are laid out on; None = all on the first.
         start_from: As given to `train.train`; called only where a part was frozen.

@@ -132,7 +132,7 @@ def rollout(
     of training data do (see `windows.py`).
 
     Args:
-        player: Who acts.
+        player: Player whose actions are taken.
         make_environment: Makes an environment; called at most `parallel` times, each is used for
             one episode after the other.
         seeds: One an episode, at least 0.
@@ -307,10 +307,10 @@ class Evaluation:
     """Returns of a player in an environment.
 
     Attributes:
-        episodes: What was played, whole.
+        episodes: Episodes that were played, whole.
         mean_return: Mean of their undiscounted returns.
         interval: Bounds of its confidence interval, by the bootstrap over episodes.
-        confidence: Of that interval.
+        confidence: Confidence of that interval.
     """
 
     episodes: list[Trajectory] = dataclasses.field(repr=False)
@@ -348,11 +348,11 @@ def evaluate(
     Players that are compared with the same seeds meet the same episodes.
 
     Args:
-        player: Who acts.
+        player: Player whose actions are taken.
         make_environment: As in `rollout`, as are `max_turns`, `parallel`, `context`, `progress`.
         episodes: Number of them, at least 1.
-        seed: Of the first.
-        confidence: Of the interval, in (0, 1).
+        seed: Seed of the first.
+        confidence: Confidence of the interval, in (0, 1).
     """
     if episodes < 1 or not 0 < confidence < 1:
         raise ValueError(

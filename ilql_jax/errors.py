@@ -35,7 +35,7 @@ def place_of_function(function: Callable[..., Any], error: BaseException | None 
     """File and line of somebody's own function, for messages: " (FILE, line 3)"; "" = none known.
 
     Args:
-        function: Of their file.
+        function: Function of their file.
         error: The last line of that file that it came through counts; None = where the function
             begins.
     """

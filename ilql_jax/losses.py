@@ -186,7 +186,7 @@ def implied_reward(
     No gradient flows into the reference.
 
     Args:
-        log_prob: Of whole utterances under the policy, any shape.
+        log_prob: Log-probability of whole utterances under the policy, any shape.
         reference_log_prob: Same shape; under the frozen reference policy.
         kl_weight: β > 0, weight of the KL to the reference in what the policy is best at: the
             larger, the less it has to move to prefer one utterance to another.
@@ -382,7 +382,7 @@ def steer_logits(
     """`log π_β(a | h) + β (Q(h, a) − V(h))`: logits of the steered policy (ILQL, eq. 6).
 
     Args:
-        policy_logits: Of the cloned policy; normalised here.
+        policy_logits: Logits of the cloned policy; normalised here.
         q: min over the twin heads.
         v: V(h). It shifts all logits alike; kept so that the exponent stays small.
         beta: Steering strength.
@@ -494,7 +494,7 @@ def _by_slot(
 
     Args:
         loss: Elementwise over slots, the axes of its result.
-        arrays: Of the slots, with an axis more behind, or without leading axes.
+        arrays: Values of the slots, with an axis more behind, or without leading axes.
     """
     return loss(*arrays)
 

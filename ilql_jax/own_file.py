@@ -15,7 +15,7 @@ def defined_in(path: str | Path, name: str, error_type: type[UserError]) -> Any:
     """Executes a .py file and returns what it defines under a name.
 
     Args:
-        path: Of the file. Give only files that are trusted: it is run.
+        path: Path of the file. Give only files that are trusted: it is run.
         name: In capitals, e.g. METHOD.
         error_type: Raised for a file that is not there, that raises, or that does not define it;
             the message has the path.

@@ -42,7 +42,7 @@ class PolicyDescription:
         baseline: Value that heads of zero stand for, in the rewards' own unit.
         steered_by: Name of a method with a steering rule of its own (`Method.steer`); "" = the
             usual one.
-        training: What it was made from, for people to read: method, settings, data.
+        training: Origin of the policy, for people to read: method, settings, data.
     """
 
     model: ModelConfig

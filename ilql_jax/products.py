@@ -23,7 +23,7 @@ def product(indices: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Flo
     be much slower.
 
     Args:
-        indices: Of the factors and the result, "ij,jk->ik"; each is in two of the three.
+        indices: Indices of the factors and the result, "ij,jk->ik"; each is in two of the three.
         a: Factor, of 16 or 32 bits.
         b: Factor, likewise.
     """

@@ -35,9 +35,9 @@ class SettingError(UserError, ValueError):
     """A value that a setting cannot have.
 
     Attributes:
-        name: Of the setting.
+        name: Name of the setting.
         value: That was given.
-        problem: What it has to be instead, e.g. "must be at least 1".
+        problem: Bounds that it breaks, e.g. "must be at least 1".
     """
 
     def __init__(self, name: str, value: Any, problem: str):

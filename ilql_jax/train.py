@@ -89,10 +89,10 @@ def train(
         data: Trajectories, of which the method selects (`Method.select`); or preferences for one
             that learns from pairs.
         model_config: Shape of the network.
-        method: What is learned, with its settings (see `methods/`).
+        method: Method that is learned by, with its settings (see `methods/`).
         config: Length and speed.
         packing: Shape of the batches (see `packing_for`, and for pairs `packing_for_pairs`).
-        seed: Of the initial weights and of the order of the data.
+        seed: Seed of the initial weights and of the order of the data.
         folder: Checkpoints go here.
         metadata: Plain JSON kept with every checkpoint, beside the configs.
         on_start: Called once with the number of steps already taken.

@@ -187,9 +187,9 @@ def init_state(
 
     Args:
         model_config: Shape of the network.
-        method: What is trained; its Polyak-averaged groups start as copies.
+        method: Method that is trained; its Polyak-averaged groups start as copies.
         config: Optimizer; where a part of the network is frozen, the state holds the rest alone.
-        seed: Of a fresh network.
+        seed: Seed of a fresh network.
         start: All parameters of the network; None = fresh ones.
         donate_start: Take over the arrays of `start`, so that memory never holds them twice.
         mesh: Each device initializes its own shard; values equal single-device initialization.

@@ -115,7 +115,7 @@ def speaks_another(text: str, language: str, is_turn: bool = False) -> bool:
     """True where a text is clearly in another language; false where that cannot be told.
 
     Args:
-        text: What was said.
+        text: Words that were said.
         language: English name of the language asked for.
         is_turn: The text is a single turn, of which more is asked.
     """

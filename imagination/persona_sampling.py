@@ -39,7 +39,7 @@ class PersonaSampling(Settings):
     """
 
     personas: str = setting(
-        "Whom dialogues are imagined with: prior (as they come), balanced (difficult personas with "
+        "Personas of the dialogues: prior (as they come), balanced (difficult personas with "
         "difficult_share, each kind by its prior), or uniform (each that can come as often). "
         "Evaluation keeps to the prior.",
         "prior",

@@ -46,7 +46,7 @@ class Task:
         max_turns: Agent turns after which a conversation is over.
         criteria: Criteria of a good dialogue of this task, one sentence each.
         success: Meaning of success, in words.
-        reward_unit: What a rating counts, as in "dollars that are given"; empty = it is a mark.
+        reward_unit: Unit of a rating, as in "dollars that are given"; empty = it is a mark.
 
     Raises:
         TaskError: A field that cannot be used.

@@ -47,7 +47,7 @@ class DialogueTokenizer:
             as it lacks them; one that has them all is one of ours, and keeps to them. A chat
             template is replaced by the one that is used, which is saved with it.
         opening: See `TemplateFormat`.
-        date: Likewise.
+        date: See `TemplateFormat`, too.
 
     Attributes:
         vocab_size: Number of tokens.
@@ -96,9 +96,9 @@ class DialogueTokenizer:
         """Loads a Hugging Face tokenizer by name or folder, such as one that `save` wrote.
 
         Args:
-            name_or_folder: What `save` wrote has its opening and date in its template.
+            name_or_folder: Name or folder; one of `save` has its opening and date in its template.
             opening: See `TemplateFormat`.
-            date: Likewise.
+            date: See `TemplateFormat`, too.
 
         Raises:
             DialogueError: It cannot be found or read.

@@ -136,7 +136,7 @@ def test_the_readme_is_a_page():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 140
 
 
-QUESTIONS = re.compile(r"(What|Whether|Where|How|Who|Whose|Likewise|Of)\b")
+QUESTIONS = re.compile(r"(What|Whether|Where|How|Who|Whose|Whom|Likewise|Of)\b")
 
 
 def test_docstrings_begin_with_a_verb_or_a_noun():
@@ -152,6 +152,22 @@ def test_docstrings_begin_with_a_verb_or_a_noun():
                     where = getattr(node, "lineno", 1)
                     vague.append(f"{module}:{where}: {text.splitlines()[0]}")
     assert not vague, "\n".join(vague)
+
+
+def test_arguments_and_settings_are_described_by_a_noun():
+    """Not by the rest of a sentence, as in "seed: Of the data"."""
+    not_yet = {"experiments.training_data"}
+    vague = []
+    for module, tree in sources().items():
+        for line, text in texts(tree):
+            described = re.findall(r"^ +\*{0,2}[a-z_0-9, ]+: (.*)", text, re.MULTILINE)
+            vague += [f"{module}:{line}: {each}" for each in described if QUESTIONS.match(each)]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "setting":
+                text = getattr(node.args[0], "value", "") if node.args else ""
+                if QUESTIONS.match(str(text)):
+                    vague.append(f"{module}:{node.lineno}: {text}")
+    assert not [each for each in vague if each.partition(":")[0] not in not_yet], "\n".join(vague)
 
 
 def test_every_module_says_what_it_is_for():

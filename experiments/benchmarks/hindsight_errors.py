@@ -129,8 +129,8 @@ class Point:
     """ILQL after a round of hindsight with a controller of this error rate.
 
     Attributes:
-        population: Of the humans it talked with.
-        error_rate: Of the controller.
+        population: Population of the humans it talked with.
+        error_rate: Error rate of the controller.
         score: Normalized, with its interval.
         gain: Its score minus that of ILQL on the originals, with the same humans.
     """

@@ -58,8 +58,8 @@ def run(
 
     Args:
         parts_of: Gives the parts of a size.
-        size: Of the parts.
-        names: Of those that are run, in this order.
+        size: Size of the parts.
+        names: Parts that are run, in this order.
         limit: Seconds of a part.
         deadline: By `time.perf_counter`; parts that have not begun then are skipped.
         path: File for the figures, a JSON object a line.

@@ -65,7 +65,7 @@ def run(
         people: People at the same time.
         answers: Answers that each of them gets.
         think: Mean seconds from an answer to the next question.
-        settings: How the agent answers; None = as served by default.
+        settings: Settings by which the agent answers; None = as served by default.
         through: One of `WAYS`.
 
     Returns:
@@ -116,7 +116,7 @@ class _Server:
     """The server, in a process of its own.
 
     Attributes:
-        address: Where it listens.
+        address: Address that it listens on.
     """
 
     def __init__(self, spec: str, settings: AgentSettings, through: str):

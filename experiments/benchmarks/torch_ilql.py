@@ -68,7 +68,7 @@ class Steered(nn.Module):
         output: That layer.
         q: Twin heads.
         v: V.
-        strength: Of the steering, β in eq. 6 of ILQL.
+        strength: Strength of the steering, β in eq. 6 of ILQL.
     """
 
     def __init__(self, output: nn.Module, q: Sequence[nn.Module], v: nn.Module, strength: float):

@@ -48,10 +48,10 @@ def compare_units(
 
     Args:
         folder: Holds the conversations and the result of each unit.
-        units: What is compared; all of them have talked.
-        task: What the conversations are about.
-        seed: Of intervals and tests.
-        has_prices: Whether the calls' costs are known.
+        units: Units that are compared; all of them have talked.
+        task: Task of the conversations.
+        seed: Seed of intervals and tests.
+        has_prices: True where the calls' costs are known.
         methods: Method by name, which say how they look in tables and figures.
 
     Raises:

@@ -99,7 +99,7 @@ def diagnose(world: World, conversations: Iterable[Dialogue], episodes: int) -> 
 
     Args:
         world: That the humans are of.
-        conversations: Of the evaluation, with `method`, `population` and `episode` in their source.
+        conversations: Those of the evaluation; sources name `method`, `population`, `episode`.
         episodes: The first so many of each training and population are looked at.
     """
     groups: dict[str, dict[str, list[Dialogue]]] = {name: {} for name in POPULATIONS}

@@ -158,7 +158,7 @@ def choose_moments(dialogues: list[Dialogue], count: int) -> list[tuple[Dialogue
 
     Args:
         dialogues: That were set apart.
-        count: Of turns, one a dialogue; fewer where there are not so many dialogues.
+        count: Number of turns, one a dialogue; fewer where there are not so many dialogues.
 
     Returns:
         Dialogues, each with the number of a turn of its agent.

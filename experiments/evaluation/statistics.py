@@ -53,7 +53,7 @@ def bootstrap_mean(
 
     Args:
         scores: Any unit; finite.
-        seed: Of the resampling; the same seed gives the same interval.
+        seed: Seed of the resampling; the same one gives the same interval.
         resamples: Number of resamples.
         confidence: Probability in (0, 1) that the interval should cover.
 
@@ -149,7 +149,7 @@ def compare(
     Args:
         scores_a: Any unit; the same column is the same human as in `scores_b`.
         scores_b: May have another number of seeds.
-        seed: Of the sign assignments.
+        seed: Seed of the sign assignments.
         resamples: Number of sign assignments.
 
     Returns:
@@ -233,7 +233,7 @@ def pairwise_tests(
     Args:
         scores_by_method: Method -> scores [seeds, episodes], paired by episode. Where one method
             has fewer episodes, they are the first ones of the other; nan where there is no score.
-        seed: Of the permutations.
+        seed: Seed of the permutations.
 
     Returns:
         A record per pair, plain JSON values: `a`, `b`; `episodes` that both have; `difference` =
@@ -355,8 +355,8 @@ def calibration_bins(
 
     Args:
         predictions: In the unit of the outcomes (for a probability, outcomes 0 and 1).
-        outcomes: What came to pass.
-        bins: How many; fewer come back where many predictions are equal, as equal predictions are
+        outcomes: Observed outcomes.
+        bins: Number of bins; fewer come back where predictions are equal, as equal ones are
             never torn apart.
         confidence: Probability in (0, 1) that an interval should cover.
 

@@ -34,10 +34,10 @@ class References:
     """Exact mean rewards of a population of an embedded world.
 
     Attributes:
-        behaviour: Of the mixture of behaviours that wrote the data.
-        best_behaviour: Of the best of these.
-        optimum: Of the optimal policy.
-        uniform: Of an agent that acts at random.
+        behaviour: Mean reward of the mixture of behaviours that wrote the data.
+        best_behaviour: Mean reward of the best of these.
+        optimum: Mean reward of the optimal policy.
+        uniform: Mean reward of an agent that acts at random.
     """
 
     behaviour: float
@@ -63,7 +63,7 @@ class Training:
     """One training of a method.
 
     Attributes:
-        seed: Of the training.
+        seed: Number of the training, from 0.
         mean_reward: Over the episodes that were rated with every seed; None where there are none.
         normalized: The same as a normalized score; None without references.
         decoding: Chosen on validation episodes.
@@ -326,9 +326,9 @@ class PredictionPoint:
 
     Attributes:
         point: Share of the dialogue seen, in [0, 1].
-        auroc_v: Of success, by V; None where all dialogues succeed or all fail.
+        auroc_v: AUROC of success, by V; None where all dialogues succeed or all fail.
         auroc_v_ci95: Its interval.
-        auroc_q: Of success, by Q of the agent's utterance at this point.
+        auroc_q: AUROC of success, by Q of the agent's utterance at this point.
         auroc_q_ci95: Its interval.
         calibration: Q against the reward.
     """
@@ -361,9 +361,9 @@ class Success:
     """The outcome that values are to foretell.
 
     Attributes:
-        words: What counts as success, in words; "" where the task does not say.
+        words: Meaning of success; "" where the task does not say.
         reward: Reward from which a dialogue is a success.
-        share: Of the test dialogues that are.
+        share: Share of the test dialogues that succeed.
     """
 
     words: str
@@ -412,7 +412,7 @@ class Heldout:
         sizes: Part of the data ("train", "test") -> number of dialogues.
         success: The outcome that values are to foretell.
         methods: Name -> policy.
-        pretrained_perplexity: Of the network that all started from, as it was before training, on
+        pretrained_perplexity: Perplexity of the network that all started from, before training, on
             the same words; None where they started from fresh ones.
         value_prediction: Name of a method that learns values -> points, from the start of a
             dialogue to its end.

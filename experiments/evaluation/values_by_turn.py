@@ -44,8 +44,8 @@ def values_by_turn(conversations: Sequence[Dialogue]) -> list[TurnValues]:
     """Compares the values of a method with what came of its conversations.
 
     Args:
-        conversations: Of one method with one population, the values in the annotations `q` and `v`
-            of the agent's turns, `seed` and `episode` in the source.
+        conversations: Those of one method with one population; `q` and `v` among the annotations of
+            the agent's turns, `seed` and `episode` in the source.
 
     Returns:
         Every turn that enough conversations reach; none for a method that learns no values.

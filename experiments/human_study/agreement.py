@@ -87,9 +87,9 @@ def ranked_strengths(
     """`bradley_terry` of rankings, each with a 95 % bootstrap interval over participants.
 
     Args:
-        rankings: Of one participant each, best first; agents that are missing were not met.
+        rankings: Ranking of each participant, best first; agents that are missing were not met.
         agents: All agents.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
         resamples: Number of resamples.
 
     Returns:

@@ -44,9 +44,9 @@ class Test:
     Attributes:
         a, b: The agents.
         question: The question.
-        participants: Who rated both.
+        participants: Participants who rated both.
         difference: Mean of a − b.
-        p, p_holm: Of the paired permutation test, and after Holm's correction over all tests.
+        p, p_holm: Paired permutation test, plain and after Holm's correction over all tests.
         effect: Cohen's d of the paired differences: their mean over their standard deviation.
         preferred: Share of participants who rated a higher, those who rated both alike half.
     """
@@ -78,7 +78,7 @@ class Agreement:
     """Krippendorff's alpha of one question.
 
     Attributes:
-        alpha: Of raters who read the same conversation; None = there is none that two have read.
+        alpha: Krippendorff's α of raters of the same conversation; None = no two read one.
         transcripts: Conversations that two or more raters have read.
         with_talker: Alpha with the participants' own ratings.
     """
@@ -110,7 +110,7 @@ class Results:
         ranking: Agent -> chance to be preferred to an average one.
         rankings: Participants who ranked.
         agreement: Question -> agreement.
-        against: Who else rated the conversations (the world's human, a judge) -> correlation.
+        against: Other raters of the conversations (the world's human, a judge) -> correlation.
         reward: The question that ranks the agents.
     """
 
@@ -141,7 +141,7 @@ def analyse(
         questionnaire: Its questions.
         agents: Its agents.
         reward: Question that ranks the agents.
-        seed: Of resampling.
+        seed: Seed of the resampling.
         keep_inattentive: Also counts those who failed the attention check.
         others: Name of somebody else -> their rating of a conversation, None where they have none.
     """
@@ -233,7 +233,7 @@ def compare_agents(
     Args:
         tables: Question -> ratings, nan where there is none.
         agents: The agents of the rows.
-        seed: Of the permutations.
+        seed: Seed of the permutations.
         resamples: Permutations of each test; None = those of `compare`.
     """
     found: list[Test] = []

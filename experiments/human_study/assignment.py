@@ -39,9 +39,9 @@ def emptiest(cells: Sequence[Cell], number: int, seed: int) -> int:
     """The row for the next participant: where fewest are kept, then where fewest have begun.
 
     Args:
-        cells: Of each row.
+        cells: Number of cells in each row.
         number: Participants so far; ties are broken by it and the seed, not by the row's place.
-        seed: Of the study.
+        seed: Seed of the study.
 
     Raises:
         ValueError: No rows.

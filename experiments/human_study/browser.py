@@ -29,7 +29,7 @@ class Page:
 
     Attributes:
         status: HTTP status.
-        path: Where it is, after redirects.
+        path: Path of the page, after redirects.
         forms: By action.
         said: Speaker and text of the messages on it.
         heading, error, code: Words of its parts; "" = there is none.
@@ -52,7 +52,7 @@ class Browser:
     """Holds the cookie of one participant.
 
     Args:
-        client: Of the server; its cookies are this participant's.
+        client: Client of the server; its cookies are this participant's.
     """
 
     def __init__(self, client: httpx2.AsyncClient):

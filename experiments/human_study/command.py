@@ -51,8 +51,8 @@ class Setup:
     """A study that can begin: what it is about, and who answers.
 
     Attributes:
-        study: What may come next.
-        agents: Who answers, by name.
+        study: The study: knows what may come next.
+        agents: Agents that answer, by name.
         notices: Shown with the consent and beside every conversation.
         world: The embedded world of the task; None = there is none.
     """

@@ -31,7 +31,7 @@ class StudyConfig(Settings):
     behind_tls: bool = setting(
         "Cookies are sent over https alone, and a proxy on this machine says who asks.", False
     )
-    seed: int = setting("Of orders, personas and conversations.", 0, least=0)
+    seed: int = setting("Seed of orders, personas and conversations.", 0, least=0)
     participants: int = setting("No more than so many take part.", 1000, least=1, most=100_000)
     answer_floor: float = setting(
         "Seconds that every answer takes at least, so that agents are not told by their speed.",

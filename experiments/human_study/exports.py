@@ -25,7 +25,7 @@ def write_data(store: Store, folder: Path, task: str, reward: str) -> list[Path]
 
     Args:
         store: The study's file.
-        folder: Where they go.
+        folder: Folder that they go into.
         task: Name of the task.
         reward: Question whose rating by the participant is the reward.
 
@@ -61,8 +61,8 @@ def dialogue_of(
     Args:
         talk: The conversation.
         task: Name of the task.
-        persona: Of the participant's card.
-        ratings: Of the participant: question -> rating.
+        persona: Persona of the participant's card.
+        ratings: Ratings of the participant: question -> rating.
         reward: Question whose rating is the reward.
     """
     source = {

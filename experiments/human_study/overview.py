@@ -14,11 +14,11 @@ class AgentRow:
     """Conversations with one agent.
 
     Attributes:
-        name: Of the agent.
+        name: Name of the agent.
         begun, rated, failed, too_short: Conversations.
         seconds: Mean time of its answers, without the floor; None = it gave none.
         slow: Share of its answers that took longer than the floor, by which it could be told.
-        calls, tokens, cost: Where it is an LLM, also of those who have withdrawn; 0 = it is none,
+        calls, tokens, cost: Those of an LLM, also of people who have withdrawn; 0 = it is none,
             or the price is not known.
         failures: The last reasons for which it failed.
     """

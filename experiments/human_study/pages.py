@@ -78,7 +78,7 @@ class Pages:
     """The handlers of all pages of participants.
 
     Args:
-        study: What may come next, and what is kept.
+        study: The study: knows what may come next, and keeps what was done.
         answering: Asks the agents.
         config: Settings of the study.
         notices: Shown with the consent and beside every conversation.
@@ -390,11 +390,11 @@ def build_app(
     """The pages as an ASGI application, guarded.
 
     Args:
-        study: What may come next, and what is kept.
+        study: The study: knows what may come next, and keeps what was done.
         answering: Asks the agents.
         config: Settings of the study.
         notices: Shown with the consent and beside every conversation.
-        more_routes: Of the researcher's page.
+        more_routes: Routes of the researcher's page.
     """
     pages = Pages(study, answering, config, notices)
 

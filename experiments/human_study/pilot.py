@@ -52,7 +52,7 @@ async def run_pilot(
         count: Participants.
         noise: Standard deviation of a rating, on a scale of 1 to 5; each participant is also as a
             whole more or less pleased, by half of it.
-        seed: Of all of it.
+        seed: Seed of all of it.
         on_done: Called after each participant.
         at_once: Participants at a time.
         raters: Further ones, who afterwards rate conversations of the others.

@@ -45,7 +45,7 @@ def simulated_ratings(
 
     Args:
         rng: Source of chance.
-        means: Of each agent, before rounding and the ends of the scale.
+        means: Mean of each agent, before rounding and the ends of the scale.
         participants: Number of them.
         spread: Standard deviation of chance, and of the moods.
         scale: Lowest and highest rating.
@@ -74,7 +74,7 @@ def simulate_power(
         effect: Difference, in points of the scale.
         spread: Standard deviation of a participant's rating of an agent.
         agents: Agents of the study.
-        seed: Of the simulation.
+        seed: Seed of the simulation.
         scale: Lowest and highest rating.
         sizes: Numbers of participants, rising.
         studies: Simulated studies of each size.

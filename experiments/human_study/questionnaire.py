@@ -78,13 +78,13 @@ class Questionnaire:
     """Everything that a participant reads and is asked.
 
     Attributes:
-        title: Of the pages; names no agent and no method.
+        title: Title of the pages; names no agent and no method.
         consent: Text before anything else. Notices of the task are shown with it, always.
         agree: Words of the box that must be ticked.
         instructions: Text of the second page.
         card: Scenario: whom the participant is to be.
         personas: Trait of the task -> value -> sentence on the card; empty = "be yourself".
-        opens: Who speaks first, `"human"` or `"agent"`.
+        opens: First speaker, `"human"` or `"agent"`.
         fewest_turns: Turns of the participant without which a conversation cannot be rated.
         most_turns: Turns of the participant after which it is over; 0 = as the task says.
         questions: Ratings after each agent.

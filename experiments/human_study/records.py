@@ -81,7 +81,7 @@ class Talk:
         participant: Number of the participant.
         position: Place in the order, from 0.
         agent: Its name, which no page shows.
-        seed: Of its random choices.
+        seed: Seed of its random choices.
         messages: In order.
         begun_at, ended_at, told_at, rated_at: Seconds since 1970; None = not yet.
         ended_by: human, agent, limit or failure; "" = open.

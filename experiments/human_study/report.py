@@ -40,11 +40,11 @@ class Study:
     """Everything that a report is about.
 
     Attributes:
-        name: Of the folder.
+        name: Name of the folder.
         task: Name of the task.
-        questionnaire: What was asked.
+        questionnaire: Questions that were asked.
         agents: Their names.
-        results: What came of it.
+        results: Results of the analysis.
         talks: All conversations.
         ratings: All ratings.
         simulated: True where nobody took part but humans of a world.

@@ -60,8 +60,8 @@ class Step:
     Attributes:
         name: One of `STEPS`.
         talk: The conversation that it is about, if any.
-        number: Of this conversation or transcript, from 1.
-        of: How many there are.
+        number: Number of this conversation or transcript, from 1.
+        of: Number of all of them.
     """
 
     name: str
@@ -81,7 +81,7 @@ def next_step(
     """The step of a participant.
 
     Args:
-        progress: What they have done.
+        progress: Progress of the participant.
         questionnaire: Tells whether there is a ranking.
         judged: Number -> conversation, for those who rate the conversations of others.
     """
@@ -126,7 +126,7 @@ class Rules:
     """Settings of a study that decide what may come next.
 
     Attributes:
-        seed: Of orders, personas and conversations.
+        seed: Seed of orders, personas and conversations.
         most_participants: Those who talk; no more can begin.
         dropout_after: Seconds without a step after which a place is given to another.
         transcripts: Conversations that a rater is given.
@@ -147,7 +147,7 @@ class Study:
 
     Args:
         store: Keeps it.
-        questionnaire: What they read and are asked.
+        questionnaire: Texts that they read, and questions.
         agents: Names of the agents; no participant sees them.
         rules: Settings.
         personas: Draws the persona of the participant with a number, from a seed and that number;
@@ -374,7 +374,7 @@ class Study:
 
         Args:
             number: The participant.
-            key: Of the step for which the form was made; another one changes nothing.
+            key: Key of the step for which the form was made; another one changes nothing.
             answers: Name of the item -> rating as text (`attention!` for the check).
 
         Raises:

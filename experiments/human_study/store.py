@@ -72,7 +72,7 @@ class Store:
 
     Args:
         path: The file; made where it is missing.
-        identity: What may not change while a study goes on (agents, questionnaire), name -> text.
+        identity: Parts that may not change during a study (agents, questionnaire), name -> text.
 
     Attributes:
         commits: Transactions so far.

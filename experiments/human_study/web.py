@@ -49,7 +49,7 @@ class Guard:
     Args:
         app: The pages.
         per_second: Requests from one address in the long run; ten times as many at once.
-        words: Of the study.
+        words: Words of the study.
         clock: Seconds.
     """
 
@@ -108,7 +108,7 @@ class Durable:
 
     Args:
         app: The pages.
-        store: Of the study.
+        store: Store of the study.
     """
 
     def __init__(self, app: ASGIApp, store: Store):

@@ -81,10 +81,10 @@ def pick_pair(
     data; where that is not known either, the best other method.
 
     Args:
-        conversations: Of the evaluation.
+        conversations: Conversations of the evaluation.
         dialogues: Training data.
         success_reward: The task's bar for success.
-        looks: Of all methods.
+        looks: Looks of all methods.
 
     Returns:
         The pair, the focus on the right; None where there is nobody to differ from, or nothing was

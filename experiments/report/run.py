@@ -23,7 +23,7 @@ class HeldRound:
     Attributes:
         method: Learns from them.
         agent: Took part in them.
-        rewards: Of those that were rated.
+        rewards: Rewards of those that were rated.
         calls: Mean number of calls a conversation of the LLM that played the humans; None where
             none did.
         cost: Mean dollars of these; None where no prices are set, too.
@@ -43,13 +43,13 @@ class Run:
     Attributes:
         evaluation: Results in conversation.
         heldout: Results on dialogues that were set apart.
-        conversations: Of the evaluation.
+        conversations: Conversations of the evaluation.
         dialogues: Training data.
         metrics: (method, seed) -> records of the training's log.
         config: Text of config.yaml.
         hindsight: Rounds of hindsight.
         sessions: By which command, code and machine the stages were made.
-        diagnosis: Where the score is lost.
+        diagnosis: Losses from the optimum, where they were looked for.
         held: Rounds of imagination.
     """
 

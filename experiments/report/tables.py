@@ -360,7 +360,7 @@ def rounds_tables(
     Args:
         held: The rounds.
         dialogues: The original ones.
-        looks: Of all methods.
+        looks: Looks of all methods.
     """
 
     def mean(rewards: Sequence[float]) -> Cell:

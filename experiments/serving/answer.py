@@ -17,7 +17,7 @@ class AgentError(UserError, RuntimeError):
     """An agent that crashed, hung or gave no answer. The message holds no key and no traceback.
 
     Attributes:
-        spent: Of an LLM that was asked in vain: its `calls`, `tokens` and `cost`.
+        spent: Cost of an LLM that was asked in vain: its `calls`, `tokens` and `cost`.
     """
 
     def __init__(self, message: str, spent: Mapping[str, Any] = MappingProxyType({})):

@@ -56,7 +56,7 @@ def make_app(
 
     Args:
         agents: Name -> agent.
-        batcher: Of those that run here.
+        batcher: Batcher of the agents that run here.
         config: Limits and names.
         stuck_seconds: A batch that takes longer makes the server unhealthy.
     """

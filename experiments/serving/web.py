@@ -37,7 +37,7 @@ class BodyError(UserError, ValueError):
     """A body that is not read.
 
     Attributes:
-        status: Of HTTP.
+        status: Status of HTTP.
     """
 
     def __init__(self, status: int, message: str):
@@ -242,7 +242,7 @@ def run(
         config: Limits.
         listening: From `listen`.
         lines: Told as soon as it listens.
-        console: Where.
+        console: Console that tells it.
     """
     if not is_loopback(config.host):
         console.print(

@@ -27,8 +27,8 @@ class RequestError(UserError, ValueError):
     """A request that is not answered; the message says what to change.
 
     Attributes:
-        status: Of HTTP.
-        field: Of the body, "" = none alone.
+        status: Status of HTTP.
+        field: Field of the body, "" = none alone.
         code: Short name of the error, in snake case.
     """
 
@@ -70,9 +70,9 @@ class Failing:
     """An error as it is told.
 
     Attributes:
-        status: Of HTTP.
+        status: Status of HTTP.
         message: In words.
-        field: Of the body, "" = none alone.
+        field: Field of the body, "" = none alone.
         code: Short name.
     """
 

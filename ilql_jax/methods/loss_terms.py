@@ -89,7 +89,7 @@ def conservative_loss(
         by_utterance: Decisions are utterances, not tokens.
         scale: Factor, inside the sum (see `chunked_cross_entropy`).
         chunk: `MethodConfig.action_chunk`.
-        normalizers: Of the whole batch.
+        normalizers: Normalizers of the whole batch.
     """
     tokens, total = batch.by_token, normalizers.tokens
     weight = tokens.weight
@@ -126,9 +126,9 @@ def policy_loss(
         model: The network.
         hidden: States that the policy reads.
         tokens: The agent's.
-        weight: Of each token, `Batch.clone_weight` or a multiple of it.
+        weight: Weight of each token, `Batch.clone_weight` or a multiple of it.
         chunk: `MethodConfig.action_chunk`.
-        normalizers: Of the whole batch.
+        normalizers: Normalizers of the whole batch.
     """
     states = gather(hidden, tokens.state)
     weight = weight / jnp.maximum(normalizers.cloned, 1e-8)

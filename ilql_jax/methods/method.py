@@ -70,7 +70,7 @@ class Method:
             scalars, each a sum over decisions divided by a normalizer: with gradient accumulation
             those of a batch's parts are added up.
         learns_from: "dialogues" (`Trajectory`s), or "pairs" (`Preferences`).
-        learns_values: Whether Q and V are learned beside the policy, so that decodings may ask
+        learns_values: True where Q and V are learned beside the policy, so that decodings may ask
             them. Without, the network has no trunk for values.
         polyak_averaged: Groups of parameters (top-level names: "q", "v", "trunk", "value_trunk")
             of which the training state has a slowly moving copy.
@@ -212,7 +212,7 @@ def read_method(path: str | Path, taken: Collection[str]) -> Method:
     """Executes a .py file and returns the `Method` that it defines as `METHOD`.
 
     Args:
-        path: Of the file. Give only files that you trust: it is run.
+        path: Path of the file. Give only files that you trust: it is run.
         taken: Names that the method may not have.
 
     Raises:

@@ -60,7 +60,7 @@ def packed_causal_mask(
     """Returns a mask, true where a query may see a key: not later, and of the same segment.
 
     Args:
-        segment_ids: Of packed rows.
+        segment_ids: Segments of packed rows.
         window: Tokens that a query sees, its own included; 0 = all of them.
     """
     time = segment_ids.shape[1]

@@ -96,7 +96,7 @@ class DecoderConfig(Settings):
         choices=("gelu", *GATED_MLPS),
     )
     post_norms: bool = setting(
-        "What attention and MLP give is normalized before it is added (Gemma 3).", False
+        "Output of attention and MLP is normalized before it is added (Gemma 3).", False
     )
     fused_qkv: bool = setting("Queries, keys and values are one matrix (GPT-2), not three.", True)
     qk_norm: bool = setting(

@@ -43,7 +43,7 @@ def forecast_conversations(
         number: Conversations in all.
         llm: Prices.
         agent: Name of a prompted agent; "" = a network speaks.
-        settings: Of this agent (see `prompted_agent`).
+        settings: Settings of this agent (see `prompted_agent`).
         human: Arguments of `PromptedHuman` beside client and task; None = no LLM plays it.
         player: Prices of the LLM that plays the human, where it is another.
     """

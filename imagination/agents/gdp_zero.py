@@ -89,7 +89,7 @@ class OpenLoopSearch(Generic[State]):
 
     Args:
         game: Answers for prior, step and value.
-        state: Where to search from; not over.
+        state: State to search from; not over.
         config: See `SearchConfig`.
         seed: Source of the draws among realizations.
     """

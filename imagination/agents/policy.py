@@ -84,7 +84,7 @@ def turn_seed(seed: int, turns: int) -> int:
     """A seed that differs from conversation to conversation and from turn to turn.
 
     Args:
-        seed: Of the conversation.
+        seed: Seed of the conversation.
         turns: Number of its turns so far.
     """
     return zlib.crc32(f"{seed}/{turns}".encode())

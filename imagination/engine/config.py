@@ -49,7 +49,7 @@ class EngineConfig(Settings):
         choices=WAYS,
     )
     rewards: str = setting(
-        "Whose rating is a dialogue's reward: outcome (the one a script was written for), judge or "
+        "Source of a dialogue's reward: outcome (the one a script was written for), judge or "
         "human.",
         "human",
         choices=REWARDS,
@@ -77,8 +77,8 @@ class EngineConfig(Settings):
         "description, as a rule).",
         "",
     )
-    style: str = setting("How both sides speak.", "everyday spoken language")
-    length: str = setting("How much they say in a turn.", "one to three sentences")
+    style: str = setting("Style of speaking of both sides.", "everyday spoken language")
+    length: str = setting("Length of what they say in a turn.", "one to three sentences")
     examples: tuple[str, ...] = setting(
         "Example utterances, from which an LLM takes the tone and not the words.", ()
     )
@@ -118,7 +118,7 @@ class EngineConfig(Settings):
     )
     seed: int = setting("Seed of personas, outcomes and behaviours.", 0, least=0)
     sampling: PersonaSampling = setting(
-        "Whom to imagine; a task has no prior but an even one, and prior is uniform.",
+        "Choice of personas; a task has no prior but an even one, and prior is uniform.",
         PersonaSampling(),
     )
 

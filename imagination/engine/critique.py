@@ -159,7 +159,7 @@ async def critique_and_refine(
     """Checks a dialogue and rewrites it, at most `rounds` times, until no criterion fails.
 
     Args:
-        session: Where to ask.
+        session: Session that asks.
         spec: The dialogue's specification.
         turns: The dialogue.
         reward: Rating that its ending has to fit.

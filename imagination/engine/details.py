@@ -204,7 +204,7 @@ def draw_details(seed: int, index: int, axes: Collection[str] = ()) -> dict[str,
     """Draws the details of the human of one dialogue.
 
     Args:
-        seed: Of the dataset.
+        seed: Seed of the dataset.
         index: Number of the dialogue in it.
         axes: Names of the task's persona axes; what they decide is left out.
 

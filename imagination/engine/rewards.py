@@ -81,7 +81,7 @@ async def rate(
     """Rates a finished dialogue.
 
     Args:
-        session: Where to ask.
+        session: Session that asks.
         sources: Ratings to ask for, of `judge` and `human`.
         task: Gives the scale and the meaning of success.
         turns: The dialogue.

@@ -48,7 +48,7 @@ class DialogueSpec:
         behaviour: Name of the agent's behaviour.
         outcome: The reward that a script is written for; None for a rollout.
         max_turns: Agent turns at most.
-        speech: How both sides speak (see `EngineConfig.speech`).
+        speech: Manner of speaking of both sides (see `EngineConfig.speech`).
         details: Further details of the human (see `details.py`).
     """
 

@@ -52,7 +52,7 @@ class Cache:
     """Replies by key, in `cache.jsonl`: read once when it is opened, then kept in memory.
 
     Args:
-        folder: Of the file.
+        folder: Folder of the file.
         max_megabytes: The oldest replies above this size are dropped; 0 = none.
         enabled: False = nothing is kept.
         keeps_words: False = of new replies the file gets the cost alone, and no word of anybody.
@@ -60,7 +60,7 @@ class Cache:
     Attributes:
         earlier_cost: Dollars spent for what the file held when it was opened, dropped lines
             included.
-        prompt_versions: How many of these replies each version of a prompt had.
+        prompt_versions: Version of a prompt -> number of these replies to it.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class Client:
 
     Attributes:
         config: The model, limits and prices.
-        folder: Where `cache.jsonl`, `failed.jsonl` and `batches.jsonl` are.
+        folder: Folder of `cache.jsonl`, `failed.jsonl` and `batches.jsonl`.
         meter: Counts and costs by step.
 
     Args:

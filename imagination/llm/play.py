@@ -63,7 +63,7 @@ async def play_rollout(session: Session, players: Players, prefix: Sequence[Turn
     A human who wants to leave before the agent said anything stays: that would be no conversation.
 
     Args:
-        session: Where to ask.
+        session: Session that asks.
         players: The two sides.
         prefix: Turns that were said already; the last one is the agent's.
 

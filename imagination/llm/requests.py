@@ -117,7 +117,7 @@ class Request:
 
         Args:
             model: Name of the model.
-            *asked: What else of the settings determines it (`LLMConfig.determining`).
+            *asked: Other settings that determine it (`LLMConfig.determining`).
         """
         determining = [
             model,

@@ -28,7 +28,7 @@ class Course:
     Attributes:
         slots: Public slots that the human named.
         decisions: Turns of the agent's.
-        state: What was heard.
+        state: State after what was heard.
         belief: Posterior over personas.
         act: The agent's last.
         unanswered: True where the agent had the last word.
@@ -48,7 +48,7 @@ def follow(planner: Planner, turns: Sequence[Turn]) -> Course | None:
     The form is that the human opens and the sides alternate.
 
     Args:
-        planner: Of the world, and of the population whose prior the beliefs begin with.
+        planner: Planner of the world, and of the population whose prior the beliefs begin with.
         turns: The dialogue.
     """
     world = planner.world

@@ -1,4 +1,4 @@
-"""Whom dialogues are imagined with: shares, the prior that is kept, and the way back to it."""
+"""Personas that dialogues are imagined with: shares, the prior, and the way back to it."""
 
 import collections
 

@@ -36,8 +36,8 @@ def learning_curves(
     """One panel for each score that was measured, and for each loss; a line a method and seed.
 
     Args:
-        metrics: Of the trainings.
-        looks: Of the methods.
+        metrics: Logs of the trainings.
+        looks: Looks of the methods.
         screen: Wide or narrow.
         references: Population -> exact values, in which rewards are given as normalized scores.
     """

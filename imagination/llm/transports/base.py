@@ -66,7 +66,7 @@ class Transport(abc.ABC):
     Attributes:
         sdk: The SDK's client; set by the subclass.
         key: The API key that is sent, or a placeholder for servers that need none.
-        address: Where the calls go, for messages: without a password that stands in it.
+        address: Address of the calls, for messages: without a password that stands in it.
 
     Raises:
         LLMError: No key where one is needed, or one that cannot be; no address.
