@@ -23,7 +23,12 @@ from rich.console import Console
 
 from experiments.build import Experiment
 from experiments.evaluation import prompted
-from experiments.evaluation.environment import Environment, load_environment
+from experiments.evaluation.environment import (
+    ROUND_SEED,
+    SEED_STEP,
+    Environment,
+    load_environment,
+)
 from experiments.evaluation.prompted import Progress
 from experiments.files import written_in_chunks
 from experiments.methods import TrainedMethod, entry_name
@@ -37,8 +42,6 @@ from imagination.simulation import as_data, imagine_conversations
 from imagination.speakers import FAILURE, Conversation, converse, failure_of
 
 CHUNK = 500  # conversations held together; a killed run loses at most these
-# Far from each other, and from the seeds of the data and of the evaluation.
-SEED, OF_ROUND = 30_000_001, 1_000_000
 
 
 def hold_rounds(
@@ -116,7 +119,7 @@ def _conversations(
     """Conversations that have yet to begin; the same for all methods of a seed and round."""
     number = experiment.method(unit.method).imagination_rounds
     count = experiment.imagination.rounds.round_dialogues
-    seed = SEED + OF_ROUND * number + experiment.seed + unit.seed
+    seed = ROUND_SEED + SEED_STEP * (number - 1) + experiment.seed + unit.seed
     if environment.world is None:
         return environment.humans("average", count, seed)
     sampling = experiment.imagination.sampling

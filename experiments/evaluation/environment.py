@@ -23,6 +23,10 @@ from imagination.simulation import World, load_world, sample_conversations
 from imagination.speakers import Conversation
 from imagination.task import Task
 
+# Seeds of humans, to which a run's seed is added: far from each other and from those of the data.
+VALIDATION_SEED, TEST_SEED, CURVE_SEED = 10_000_019, 20_000_003, 30_000_001
+ROUND_SEED, SEED_STEP = 31_000_001, 1_000_000  # of the first round of imagination, and to the next
+
 
 @dataclasses.dataclass(frozen=True)
 class Environment:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.build import Experiment
-from experiments.evaluation.environment import load_environment
+from experiments.evaluation.environment import CURVE_SEED, load_environment
 from experiments.networks import agent_of
 from experiments.run_folder import RunFolder, Unit
 from ilql_jax.models import ModelConfig, Params
@@ -19,8 +19,6 @@ from ilql_jax.models.lora import merge_adapters
 from ilql_jax.policy import learned_values
 from imagination.simulation import POPULATIONS, SimulatedHuman
 from imagination.speakers import converse
-
-SEED = 30_000_001
 
 
 def validation(
@@ -45,7 +43,7 @@ def validation(
         agent = agent_of(experiment, folder, unit, *merge_adapters(shape, params), how)
         rewards = {}
         for population in POPULATIONS:
-            conversations = environment.humans(population, episodes, SEED + experiment.seed)
+            conversations = environment.humans(population, episodes, CURVE_SEED + experiment.seed)
             played = converse(agent, human, conversations, environment.task)
             rewards[population] = float(np.mean([dialogue.reward for dialogue in played]))
         return rewards

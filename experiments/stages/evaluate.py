@@ -24,7 +24,12 @@ from experiments.config import EvaluationConfig
 from experiments.evaluation import heldout, prompted
 from experiments.evaluation.comparison import compare_units, read_references
 from experiments.evaluation.diagnosis import Diagnosis, diagnose
-from experiments.evaluation.environment import Environment, load_environment
+from experiments.evaluation.environment import (
+    TEST_SEED,
+    VALIDATION_SEED,
+    Environment,
+    load_environment,
+)
 from experiments.evaluation.logged import log_evaluation, log_heldout
 from experiments.evaluation.prompted import Progress
 from experiments.evaluation.summary import AgentPlayer, Heldout, UnitResult
@@ -43,9 +48,6 @@ from imagination.simulation import (
     reference_values,
 )
 from imagination.speakers import Agent, Human, converse
-
-# Far from each other and from the seeds of the data.
-VALIDATION_SEED, TEST_SEED = 10_000_019, 20_000_003
 
 
 def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:

@@ -1,12 +1,14 @@
 """Humans of a task that an LLM imagined, as agents are judged by them."""
 
 import dataclasses
+import itertools
 import types
 
 from imagination_client import TASK, FakeClient, imagine
 
 from experiments.build import build
 from experiments.config import base_config
+from experiments.evaluation import environment
 from experiments.evaluation.environment import Environment, _humans_of_task
 from experiments.evaluation.prompted import Progress, agent_settings, human_for
 from experiments.run_folder import RunFolder
@@ -93,3 +95,10 @@ class PromptedClient(FakeClient):
 
     async def ask(self, request):
         return await self._ask(request)
+
+
+def test_seeds_of_humans_are_far_from_each_other():
+    rounds = [environment.ROUND_SEED + environment.SEED_STEP * number for number in range(99)]
+    own = (environment.VALIDATION_SEED, environment.TEST_SEED, environment.CURVE_SEED)
+    seeds = sorted([0, *own, *rounds])
+    assert min(b - a for a, b in itertools.pairwise(seeds)) >= 1_000_000
