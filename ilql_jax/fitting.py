@@ -32,7 +32,7 @@ from ilql_jax.models import ModelConfig, Params
 from ilql_jax.models.hugging_face.read import find, shape_for, start_params
 from ilql_jax.models.lora import merge_adapters
 from ilql_jax.models.network_config import SMALL_NETWORK, network_config
-from ilql_jax.policy import DecodingConfig, Policy
+from ilql_jax.policy import DecodingConfig, Policy, learned_values
 from ilql_jax.policy_folder import PolicyDescription, save_policy
 from ilql_jax.train import check_tokens, train
 from ilql_jax.train_step import TrainConfig
@@ -129,8 +129,9 @@ def fit(
         seed: Seeds the initial weights and the order of the data.
         folder: Checkpoints and the policy go there; a temporary folder, removed again, by default.
         validate: Judges the policy during training, e.g. by `environment.evaluate`; its result goes
-            to `on_metrics` as "validation/return". The training is the same with and without. It
-            also chooses the decoding where none is given.
+            to `on_metrics` as "validation/return". As long as values have learned nothing, it gets
+            the policy without them. The training is the same with and without. It also chooses the
+            decoding where none is given.
         validate_every: Steps between validations.
         on_metrics: Called with a step and its metrics.
         progress: Show a bar in the terminal.
@@ -148,6 +149,7 @@ def fit(
     """
     method = _method(method)
     _check_types(network, decoding, training)
+    _check_functions(validate=validate, on_metrics=on_metrics)
     _check_numbers(
         whole={
             "vocab_size": (vocab_size, 1),
@@ -199,8 +201,7 @@ def fit(
     )
 
     def judged(params: Params, description: PolicyDescription) -> float:
-        result = validate(_policy(description, params, method))
-        return result.mean_return if isinstance(result, Evaluation) else float(result)
+        return _score(validate(_policy(description, params, method)))
 
     with _folder(folder) as path:
         params = train(
@@ -326,10 +327,12 @@ def _allowed(
         allowed = np.zeros(vocab_size, bool)
         for each in trajectories:
             allowed[each.tokens[each.is_action]] = True
-    if np.shape(allowed) not in {(vocab_size,), (model.decoder.vocab_size,)}:
+    allowed = np.asarray(allowed)
+    sizes = {(vocab_size,), (model.decoder.vocab_size,)}
+    if allowed.shape not in sizes or allowed.dtype != bool:
         raise FitError(
-            f"allowed has shape {np.shape(allowed)}, but must say of each of the {vocab_size} "
-            "tokens whether the policy may write it."
+            f"allowed has shape {allowed.shape} and type {allowed.dtype}, but must say of each of "
+            f"the {vocab_size} tokens, by True or False, whether the policy may write it."
         )
     if not np.any(allowed):
         raise FitError("allowed is false for all tokens: the policy could write none. Allow some.")
@@ -348,6 +351,13 @@ def _check_types(network: Any, decoding: Any, training: Any) -> None:
     ):
         if value is not None and not isinstance(value, kinds):
             raise FitError(f"{name} is {shown(value, 100, repr)}, but must be {expected}.")
+
+
+def _check_functions(**functions: Any) -> None:
+    """Raises `FitError` for what is neither a function nor None."""
+    for name, value in functions.items():
+        if value is not None and not callable(value):
+            raise FitError(f"{name} is {shown(value, 100, repr)}, but must be a function.")
 
 
 def _check_numbers(whole: Mapping[str, tuple[Any, int]], discounts: Mapping[str, Any]) -> None:
@@ -438,12 +448,13 @@ def _scaled(trajectory: Trajectory, scale: float) -> Trajectory:
 
 
 def _policy(description: PolicyDescription, params: Params, method: Method) -> Policy:
-    """A policy in the middle of a training."""
+    """A policy in the middle of a training: without values as long as none are learned."""
     model, params = merge_adapters(description.model, params)
+    decoding = DecodingConfig(**description.decoding)
     return Policy(
         model,
         params,
-        DecodingConfig(**description.decoding),
+        decoding if learned_values(params) else decoding.without_values,
         description.stop_token,
         description.allowed_mask,
         description.max_utterance,
@@ -451,6 +462,22 @@ def _policy(description: PolicyDescription, params: Params, method: Method) -> P
         reward_scale=description.reward_scale,
         baseline=description.baseline,
     )
+
+
+def _score(result: Any) -> float:
+    """The number that a judge gave; raises `FitError` for what is none."""
+    if isinstance(result, Evaluation):
+        return result.mean_return
+    try:
+        score = float(result)
+    except (TypeError, ValueError):
+        score = math.nan
+    if math.isnan(score):
+        raise FitError(
+            f"validate returned {shown(result, 100, repr)}, but must return an `Evaluation` or a "
+            "number. What was trained before this is kept where `folder` is given."
+        )
+    return score
 
 
 @contextlib.contextmanager

@@ -155,6 +155,23 @@ def test_a_judge_watches_without_changing_the_training():
     assert judged[3]["validation/return"] == pytest.approx(responses(watched)[0][1])
 
 
+def test_a_judge_sees_the_policy_alone_until_values_are_learned():
+    seen = []
+
+    def judge(policy):
+        seen.append(str(policy.decoding))
+        return 0.0
+
+    fit_small(validate=judge, validate_every=1)  # the first step has a learning rate of 0
+    assert seen == ["sampled", BEST_OF_4, BEST_OF_4]
+
+
+@pytest.mark.parametrize("result", [None, {"return": 1.0}, "good", float("nan")])
+def test_a_judge_that_gives_no_number_is_told(result):
+    with pytest.raises(FitError, match=r"validate returned .* must return an `Evaluation`"):
+        fit_small(validate=lambda policy: result)
+
+
 def judge_that_likes(*liked):
     return lambda policy: float(str(policy.decoding) in liked)
 
@@ -225,6 +242,9 @@ def changed(**fields):
         (DATA, {"max_utterance": 16}, FitError, "max_positions is 16, .* Raise it to 17"),
         ([episode(12, 0)], {"network": small_network(VOCAB, 3)}, TrajectoryError, "does not|holds"),
         (DATA, {"allowed": np.ones(5, bool)}, FitError, r"allowed has shape \(5,\).* 12"),
+        (DATA, {"allowed": np.arange(VOCAB)}, FitError, "allowed has .* type int64, .* by True or"),
+        (DATA, {"validate": 0.5}, FitError, "validate is 0.5, but must be a function"),
+        (DATA, {"on_metrics": "print"}, FitError, "on_metrics is 'print', but must be a function"),
         (DATA, {"method": "dpo"}, FitError, "dpo.* learns from pairs"),
         (DATA, {"method": "iql"}, MethodError, "there is no method 'iql'; there are bc, fbc"),
         (DATA, {"method": "iql.py"}, MethodError, "iql.py: no such file"),
