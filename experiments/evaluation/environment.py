@@ -14,6 +14,7 @@ from typing import Any
 
 from experiments.build import Experiment
 from experiments.run_folder import RunFolder
+from experiments.tasks import load_task
 from imagination.agents.human import Background
 from imagination.dialogue import Dialogue, read_dialogues
 from imagination.engine.personas import draw_evenly, draw_personas
@@ -45,9 +46,15 @@ class Environment:
 
 
 def load_environment(experiment: Experiment, folder: RunFolder) -> Environment:
-    """Loads the environment of a run. Raises `TaskError` for a task.yaml that cannot be used."""
-    task = folder.load_task() if experiment.evaluation.config.human == "prompted" else None
-    if task is not None:
+    """Loads the environment of a run.
+
+    Raises:
+        TaskError: A task.yaml that cannot be used.
+        RunError: It is gone, and there is no world.
+    """
+    is_played = experiment.evaluation.config.human == "prompted"
+    if is_played and (folder.task.exists() or not experiment.task.world):
+        task = load_task(experiment, folder)
         return Environment(task, None, lambda *arguments: _humans_of_task(task, folder, *arguments))
     world = load_world(experiment.task.world)
 

@@ -120,3 +120,9 @@ def test_only_models_that_are_asked_need_prices(tmp_path):
     assert "No prices" not in text and "Prices as of 2026-05." in text
     text = printed(tmp_path, **asked, **{"evaluation.prompted": ("plain",)})
     assert "No prices are configured for m: the cost is not known" in text
+
+
+def test_a_task_that_is_gone_is_told_where_its_dialogues_are_there(tmp_path):
+    (tmp_path / "dialogues.jsonl").touch()
+    with pytest.raises(RunError, match=r"task\.yaml is gone.*Put it back"):
+        printed(tmp_path, **PLAYED, **DESCRIBED, **ROUNDS)
