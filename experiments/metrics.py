@@ -364,8 +364,13 @@ BACKENDS: dict[str, Backend] = {"tensorboard": TensorBoard, "wandb": WeightsAndB
 
 
 def _backend(name: str) -> Backend:
-    """The backend of a name, or of a .py file."""
-    return BACKENDS[name] if name in BACKENDS else _own_backend(name)
+    """The backend of a name, or of a .py file; raises `LoggerError` if that cannot be used."""
+    if name in BACKENDS:
+        return BACKENDS[name]
+    try:
+        return _own_backend(name)
+    except LoggerError as error:
+        raise LoggerError(f"config.logging.backends: {error}") from error
 
 
 @functools.cache

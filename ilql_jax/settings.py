@@ -259,5 +259,5 @@ _SCALARS = {int: _whole_number, float: _number, bool: _truth, str: _text}
 
 
 def _either(choices: tuple[Any, ...]) -> str:
-    *others, last = map(str, choices)
+    *others, last = (str(each) or '""' for each in choices)
     return f"{', '.join(others)} or {last}" if others else last

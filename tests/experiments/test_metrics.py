@@ -167,7 +167,7 @@ def test_a_logger_of_ones_own_is_a_file(tmp_path):
 )
 def test_a_file_that_is_no_logger_is_told_by_the_checks(tmp_path, source, problem):
     (tmp_path / "scores.py").write_text(source)
-    with pytest.raises(LoggerError, match=rf"scores\.py.*{problem}"):
+    with pytest.raises(LoggerError, match=rf"config\.logging\.backends: .*scores\.py.*{problem}"):
         metrics.check_backends(LoggingConfig(backends=(str(tmp_path / "scores.py"),)))
 
 

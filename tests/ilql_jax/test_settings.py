@@ -33,6 +33,7 @@ class Outer(Settings):
     expectile: float = setting("τ of V's loss.", 0.8, above=0, below=1)
     rate: float = setting("Peak.", 0.1, above=0, most=2)
     credit: str = setting("Decisions.", "utterance", choices=("utterance", "token"))
+    batch: str = setting("Batches.", "", choices=("", "true", "false"))
     fade: tuple[float, float] = setting("Fractions.", (0.0, 1.0), least=0, most=1)
     ids: tuple[int, ...] = setting("Numbers.", ())
     limit: int | None = setting("Bound, or none.", None, least=0)
@@ -58,6 +59,7 @@ class Outer(Settings):
         ({"rate": 0}, "rate is 0, but must lie in (0, 2]."),
         ({"rate": "1"}, "rate is '1', but must be a number."),
         ({"credit": "turn"}, "credit is 'turn', but must be utterance or token."),
+        ({"batch": "maybe"}, """batch is 'maybe', but must be "", true or false."""),
         ({"fade": (0.0,)}, "fade is (0.0,), but must be a tuple of 2."),
         ({"fade": (0.0, 2.0)}, "fade is (0.0, 2.0), but must lie in [0, 1]."),
         ({"fade": (0.6, 0.4)}, "fade is (0.6, 0.4), but must rise."),
