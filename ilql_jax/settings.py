@@ -151,11 +151,6 @@ def settings_of(config: type) -> dict[str, Setting]:
     }
 
 
-def docs_of(config: type) -> dict[str, str]:
-    """Name -> meaning of each setting."""
-    return {name: described.doc for name, described in settings_of(config).items()}
-
-
 def runtime_fields(config: type) -> frozenset[str]:
     """Names of the settings that shape no result; those of nested settings as `outer.inner`."""
     names = {n for n, described in settings_of(config).items() if not described.shapes_result}

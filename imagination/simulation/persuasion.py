@@ -30,7 +30,6 @@ AXES = {
     "openness": ("open", "reserved", "agreeable"),
     "pressure_borne": ("high", "low"),
 }
-REASONS = AXES["reason"]
 
 TASK = Task(
     name="persuasion",

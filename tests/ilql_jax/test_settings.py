@@ -11,7 +11,6 @@ from ilql_jax.errors import UserError
 from ilql_jax.settings import (
     SettingError,
     Settings,
-    docs_of,
     runtime_fields,
     setting,
     settings_of,
@@ -102,7 +101,7 @@ def test_an_error_survives_the_way_between_processes():
 
 
 def test_docs_and_runtime_fields_are_declared_beside_the_setting():
-    assert docs_of(Inner) == {
+    assert {name: about.doc for name, about in settings_of(Inner).items()} == {
         "width": "Width.",
         "remat": "Compute again instead of keeping.",
     }
