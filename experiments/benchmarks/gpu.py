@@ -196,7 +196,8 @@ def determinism(size: str) -> Found:
     model = _model(size, "gpt2-small")
 
     def trained() -> list[np.ndarray]:
-        step, state, batch = _step(model, *_batch(model, ROWS[size][0]))
+        _, batch = _batch(model, ROWS[size][0])
+        step, state = _step(model)
         for _ in range(3):
             state, _ = step(state, batch)
         return [np.asarray(x) for x in jax.tree.leaves(state.params)]
@@ -302,7 +303,7 @@ def step(name: str, rows: int | None = None) -> Part:
         model = _model(size, name)
         packing, batch = _batch(model, rows or ROWS[size][0])
         start = time.perf_counter()
-        function, state, batch = _step(model, packing, batch)
+        function, state = _step(model)
         flops = matrix_flops(jax.make_jaxpr(function)(state, batch).jaxpr)
         state, metrics = function(state, batch)
         loss = float(metrics["loss"])
@@ -495,13 +496,14 @@ def _batch(model, rows: int):
     return packing, next(make_batches(dialogues, packing, 0))
 
 
-def _step(model, packing, batch):
+def _step(model):
+    """The papers' train step of a network, and the state before its first."""
     from experiments.benchmarks.train_step import METHOD, TRAIN
     from ilql_jax.train_step import init_state, make_train_step
 
     method = METHOD.configured(action_chunk=1024)
     state = init_state(model, method, TRAIN, 0)
-    return make_train_step(model, method, TRAIN), state, batch
+    return make_train_step(model, method, TRAIN), state
 
 
 def _seconds_a_call(function: Callable[[], Any], calls: int) -> float:

@@ -94,7 +94,7 @@ def overview(study: Study, floor: float) -> Overview:
         _agent(name, [t for t in talks if t.agent == name], floor, study.store.spending(name))
         for name in study.agents
     ]
-    rows = [_person(person, study, since) for person in people]
+    rows = [_person(person, since) for person in people]
     return Overview(tuple(agents), tuple(cells), tuple(rows), study.is_open)
 
 
@@ -119,7 +119,7 @@ def _agent(
     )
 
 
-def _person(person: Participant, study: Study, since: float) -> PersonRow:
+def _person(person: Participant, since: float) -> PersonRow:
     if person.withdrawn_at is not None:
         state = "withdrawn"
     elif person.finished_at is not None:
