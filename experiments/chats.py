@@ -73,7 +73,7 @@ def say(console: Console, text: str, style: str | None = None) -> None:
 
 def _number(text: str) -> float | None:
     """A number with a decimal point or comma, or with commas between thousands."""
-    has_thousands = re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+(\.\d+)?", text)
+    has_thousands = re.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", text)
     try:
         return float(text.replace(",", "" if has_thousands else "."))
     except ValueError:

@@ -272,10 +272,17 @@ def test_nothing_is_rated_before_there_is_an_answer(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("typed", "rating"),
-    [("1,5", 1.5), ("0,125", 0.125), ("1,500", 1500.0), ("2,000.50", 2000.5), ("1,2,3", None)],
+    [
+        ("1,5", 1.5),
+        ("0,125", 0.125),
+        ("1,500", 1500.0),
+        ("-1,500", -1500.0),
+        ("2,000.50", 2000.5),
+        ("1,2,3", None),
+    ],
 )
 def test_ratings_may_have_commas(typed: str, rating: float | None):
-    task = Task(**{**vars(TRIPS), "reward_range": (0.0, 5000.0), "success_reward": 10.0})
+    task = Task(**{**vars(TRIPS), "reward_range": (-5000.0, 5000.0), "success_reward": 10.0})
     assert ask_rating(task, Person([typed, ""])) == rating
 
 
