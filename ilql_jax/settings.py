@@ -37,7 +37,7 @@ class SettingError(UserError, ValueError):
     Attributes:
         name: Name of the setting.
         value: That was given.
-        problem: Bounds that it breaks, e.g. "must be at least 1".
+        problem: Rule that it breaks, e.g. "must be at least 1".
     """
 
     def __init__(self, name: str, value: Any, problem: str):

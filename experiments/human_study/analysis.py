@@ -46,7 +46,7 @@ class Test:
         question: The question.
         participants: Participants who rated both.
         difference: Mean of a − b.
-        p, p_holm: Paired permutation test, plain and after Holm's correction over all tests.
+        p, p_holm: p-values of the paired permutation test, and after Holm's correction over all.
         effect: Cohen's d of the paired differences: their mean over their standard deviation.
         preferred: Share of participants who rated a higher, those who rated both alike half.
     """
