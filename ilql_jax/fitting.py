@@ -40,6 +40,7 @@ from ilql_jax.trajectory import Trajectory, TrajectoryError, validate_all
 from ilql_jax.windows import cut_into_windows
 
 STEPS = 3000
+BATCH_TOKENS = 1024
 LARGEST_REWARD = 1e30  # sums and squares of which float32 can still hold, once they are scaled
 Validate = Callable[[Policy], Evaluation | float]
 
@@ -77,7 +78,7 @@ def fit(
     token_discount: float = 0.99,
     utterance_discount: float = 0.99,
     context: int | None = None,
-    batch_rows: int = 4,
+    batch_rows: int | None = None,
     training: TrainConfig | None = None,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
@@ -124,7 +125,8 @@ def fit(
         context: Most tokens that a window shows before the first decision it learns from; half of
             the network's context by default.
         batch_rows: Rows in a batch, each as long as the network's context (of a pretrained one
-            `max_positions`), filled with episodes.
+            `max_positions`), filled with episodes; by default as many as hold 1,024 tokens, at
+            least 4.
         training: Optimizer, learning rates and the like, given instead of `steps`.
         seed: Seeds the initial weights and the order of the data.
         folder: Checkpoints and the policy go there; a temporary folder, removed again, by default.
@@ -157,7 +159,7 @@ def fit(
             "max_positions": (max_positions, 1),
             "max_utterance": (1 if max_utterance is None else max_utterance, 1),
             "context": (0 if context is None else context, 0),
-            "batch_rows": (batch_rows, 1),
+            "batch_rows": (1 if batch_rows is None else batch_rows, 1),
             "validate_every": (validate_every, 1),
             "seed": (seed, 0),
         },
@@ -196,8 +198,9 @@ def fit(
     # Filtered BC and the like look at episodes, not at windows.
     selected = method.select_trajectories([_scaled(each, scale) for each in trajectories])
     data = [window for each in selected for window in cut_into_windows(each, length, context)]
+    rows = max(4, BATCH_TOKENS // length) if batch_rows is None else batch_rows
     packing = packing_for(
-        data, batch_rows, length, token_discount, utterance_discount, scale * start_value
+        data, rows, length, token_discount, utterance_discount, scale * start_value
     )
 
     def judged(params: Params, description: PolicyDescription) -> float:

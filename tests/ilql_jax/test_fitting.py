@@ -68,6 +68,12 @@ def handed_over(monkeypatch):
     return call
 
 
+@pytest.mark.parametrize(("length", "rows"), [(16, 64), (256, 4), (512, 4)])
+def test_a_batch_holds_as_much_of_short_episodes_as_of_long_ones(length, rows, handed_over):
+    network = small_network(VOCAB, max_positions=length, hidden_size=8, num_layers=1)
+    assert handed_over(batch_rows=None, network=network)["packing"].batch_rows == rows
+
+
 def responses(policy):
     contexts = [np.int32([1]), np.int32([1, 2, STOP, 1])]
     return [(r.tokens.tolist(), r.q, r.v, r.log_prob) for r in policy.respond(contexts, [3, 4])]
@@ -253,7 +259,7 @@ def changed(**fields):
         (DATA, {"max_utterance": 0}, FitError, "max_utterance is 0, but must be .* at least 1"),
         (DATA, {"stop_token": "9"}, FitError, "stop_token is '9', but must be a whole number"),
         (DATA, {"vocab_size": 12.5}, FitError, "vocab_size is 12.5, but must be a whole"),
-        (DATA, {"batch_rows": None}, FitError, "batch_rows is None"),
+        (DATA, {"batch_rows": 2.5}, FitError, "batch_rows is 2.5"),
         (DATA, {"utterance_discount": "1"}, FitError, r"utterance_discount is '1', .* \[0, 1\]"),
         (DATA, {"reward_scale": None}, FitError, "reward_scale is None"),
         (DATA, {"baseline": None}, FitError, "baseline is None"),
