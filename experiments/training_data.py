@@ -230,9 +230,9 @@ class TrainingData:
         """Tokenizes the originals, and those of rounds of hindsight or imagination that fit.
 
         Args:
-            folder: Of the run.
-            max_positions: Of the network.
-            rounds: Of hindsight.
+            folder: Folder of the run.
+            max_positions: Longest dialogue that the network reads.
+            rounds: Number of rounds of hindsight.
             loss_on: Turns that are learned from.
             importance_weights: Weights dialogues to the prior of their personas.
             imagined: Conversations of rounds of imagination.
