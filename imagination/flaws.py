@@ -201,8 +201,13 @@ def checks_language(dialogue: Dialogue, task: Task) -> bool:
 
 def _without_end(dialogue: Dialogue) -> str:
     last = dialogue.turns[-1]
-    return last.text if last.speaker == "agent" or last.text.rstrip().endswith("?") else ""
+    return last.text if last.speaker == "agent" or last.text.rstrip().endswith(("?", "？")) else ""
+
+
+# Chinese and Japanese have no spaces between words, which are two characters long as a rule.
+_WITHOUT_SPACES = r"\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_WITHOUT_SPACES}]{{1,2}}|[^\W_{_WITHOUT_SPACES}]+")
 
 
 def _words(text: str) -> str:
-    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
+    return " ".join(_WORD.findall(text.casefold()))

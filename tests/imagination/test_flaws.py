@@ -75,6 +75,19 @@ def test_flaws_are_found_by_the_words(texts, found):
     assert tuple(flaws(said(*texts), TASK)) == found
 
 
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        (("我想买一辆自行车。", "好的。", "我想买一辆自行车。"), REPEATS),
+        (("新しい自転車を買いたいです。", "新しい自転車を買いたいです。", "はい。"), ECHOES),
+        (("我想买车。", "非常感谢！", "好。非常感谢！"), None),  # polite
+        (("我想买车。", "好。", "这辆多少钱？"), NO_END),
+    ],
+)
+def test_words_without_spaces_between_them_are_told_too(texts, found):
+    assert {*flaws(said(*texts), TASK)} - {OTHER_LANGUAGE} == ({found} if found else set())
+
+
 def said(*texts, persona=PERSONA, **source):
     turns = [
         Turn(speaker, text.replace("\\n", "\n"))
