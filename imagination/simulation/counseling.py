@@ -523,6 +523,12 @@ def situation(talk: Talk) -> Talk:
     return talk._replace(described=0, confirmed=False, asked=0, told=None)
 
 
+def mood(talk: Talk, act: str | None) -> Talk:
+    """Part of the state that the reply to this act depends on."""
+    talk = situation(talk)
+    return talk._replace(worse=0, annoyances=talk.trouble, effort=0)
+
+
 # What counts: the fall of the intensity, as a share of the fall to no distress at all
 
 FALL_HELPED, FALL_REFLECTED = 0.92, 0.04
@@ -672,5 +678,6 @@ WORLD = World(
     rating=rating,
     behaviours=BEHAVIOURS,
     situation=situation,
+    mood=mood,
     ceiling=ceiling,
 )

@@ -541,6 +541,12 @@ def situation(talk: Talk) -> Talk:
     return talk._replace(rapport=False, asked=False, told=None, said_yes=False)
 
 
+def mood(talk: Talk, act: str | None) -> Talk:
+    """Part of the state that the reply to this act depends on."""
+    talk = situation(talk)
+    return talk._replace(pushes=0, annoyances=talk.trouble, effort=0)
+
+
 # What counts
 
 DOLLARS = {"coins": 0.20, "dollar": 1.00, "all": 2.00}
@@ -695,5 +701,6 @@ WORLD = World(
     rating=rating,
     behaviours=BEHAVIOURS,
     situation=situation,
+    mood=mood,
     ceiling=ceiling,
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -148,7 +148,7 @@ class Planner:
         result = []
         for index in belief[0]:
             if index not in known:
-                known[index] = self.world.reply(self.personas[index], *key)
+                known[index] = self.world.replies_in(self.personas[index], *key)
             result.append(known[index])
         return result
 
@@ -274,25 +274,46 @@ def persona_values(world: World, policy: Policy, listens: bool = True) -> np.nda
     Returns:
         Float64 [personas].
     """
-    tables = _reply_tables(world)
+    steps = _steps(world)
     seen = (lambda state: state) if listens else world.situation
-    values = np.zeros(len(world.prior))
     layer: dict[State, _Mass] = {}
+    ended: dict[State, _Mass] = {}
     for reply, mass in _stacked([world.opening(persona) for persona in world.prior]):
         _add(layer, seen(world.begin(reply)), mass)
-    for _ in range(world.task.max_turns):
+    for _ in range(world.task.max_turns - 1):
         following: dict[State, _Mass] = {}
         for state, mass in layer.items():
-            if world.is_over(state):
-                values += _worth(world, state, mass)
+            situation = world.situation(state) if listens else state
+            if world.is_over(situation):
+                _add(ended, situation, mass)
                 continue
-            for act, probability in policy(state).items():
-                if probability > 0.0:
-                    chosen = (mass[0], probability * mass[1])
-                    for after, share in tables.after(state, chosen, act):
-                        _add(following, seen(after), share)
+            for act, chosen in _choices(policy, state, mass):
+                for reply, after, is_over, share in steps.after(situation, chosen, act):
+                    if is_over:
+                        _add(ended, after, share)
+                    else:
+                        next_state = world.advance(state, act, reply) if listens else after
+                        _add(following, next_state, share)
         layer = following
-    return values + sum(_worth(world, state, mass) for state, mass in layer.items())
+    # What was merely heard matters no more after the last choice: as one, it is much less.
+    last: dict[tuple[State, Act], _Mass] = {}
+    for state, mass in layer.items():
+        situation = world.situation(state)
+        if world.is_over(situation):
+            _add(ended, situation, mass)
+            continue
+        for act, chosen in _choices(policy, state, mass):
+            _add(last, (situation, act), chosen)
+    for (situation, act), mass in last.items():
+        for _, after, _, share in steps.after(situation, mass, act):
+            _add(ended, after, share)
+    return sum(steps.worth(situation, mass) for situation, mass in ended.items())
+
+
+def _choices(policy: Policy, state: State, mass: _Mass) -> Iterator[tuple[Act, _Mass]]:
+    for act, probability in policy(state).items():
+        if probability > 0.0:
+            yield act, (mass[0], probability * mass[1])
 
 
 def blind_value(world: World, population: str = "average", width: int = 30) -> float:
@@ -308,7 +329,7 @@ def blind_value(world: World, population: str = "average", width: int = 30) -> f
     """
     probabilities = world.population(population)
     prior = np.array([probabilities.get(persona, 0.0) for persona in world.prior])
-    tables = _reply_tables(world)
+    steps = _steps(world)
     start: dict[State, _Mass] = {}
     for reply, (support, mass) in _stacked([world.opening(persona) for persona in world.prior]):
         _add(start, world.situation(world.begin(reply)), (support, mass * prior))
@@ -322,9 +343,9 @@ def blind_value(world: World, population: str = "average", width: int = 30) -> f
                     if world.is_over(state):
                         _add(following, state, mass)
                         continue
-                    for after, share in tables.after(state, mass, act):
-                        _add(following, world.situation(after), share)
-                worth = sum(_worth(world, s, mass).sum() for s, mass in following.items())
+                    for _, after, _, share in steps.after(state, mass, act):
+                        _add(following, after, share)
+                worth = sum(steps.worth(s, mass).sum() for s, mass in following.items())
                 grown.append((float(worth), following))
         grown.sort(key=lambda item: item[0], reverse=True)
         beam = [layer for _, layer in grown[:width]]
@@ -337,30 +358,60 @@ def blind_value(world: World, population: str = "average", width: int = 30) -> f
 _Mass = tuple[int, np.ndarray]
 
 
-class _ReplyTables:
-    """Probability of each reply for all personas at once, by mood and act."""
+class _Steps:
+    """Replies, next situations and ratings of a world for all personas at once.
+
+    They depend on the situation alone, of which there are few: each is worked out once, for all
+    policies.
+    """
 
     def __init__(self, world: World):
         self._world = world
+        self._personas = tuple(world.prior)
         self._tables: dict[tuple[State, Act | None], list[tuple[Reply, _Mass]]] = {}
+        # Situation -> act -> its table, and after each reply that came up: situation, is it over.
+        self._known: dict[State, dict[Act | None, tuple[list, dict]]] = {}
+        self._ratings: dict[State, np.ndarray] = {}
 
-    def get(self, state: State, act: Act | None) -> list[tuple[Reply, _Mass]]:
-        key = (self._world.mood_for(state, act), act)
-        if key not in self._tables:
-            rows = [self._world.reply(persona, *key) for persona in self._world.prior]
-            self._tables[key] = _stacked(rows)
-        return self._tables[key]
-
-    def after(self, state: State, mass: _Mass, act: Act | None) -> Iterator[tuple[State, _Mass]]:
-        """States that may follow the act, with the mass that comes there."""
-        for reply, (speakers, likelihood) in self.get(state, act):
+    def after(
+        self, situation: State, mass: _Mass, act: Act | None
+    ) -> Iterator[tuple[Reply, State, bool, _Mass]]:
+        """Replies that may follow, the situation after each, if it is over, and the mass there."""
+        known = self._known.setdefault(situation, {})
+        if act not in known:
+            known[act] = self._table(situation, act), {}
+        table, situations = known[act]
+        for reply, (speakers, likelihood) in table:
             if both := mass[0] & speakers:
-                yield self._world.advance(state, act, reply), (both, likelihood * mass[1])
+                after = situations.get(reply)
+                if after is None:
+                    after = self._world.situation(self._world.advance(situation, act, reply))
+                    after = situations[reply] = after, bool(self._world.is_over(after))
+                yield reply, *after, (both, likelihood * mass[1])
+
+    def worth(self, situation: State, mass: _Mass) -> np.ndarray:
+        """Mass of each persona times its rating; personas that never come here are not rated."""
+        present = np.flatnonzero(mass[1])
+        ratings = self._ratings.get(situation)
+        if ratings is None:
+            ratings = self._ratings[situation] = np.full(len(self._personas), np.nan)
+        for index in present[np.isnan(ratings[present])].tolist():
+            ratings[index] = self._world.rating(self._personas[index], situation)
+        worth = np.zeros(len(self._personas))
+        worth[present] = mass[1][present] * ratings[present]
+        return worth
+
+    def _table(self, situation: State, act: Act | None) -> list[tuple[Reply, _Mass]]:
+        mood = (self._world.mood_for(situation, act), act)
+        if mood not in self._tables:
+            rows = [self._world.replies_in(persona, *mood) for persona in self._personas]
+            self._tables[mood] = _stacked(rows)
+        return self._tables[mood]
 
 
 @functools.cache
-def _reply_tables(world: World) -> _ReplyTables:
-    return _ReplyTables(world)
+def _steps(world: World) -> _Steps:
+    return _Steps(world)
 
 
 def _stacked(rows: list[Mapping[Reply, float]]) -> list[tuple[Reply, _Mass]]:
@@ -374,16 +425,7 @@ def _stacked(rows: list[Mapping[Reply, float]]) -> list[tuple[Reply, _Mass]]:
     ]
 
 
-def _worth(world: World, state: State, mass: _Mass) -> np.ndarray:
-    """Mass of each persona times its rating."""
-    worth = np.zeros(len(mass[1]))
-    personas = tuple(world.prior)
-    for index in np.flatnonzero(mass[1]):
-        worth[index] = mass[1][index] * world.rating(personas[index], state)
-    return worth
-
-
-def _add(layer: dict[State, _Mass], state: State, mass: _Mass) -> None:
+def _add(layer: dict[Hashable, _Mass], state: Hashable, mass: _Mass) -> None:
     if state in layer:
         support, sum_of_mass = layer[state]
         mass = (support | mass[0], sum_of_mass + mass[1])

@@ -477,8 +477,13 @@ def advance(trip: Trip, act: str | None, reply: str) -> Trip:
 
 def _counts_of(trip: Trip) -> Trip:
     """Facts that still matter when an activity was chosen, or all is over."""
-    counts = ("outcome", "refusals", "annoyances", "effort", "end")
-    return Trip(**{field: getattr(trip, field) for field in counts})
+    return Trip(
+        outcome=trip.outcome,
+        refusals=trip.refusals,
+        annoyances=trip.annoyances,
+        effort=trip.effort,
+        end=trip.end,
+    )
 
 
 def situation(trip: Trip) -> Trip:
@@ -494,13 +499,17 @@ def situation(trip: Trip) -> Trip:
     )
 
 
-@functools.lru_cache(maxsize=1 << 18)
 def mood(trip: Trip, act: str | None) -> Trip:
     """Part of the state that the reply to this act depends on."""
+    return _mood(trip, act == ASK_WRONG)
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def _mood(trip: Trip, asks_for_reason: bool) -> Trip:
     trip = situation(trip)
     at_the_end = trip.refusals + trip.annoyances >= TROUBLE_BORNE
     return trip._replace(
-        offered=trip.offered if act == ASK_WRONG else trip.offered and "refused",
+        offered=trip.offered if asks_for_reason else trip.offered and "refused",
         refusals=0,
         annoyances=TROUBLE_BORNE if at_the_end else 0,
         effort=0,

@@ -158,11 +158,14 @@ class World:
 
     def replies_to(self, persona: Persona, state: State, act: Act | None) -> Mapping[Reply, float]:
         """`reply`, remembered by mood."""
-        key = (self.mood_for(state, act), act)
-        by_persona = self._reply_cache.setdefault(key, {})
+        return self.replies_in(persona, self.mood_for(state, act), act)
+
+    def replies_in(self, persona: Persona, mood: State, act: Act | None) -> Mapping[Reply, float]:
+        """`reply` in a mood, remembered."""
+        by_persona = self._reply_cache.setdefault((mood, act), {})
         replies = by_persona.get(persona)
         if replies is None:
-            replies = by_persona[persona] = self.reply(persona, *key)
+            replies = by_persona[persona] = self.reply(persona, mood, act)
         return replies
 
     @functools.cached_property

@@ -409,6 +409,44 @@ def test_a_behaviour_has_its_value_for_every_persona_and_population(seed: int, n
         assert policy_value(world, name, population) == pytest.approx(expected, abs=1e-9)
 
 
+@WORLDS
+@pytest.mark.parametrize("order", [("listener", "deaf", None), (None, "deaf", "listener")])
+def test_policies_that_share_what_was_worked_out_keep_their_values(seed: int, order: tuple):
+    """Replies by mood, next situations and ratings of one world serve all policies."""
+    world = made_up(
+        seed,
+        reply=lambda persona, state, act: probabilities(seed, persona, act, len(state)),
+        mood=lambda state, act: state if act == "ask" else (None,) * len(state),
+    )
+    for name in order:
+        expected = [value_of_behaviour(world, name, {persona: 1.0}) for persona in PERSONAS]
+        behaviour = world.behaviours.get(name, Behaviour(0.0, uniform_policy(world), listens=False))
+        found = persona_values(world, behaviour.choose, behaviour.listens)
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+    for population in ("average", "difficult"):
+        assert optimal_value(world, population) == pytest.approx(optimum(world, population))
+
+
+def test_a_persona_is_not_rated_where_it_never_comes():
+    rated = set()
+
+    def rating(persona: tuple, state: tuple) -> float:
+        rated.add((persona, state))
+        return 0.5
+
+    world = made_up(
+        0,
+        turns=2,
+        opening=lambda persona: {"yes": 1.0},
+        reply=lambda persona, state, act: {"bye" if persona == ("sly",) else "yes": 1.0},
+        rating=rating,
+    )
+    np.testing.assert_allclose(persona_values(world, uniform_policy(world), False), 0.5)
+    left = {persona for persona, state in rated if state[-1][1] == "bye"}
+    assert left == {("sly",)}
+    assert all(len(state) == 3 for persona, state in rated if persona != ("sly",))
+
+
 def test_a_policy_listens_unless_it_is_told_not_to():
     world = made_up(2)
     listener = world.behaviours["listener"].choose
