@@ -14,6 +14,8 @@ from ilql_jax.chunked_cross_entropy import chunked_cross_entropy
 from ilql_jax.losses import END, NEXT_UTTERANCE, SAME_UTTERANCE
 
 SEEDS = pytest.mark.parametrize("seed", range(5))
+# One program each: one by one, their operations take ten times as long to compile.
+transitions_from_mask = jax.jit(losses.transitions_from_mask, static_argnames="max_actions")
 
 
 def normal(seed, *shape):
@@ -377,7 +379,7 @@ def test_ilql_loss_gradients_stop_at_targets_and_padding():
         return losses.ilql_loss(**ilql_arguments(**dict(zip(names, arrays, strict=True))))[0]
 
     arrays = [ilql_arguments()[name] for name in names]
-    to_q, to_v, to_target, to_returns = jax.grad(loss, (0, 1, 2, 3))(*arrays)
+    to_q, to_v, to_target, to_returns = jax.jit(jax.grad(loss, (0, 1, 2, 3)))(*arrays)
     close(to_target, np.zeros((2, 3)), 0)
     close(to_returns, np.zeros(3), 0)
     close(to_q[:, 2], [0, 0], 0)
@@ -438,7 +440,7 @@ def test_masked_slots_may_hold_anything(name, junk):
         }[name]()
         return losses.weighted_mean(each, weight)
 
-    compute = jax.value_and_grad(loss, argnums=(0, 1))
+    compute = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     plain = compute(jnp.asarray(slots), matrix)
     masked = compute(jnp.where(weight[None, :, :, None] == 0, junk, slots), matrix)
     jax.tree.map(np.testing.assert_array_equal, masked, plain)
@@ -530,7 +532,7 @@ def test_dense_arrays_of_another_kind_are_told():
 
 def test_transitions_from_mask_by_hand():
     # human 7, agent 1 2, human 8, agent 3
-    result = losses.transitions_from_mask(
+    result = transitions_from_mask(
         jnp.array([[7, 1, 2, 8, 3]]),
         jnp.array([[False, True, True, False, True]]),
         jnp.array([[0.0, 0.0, 0.5, 0.0, 1.0]]),
@@ -555,7 +557,7 @@ def test_transitions_from_mask_agree_with_those_of_a_trajectory(seed, terminal):
     def pad(array):
         return jnp.pad(jnp.asarray(array), (0, padding))[None]
 
-    dense = jax.jit(losses.transitions_from_mask)(
+    dense = transitions_from_mask(
         pad(trajectory.tokens),
         pad(trajectory.is_action),
         pad(trajectory.rewards),
@@ -570,7 +572,7 @@ def test_transitions_from_mask_agree_with_those_of_a_trajectory(seed, terminal):
 
 def test_transitions_beyond_the_width_are_left_out_and_the_rest_stays_right():
     tokens, is_action = jnp.arange(6)[None], jnp.array([[False, True, False, True, False, True]])
-    result = losses.transitions_from_mask(tokens, is_action, jnp.zeros((1, 6)), 0.9, max_actions=2)
+    result = transitions_from_mask(tokens, is_action, jnp.zeros((1, 6)), 0.9, max_actions=2)
     assert result.state.tolist() == [[0, 2]]
     assert result.next_state.tolist() == [[2, 4]]
     assert result.boundary.tolist() == [[NEXT_UTTERANCE, END]]
@@ -579,7 +581,7 @@ def test_transitions_beyond_the_width_are_left_out_and_the_rest_stays_right():
 
 def test_transitions_of_rows_that_differ_in_length_decisions_and_end():
     # human 7, agent 1 2, human 8, agent 3, human 5 | human 6, agent 4, cut off; then padding
-    result = losses.transitions_from_mask(
+    result = transitions_from_mask(
         jnp.array([[7, 1, 2, 8, 3, 5], [6, 4, 9, 9, 9, 9]]),
         jnp.array([[0, 1, 1, 0, 1, 0], [0, 1, 0, 0, 0, 0]], bool),
         jnp.array([[0.0, 1.0, 2.0, 0.0, 3.0, 0.0], [0.0, 4.0, 0.0, 0.0, 0.0, 0.0]]),
@@ -603,14 +605,14 @@ def test_transitions_of_rows_that_differ_in_length_decisions_and_end():
 
 def test_full_rows_do_not_reach_into_each_other():
     tokens, is_action = jnp.arange(6).reshape(2, 3), jnp.array([[False, True, True]] * 2)
-    result = losses.transitions_from_mask(tokens, is_action, jnp.zeros((2, 3)), 0.5)
+    result = transitions_from_mask(tokens, is_action, jnp.zeros((2, 3)), 0.5)
     assert result.next_state.tolist() == [[1, 2], [1, 2]]
     assert result.boundary.tolist() == [[SAME_UTTERANCE, END]] * 2
 
 
 def test_transitions_are_as_many_as_a_row_may_hold_unless_told_otherwise():
     tokens, is_action = jnp.arange(3)[None], jnp.array([[False, True, True]])
-    result = losses.transitions_from_mask(tokens, is_action, jnp.array([[0.0, 0.5, 1.0]]))
+    result = transitions_from_mask(tokens, is_action, jnp.array([[0.0, 0.5, 1.0]]))
     assert result.state.tolist() == [[0, 1]]
     assert result.boundary.tolist() == [[SAME_UTTERANCE, END]]
     close(result.discount, [[0.99, 0]])
