@@ -4,7 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from short_training import compiled_step
 
+import ilql_jax.train as training
 from ilql_jax import Policy, TrainConfig, Trajectory, TrajectoryError, fitting
 from ilql_jax.checkpoint import read_metadata
 from ilql_jax.errors import UserError
@@ -43,6 +45,14 @@ def fit_small(data=DATA, **fields):
         "progress": False,
     }
     return fit(data, **(defaults | fields))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_once():
+    """Fits of the same settings share a step: compiling is most of what these tests cost."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "make_train_step", compiled_step)
+        yield
 
 
 class Stopped(Exception):

@@ -107,6 +107,7 @@ TINY = (
     "--config.imagination.dialogues=40",
     "--config.train.steps=2",
     "--config.train.batch_rows=2",
+    "--config.train.optimizer=adamw",
     "--config.model.value_inner_size=8",
     "--config.methods=ilql",
     "--config.workers=1",

@@ -88,7 +88,7 @@ PARSED = {
 LLM = ("--config.imagination.dialogues=24",)
 # Part of a command -> words that are added to it when it runs.
 ADDED = {
-    "coffee.py": ("--config.methods=bc",),
+    "coffee.py": ("--config.methods=bc", "--stage=evaluate"),
     "coffee_bar.py": ("--stage=imagine",),
     "trips.py": LLM,
     "sarsa.py": ("--config.methods=sarsa.py", "--stage=train"),

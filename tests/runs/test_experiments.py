@@ -11,12 +11,18 @@ from pathlib import Path
 import pytest
 import warm_start
 import yaml
-from launching import TINY, command, flattened, launch, write_corpus
+from launching import TINY as TINIEST
+from launching import command, flattened, launch, write_corpus
 
 from ilql_jax.checkpoint import read_metadata
 from ilql_jax.models.hugging_face.write import load_network
 from ilql_jax.policy import DecodingConfig
 from imagination.dialogue import read_dialogues
+
+# More than are played together, so that a run can be killed between.
+TINY = tuple(
+    "--config.imagination.dialogues=600" if "dialogues=" in each else each for each in TINIEST
+)
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +176,7 @@ def test_a_run_killed_in_every_stage_goes_on_to_the_same_result(
         assert _losses(folder, unit) == _losses(finished, unit)
 
 
+@pytest.mark.slow  # as in test_train.py
 def test_after_a_kill_memory_may_be_saved_and_the_run_goes_on(
     killed_in_training: Path, finished: Path, tmp_path: Path
 ):

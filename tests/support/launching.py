@@ -12,7 +12,7 @@ import warm_start
 
 ROOT = Path(__file__).parents[2]
 TINY = (
-    "--config.imagination.dialogues=600",
+    "--config.imagination.dialogues=200",
     "--config.train.steps=30",
     "--config.train.checkpoint_every=10",
     "--config.train.log_every=1",

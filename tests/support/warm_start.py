@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -209,6 +210,11 @@ def _serve(folder: Path) -> None:
     for population in ("average", "difficult"):
         # Kept by the function: programs find the world of most of them solved.
         reference_values(load_world("teaching"), population)
+    # Programs never look for garbage in what is imported here, nor copy its pages to do so; and
+    # elsewhere as rarely as the tests themselves (conftest.py).
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(7_000, 100, 100)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "unnamed"))
     listener.listen()
