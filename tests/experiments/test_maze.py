@@ -74,6 +74,14 @@ def test_the_same_seed_gives_the_same_walks():
 SHORT = dataclasses.replace(maze.task(), max_turns=4)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_episodes():
+    """To choose a decoding by."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(in_environment, "VALIDATION_EPISODES", 4)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     home = tmp_path_factory.mktemp("maze")

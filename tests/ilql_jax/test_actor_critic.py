@@ -161,7 +161,7 @@ def test_muon_moves_its_matrices_too():
 
 
 def test_with_a_frozen_policy_the_values_learn_with_their_trunk(tmp_path):
-    config = dataclasses.replace(TRAIN, freeze_trunk=True, optimizer="muon")
+    config = dataclasses.replace(TRAIN, freeze_trunk=True)
     before = jax.device_get(jax.jit(lambda: init_params(MODEL, 0))())
     after = train(DATA, MODEL, ILQL, config, PACKING, 0, tmp_path)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, jax.device_get(after))
@@ -248,9 +248,9 @@ SCANNED_LAYERS = dataclasses.replace(
 def test_what_is_written_is_valued_as_when_it_is_read_back(config):
     params = random_params(config)
     agent = make_policy(config, params, "sampled, best of 3")
-    contexts = [words(i, 5 + 3 * i) for i in range(5)]
+    contexts = [words(i, 5 + 3 * i) for i in range(3)]
     for turn in range(2):  # from the second on, what was said before is in the store
-        answers = agent.respond(contexts, range(5))
+        answers = agent.respond(contexts, range(3))
         for context, answer in zip(contexts, answers, strict=True):
             expected = read_back(config, params, context, answer.tokens)
             assert answer.q == pytest.approx(expected.q[0], abs=1e-4)
@@ -278,7 +278,9 @@ def test_greedy_steering_takes_the_best_of_both_networks_in_a_pass_over_all():
     assert not np.array_equal(plain.tokens, answer.tokens)
 
 
-@pytest.mark.parametrize("decoding", ["greedy", "sampled at 0.7"])
+@pytest.mark.parametrize(
+    "decoding", [pytest.param("greedy", marks=pytest.mark.slow), "sampled at 0.7"]
+)
 def test_the_plain_policy_does_without_the_values_trunk(decoding):
     params = random_params(MODEL)
     poisoned = jax.tree.map(lambda x: x * jnp.nan, params["value_trunk"])
@@ -346,7 +348,11 @@ def test_caches_of_several_trunks_come_apart_as_they_were():
 # --- files --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [OURS, LLAMA, SCANNED], ids=["ours", "llama", "scanned"])
+@pytest.mark.parametrize(
+    "config",
+    [*(pytest.param(each, marks=pytest.mark.slow) for each in (OURS, SCANNED)), LLAMA],
+    ids=["ours", "scanned", "llama"],
+)
 def test_an_export_loads_back_to_the_same_outputs(config, tmp_path):
     config = apart(config)
     params = random_params(config)

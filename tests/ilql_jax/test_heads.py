@@ -143,7 +143,10 @@ def test_a_kind_that_there_is_not_is_named():
         dataclasses.replace(BASE, value_heads="deep")
 
 
-@EACH_KIND
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=[pytest.mark.slow] * (k == "linear")) for k in VALUE_HEAD_KINDS],
+)
 def test_values_while_decoding_are_those_of_reading_it_back(kind):
     params, config = random_params(kind), MODELS[kind]
     context = np.int32([[5, 6, 7, 8]])

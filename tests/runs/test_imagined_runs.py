@@ -125,6 +125,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_dataset(finished, llm, tmp_pa
     assert [d["messages"] for d in records(folder)] == [d["messages"] for d in records(finished[0])]
 
 
+@pytest.mark.slow  # as in test_own_task.py, test_evaluation_llm.py and test_imagination_rounds.py
 def test_an_llm_plays_the_humans_of_the_task_that_was_imagined(finished, llm, tmp_path):
     folder = tmp_path / "judged"
     shutil.copytree(finished[0], folder)

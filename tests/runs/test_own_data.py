@@ -9,8 +9,7 @@ import pytest
 from launching import TINY, flattened, launch
 
 SMALL = (
-    *(a for a in TINY if "decoding" not in a and "workers" not in a),
-    "--config.workers=1",
+    *TINY,
     "--config.model.max_positions=128",
     "--config.tokenizer.vocab_size=400",
     "--config.evaluation.sample_replies=2",

@@ -121,6 +121,7 @@ def test_the_problem_needs_stitching():
     assert np.sum(np.isclose(RETURNS, OPTIMUM)) == 1
 
 
+@pytest.mark.slow  # what it is compared with: not what is promised
 def test_cloning_stays_at_the_behaviour_of_its_data(tmp_path):
     params = learn(tmp_path, 100, METHODS["bc"])
     behaviour_mean = np.mean([t.total_reward for t in behaviour()])
