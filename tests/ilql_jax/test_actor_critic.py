@@ -35,7 +35,7 @@ from ilql_jax.train_step import TrainConfig, init_state, make_optimizer, make_tr
 
 VOCAB, STOP, LONGEST = 31, 3, 6
 SHARED = ModelConfig(
-    DecoderConfig(VOCAB, 8, 2, 2, 16, 96, initializer_range=0.3, tied_output=False), 12
+    DecoderConfig(VOCAB, 8, 1, 2, 16, 96, initializer_range=0.3, tied_output=False), 12
 )
 MODEL = dataclasses.replace(SHARED, value_trunk="separate")
 TIED = dataclasses.replace(MODEL, value_heads="tied")

@@ -40,9 +40,10 @@ from ilql_jax.train_step import (
     stack_batches,
 )
 
-GPT2 = DecoderConfig(VOCAB, 16, 2, 4, 32, 32, initializer_range=0.1)
+GPT2 = DecoderConfig(VOCAB, 16, 1, 4, 32, 32, initializer_range=0.1)
 LLAMA = dataclasses.replace(
     GPT2,
+    num_layers=2,
     position_encoding="rotary",
     num_kv_heads=2,
     norm="rms_norm",
