@@ -170,7 +170,7 @@ def test_a_slow_answer_times_out_and_is_asked_again(tmp_path, caplog):
     assert "no answer within 1.5 s" in said and "asked once more" in said
 
 
-@pytest.mark.parametrize("fault", ["408", "504"])
+@pytest.mark.parametrize("fault", [pytest.param("408", marks=pytest.mark.slow), "504"])
 def test_a_proxys_time_out_is_waited_out_once(tmp_path, fault, caplog):
     settings = {"timeout": 1.5, "max_in_flight": 1}
     schedule = ["", fault, "", fault, fault]

@@ -181,7 +181,11 @@ def test_optimum_of_the_average_keeps_its_value_among_difficult_humans(world: Wo
     assert_mean(dialogues, Planner(world, "average").value_among("difficult"))
 
 
-@SMALL_FIRST
+@pytest.mark.parametrize(
+    "world",
+    ["persuasion", pytest.param("teaching", marks=pytest.mark.slow), *LARGE],
+    indirect=True,
+)
 def test_behaviours_earn_their_exact_values_through_words(world: World):
     for name in world.behaviours:
         assert_mean(play(world, BehaviourAgent(world, name), 300), policy_value(world, name))
