@@ -43,7 +43,7 @@ TASK = Task(
 )
 # As few tokens as a dialogue can have: without critique, and rated as it was written for.
 SHORTEST = EngineConfig(
-    dialogues=2,
+    dialogues=4,
     way="script",
     rewards="outcome",
     critique_rounds=0,
@@ -104,7 +104,7 @@ def imagine(settings: LLMConfig, folder: Path):
 def test_a_real_model_imagines_dialogues_that_hold_together_whatever_it_says(address, tmp_path):
     imagined, steps = imagine(settings_of(address), tmp_path)
     dialogues = imagined.dialogues
-    assert len(dialogues) + len(imagined.dropped) == 2 and dialogues and not imagined.rejected
+    assert len(dialogues) + len(imagined.dropped) == 4 and dialogues and not imagined.rejected
     for dialogue in dialogues:
         speakers = [turn.speaker for turn in dialogue.turns]
         assert speakers in (["human", "agent"], ["human", "agent", "human"])
