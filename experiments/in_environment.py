@@ -145,17 +145,25 @@ class Result:
     returns: list[list[float]]
 
 
-def main(task: EnvironmentTask, about: str) -> None:
-    """Runs the experiment with the settings of the command line."""
+def main(
+    task: EnvironmentTask, about: str, settings: type[EnvironmentConfig] = EnvironmentConfig
+) -> None:
+    """Runs the experiment with the settings of the command line.
+
+    Args:
+        task: Environment that is played.
+        about: Text above the help.
+        settings: Settings with defaults that fit the environment.
+    """
 
     def with_arguments(arguments: list[str], console: Console) -> None:
-        parsed, overrides = flags.parse((EnvironmentConfig,), arguments)
+        parsed, overrides = flags.parse((settings,), arguments)
         if overrides:
             raise ConfigError(f"{overrides[0]}: settings here are flags, as --seeds=3; see --help.")
-        config = parsed[EnvironmentConfig]
+        config = parsed[settings]
         run(task, config, Path(config.workdir or f"runs/{task.name}"), console)
 
-    launch.program(about, {task.title: EnvironmentConfig}, with_arguments, opens_runs=False)
+    launch.program(about, {task.title: settings}, with_arguments, opens_runs=False)
 
 
 def run(task: EnvironmentTask, config: EnvironmentConfig, home: Path, console: Console) -> None:

@@ -80,6 +80,7 @@ PARSED = {
     "drinks.py": "asks a model on this machine, as tests/runs/test_local_llm.py does",
     "local_llm/": "needs the model of experiments/local_llm.sh",
     "maze.py": "runs in tests/experiments/test_maze.py",
+    "wordle.py": "runs in tests/experiments/test_wordle.py",
     "sweeps.py": "runs in tests/experiments/test_variants.py",
     "study.py": "runs in tests/experiments/test_human_study_command.py",
     "serve.py": "serves until it is stopped; runs in tests/experiments/test_serve.py",
