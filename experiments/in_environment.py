@@ -28,7 +28,7 @@ from experiments.methods import file_digest, is_file
 from experiments.report import wording
 from experiments.run_folder import RunError
 from ilql_jax import METHODS, Policy, TrainConfig, Trajectory, fit
-from ilql_jax.environment import Environment, evaluate
+from ilql_jax.environment import Environment, ScriptedPlayer, evaluate, rollout
 from ilql_jax.fitting import small_network
 from ilql_jax.methods import Method, MethodError, load_method
 from ilql_jax.settings import SettingError, Settings, setting
@@ -68,6 +68,27 @@ class EnvironmentTask:
     def score(self, returns: Float[np.ndarray, "*shape"] | float) -> Any:
         """Normalized score of returns."""
         return normalized_score(returns, {"behaviour": self.behaviour, "optimum": self.optimum})
+
+
+def episodes_of(
+    players: Sequence[tuple[ScriptedPlayer, int]],
+    make_environment: Callable[[], Environment],
+    seed: int,
+    max_turns: int,
+) -> list[Trajectory]:
+    """Episodes of several players, to learn from.
+
+    Args:
+        players: Each with the number of its episodes.
+        make_environment: Makes one.
+        seed: Seed of all of it; each player has episodes of its own.
+        max_turns: Actions after which an episode is cut off.
+    """
+    found: list[Trajectory] = []
+    for number, (player, count) in enumerate(players):
+        seeds = np.random.SeedSequence([seed, number]).generate_state(count).tolist()
+        found += rollout(player, make_environment, seeds, max_turns=max_turns, progress=False)
+    return found
 
 
 _LEARN_FROM_EPISODES = tuple(

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from experiments import in_environment
 from experiments.in_environment import EnvironmentTask
 from ilql_jax import Trajectory
-from ilql_jax.environment import ScriptedPlayer, Step, rollout
+from ilql_jax.environment import ScriptedPlayer, Step
 
 # S = where walks begin, G = goal, # = wall, ~ = mist, through which one sees as little as elsewhere
 PLAN = (
@@ -124,18 +124,11 @@ PLAYERS: dict[Walk, float] = {careful: 0.75, bold: 0.25}  # share of the walks
 
 def walks(count: int, seed: int) -> list[Trajectory]:
     """Walks of the players; those that took too long are cut off."""
-    found: list[Trajectory] = []
-    for number, (walk, share) in enumerate(PLAYERS.items()):
-        seeds = np.random.SeedSequence([seed, number]).generate_state(round(share * count))
-        player = ScriptedPlayer(choose=_rule(walk), max_context=2)
-        found += rollout(
-            player=player,
-            make_environment=Maze,
-            seeds=seeds.tolist(),
-            max_turns=MOST_STEPS,
-            progress=False,
-        )
-    return found
+    players = [
+        (ScriptedPlayer(choose=_rule(walk), max_context=2), round(share * count))
+        for walk, share in PLAYERS.items()
+    ]
+    return in_environment.episodes_of(players, Maze, seed, MOST_STEPS)
 
 
 def _rule(walk: Walk) -> Callable:

@@ -26,7 +26,7 @@ import numpy as np
 from experiments import in_environment
 from experiments.in_environment import EnvironmentConfig, EnvironmentTask
 from ilql_jax import Trajectory
-from ilql_jax.environment import ScriptedPlayer, Step, rollout
+from ilql_jax.environment import ScriptedPlayer, Step
 from ilql_jax.settings import setting
 
 _LIST = """
@@ -119,18 +119,11 @@ def words_in(candidates: Candidates) -> list[str]:
 
 def games(count: int, seed: int) -> list[Trajectory]:
     """Games of the players, as many of each."""
-    found: list[Trajectory] = []
-    for number, fits in enumerate(PLAYERS):
-        share = count // len(PLAYERS) + (number < count % len(PLAYERS))
-        seeds = np.random.SeedSequence([seed, number]).generate_state(share)
-        found += rollout(
-            player=ScriptedPlayer(choose=_rule(fits)),
-            make_environment=Wordle,
-            seeds=seeds.tolist(),
-            max_turns=MOST_GUESSES,
-            progress=False,
-        )
-    return found
+    players = [
+        (ScriptedPlayer(choose=_rule(fits)), len(range(number, count, len(PLAYERS))))
+        for number, fits in enumerate(PLAYERS)
+    ]
+    return in_environment.episodes_of(players, Wordle, seed, MOST_GUESSES)
 
 
 def _rule(fits: float) -> Callable:
@@ -184,13 +177,10 @@ def optimum(candidates: Candidates = ALL) -> float:
     for guess in LIST:
         parts = [candidates & fitting(guess, m) for m in {marked(guess, word) for word in own}]
         if len(parts) > 1 or guess in own:
-            wrong = sum(len(words_in(p)) * (optimum(p) - 1) for p in parts if not _is(p, guess))
+            found = 1 << LIST.index(guess)
+            wrong = sum(len(words_in(p)) * (optimum(p) - 1) for p in parts if p != found)
             best = max(best, wrong / len(own))
     return float(best)
-
-
-def _is(candidates: Candidates, guess: str) -> bool:
-    return candidates == 1 << LIST.index(guess)
 
 
 # --- the experiment -----------------------------------------------------------------------------

@@ -308,10 +308,8 @@ def _trajectory(
     rewards[last_action] += dialogue.reward * reward_scale
     # The human's words after the agent's last turn change nothing that is learned.
     length = last_action + 1 if dialogue.terminal else len(action_turn)
-    clone, credit = (
-        None if all(chosen.values()) else np.isin(action_turn, [i for i in chosen if chosen[i]])
-        for chosen in ({i: pair[which] for i, pair in learned.items()} for which in (0, 1))
-    )
+    clone = _of_turns(action_turn, {index: cloned for index, (cloned, _) in learned.items()})
+    credit = _of_turns(action_turn, {index: credited for index, (_, credited) in learned.items()})
     return Trajectory(
         tokens=np.asarray(layout.tokens[:length], np.int32),
         is_action=is_action[:length],
@@ -321,6 +319,15 @@ def _trajectory(
         clone=None if clone is None else clone[:length].astype(np.float32),
         credit=None if credit is None else credit[:length],
     )
+
+
+def _of_turns(
+    action_turn: Int[np.ndarray, " time"], chosen: Mapping[int, bool]
+) -> Bool[np.ndarray, " time"] | None:
+    """Marks the tokens of the chosen turns; None = all of the agent's are."""
+    if all(chosen.values()):
+        return None
+    return np.isin(action_turn, [index for index, is_chosen in chosen.items() if is_chosen])
 
 
 def save_once(tokenizer: DialogueTokenizer, folder: Path) -> None:
