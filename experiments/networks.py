@@ -6,7 +6,7 @@ How they are trained is in `stages/train.py`, what they learn from in `training_
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -41,6 +41,18 @@ def units(experiment: Experiment) -> list[Unit]:
     """All trainings that the settings ask for."""
     seeds = range(experiment.run.seeds)
     return [Unit(method.name, seed) for seed in seeds for method in experiment.methods]
+
+
+def in_turn(experiment: Experiment, todo: Sequence[Unit]) -> list[Unit]:
+    """Units with values and without in turn, as processes are to take them.
+
+    Networks of a kind speak by the same programs. Two that start side by side then compile
+    different ones, and the next of each kind finds them; and the costly ones are shared evenly.
+    """
+    with_values = [unit for unit in todo if experiment.method(unit.method).learns_values]
+    without = [unit for unit in todo if unit not in with_values]
+    paired = itertools.zip_longest(with_values, without)
+    return [unit for pair in paired for unit in pair if unit is not None]
 
 
 def is_trained(folder: RunFolder, unit: Unit) -> bool:

@@ -115,21 +115,16 @@ def _run_in_processes(function, arguments, workers: int, show, bars, tasks) -> l
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
     waiting = list(enumerate(arguments))[::-1]
-    running: dict[int, Any] = {}
-    stops: dict[int, Any] = {}  # the ends of pipes by which each is told to end
+    running: dict[int, _Worker] = {}  # by the index of the unit that it works at
     results: dict[int, Any] = {}
     try:
+        for _ in range(min(workers, len(waiting))):
+            index, args = waiting.pop()
+            bars.reset(tasks[index], note="starting")
+            running[index] = _Worker(context, function, messages)
+            running[index].start()
+            running[index].take(index, args)
         while len(results) < len(arguments):
-            while waiting and len(running) < workers:
-                index, args = waiting.pop()
-                bars.reset(tasks[index], note="starting")
-                stop, stops[index] = context.Pipe(duplex=False)
-                running[index] = context.Process(
-                    target=_work, args=(function, args, index, messages, stop), daemon=True
-                )
-                with not_passed_on(), _programs_shared():
-                    running[index].start()
-                stop.close()
             try:
                 kind, index, content = messages.get(timeout=0.5)
             except queue.Empty:
@@ -139,17 +134,62 @@ def _run_in_processes(function, arguments, workers: int, show, bars, tasks) -> l
                 show(index, *content)
             elif kind == "result":
                 results[index] = content
-                running.pop(index).join()
+                worker = running.pop(index)
+                if waiting:
+                    index, args = waiting.pop()
+                    bars.reset(tasks[index], note="")
+                    running[index] = worker
+                    worker.take(index, args)
+                else:
+                    worker.end()
             else:
                 raise WorkerError(content)
     finally:
-        for index in running:
-            stops[index].close()
-        for process in running.values():
-            process.join(_SECONDS_TO_END)
-            process.kill()
-            process.join()
+        for worker in running.values():
+            worker.stop()
+        for worker in running.values():
+            worker.kill()
     return [results[index] for index in range(len(arguments))]
+
+
+class _Worker:
+    """A process that does one unit after the other.
+
+    What a unit has imported, traced and read need not be done again for the next.
+    """
+
+    def __init__(self, context, function: Callable[..., Any], messages):
+        self._theirs, ours = zip(*(context.Pipe(duplex=False) for _ in range(2)), strict=True)
+        self._units, self._stop = ours
+        arguments = (function, messages, *self._theirs)
+        self.process = context.Process(target=_work, args=arguments, daemon=True)
+
+    def start(self) -> None:
+        with not_passed_on(), _programs_shared():
+            self.process.start()
+        for end in self._theirs:
+            end.close()
+
+    def take(self, index: int, arguments: tuple) -> None:
+        """Gives it a unit, once it is done with the one before."""
+        with contextlib.suppress(BrokenPipeError):  # it has died, which is told elsewhere
+            self._units.send((index, arguments))
+
+    def end(self) -> None:
+        """Ends it, when there is no unit left."""
+        self._units.close()
+        self.process.join()
+        self._stop.close()
+
+    def stop(self) -> None:
+        """Tells it to end at once."""
+        self._stop.close()
+
+    def kill(self) -> None:
+        """Makes sure that it has ended, after `stop`."""
+        self.process.join(_SECONDS_TO_END)
+        self.process.kill()
+        self.process.join()
 
 
 @contextlib.contextmanager
@@ -175,12 +215,19 @@ def _folder_of_programs() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="programs-", ignore_cleanup_errors=True)
 
 
-def _work(function, arguments: tuple, index: int, messages, stop) -> None:
+def _work(function, messages, units, stop) -> None:
     """Runs in the worker process."""
     threading.Thread(target=_end_when_told, args=(stop,), daemon=True).start()
     # One thread a process: XLA would otherwise start as many as there are cores, in each.
     os.environ["NPROC"] = os.environ["PJRT_NPROC"] = "1"
     quiet_libraries()
+    with contextlib.suppress(EOFError):
+        while True:
+            index, arguments = units.recv()
+            _do(function, index, arguments, messages)
+
+
+def _do(function, index: int, arguments: tuple, messages) -> None:
     try:
         result = function(*arguments, lambda *report: messages.put(("report", index, report)))
         messages.put(("result", index, result))
@@ -201,11 +248,12 @@ def _end_when_told(stop) -> None:
     os._exit(1)
 
 
-def _check_alive(running: dict[int, Any]) -> None:
-    for process in running.values():
-        if process.exitcode not in (None, 0):
+def _check_alive(running: dict[int, _Worker]) -> None:
+    for worker in running.values():
+        code = worker.process.exitcode
+        if code is not None:
             raise WorkerError(
-                f"a worker process ended with exit code {process.exitcode} (killed, or out of "
+                f"a worker process ended with exit code {code} (killed, or out of "
                 "memory). Start again to go on. Less memory is needed with --config.workers=1; by "
                 "trainings with a greater --config.train.gradient_accumulation; by conversations "
                 "with a smaller --config.decoding.batch_size. Results stay the same, to rounding."

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -256,6 +258,24 @@ class TrainingData:
         trajectories = trajectories[: len(originals)]
         trajectories += [each for each in added if fits(each, max_positions)]
         return cls(trajectories, tokenizer, scale)
+
+
+def load_once(folder: RunFolder, max_positions: int, rounds: int, *how: Any) -> TrainingData:
+    """`TrainingData.load` without conversations of rounds of imagination, and the same once more
+    for the next training in this process, as long as the files are the same."""
+    files = [folder.dialogues, folder.tokenizer]
+    files += [folder.hindsight_round(number) for number in range(1, rounds + 1)]
+    found = [each.stat() for each in files]
+    versions = tuple((each.st_ino, each.st_mtime_ns, each.st_size) for each in found)
+    return _load_once(versions, folder.path, max_positions, rounds, *how)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(versions: tuple, path: Path, *arguments: Any) -> TrainingData:
+    return TrainingData.load(RunFolder(path), *arguments)
+
+
+forget = _load_once.cache_clear  # gives the memory back
 
 
 def regenerated(

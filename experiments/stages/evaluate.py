@@ -34,7 +34,7 @@ from experiments.evaluation.logged import log_evaluation, log_heldout
 from experiments.evaluation.prompted import Progress
 from experiments.evaluation.summary import AgentPlayer, Heldout, UnitResult
 from experiments.files import read_or_none, write_atomically
-from experiments.networks import load_agent, units
+from experiments.networks import in_turn, load_agent, units
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunFolder, Unit
 from ilql_jax.policy import DecodingConfig
@@ -125,6 +125,7 @@ def _evaluate_without_llm(
 ) -> None:
     if todo:
         console.print(f"Evaluating {len(todo)} networks in conversation.")
+    todo = in_turn(experiment, todo)
     jobs = [(evaluate_network, experiment, folder.path, unit, None) for unit in todo]
     names = [unit.name for unit in todo]
     if experiment.evaluation.config.human == "world" and not _has_references(folder, console):

@@ -29,6 +29,7 @@ from experiments.metrics import Composite, Logger, TrainingLog, open_logger
 from experiments.networks import (
     check_checkpoints,
     check_identity,
+    in_turn,
     is_trained,
     is_used_up,
     pretrained_start,
@@ -73,7 +74,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     _tell(experiment, folder, tokenizer, todo, sum(map(is_for_training, dialogues)), console)
     for wave in in_order(experiment.methods):
         names = {method.name for method in wave}
-        jobs = [unit for unit in todo if unit.method in names]
+        jobs = in_turn(experiment, [unit for unit in todo if unit.method in names])
         imagination_rounds.hold_rounds(experiment, folder, jobs, console)
         run_units(
             train_unit,
@@ -82,6 +83,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
             0 if experiment.is_on_mesh else workers_for(experiment.run.workers, len(jobs)),
             console,
         )
+    training_data.forget()
 
 
 def check_settings(experiment: Experiment, folder: RunFolder) -> None:
@@ -214,7 +216,11 @@ def train_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -
     how = experiment.data
     held = imagination_rounds.learned_from(experiment, unit)
     imagined = [d for each in held for d in imagination_rounds.read_round(folder, each)]
-    data = TrainingData.load(folder, limit, rounds, how.loss_on, how.importance_weights, imagined)
+    read = (limit, rounds, how.loss_on, how.importance_weights)
+    if imagined:
+        data = TrainingData.load(folder, *read, imagined)
+    else:
+        data = training_data.load_once(folder, *read)
     shape = method.method.network_for(experiment.network.shape(data.tokenizer.vocab_size))
     start_from = pretrained_start(experiment.network, shape, seed, mesh)
     before = method.starts_from

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from experiments.parallel import run_units, workers_for
+from experiments.parallel import WorkerError, run_units, workers_for
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores are counted otherwise")
@@ -26,6 +27,30 @@ def test_units_are_shared_evenly_by_two_cores_with_no_more_processes_than_that_t
 
 def test_a_number_that_is_asked_for_counts_and_one_needs_no_other_process():
     assert (workers_for(3, 40), workers_for(3, 2), workers_for(1, 40)) == (3, 2, 0)
+
+
+def process_of(number: int, report) -> tuple[int, int]:
+    return number, os.getpid()
+
+
+def test_a_process_does_one_unit_after_the_other():
+    console = Console(file=io.StringIO())
+    found = run_units(process_of, [(n,) for n in range(5)], list("abcde"), 2, console)
+    assert [number for number, _ in found] == list(range(5))
+    assert len({process for _, process in found}) <= 2
+    assert os.getpid() not in {process for _, process in found}
+
+
+def dies(number: int, report) -> None:
+    if number == 2:
+        os._exit(9)
+
+
+def test_a_process_that_dies_at_a_later_unit_is_told():
+    console = Console(file=io.StringIO())
+    with pytest.raises(WorkerError, match="ended with exit code 9"):
+        run_units(dies, [(n,) for n in range(4)], list("abcd"), 2, console)
+    assert not multiprocessing.active_children()
 
 
 def folder_of_programs(report) -> tuple[str, int]:

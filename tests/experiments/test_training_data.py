@@ -16,7 +16,7 @@ from experiments.networks import load_agent, value_unit
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.stages.imagine import play_chunk
 from experiments.teaching import get_config
-from experiments.training_data import TrainingData, check_dialogues, start_value
+from experiments.training_data import TrainingData, check_dialogues, load_once, start_value
 from ilql_jax import METHODS, ModelConfig, Trajectory
 from ilql_jax.models import DecoderConfig
 from imagination.dialogue import Turn, read_dialogues, write_dialogues
@@ -69,6 +69,17 @@ def test_a_dialogue_of_unknown_prior_is_told_where_it_is_asked_for(imagined, tmp
     name = f"dialogue {imagined[4].id}"
     with pytest.raises(RunError, match=rf"{name}: source\.prior_probability is None.*=false"):
         checked(tmp_path, imagined)
+
+
+def test_trainings_in_one_process_read_their_data_once_until_it_is_another(imagined, tmp_path):
+    folder, _ = checked(tmp_path, imagined, importance_weights=False)
+    how = ("agent", False)
+    first = load_once(folder, 1000, 0, *how)
+    assert load_once(RunFolder(tmp_path), 1000, 0, *how) is first
+    assert load_once(folder, 1000, 0, "agent_last", False) is not first
+    write_dialogues(folder.dialogues, imagined[::-1])
+    names = [each.name for each in load_once(folder, 1000, 0, *how).trajectories]
+    assert names == [each.name for each in first.trajectories][::-1]
 
 
 # --- values start low ---------------------------------------------------------------------------
