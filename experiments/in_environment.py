@@ -29,7 +29,7 @@ from experiments.report import wording
 from experiments.run_folder import RunError
 from ilql_jax import METHODS, Policy, TrainConfig, Trajectory, fit
 from ilql_jax.environment import Environment, ScriptedPlayer, evaluate, rollout
-from ilql_jax.fitting import small_network
+from ilql_jax.fitting import decodings_tried, small_network
 from ilql_jax.methods import Method, MethodError, load_method
 from ilql_jax.settings import SettingError, Settings, setting
 from imagination.simulation import normalized_score
@@ -306,7 +306,8 @@ def _trained(
         folder=folder,
     )
     players = {
-        text: Policy.load(folder, decoding=text, steer=method.steer) for text in method.decodings
+        str(decoding): Policy.load(folder, decoding=decoding, steer=method.steer)
+        for decoding in decodings_tried(method)
     }
     validated = {
         text: _play(task, player, VALIDATION_EPISODES, VALIDATION_SEED).mean()

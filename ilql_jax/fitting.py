@@ -39,7 +39,7 @@ from ilql_jax.train_step import TrainConfig
 from ilql_jax.trajectory import Trajectory, TrajectoryError, validate_all
 from ilql_jax.windows import cut_into_windows
 
-STEPS = 3000
+PASSES, LEAST_STEPS, MOST_STEPS = 8, 3000, 9000
 BATCH_TOKENS = 1024
 LARGEST_REWARD = 1e30  # sums and squares of which float32 can still hold, once they are scaled
 Validate = Callable[[Policy], Evaluation | float]
@@ -50,14 +50,16 @@ class FitError(UserError, ValueError):
 
 
 def small_network(vocab_size: int, max_positions: int = 256, **changes: Any) -> ModelConfig:
-    """Shape of a network that learns on a laptop: two layers of width 64, rotary positions.
+    """Shape of a network that learns on a laptop: two layers of width 64 with four heads, rotary
+    positions.
 
     Args:
         vocab_size: Number of tokens.
         max_positions: Longest context, in tokens.
         changes: Fields of `ModelConfig` or of its `DecoderConfig` that are to be others.
     """
-    settings = {**SMALL_NETWORK, "max_positions": max_positions, **changes}
+    # Four heads put together what stands far apart (marks of guesses) in fewer steps than two.
+    settings = {**SMALL_NETWORK, "num_heads": 4, "max_positions": max_positions, **changes}
     return network_config(settings, vocab_size)
 
 
@@ -99,7 +101,8 @@ def fit(
         stop_token: Ends every action of the agent.
         method: Name in `METHODS`, a .py file that defines METHOD, or a `Method`, e.g.
             `METHODS["ilql"].configured(expectile=0.9)`.
-        steps: Optimizer steps; 3000 by default.
+        steps: Optimizer steps; by default as many as read what is learned from eight times, but at
+            least 3,000 and at most 9,000.
         network: Shape of a fresh network (`small_network` by default), or the folder or name of a
             pretrained one.
         max_positions: Longest context of the network in tokens, the next action included; not read
@@ -169,7 +172,7 @@ def fit(
     trajectories = _checked(list(trajectories), vocab_size, stop_token)
     longest = max(int(np.diff(_edges(each)).max()) + 1 for each in trajectories)
     max_utterance = longest if max_utterance is None else int(max_utterance)
-    tried = _tried(method) if validate and decoding is None else ()
+    tried = decodings_tried(method) if validate and decoding is None else ()
     decoding = _decoding(decoding, method)
     _check_rewards(trajectories, method)
     if model.value_heads == "probabilities":  # the method brings returns to [0, 1] itself
@@ -192,13 +195,14 @@ def fit(
     _check_room(model, max_utterance, trajectories)
     if training is not None and steps is not None:
         raise FitError(f"steps is {steps} and training has {training.steps}; give one of them.")
-    training = training or TrainConfig(steps=STEPS if steps is None else steps)
     # A pretrained network may be able to read far more than these episodes need.
     length = max_positions if start_from else model.decoder.max_positions
     # Filtered BC and the like look at episodes, not at windows.
     selected = method.select_trajectories([_scaled(each, scale) for each in trajectories])
     data = [window for each in selected for window in cut_into_windows(each, length, context)]
     rows = max(4, BATCH_TOKENS // length) if batch_rows is None else batch_rows
+    if training is None:
+        training = TrainConfig(steps=_steps(data, rows * length) if steps is None else steps)
     packing = packing_for(
         data, rows, length, token_discount, utterance_discount, scale * start_value
     )
@@ -280,10 +284,16 @@ def _decoding(decoding: DecodingConfig | str | None, method: Method) -> Decoding
     return decoding
 
 
-def _tried(method: Method) -> tuple[DecodingConfig, ...]:
-    """The default, the others of the method, and those without values: ties go to the first."""
+def decodings_tried(method: Method) -> tuple[DecodingConfig, ...]:
+    """Decodings to choose among: `fit`'s default, the others of the method, and those without
+    values."""
     own = [_decoding(None, method), *map(DecodingConfig.parse, method.decodings)]
     return tuple(dict.fromkeys([*own, *(each.without_values for each in own)]))
+
+
+def _steps(data: Sequence[Trajectory], batch_tokens: int) -> int:
+    tokens = sum(len(each.tokens) for each in data)
+    return min(max(math.ceil(PASSES * tokens / batch_tokens), LEAST_STEPS), MOST_STEPS)
 
 
 def _left_to_method(

@@ -1,6 +1,7 @@
 """`fit`: one call from episodes to a policy, with its choices kept and bad input told first."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -82,6 +83,17 @@ def handed_over(monkeypatch):
 def test_a_batch_holds_as_much_of_short_episodes_as_of_long_ones(length, rows, handed_over):
     network = small_network(VOCAB, max_positions=length, hidden_size=8, num_layers=1)
     assert handed_over(batch_rows=None, network=network)["packing"].batch_rows == rows
+
+
+def test_steps_read_the_data_eight_times_within_bounds(handed_over):
+    tokens = sum(len(each.tokens) for each in DATA)
+
+    def steps(copies: int) -> int:
+        return handed_over(DATA * copies, steps=None)["config"].steps
+
+    few, middle, many = (round(each * 2 * 16 / 8 / tokens) for each in (100, 5000, 20_000))
+    assert (steps(max(few, 1)), steps(many)) == (3000, 9000)
+    assert steps(middle) == math.ceil(8 * middle * tokens / (2 * 16))
 
 
 def responses(policy):
