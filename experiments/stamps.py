@@ -3,6 +3,7 @@
 Each stage leaves `stages/<stage>.json`. A stage that is done is skipped; one that was made from
 other settings is an error that names them, never silently overwritten. Which settings count is said
 beside each of them (`shapes_result` in its dataclass): the others may change when a run goes on.
+Of a pretrained checkpoint or tokenizer in a folder its content counts, not its path.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments import fingerprints
 from experiments.build import Experiment, set_of
 from experiments.config import SECTIONS
 from experiments.files import read_json_object, write_atomically
@@ -37,6 +39,12 @@ _WHOLE_GROUPS = (
 _ADDED_LATER = (*_WHOLE_GROUPS, "decoding.by_method.", "evaluation.prompted_episodes")
 # Settings that may name a file or folder.
 _PATHS = ("data.path", "task.world", "tokenizer.pretrained", "model.pretrained")
+# Folders that are known by their content, which is stamped beside the path.
+_KNOWN_BY_CONTENT = {
+    "tokenizer.pretrained": fingerprints.of_tokenizer,
+    "model.pretrained": fingerprints.of_checkpoint,
+}
+_CONTENT = ":content"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +80,11 @@ def check_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
             f"{folder.task} is gone, which {', '.join(products)} was made from. Put it back "
             f"({path} tells what it said), or give a new folder (--workdir=...)."
         )
-    keys = sorted({*before, *now})
-    changed = [key for key in keys if not _is_same(key, before.get(key), now.get(key))]
+    keys = sorted(key for key in {*before, *now} if not key.endswith(_CONTENT))
+    changed = [key for key in keys if not _is_same(key, before, now)]
     # What one setting says may hold for several models.
     differing = dict.fromkeys(
-        f"{_named(key, experiment, before)} was {before.get(key)!r}, now {now.get(key)!r}"
-        for key in changed
+        f"{_named(key, experiment, before)} {_difference(key, before, now)}" for key in changed
     )
     if differing:
         raise RunError(
@@ -95,7 +102,7 @@ def begin_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
     if path.exists() and _existing_products(folder, stage):
         # What such additions were made from holds while they are there, asked for or not.
         before = _read(path, _existing_products(folder, stage), stage)
-        kept = {key: value for key, value in before.items() if _may_be_added(key)}
+        kept = {key: value for key, value in before.items() if _is_kept(key)}
     values = stamp_of(folder, stage, experiment).values
     write_atomically(path, json.dumps({**kept, **values}, indent=1))
 
@@ -105,6 +112,9 @@ def stamp_of(folder: RunFolder, stage: str, experiment: Experiment) -> Stamp:
     parts = [_OF_STAGE[each] for each in STAGES[: STAGES.index(stage) + 1] if each in _OF_STAGE]
     pairs = {key: pair for part in parts for key, pair in part(experiment).items()}
     values = {key: as_lists(without_password(value)) for key, (value, _) in pairs.items()}
+    for key in _KNOWN_BY_CONTENT.keys() & values.keys():
+        if content := _KNOWN_BY_CONTENT[key](values[key]):
+            values[key + _CONTENT] = content
     defaults = {key: as_lists(default) for key, (_, default) in pairs.items()}
     return Stamp(
         values | _of_task_file(folder, stage, experiment),
@@ -297,16 +307,27 @@ def _named(key: str, experiment: Experiment, before: Mapping[str, Any]) -> str:
     return f"config.{key.replace('decoding.by_method.', 'decoding.')}"
 
 
-def _is_same(key: str, before: Any, now: Any) -> bool:
-    """True for equal values; a file or folder may be named by another path to it."""
-    if before == now or key not in _PATHS:
-        return before == now
-    if not (isinstance(before, str) and isinstance(now, str) and before and now):
+def _is_same(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """True for equal values; a file or folder may be named by another path to it, or be moved."""
+    contents = before.get(key + _CONTENT), now.get(key + _CONTENT)
+    if all(contents):  # stamps of before have none, nor has what is gone
+        return contents[0] == contents[1]
+    was, given = before.get(key), now.get(key)
+    if was == given or key not in _PATHS:
+        return was == given
+    if not (isinstance(was, str) and isinstance(given, str) and was and given):
         return False
     try:
-        return _resolved(before) == _resolved(now)
+        return _resolved(was) == _resolved(given)
     except (OSError, ValueError):  # a loop of links, a null character: no path
         return False
+
+
+def _difference(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    was, given = before.get(key), now.get(key)
+    told = f"was {was!r}" if was == given else f"was {was!r}, now {given!r}"
+    has_contents = before.get(key + _CONTENT) and now.get(key + _CONTENT)
+    return f"{told}, which holds something else now" if has_contents else told
 
 
 def _resolved(path: str) -> str:
@@ -316,6 +337,11 @@ def _resolved(path: str) -> str:
 def _may_be_added(key: str) -> bool:
     # The human of the evaluation is bound by a training that has rounds of imagination alone.
     return key == "evaluation.human" or key.startswith(_ADDED_LATER)
+
+
+def _is_kept(key: str) -> bool:
+    """True for what a stamp goes on telling when the settings of now do not."""
+    return _may_be_added(key) or key.endswith(_CONTENT)
 
 
 def _group(key: str) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from experiments import fingerprints
+from experiments.build import build
 from experiments.checks import checked
 from experiments.config import base_config
 from experiments.run_folder import RunError, RunFolder
@@ -98,6 +101,109 @@ def test_a_file_may_be_named_by_another_path_to_it(tmp_path: Path, monkeypatch):
     for other in ("b.jsonl", "run/a.jsonl", "\0"):
         with pytest.raises(RunError, match=r"config\.data\.path was 'a\.jsonl', now"):
             check_stage(folder, "imagine", own_data(other))
+
+
+def started_from(checkpoint: Path, tokenizer: Path | str = ""):
+    config = base_config()
+    config.task.world = "teaching"
+    config.model.pretrained, config.tokenizer.pretrained = str(checkpoint), str(tokenizer)
+    return build(config)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "SmolLM2"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 4)
+    return folder
+
+
+def test_a_pretrained_checkpoint_that_was_moved_is_known_by_its_content(
+    checkpoint: Path, tmp_path: Path
+):
+    folder = RunFolder(tmp_path / "run")
+    begin_stage(folder, "train", started_from(checkpoint, checkpoint))
+    folder.tokenizer.mkdir()
+    moved = checkpoint.rename(tmp_path / "elsewhere")
+    check_stage(folder, "train", started_from(checkpoint, checkpoint))  # a run that is done
+    begin_stage(folder, "train", started_from(checkpoint, checkpoint))
+    begin_stage(folder, "train", started_from(moved, moved))
+    begin_stage(folder, "evaluate", started_from(moved, moved))
+    folder.evaluation.touch()
+    copied = shutil.copytree(moved, tmp_path / "copied")
+    (copied / "README.md").write_text("A copy.")
+    check_stage(folder, "evaluate", started_from(copied, moved))
+    with pytest.raises(RunError, match=r"model\.pretrained was '.*elsewhere', now 'org/SmolLM2'\."):
+        check_stage(folder, "train", started_from(Path("org/SmolLM2"), moved))
+    (copied / "tokenizer.json").write_text('{"added": 1}')
+    check_stage(folder, "train", started_from(copied, moved))
+    message = r"config\.tokenizer\.pretrained was '.*elsewhere', now '.*copied', which holds some"
+    with pytest.raises(RunError, match=message):
+        check_stage(folder, "train", started_from(copied, copied))
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_another_checkpoint_in_the_place_of_the_one_before_is_told(
+    file: str, checkpoint: Path, tmp_path: Path
+):
+    folder = RunFolder(tmp_path / "run")
+    begin_stage(folder, "train", started_from(checkpoint))
+    folder.tokenizer.mkdir()
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    for place in (checkpoint, other):
+        (place / file).write_bytes((place / file).read_bytes()[:-1] + b"x")
+    message = r"model\.pretrained was '.*SmolLM2', which holds something else now"
+    with pytest.raises(RunError, match=message):
+        check_stage(folder, "train", started_from(checkpoint))
+    message = r"was '.*SmolLM2', now '.*other', which holds something else now"
+    with pytest.raises(RunError, match=message):
+        check_stage(folder, "train", started_from(other))
+
+
+def test_stamps_of_before_compare_the_paths_of_checkpoints(checkpoint: Path, tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    begin_stage(folder, "train", started_from(checkpoint))
+    folder.tokenizer.mkdir()
+    stamp = stamp_file(folder, "train")
+    values = json.loads(stamp.read_text())
+    assert values.pop("model.pretrained:content")
+    stamp.write_text(json.dumps(values))
+    check_stage(folder, "train", started_from(checkpoint))
+    moved = checkpoint.rename(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=r"model\.pretrained was '.*SmolLM2', now '.*elsewhere'\."):
+        check_stage(folder, "train", started_from(moved))
+    checkpoint.symlink_to(moved)
+    begin_stage(folder, "train", started_from(checkpoint))  # stamps the content
+    checkpoint.unlink()
+    check_stage(folder, "train", started_from(moved))
+
+
+def test_of_large_weights_parts_are_read_that_a_training_changes(checkpoint: Path):
+    weights = checkpoint / "model.safetensors"
+    size = 40 << 20
+    found = set()
+    # None, one in the header, some of the middle, one at the end; and another size.
+    middle = (size // 2, size // 200, size)
+    for start, length, whole in (
+        *((0, 0, size), (9, 1, size), middle, (size - 1, 1, size)),
+        (0, 0, size + 1),
+    ):
+        with weights.open("wb") as file:
+            file.truncate(whole)
+            file.seek(start)
+            file.write(b"x" * length)
+        fingerprints._digest.cache_clear()
+        found.add(fingerprints.of_checkpoint(str(checkpoint)))
+    assert len(found) == 5
+
+
+def test_a_folder_without_a_whole_checkpoint_has_no_fingerprint(checkpoint: Path):
+    assert fingerprints.of_checkpoint(str(checkpoint))
+    (checkpoint / "model.safetensors").unlink()
+    assert not fingerprints.of_checkpoint(str(checkpoint))
+    assert not fingerprints.of_checkpoint("org/name") and not fingerprints.of_tokenizer("")
 
 
 @pytest.mark.parametrize(

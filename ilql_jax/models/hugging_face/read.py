@@ -501,7 +501,7 @@ def _open_tensors(folder: Path) -> Iterator[Mapping[str, _Tensor]]:
 
     with contextlib.ExitStack() as stack:
         tensors: dict[str, _Tensor] = {}
-        for path in _files(folder):
+        for path in weight_files(folder):
             try:
                 file = stack.enter_context(safetensors.safe_open(path, framework="np"))
                 tensors |= {name: _Tensor(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
@@ -525,7 +525,8 @@ def _check_inside(folder: Path, names: list[str]) -> None:
             )
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the files of a checkpoint's tensors; raises `PretrainedError` if any is missing."""
     if (folder / INDEX).exists():
         try:
             names = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
