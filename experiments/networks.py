@@ -31,7 +31,7 @@ from ilql_jax.models.lora import merge_adapters
 from ilql_jax.policy import DecodingConfig, Policy
 from imagination.agents.policy import PolicyAgent
 from imagination.checks import is_finite
-from imagination.dialogue import DialogueError, iterate_dialogues, usual_system
+from imagination.dialogue import DialogueError, usual_system
 from imagination.tokenization import DialogueTokenizer
 
 MOST_KEPT = 32  # different candidates of an utterance that are kept with it
@@ -82,14 +82,17 @@ def load_tokenizer(folder: RunFolder) -> DialogueTokenizer:
     Raises:
         RunError: It is not there, or damaged; the message says what to run again.
     """
-    try:
-        return DialogueTokenizer.load(folder.tokenizer)
-    except DialogueError as error:
-        raise RunError(
-            f"{folder.tokenizer} is damaged, which the networks were trained with: {error} Put it "
-            f"back; or delete it, {folder.path / 'checkpoints'} and {folder.path / 'metrics'}, and "
-            "run --stage=train again."
-        ) from None
+    problem = "missing"
+    if folder.tokenizer.is_dir():
+        try:
+            return DialogueTokenizer.load(folder.tokenizer)
+        except DialogueError as error:
+            problem = f"damaged ({str(error).rstrip('.')})"
+    raise RunError(
+        f"{folder.tokenizer} is {problem}, which the networks were trained with. Put it back; or "
+        f"delete it, {folder.path / 'checkpoints'} and {folder.path / 'metrics'}, and run "
+        "--stage=train again."
+    )
 
 
 def check_checkpoints(
@@ -120,6 +123,12 @@ def is_used_up(folder: RunFolder, unit: Unit) -> bool:
 
 def check_identity(experiment: Experiment, folder: RunFolder, unit: Unit) -> None:
     """Raises `CheckpointError` unless the checkpoints of a unit are those of its own training."""
+    if latest_step(folder.checkpoints(unit)) is None:
+        raise CheckpointError(
+            f"{folder.checkpoints(unit)} holds no checkpoint any more: it was deleted, or not "
+            "copied with the rest, or set aside as damaged. Put it back, or train again: "
+            f"the experiment's command with --workdir={folder.path} --stage=train."
+        )
     saved = read_metadata(folder.checkpoints(unit))
     method = saved.get("method")
     found = {
@@ -237,7 +246,7 @@ def agent_of(
         **more,
     )
     # Evaluation and chat speak to the agent as the data did.
-    system = usual_system(itertools.islice(iterate_dialogues(folder.dialogues), 100))
+    system = usual_system(itertools.islice(folder.iterate_dialogues(), 100))
     return PolicyAgent(policy, tokenizer, scale, keep_candidates=MOST_KEPT, system=system)
 
 

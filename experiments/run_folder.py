@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import os
 import re
 import stat
@@ -22,7 +23,7 @@ from experiments.files import write_atomically
 from ilql_jax.checkpoint import CheckpointError, check_folder
 from ilql_jax.disk import disk_error
 from ilql_jax.errors import UserError
-from imagination.dialogue import Dialogue
+from imagination.dialogue import Dialogue, iterate_dialogues
 from imagination.llm.secrets import without_password
 from imagination.task import Task
 from imagination.yaml_files import YAMLProblem, parse_yaml
@@ -67,6 +68,26 @@ class RunFolder:
     @property
     def dialogues(self) -> Path:
         return self.path / "dialogues.jsonl"
+
+    def iterate_dialogues(self) -> Iterator[Dialogue]:
+        """The dialogues that the agents of a run learned from, one at a time.
+
+        Raises:
+            RunError: The file is missing, or empty; the message says how it is made again.
+            DialogueError: A damaged line, when it is reached.
+        """
+        anew = f"run the experiment's command with --workdir={self.path} --stage=imagine"
+        if not self.dialogues.exists():
+            raise RunError(
+                f"{self.dialogues} is missing, which the agents of this run learned from: it was "
+                f"deleted, or not copied with the rest. Put it back, or {anew}, which makes it "
+                "again."
+            )
+        found = iterate_dialogues(self.dialogues)
+        first = list(itertools.islice(found, 1))
+        if not first:
+            raise RunError(f"{self.dialogues} holds no dialogue. Delete it, and {anew}.")
+        return itertools.chain(first, found)
 
     @property
     def rejected_dialogues(self) -> Path:
@@ -200,6 +221,18 @@ class RunFolder:
     def experiment(self) -> str:
         """Name of the experiment that was run here, "" for a new folder."""
         return self._read_config().get("experiment", "")
+
+    def known_experiment(self) -> str:
+        """Name of the experiment that was run here; raises `RunError` where none was."""
+        if not self.path.is_dir():
+            raise RunError(f"there is no folder {self.path}. Give that of a run that was trained.")
+        if not self.experiment:
+            raise RunError(
+                f"{self.path} holds no run: no {self.config_file.name} in it names an experiment. "
+                "Give the folder of one that was trained; where that file was lost, run the "
+                f"experiment's command again with --workdir={self.path}: it writes the file."
+            )
+        return self.experiment
 
     def _read_config(self) -> dict[str, Any]:
         if not self.config_file.exists():

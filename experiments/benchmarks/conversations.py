@@ -22,7 +22,7 @@ from experiments import command_line, launch, networks
 from experiments.build import Experiment, build
 from experiments.evaluation.environment import load_environment
 from experiments.parallel import Report, run_units, workers_for
-from experiments.run_folder import RunError, RunFolder, Unit
+from experiments.run_folder import RunFolder, Unit
 from experiments.stages import evaluate
 from imagination.simulation import SimulatedHuman, load_world
 
@@ -47,9 +47,7 @@ def main() -> None:
 def run(workdir: Path, method: str, episodes: int, console: Console) -> dict[str, float]:
     """Conversations a second, by way of choosing words."""
     folder = RunFolder(workdir)
-    task = folder.experiment
-    if not task:
-        raise RunError(f"{workdir} holds no run: give the --workdir of one that was trained.")
+    task = folder.known_experiment()
     defaults = importlib.import_module(f"experiments.{task}").get_config()
     experiment = build(command_line.with_saved(defaults, folder, {}))
     processes = max(1, workers_for(experiment.run.workers, 10_000))

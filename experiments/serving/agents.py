@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,7 +44,7 @@ from experiments.tasks import load_task
 from ilql_jax.methods import MethodError
 from ilql_jax.policy import DecodingConfig
 from imagination.agents import prompted_agent
-from imagination.dialogue import Turn, iterate_dialogues
+from imagination.dialogue import Turn
 from imagination.llm import Client, LLMConfig
 from imagination.simulation import (
     BehaviourAgent,
@@ -217,16 +216,17 @@ class _Finder:
         missing = ", ".join(unit.name for unit in units if unit not in trained)
         if not trained:
             raise RunError(
-                f"{folder.path} holds no trained agent ({missing}). Train it first, or name "
-                "another one."
+                f"{folder.path} holds no trained agent ({missing}). Train it first, with the "
+                f"experiment's command and --workdir={folder.path}, or name another one."
             )
         if missing:
             self._console.print(f"{folder.path}: {missing} is not trained, and not served.")
         check_checkpoints(experiment, folder, trained, self._console)
-        return [self._planned(spec, experiment, folder, unit) for unit in trained]
+        opens = next(folder.iterate_dialogues()).turns[0].speaker == "agent"
+        return [self._planned(spec, experiment, folder, unit, opens) for unit in trained]
 
     def _planned(
-        self, spec: AgentSpec, experiment: Experiment, folder: RunFolder, unit: Unit
+        self, spec: AgentSpec, experiment: Experiment, folder: RunFolder, unit: Unit, opens: bool
     ) -> _Found:
         method = experiment.method(unit.method)
         decoding = spec.decoding or chosen_decoding(method, folder, unit)
@@ -235,7 +235,9 @@ class _Finder:
         text = f"{spec.place}:{name}"
         if spec.decoding:
             name, text = f"{name}:{decoding}", f"{text}:{decoding}"
-        return _Found(name, text, lambda n: self._load(n, experiment, folder, unit, decoding))
+        return _Found(
+            name, text, lambda n: self._load(n, experiment, folder, unit, decoding, opens)
+        )
 
     def _load(
         self,
@@ -244,6 +246,7 @@ class _Finder:
         folder: RunFolder,
         unit: Unit,
         decoding: DecodingConfig,
+        opens: bool,
     ) -> ServedAgent:
         settings = self._settings
         agent = load_agent(
@@ -258,13 +261,12 @@ class _Finder:
         if settings.warm_up:
             self._console.print(f"[dim]{name}: compiling[/dim]")
             warm_up(agent.policy)
-        first = next(itertools.islice(iterate_dialogues(folder.dialogues), 1))
         return TrainedAgent(
             name,
             agent,
             self._batcher,
             method=unit.method,
-            opens=first.turns[0].speaker == "agent",
+            opens=opens,
             notice=experiment.chat.notice,
             forgets=settings.too_long == "forget",
         )

@@ -14,7 +14,7 @@ from experiments.build import Experiment, build
 from experiments.checks import check
 from experiments.config import base_config
 from experiments.networks import has_all
-from experiments.run_folder import RunError, RunFolder
+from experiments.run_folder import RunFolder
 
 
 def open_run(path: str, overrides: Sequence[str] = ()) -> tuple[Experiment, RunFolder]:
@@ -31,9 +31,7 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> tuple[Experiment, RunF
     """
     folder = RunFolder(path)
     folder.check_path()
-    name = folder.experiment
-    if not name:
-        raise RunError(f"{path} holds no run: give the folder of one that was trained.")
+    name = folder.known_experiment()
     line = command_line.parse(str(name), _defaults(str(name)), [str(name), *overrides])
     config = command_line.with_saved(line.config, folder, line.overrides)
     experiment = build(config)

@@ -30,7 +30,7 @@ from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.tasks import load_task, world_of
 from ilql_jax.errors import shown
 from imagination.checks import without_controls
-from imagination.dialogue import Dialogue, Turn, iterate_dialogues
+from imagination.dialogue import Dialogue, Turn
 from imagination.simulation import following
 from imagination.simulation.world import World
 from imagination.speakers import FAILURE, Agent, Conversation, Utterance
@@ -64,7 +64,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     if experiment.chat.notice:
         console.print(experiment.chat.notice, style="bold", markup=False, highlight=False)
     source = {"method": unit.method, "agent": unit.name, "decoding": str(agent.policy.decoding)}
-    dialogues = list(itertools.islice(iterate_dialogues(folder.dialogues), 20))
+    dialogues = list(itertools.islice(folder.iterate_dialogues(), 20))
     chat = Chat(
         agent,
         load_task(experiment, folder),

@@ -30,7 +30,7 @@ from experiments.networks import (
 from experiments.run_folder import RunError, RunFolder, Unit
 from experiments.tasks import load_task
 from ilql_jax.models.hugging_face.write import save_pretrained
-from imagination.dialogue import iterate_dialogues, read_dialogues
+from imagination.dialogue import read_dialogues
 
 
 def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
@@ -124,7 +124,7 @@ def model_card(experiment: Experiment, folder: RunFolder, unit: Unit, about: dic
         base_on_hub=bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base)) and not Path(base).exists(),
         value_trunk=experiment.network.settings["value_trunk"],
         learns_values=experiment.method(unit.method).learns_values,
-        dialogues=sum(1 for _ in iterate_dialogues(folder.dialogues)),
+        dialogues=sum(1 for _ in folder.iterate_dialogues()),
         results=_results(folder, unit),
     )
 
@@ -133,7 +133,7 @@ def _task(experiment: Experiment, folder: RunFolder) -> str:
     """Describes the subject of the dialogues, as far as it is known."""
     if folder.task.exists() or experiment.data.source == "world":
         return load_task(experiment, folder).description
-    return next(iterate_dialogues(folder.dialogues)).task
+    return next(folder.iterate_dialogues()).task
 
 
 def _results(folder: RunFolder, unit: Unit) -> list[dict[str, Any]]:

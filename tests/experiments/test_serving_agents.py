@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from served import SAID, Parrot, run_folder
 from experiments.run_folder import Unit
 from experiments.serving.agents import AgentSettings, Guarded, close_agents, load_agents
 from experiments.serving.answer import AgentError, Answer, ConversationError, HungError
+from experiments.serving.runs import open_run
+from experiments.stages import chat, export
 from ilql_jax.errors import UserError
 from imagination.dialogue import Turn
 
@@ -89,6 +92,53 @@ def test_what_a_folder_alone_names_is_not_executed(tmp_path: Path):
     assert not (tmp_path / "executed").exists()
     agents = load_agents([str(path)], QUICK, ["--config.task.world=teaching"])
     assert answers(agents, HI)["ilql"][0].details["agent"] == "trained"
+
+
+def served(path: Path) -> None:
+    load_agents([str(path)], QUICK)
+
+
+def chatted(path: Path) -> None:
+    chat.run(*open_run(str(path)), Console(quiet=True))
+
+
+def exported(path: Path) -> None:
+    experiment, folder = open_run(str(path), ["--config.export.method=ilql"])
+    export.run(experiment, folder, Console(quiet=True))
+
+
+@pytest.mark.parametrize("program", [served, chatted, exported])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("dialogues.jsonl", r"dialogues\.jsonl is missing, .* with --workdir=.* --stage=imagine"),
+        ("tokenizer", r"tokenizer is missing, .*run --stage=train again"),
+        ("checkpoints", r"ilql-seed0 holds no checkpoint any more: .*--workdir=.* --stage=train"),
+        ("metrics", r"run holds no trained .*(--workdir=|--stage=)"),
+        ("config.yaml", r"run holds no run: no config\.yaml .* again with --workdir="),
+    ],
+)
+def test_what_is_missing_in_a_run_is_named_with_the_way_out(
+    program, name: str, told: str, run: Path, tmp_path: Path
+):
+    path = shutil.copytree(run, tmp_path / "run")
+    missing = path / name
+    shutil.rmtree(missing) if missing.is_dir() else missing.unlink()
+    with pytest.raises(UserError, match=told):
+        program(path)
+
+
+@pytest.mark.parametrize("program", [served, chatted])
+def test_a_run_without_dialogues_is_told(program, run: Path, tmp_path: Path):
+    path = shutil.copytree(run, tmp_path / "run")
+    (path / "dialogues.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=r"dialogues\.jsonl holds no dialogue\. Delete it, and run"):
+        program(path)
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere\. Give that of a run"):
+        open_run(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(
