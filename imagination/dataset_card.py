@@ -30,6 +30,7 @@ from imagination.flaws import (
     checks_language,
     flaws,
 )
+from imagination.languages import spaced_words
 from imagination.persona_sampling import importance_weights
 from imagination.task import Task
 
@@ -307,10 +308,12 @@ def _lengths(dialogues: Sequence[Dialogue]) -> list[str]:
     numbers = {
         "turns": [len(d.turns) for d in dialogues],
         "agent turns": [len(d.agent_turns) for d in dialogues],
-        "words a dialogue": [sum(len(t.text.split()) for t in d.turns) for d in dialogues],
-        "words an agent turn": [len(t.text.split()) for d in dialogues for t in d.agent_turns],
+        "words a dialogue": [sum(len(spaced_words(t.text)) for t in d.turns) for d in dialogues],
+        "words an agent turn": [
+            len(spaced_words(t.text)) for d in dialogues for t in d.agent_turns
+        ],
         "words a human turn": [
-            len(t.text.split()) for d in dialogues for t in d.turns if t.speaker == "human"
+            len(spaced_words(t.text)) for d in dialogues for t in d.turns if t.speaker == "human"
         ],
     }
     rows = [

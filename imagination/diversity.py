@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from imagination.dialogue import Dialogue
+from imagination.languages import spaced_words
 
 
 def words_of(dialogue: Dialogue) -> list[str]:
     """The dialogue's words, lower case, without punctuation at their ends."""
     text = " ".join(turn.text for turn in dialogue.turns).lower()
-    return [word for word in (raw.strip(".,;:!?\"'()…") for raw in text.split()) if word]
+    return [word for word in (raw.strip(".,;:!?\"'()…") for raw in spaced_words(text)) if word]
 
 
 def ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:

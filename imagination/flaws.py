@@ -11,7 +11,13 @@ from typing import NamedTuple
 
 from imagination.criteria import BUILT_IN
 from imagination.dialogue import Dialogue
-from imagination.languages import known_language, languages_of, speaks_another
+from imagination.languages import (
+    known_language,
+    languages_of,
+    occurs,
+    speaks_another,
+    words_of,
+)
 from imagination.task import Task
 from imagination.transcript import USUAL_NAMES, leading_name, role_of
 
@@ -122,10 +128,9 @@ def _recited(dialogue: Dialogue, task: Task) -> str:
     sentences = [sentence for text in texts for sentence in _sentences(text, _CRITERION - 1)]
     instructions = _instructions(task.agent_role, task.human_role, tuple(task.criteria))
     for turn in dialogue.turns:
-        words = f" {_words(turn.text)} "
-        if any(f" {sentence} " in words for sentence in (*sentences, *instructions.labels)):
+        if any(occurs(each, turn.text) for each in (*sentences, *instructions.labels)):
             return turn.text
-        if not instructions.runs.isdisjoint(_runs(words.split(), _RECITED)):
+        if not instructions.runs.isdisjoint(_runs(words_of(turn.text), _RECITED)):
             return turn.text
     return ""
 
@@ -150,7 +155,7 @@ def _instructions(agent_role: str, human_role: str, criteria: tuple[str, ...]) -
             lambda t, n: t.replace(n, names[n]), names, read_versioned(prompt)[1]
         )
         parts += re.split(r"\{[{%].*?[%}]\}|\n", text, flags=re.DOTALL)
-    runs = frozenset(run for part in parts for run in _runs(_words(part).split(), _RECITED))
+    runs = frozenset(run for part in parts for run in _runs(words_of(part), _RECITED))
     labels = (_words(part) for part in parts if part.rstrip().endswith(":"))
     return _Instructions(runs, tuple(each for each in labels if len(each.split()) >= _LABEL))
 
@@ -174,8 +179,7 @@ def _persona_named(dialogue: Dialogue) -> str:
 
 def _named(text: str, values: Iterable[str]) -> list[str]:
     """The values that occur in a text."""
-    words = f" {_words(text)} "
-    return [value for value in values if f" {value} " in words]
+    return [value for value in values if occurs(value, text)]
 
 
 def _in_other_language(dialogue: Dialogue, task: Task) -> str:
@@ -204,10 +208,5 @@ def _without_end(dialogue: Dialogue) -> str:
     return last.text if last.speaker == "agent" or last.text.rstrip().endswith(("?", "？")) else ""
 
 
-# Chinese and Japanese have no spaces between words, which are two characters long as a rule.
-_WITHOUT_SPACES = r"\u3040-\u30ff\u3400-\u9fff"
-_WORD = re.compile(rf"[{_WITHOUT_SPACES}]{{1,2}}|[^\W_{_WITHOUT_SPACES}]+")
-
-
 def _words(text: str) -> str:
-    return " ".join(_WORD.findall(text.casefold()))
+    return " ".join(words_of(text))

@@ -1,4 +1,4 @@
-"""Guesses the language of a text by its commonest words, or by its script."""
+"""Guesses the language of a text by its commonest words, or by its script, and finds its words."""
 
 from __future__ import annotations
 
@@ -155,3 +155,45 @@ def _counts(words: Iterable[str], languages: Mapping[str, set[str]]) -> Counter[
     counts = Counter(dict.fromkeys(_COMMON, 0))
     counts.update(name for word in words for name in languages.get(word, ()))
     return counts
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+# Chinese and Japanese have no spaces between words, which are two characters long as a rule.
+_WITHOUT_SPACES = r"\u3040-\u30ff\u3400-\u9fff"
+_OTHER_WORD = rf"[^\W_{_WITHOUT_SPACES}]+"
+_WORD = re.compile(rf"[{_WITHOUT_SPACES}]{{1,2}}|{_OTHER_WORD}")
+_SIGN = re.compile(rf"[{_WITHOUT_SPACES}]|{_OTHER_WORD}")
+_RUN = re.compile(rf"[{_WITHOUT_SPACES}]+|{_OTHER_WORD}")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, of Chinese and Japanese two characters at a time."""
+    return _WORD.findall(text.casefold())
+
+
+def spaced_words(text: str) -> list[str]:
+    """Words between spaces, and those of parts that have none between their words."""
+    parts = text.split()
+    return [word for part in parts for word in (words_of(part) if _is_unspaced(part) else [part])]
+
+
+def occurs(phrase: str, text: str) -> bool:
+    """True where the words of a phrase stand in a text, one behind the other.
+
+    Chinese and Japanese ones may begin anywhere between other characters; a single character, which
+    is part of many words, has to stand alone.
+    """
+    wanted = _signs(phrase)
+    if " " in wanted:
+        return f" {wanted} " in f" {_signs(text)} "
+    return bool(wanted) and wanted in _RUN.findall(text.casefold())
+
+
+@functools.lru_cache(maxsize=4096)  # values and criteria, asked for with each turn
+def _signs(text: str) -> str:
+    return " ".join(_SIGN.findall(text.casefold()))
+
+
+def _is_unspaced(text: str) -> bool:
+    return re.search(f"[{_WITHOUT_SPACES}]", text) is not None

@@ -53,7 +53,7 @@ def leading_name(text: str, names: Iterable[str]) -> str:
     Returns:
         The name as it stands there; "" where none begins so.
     """
-    begin = r"(?:^|[.!?…)\]\"'”’*]\s+|[—–]\s*)"
+    begin = r"(?:^|[.!?…)\]\"'”’*]\s+|[—–。！？]\s*)"
     match = re.search(f"{begin}{_name_pattern(names)}", text, re.IGNORECASE | re.MULTILINE)
     return match[1] if match else ""
 
@@ -66,4 +66,4 @@ def strip_name(text: str, *names: str) -> str:
 def _name_pattern(names: Iterable[str]) -> str:
     """A name at the beginning of a sentence, perhaps emphasized or in brackets, with its colon."""
     alternatives = "|".join(map(re.escape, names))
-    return rf"[\s*_>\[(]*((?:the\s+)?(?:{alternatives}))[\s*_\])]*:"
+    return rf"[\s*_>\[(]*((?:the\s+)?(?:{alternatives}))[\s*_\])]*[:：]"

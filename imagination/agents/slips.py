@@ -2,6 +2,7 @@
 
 Counted on the words of a finished dialogue, and conservatively: a line that is only perhaps a slip
 is none. The counts stand beside every result that such a human has a share in.
+Farewells are known in English, Chinese and Japanese.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 from imagination.dialogue import Dialogue
+from imagination.languages import occurs
 from imagination.task import Task
 from imagination.transcript import USUAL_NAMES, leading_name
 
@@ -20,6 +22,8 @@ _NEED_THEIR_AXIS = {
     "yes", "no", "none", "true", "false", "high", "low", "medium", "small", "big", "large", "good",
     "bad", "some", "any", "all", "other", "more", "less", "many", "few", "much", "little", "often",
     "never", "always", "first", "last", "new", "old",
+    "是", "否", "有", "无", "没有", "高", "低", "大", "小", "好", "坏", "多", "少",
+    "はい", "いいえ",
 }  # fmt: skip
 # Words of a value or an axis that say nothing at all.
 _FILLERS = {
@@ -37,7 +41,15 @@ _FAREWELL = (
 )
 # After the farewell at most an address or the like: "Goodbye to all that is a book" is none.
 _REST = r"(?:[\s,]+(?:for now|then|now|and thanks|and thank you|everyone|[\w-]+))?\s*[.!]*"
-_LEAVES = re.compile(rf"{_LEAD}{_FAREWELL}{_REST}")
+# The same in Chinese and Japanese.
+_WIDE_LEAD = (
+    r"(?:(?:好的?|嗯|那么?|谢谢[你您]?|非常感谢|多谢|はい|では|じゃあ?|それでは|"
+    r"(?:どうも)?ありがとう(?:ございま(?:す|した))?)[，、,\s]*)*"
+)
+_WIDE_FAREWELL = (
+    r"(?:再见|再見|拜拜|回头见|さようなら|さよなら|またね|また(?:明日|今度)|失礼します)"
+)
+_LEAVES = re.compile(rf"{_LEAD}{_FAREWELL}{_REST}|{_WIDE_LEAD}{_WIDE_FAREWELL}[了啦！。!.～~]*")
 
 
 def slips(dialogue: Dialogue, task: Task) -> dict[str, int]:
@@ -68,9 +80,8 @@ def _speaks_for_agent(text: str, task: Task) -> bool:
 
 def _named(text: str, persona: Mapping[str, str]) -> int:
     """Number of axes whose value is named: all its words occur, whole and unchanged."""
-    heard = set(_words(text))
     values = {tuple(_value_words(axis, value)) for axis, value in persona.items()}
-    return sum(bool(words) and heard.issuperset(words) for words in values)
+    return sum(bool(words) and all(occurs(word, text) for word in words) for words in values)
 
 
 def _value_words(axis: str, value: str) -> list[str]:
@@ -93,5 +104,6 @@ def _turns_after_leaving(texts: list[str]) -> int:
 
 def _takes_leave(text: str) -> bool:
     """True where the last sentence is a farewell and nothing but one (not a question)."""
-    sentences = [s.strip() for s in re.split(r"(?<=[.!?])\s+|\n+", text.lower()) if s.strip()]
+    parts = re.split(r"(?<=[.!?])\s+|(?<=[。！？])|\n+", text.lower())
+    sentences = [part.strip() for part in parts if part.strip()]
     return bool(sentences) and _LEAVES.fullmatch(sentences[-1].replace("’", "'")) is not None

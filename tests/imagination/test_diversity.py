@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagination.dialogue import Dialogue, Turn
-from imagination.diversity import distinct, nearest_pairs, ngrams, self_bleu
+from imagination.diversity import distinct, nearest_pairs, ngrams, self_bleu, words_of
 
 
 def split(text):
@@ -67,3 +67,10 @@ def test_the_most_alike_come_first():
     ]
     (score, first, second), *_ = nearest_pairs(dialogues)
     assert {first.id, second.id} == {"a", "c"} and 0.4 < score < 1
+
+
+def test_words_without_spaces_between_them_are_told():
+    assert words_of(dialogue("a", "I'm Ann, (really)...", "我想买AI书。")) == [
+        *("i'm", "ann", "really"),
+        *("我想", "买", "ai", "书"),
+    ]

@@ -106,6 +106,8 @@ def said(*texts, persona=PERSONA, **source):
         ({"taste": "sweet", "time": "none"}, ("I like it sweet.", "Tea?", "Fine."), False),
         ({"taste": "sweet things", "time": "in a hurry"}, ("Hello.", "Tea?", "Fine."), False),
         ({}, ("I like it sweet.", "Tea?", "Fine."), False),
+        ({"mood": "容易焦虑", "taste": "博物馆"}, ("我容易焦虑，也喜欢博物馆。", "好。"), True),
+        ({"mood": "焦虑", "taste": "博物馆"}, ("我很焦急。", "好。", "这博物多馆。"), False),
     ],
 )
 def test_traits_named_over_several_turns_or_the_only_one_are_named_outright(

@@ -31,6 +31,7 @@ def said(*lines, persona=None, task=TASK):
         ("My last tutor: he was mean.", 0),
         ("Is an agent: a thing?", 0),
         ("Tutoring: is it free?", 0),
+        ("明白了。Tutor：递归就是循环。", 1),
         ("", 0),
     ],
 )
@@ -58,6 +59,12 @@ def test_human_whose_role_is_agent_may_use_its_label():
         (["Yes, I have kids. No pets."], {"kids": "yes", "pets": "no"}, 1),
         (["I am interested, and patient"], {"a": "not interested", "b": "patient"}, 0),
         (["Of the"], {"of": "the", "to": "of"}, 0),
+        (["我容易焦虑，也喜欢博物馆。"], {"mood": "容易焦虑", "taste": "博物馆"}, 1),
+        (["私は忍耐強い学生で、音楽が好きです。"], {"a": "忍耐強い", "b": "音楽が好き"}, 1),
+        (["我很焦急，心里虑着。"], {"mood": "焦虑", "taste": "博物馆"}, 0),
+        (["我很高兴。"], {"a": "高", "b": "兴"}, 0),  # parts of another word
+        (["是，我有孩子。"], {"kids": "是", "pets": "有"}, 0),
+        (["我用AI学习数学。"], {"tool": "AI", "subject": "数学"}, 1),
         (["Hi"], {}, 0),
     ],
 )
@@ -81,6 +88,11 @@ def test_giving_the_persona_away_at_once(lines, persona, count):
         (["I will not say goodbye before I know it.", "Go on."], 0),
         (["Goodbye to all that is a book.", "Go on."], 0),
         (["Goodbye?", "Go on."], 0),
+        (["好的，谢谢你，再见！", "还有一个问题。"], 1),
+        (["好。再见。", "再见！"], 0),
+        (["わかりました。ありがとうございます。さようなら。", "もう一つ。"], 1),
+        (["法语里再见怎么说？", "请说。"], 0),
+        (["再见两个字怎么写", "请说。"], 0),
         ([], 0),
     ],
 )
