@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import numbers
 import os
@@ -207,8 +206,19 @@ def fit(
         data, rows, length, token_discount, utterance_discount, scale * start_value
     )
 
-    def judged(params: Params, description: PolicyDescription) -> float:
-        return _score(validate(_policy(description, params, method)))
+    def described(how: DecodingConfig) -> PolicyDescription:
+        return dataclasses.replace(description, decoding=dataclasses.asdict(how))
+
+    def judged(params: Params, how: DecodingConfig) -> float:
+        return _score(validate(_policy(described(how), params, method)))
+
+    scores: dict[DecodingConfig, float] = {}  # of the finished network
+
+    def validated(step: int, params: Params) -> dict[str, float]:
+        score = judged(params, decoding)
+        if step == training.steps:
+            scores[decoding] = score
+        return {"return": score}
 
     with _folder(folder) as path:
         params = train(
@@ -221,17 +231,15 @@ def fit(
             path / "checkpoints",
             metadata={"reward_scale": scale, "baseline": start_value},
             on_metrics=on_metrics,
-            validate=(lambda _, now: {"return": judged(now, description)}) if validate else None,
+            validate=validated if validate else None,
             validate_every=validate_every,
             start_from=start_from,
             progress=progress,
         )
-        choices = [
-            dataclasses.replace(description, decoding=dataclasses.asdict(each)) for each in tried
-        ]
-        description = max(choices, key=functools.partial(judged, params), default=description)
+        scores |= {each: judged(params, each) for each in tried if each not in scores}
+        best = max(tried, key=scores.__getitem__, default=decoding)
         merged, params = merge_adapters(model, params)
-        description = dataclasses.replace(description, model=merged)
+        description = dataclasses.replace(described(best), model=merged)
         save_policy(path, params, description)
         return Policy.load(path, steer=method.steer)
 

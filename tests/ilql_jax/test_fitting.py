@@ -226,6 +226,23 @@ def test_a_judge_chooses_the_decoding_where_none_is_given(method, liked, chosen,
     assert str(policy.decoding) == str(Policy.load(tmp_path).decoding) == chosen
 
 
+def test_each_decoding_of_the_finished_network_is_judged_once(tmp_path):
+    judged = []
+
+    def judge(policy):
+        judged.append(str(policy.decoding))
+        return 0.0
+
+    given = {"decoding": None, "validate": judge, "validate_every": 2, "folder": tmp_path}
+    fit_small(**given)
+    default, *others = ["sampled at 0.6, best of 16", "sampled at 0.4, best of 8"]
+    others += ["sampled at 0.6", "sampled at 0.4"]
+    assert judged == [default, default, *others]  # at steps 2 and 3
+    judged.clear()
+    fit_small(**given)  # what is finished has no validation
+    assert judged == [default, *others]
+
+
 def test_a_decoding_that_is_given_or_not_judged_is_kept():
     given = fit_small(validate=judge_that_likes("greedy"))
     assert str(given.decoding) == BEST_OF_4
