@@ -40,7 +40,7 @@ class RoundsConfig(Settings):
     round_start: str = setting(
         "Start of a training with rounds of imagination: fresh, like one without; or agent, "
         "the network that held the conversations, which goes on learning (ILQL's bootstraps from "
-        "the first step).",
+        "the first step, whatever config.method.ilql.trace_fade says).",
         "fresh",
         choices=("fresh", "agent"),
     )

@@ -15,6 +15,7 @@ the loggers of `config.logging`).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from experiments import imagination_rounds, training_data
 from experiments.build import Experiment, errors_of
 from experiments.evaluation.learning_curve import validation
 from experiments.files import write_atomically
-from experiments.methods import in_order
+from experiments.methods import TrainedMethod, in_order
 from experiments.metrics import Composite, Logger, TrainingLog, open_logger
 from experiments.networks import (
     check_checkpoints,
@@ -194,13 +195,26 @@ def _tell(
     for each in methods:
         before = each.starts_from
         if before and not each.learns_from_pairs:
-            console.print(f"{each.name} goes on from {before}, for {each.train.steps:,} steps.")
+            told = f"{each.name} goes on from {before}, for {each.train.steps:,} steps"
+            console.print(f"{told}{replaced_settings(experiment, each)}.", highlight=False)
         if each.learns_from_pairs:
             pairs, left_out = training_data.preference_pairs(folder, tokenizer, limit)
             training_data.packing_of_pairs(pairs, experiment.rows_of_pairs, limit)
             goes_on = f"goes on from {before}, on" if before else "learns from"
             told = f"{each.name} {goes_on} {len(pairs):,} pairs of utterances"
             console.print(f"{told} ({left_out})." if left_out else f"{told}.")
+
+
+def replaced_settings(experiment: Experiment, method: TrainedMethod) -> str:
+    """Settings of a method that are others in a training that goes on, in words; "" = none are."""
+    name, now = method.method.name, method.method.config
+    given = experiment.library[name].method.config
+    replaced = [
+        f"config.method.{name}.{field.name} {getattr(now, field.name)} in place of {value}"
+        for field in dataclasses.fields(now)
+        if (value := getattr(given, field.name)) != getattr(now, field.name)
+    ]
+    return f", with {', '.join(replaced)}" if replaced else ""
 
 
 # --- one training -------------------------------------------------------------------------------

@@ -77,8 +77,8 @@ class ILQLConfig(ValueConfig):
     utterance_trace: float = setting("λ across the human's turn.", 0.0, least=0, most=1)
     trace_fade: tuple[float, float] = setting(
         "Both λ start at 1 (Monte Carlo) and reach the values above between these fractions of the "
-        "training: values start from real outcomes before they bootstrap. (0, 0) = no fade, as "
-        "where a training goes on from another.",
+        "training: values start from real outcomes before they bootstrap. (0, 0) = no fade, which "
+        "takes the place of other fractions where a training goes on from another.",
         (0.15, 0.45),
         least=0,
         most=1,

@@ -158,6 +158,7 @@ def test_rounds_that_go_on_can_be_added_to_a_run_and_then_hold(tmp_path):
     one += [*GOES_ON, "--config.methods=bc,bc_imagination1", "--stage=train"]
     ended = run(folder.path, *one)
     assert ended.status == 0, ended.output + ended.traceback
+    assert "bc_imagination1 goes on from bc, for 3 steps." in ended.output
     assert latest_step(folder.checkpoints(FIRST)) == 3
     both = (*SETTINGS, *GOES_ON, "--stage=train")
     ended = run(folder.path, *both)
@@ -215,6 +216,13 @@ def test_values_that_go_on_are_not_led_back_to_outcomes_of_the_data(tmp_path):
         assert stamp["method.ilql.trace_fade"] == [0.15, 0.45]
     assert (fresh.method("ilql_imagination1").train.steps, fresh.train.steps) == (4, 4)
     assert (goes_on.method("ilql_imagination1").train.steps, goes_on.train.steps) == (3, 4)
+    told = ", with config.method.ilql.trace_fade (0.0, 0.0) in place of (0.15, 0.45)"
+    learned_after = goes_on.method("ilql_imagination1")
+    assert stage.replaced_settings(goes_on, learned_after) == told
+    unfaded = experiment(names, *GOES_ON, "--config.method.ilql.trace_fade=(0.0, 0.0)")
+    for given, name in ((goes_on, "ilql"), (fresh, "ilql_imagination1"), (unfaded, "ilql")):
+        assert not stage.replaced_settings(given, given.method(name))
+    assert not stage.replaced_settings(unfaded, unfaded.method("ilql_imagination1"))
     waves = [[each.name for each in wave] for wave in in_order(goes_on.methods)]
     assert waves == [["ilql"], ["ilql_imagination1"]]
 
