@@ -1,6 +1,6 @@
-"""Fingerprints of pretrained checkpoints and tokenizers, by which a run knows one that was moved.
+"""Fingerprints of checkpoints, tokenizers and files, by which a run knows one that was moved.
 
-Weights of GBs are not read whole, so that a fingerprint takes no longer than it takes to start.
+Files of GBs are not read whole, so that a fingerprint takes no longer than it takes to start.
 """
 
 from __future__ import annotations
@@ -42,6 +42,17 @@ def of_checkpoint(name: str) -> str:
 def of_tokenizer(name: str) -> str:
     """Fingerprint of the files of a tokenizer in a folder; see `of_checkpoint`."""
     return _of_files(name, lambda folder: {p for each in _OF_TOKENIZERS for p in folder.glob(each)})
+
+
+def of_file(name: str) -> str:
+    """Fingerprint of a file; see `of_checkpoint`. "" where there is none that can be read."""
+    path = os.path.expanduser(name)
+    if not name or not os.path.isfile(path):
+        return ""
+    try:
+        return _digest(Path(path), *_version(Path(path)))[:16]
+    except OSError:
+        return ""
 
 
 def _of_files(name: str, files_of: Callable[[Path], Iterable[Path]]) -> str:

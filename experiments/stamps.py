@@ -3,7 +3,8 @@
 Each stage leaves `stages/<stage>.json`. A stage that is done is skipped; one that was made from
 other settings is an error that names them, never silently overwritten. Which settings count is said
 beside each of them (`shapes_result` in its dataclass): the others may change when a run goes on.
-Of a pretrained checkpoint or tokenizer in a folder its content counts, not its path.
+Of a pretrained checkpoint or tokenizer in a folder its content counts, not its path; a world or
+data in a file of one's own may be moved, too.
 """
 
 from __future__ import annotations
@@ -39,11 +40,15 @@ _WHOLE_GROUPS = (
 _ADDED_LATER = (*_WHOLE_GROUPS, "decoding.by_method.", "evaluation.prompted_episodes")
 # Settings that may name a file or folder.
 _PATHS = ("data.path", "task.world", "tokenizer.pretrained", "model.pretrained")
-# Folders that are known by their content, which is stamped beside the path.
+# Those that are known by their content, which is stamped beside the path.
 _KNOWN_BY_CONTENT = {
+    "data.path": fingerprints.of_file,
+    "task.world": fingerprints.of_file,
     "tokenizer.pretrained": fingerprints.of_tokenizer,
     "model.pretrained": fingerprints.of_checkpoint,
 }
+# Files of one's own, which may be edited in their place: what was made from them is kept.
+_MAY_BE_EDITED = ("data.path", "task.world")
 _CONTENT = ":content"
 
 
@@ -112,8 +117,8 @@ def stamp_of(folder: RunFolder, stage: str, experiment: Experiment) -> Stamp:
     parts = [_OF_STAGE[each] for each in STAGES[: STAGES.index(stage) + 1] if each in _OF_STAGE]
     pairs = {key: pair for part in parts for key, pair in part(experiment).items()}
     values = {key: as_lists(without_password(value)) for key, (value, _) in pairs.items()}
-    for key in _KNOWN_BY_CONTENT.keys() & values.keys():
-        if content := _KNOWN_BY_CONTENT[key](values[key]):
+    for key, fingerprint in _KNOWN_BY_CONTENT.items():
+        if content := fingerprint(values.get(key, "")):
             values[key + _CONTENT] = content
     defaults = {key: as_lists(default) for key, (_, default) in pairs.items()}
     return Stamp(
@@ -309,12 +314,18 @@ def _named(key: str, experiment: Experiment, before: Mapping[str, Any]) -> str:
 
 def _is_same(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """True for equal values; a file or folder may be named by another path to it, or be moved."""
-    contents = before.get(key + _CONTENT), now.get(key + _CONTENT)
-    if all(contents):  # stamps of before have none, nor has what is gone
-        return contents[0] == contents[1]
     was, given = before.get(key), now.get(key)
-    if was == given or key not in _PATHS:
+    if key not in _PATHS:
         return was == given
+    is_in_place = was == given or _is_same_path(was, given)
+    contents = before.get(key + _CONTENT), now.get(key + _CONTENT)
+    # Stamps of before have none, nor has what is gone.
+    if not all(contents) or (is_in_place and key in _MAY_BE_EDITED):
+        return is_in_place
+    return contents[0] == contents[1]
+
+
+def _is_same_path(was: Any, given: Any) -> bool:
     if not (isinstance(was, str) and isinstance(given, str) and was and given):
         return False
     try:

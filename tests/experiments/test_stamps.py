@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from coffee import coffee_file
 
 from experiments import fingerprints
 from experiments.build import build
@@ -178,6 +179,36 @@ def test_stamps_of_before_compare_the_paths_of_checkpoints(checkpoint: Path, tmp
     begin_stage(folder, "train", started_from(checkpoint))  # stamps the content
     checkpoint.unlink()
     check_stage(folder, "train", started_from(moved))
+
+
+def test_data_of_ones_own_may_be_moved_and_edited_in_its_place(tmp_path: Path):
+    def own_data(path: Path):
+        return experiment(task__world="", data__source="jsonl", data__path=str(path))
+
+    folder, data = RunFolder(tmp_path / "run"), tmp_path / "a.jsonl"
+    data.write_text("{}\n")
+    begin_stage(folder, "imagine", own_data(data))
+    folder.dialogues.touch()
+    moved = data.rename(tmp_path / "b.jsonl")
+    check_stage(folder, "imagine", own_data(moved))
+    begin_stage(folder, "imagine", own_data(moved))
+    moved.write_text("{} \n")
+    check_stage(folder, "imagine", own_data(moved))
+    other = shutil.copy(moved, tmp_path / "c.jsonl")
+    message = r"data\.path was '.*b\.jsonl', now '.*c\.jsonl', which holds something else now"
+    with pytest.raises(RunError, match=message):
+        check_stage(folder, "imagine", own_data(other))
+
+
+def test_a_world_of_ones_own_may_be_moved(tmp_path: Path):
+    folder, world = RunFolder(tmp_path / "run"), coffee_file(tmp_path)
+    begin_stage(folder, "imagine", experiment(task__world=str(world)))
+    folder.dialogues.touch()
+    moved = world.rename(tmp_path / "moved.py")
+    check_stage(folder, "imagine", experiment(task__world=str(moved)))
+    moved.write_text(moved.read_text() + "\n")
+    with pytest.raises(RunError, match=r"task\.world was .*, which holds something else now"):
+        check_stage(folder, "imagine", experiment(task__world=str(moved)))
 
 
 def test_of_large_weights_parts_are_read_that_a_training_changes(checkpoint: Path):
