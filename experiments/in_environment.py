@@ -113,6 +113,7 @@ class EnvironmentConfig(Settings):
     steps: int = setting("Optimizer steps of a training.", 1200, least=1)
     batch_rows: int = setting("Rows of a batch.", 12, least=1)
     hidden_size: int = setting("Width of the network.", 32, least=8)
+    num_heads: int = setting("Attention heads of the network.", 2, least=1)
     max_positions: int = setting("Longest context, in tokens.", 32, least=8)
     expectile: float = setting(
         "Expectile of V, of methods that have this setting.", 0.9, above=0, below=1
@@ -299,16 +300,19 @@ def _trained(
         stop_token=task.stop_token,
         method=method,
         training=TrainConfig(steps=config.steps, polyak_rate=config.polyak_rate),
-        network=small_network(size, config.max_positions, hidden_size=config.hidden_size),
+        network=small_network(
+            size,
+            config.max_positions,
+            hidden_size=config.hidden_size,
+            num_heads=config.num_heads,
+        ),
         context=config.max_positions // 3,
         batch_rows=config.batch_rows,
         seed=config.seed + seed,
         folder=folder,
     )
-    players = {
-        str(decoding): Policy.load(folder, decoding=decoding, steer=method.steer)
-        for decoding in decodings_tried(method)
-    }
+    texts = dict.fromkeys([*method.decodings, *map(str, decodings_tried(method))])
+    players = {text: Policy.load(folder, decoding=text, steer=method.steer) for text in texts}
     validated = {
         text: _play(task, player, VALIDATION_EPISODES, VALIDATION_SEED).mean()
         for text, player in players.items()

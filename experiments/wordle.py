@@ -55,6 +55,7 @@ class WordleConfig(EnvironmentConfig):
     episodes: int = setting("Episodes that are learned from.", 20_000, least=10)
     steps: int = setting("Optimizer steps of a training.", 9000, least=1)
     hidden_size: int = setting("Width of the network.", 64, least=8)
+    num_heads: int = setting("Attention heads of the network.", 4, least=1)
     max_positions: int = setting("Longest context, in tokens.", 80, least=8)
     expectile: float = setting(
         "Expectile of V, of methods that have this setting.", 0.8, above=0, below=1
