@@ -200,7 +200,14 @@ METHOD = Method(
     select=returns_as_fractions,
     network=network_for,
     values_by_token=lambda config: True,
-    decodings=("sampled, steered by 4", "sampled, steered by 16", "greedy, steered by 16"),
+    # The policy alone, too: probabilities that are badly learned may steer it to worse.
+    decodings=(
+        "sampled, steered by 4",
+        "sampled",
+        "greedy",
+        "sampled, steered by 16",
+        "greedy, steered by 16",
+    ),
     color="#c0392b",
     marker="X",
 )

@@ -243,8 +243,9 @@ def test_the_table_is_in_order():
             method.check_decoding(decoding)
 
 
-def test_monte_carlo_values_are_tried_against_the_policy_that_they_re_rank():
-    first, *others = map(DecodingConfig.parse, METHODS["mc"].decodings)
+@pytest.mark.parametrize("name", ["mc", "qsft"])
+def test_values_are_tried_against_the_policy_that_they_re_rank_or_steer(name):
+    first, *others = map(DecodingConfig.parse, METHODS[name].decodings)
     assert first.reads_values and first.without_values in others
 
 
