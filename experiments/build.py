@@ -73,6 +73,11 @@ class Network:
 
     settings: Mapping[str, Any]
 
+    def __post_init__(self):
+        # It is asked for before there is a shape, which checks all.
+        if type(self.max_positions) is not int:
+            raise SettingError("max_positions", self.max_positions, "must be a whole number")
+
     @property
     def pretrained(self) -> str:
         """Hugging Face name or folder to start from; "" = a fresh network."""
@@ -270,7 +275,7 @@ def build(config: ConfigDict) -> Experiment:
         imagination=_imagination(config, rounds),
         hindsight=_hindsight(config),
         tokenizer=_make(TokenizerConfig, config.tokenizer, "tokenizer"),
-        network=Network(config.model.to_dict()),
+        network=_network(config),
         train=train,
         batches=_make(BatchConfig, config.train, "train"),
         mesh=_make(MeshConfig, config.mesh, "mesh"),
@@ -283,6 +288,11 @@ def build(config: ConfigDict) -> Experiment:
         export=_make(ExportConfig, config.export, "export"),
         settings={key: value for key, value in config.to_dict().items() if key != "machine"},
     )
+
+
+def _network(config: ConfigDict) -> Network:
+    with errors_of("model"):
+        return Network(config.model.to_dict())
 
 
 @contextlib.contextmanager

@@ -271,8 +271,8 @@ class RunFolder:
         other = self._read_config().get("experiment", name)
         if other != name:
             raise RunError(
-                f"{self.path} holds a run of {other!r}, not of {name!r}. Give another folder "
-                "(--workdir=...)."
+                f"{self.path} holds a run of {other!r}, not of {name!r}, as its "
+                f"{self.config_file.name} says. Give another folder (--workdir=...)."
             )
 
     def products(self, stage: str) -> list[Path]:

@@ -83,6 +83,7 @@ def test_what_travels_survives_the_way_to_another_process():
             r"config\.decoding\.ilql: .*set its credit to 'token'",
         ),
         ({"tokenizer__vocab_size": 100}, r"config\.tokenizer\.vocab_size is 100"),
+        ({"model__max_positions": None}, r"config\.model\.max_positions is None, but must be a wh"),
         ({"decoding__max_utterance": 240}, r"no room .*config\.model\.max_positions, 240"),
         ({"train__learning_rate": float("inf")}, r"learning_rate is inf, but must be a finite"),
         ({"model__initializer_range": 1e300}, r"model\.initializer_range is 1e\+300, .*3\.4e\+38"),
