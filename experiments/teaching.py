@@ -3,7 +3,7 @@
 python experiments/teaching.py
 python experiments/teaching.py --workdir=runs/teaching-5 --config.seeds=5
 
-The first takes about 12 minutes on two slow cores, the second an hour. ILQL comes to a normalized
+The first takes about 10 minutes on two slow cores, the second an hour. ILQL comes to a normalized
 score of 0.98, with difficult students 0.99 (MC 0.78 and 0.63, filtered BC 0.68 and 0.21, BC 0.62
 and -0.19); on lessons with students as they come alone (--config.imagination.personas=prior, 6,000
 steps) to 0.97 and 0.61.
