@@ -31,6 +31,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     partial.replace(path)
 
 
+def version_of(path: Path) -> tuple[int, int, int]:
+    """Tells a file or folder from what it was before it was written again or replaced."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
 Write = Callable[[Iterable[str]], None]
 
 

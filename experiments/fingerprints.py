@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from experiments.files import version_of
 from ilql_jax.models.hugging_face.families import PretrainedError
 from ilql_jax.models.hugging_face.read import weight_files
 
@@ -50,7 +51,7 @@ def of_file(name: str) -> str:
     if not name or not os.path.isfile(path):
         return ""
     try:
-        return _digest(Path(path), *_version(Path(path)))[:16]
+        return _digest(Path(path), *version_of(Path(path)))[:16]
     except OSError:
         return ""
 
@@ -63,15 +64,10 @@ def _of_files(name: str, files_of: Callable[[Path], Iterable[Path]]) -> str:
         files = sorted(files_of(Path(folder)))
         if not files or not all(path.is_file() for path in files):
             return ""
-        parts = [f"{p.relative_to(folder)} {_digest(p, *_version(p))}" for p in files]
+        parts = [f"{p.relative_to(folder)} {_digest(p, *version_of(p))}" for p in files]
     except (OSError, PretrainedError):
         return ""
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def _version(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 @functools.cache

@@ -38,9 +38,7 @@ _WHOLE_GROUPS = (
     *("evaluation.gdp_zero.", "evaluation.llm.", "evaluation.player.llm."),
 )
 _ADDED_LATER = (*_WHOLE_GROUPS, "decoding.by_method.", "evaluation.prompted_episodes")
-# Settings that may name a file or folder.
-_PATHS = ("data.path", "task.world", "tokenizer.pretrained", "model.pretrained")
-# Those that are known by their content, which is stamped beside the path.
+# Settings that may name a file or folder, known by its content, which is stamped beside the path.
 _KNOWN_BY_CONTENT = {
     "data.path": fingerprints.of_file,
     "task.world": fingerprints.of_file,
@@ -315,7 +313,7 @@ def _named(key: str, experiment: Experiment, before: Mapping[str, Any]) -> str:
 def _is_same(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """True for equal values; a file or folder may be named by another path to it, or be moved."""
     was, given = before.get(key), now.get(key)
-    if key not in _PATHS:
+    if key not in _KNOWN_BY_CONTENT:
         return was == given
     is_in_place = was == given or _is_same_path(was, given)
     contents = before.get(key + _CONTENT), now.get(key + _CONTENT)

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from experiments.build import Experiment, Network
 from experiments.config import BatchConfig
+from experiments.files import version_of
 from experiments.hindsight_records import read_hindsight, read_round
 from experiments.networks import load_tokenizer
 from experiments.own_dialogues import PARTS
@@ -265,9 +266,7 @@ def load_once(folder: RunFolder, max_positions: int, rounds: int, *how: Any) -> 
     for the next training in this process, as long as the files are the same."""
     files = [folder.dialogues, folder.tokenizer]
     files += [folder.hindsight_round(number) for number in range(1, rounds + 1)]
-    found = [each.stat() for each in files]
-    versions = tuple((each.st_ino, each.st_mtime_ns, each.st_size) for each in found)
-    return _load_once(versions, folder.path, max_positions, rounds, *how)
+    return _load_once(tuple(map(version_of, files)), folder.path, max_positions, rounds, *how)
 
 
 @functools.lru_cache(maxsize=1)
