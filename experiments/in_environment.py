@@ -30,7 +30,7 @@ from experiments.run_folder import RunError
 from ilql_jax import METHODS, Policy, TrainConfig, Trajectory, fit
 from ilql_jax.environment import Environment, ScriptedPlayer, evaluate, rollout
 from ilql_jax.fitting import decodings_tried, small_network
-from ilql_jax.methods import Method, MethodError, load_method
+from ilql_jax.methods import DialogueConfig, Method, MethodError, load_method
 from ilql_jax.settings import SettingError, Settings, setting
 from imagination.simulation import normalized_score
 
@@ -120,6 +120,12 @@ class EnvironmentConfig(Settings):
     )
     polyak_rate: float = setting(
         "Share of the new parameters in the target network, a step.", 0.05, above=0, most=1
+    )
+    observation_loss_weight: float = setting(
+        "Weight of the loss of predicting what is observed, against the policy's, of methods that "
+        "have this setting.",
+        1.0,
+        least=0,
     )
 
     def __post_init__(self):
@@ -305,6 +311,9 @@ def _trained(
             config.max_positions,
             hidden_size=config.hidden_size,
             num_heads=config.num_heads,
+        ),
+        observation_loss_weight=(
+            config.observation_loss_weight if isinstance(method.config, DialogueConfig) else None
         ),
         context=config.max_positions // 3,
         batch_rows=config.batch_rows,

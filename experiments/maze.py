@@ -17,7 +17,7 @@ table, `maze.png`, `maze.md` and `maze.json`; a run that was stopped goes on wit
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -52,11 +52,12 @@ Cell = tuple[int, int]
 Walk = Callable[[Cell], Mapping[str, float]]  # cell -> probability of each move
 
 
-def _cells(signs: str) -> tuple[Cell, ...]:
-    return tuple((r, c) for r, row in enumerate(PLAN) for c, x in enumerate(row) if x in signs)
+def cells(plan: Sequence[str], signs: str) -> tuple[Cell, ...]:
+    """Cells of a plan that have one of these signs."""
+    return tuple((r, c) for r, row in enumerate(plan) for c, x in enumerate(row) if x in signs)
 
 
-FREE, STARTS, MIST, (GOAL,) = _cells(".S~G"), _cells("S"), _cells("~"), _cells("G")
+FREE, STARTS, MIST, (GOAL,) = (cells(PLAN, signs) for signs in (".S~G", "S", "~", "G"))
 MIDDLE = GOAL[0]
 
 
@@ -77,10 +78,10 @@ class Maze:
         return Step(observation=_seen(self.at), reward=-1.0, terminated=self.at == GOAL)
 
 
-def moved(cell: Cell, move: str) -> Cell:
+def moved(cell: Cell, move: str, free: Collection[Cell] = FREE) -> Cell:
     """The cell after a move; walls stay where they are."""
     row, column = cell[0] + MOVES[move][0], cell[1] + MOVES[move][1]
-    return (row, column) if (row, column) in FREE else cell
+    return (row, column) if (row, column) in free else cell
 
 
 def _seen(cell: Cell) -> list[int]:

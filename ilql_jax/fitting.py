@@ -26,7 +26,7 @@ from ilql_jax.batching import lowest_return, packing_for, utterance_bounds
 from ilql_jax.environment import Evaluation
 from ilql_jax.errors import UserError, shown
 from ilql_jax.methods import Method, method_named
-from ilql_jax.methods.method import check_method
+from ilql_jax.methods.method import DialogueConfig, check_method
 from ilql_jax.models import ModelConfig, Params
 from ilql_jax.models.hugging_face.read import find, shape_for, start_params
 from ilql_jax.models.lora import merge_adapters
@@ -78,6 +78,7 @@ def fit(
     baseline: float | str = "lowest_return",
     token_discount: float = 0.99,
     utterance_discount: float = 0.99,
+    observation_loss_weight: float | None = None,
     context: int | None = None,
     batch_rows: int | None = None,
     training: TrainConfig | None = None,
@@ -124,6 +125,9 @@ def fit(
             take what was never tried for better than all that was, where rewards are costs.
         token_discount: γ from one agent token to the next (values of tokens).
         utterance_discount: γ from one action to the next (values of utterances).
+        observation_loss_weight: Weight of the loss of predicting observations against the policy's,
+            by which the network learns to infer a state that is not shown; by default 1, or what
+            the config of `method` has where that is above 0.
         context: Most tokens that a window shows before the first decision it learns from; half of
             the network's context by default.
         batch_rows: Rows in a batch, each as long as the network's context (of a pretrained one
@@ -168,6 +172,7 @@ def fit(
         discounts={"token_discount": token_discount, "utterance_discount": utterance_discount},
     )
     model, start_from = _network(network, method, vocab_size, max_positions, seed)
+    method = _with_observations(method, observation_loss_weight)
     trajectories = _checked(list(trajectories), vocab_size, stop_token)
     longest = max(int(np.diff(_edges(each)).max()) + 1 for each in trajectories)
     max_utterance = longest if max_utterance is None else int(max_utterance)
@@ -245,6 +250,19 @@ def fit(
 
 
 # --- choices ------------------------------------------------------------------------------------
+
+
+def _with_observations(method: Method, weight: float | None) -> Method:
+    """The method with the weight of the loss of observations, as `fit` takes it."""
+    if not isinstance(method.config, DialogueConfig):
+        if weight is not None:
+            raise FitError(
+                f"observation_loss_weight is {weight!r}, but {method.name} has no such loss. Leave "
+                "it out, or derive the method's config from DialogueConfig."
+            )
+        return method
+    weight = (method.config.observation_loss_weight or 1.0) if weight is None else weight
+    return method.configured(observation_loss_weight=weight)
 
 
 def _method(method: str | Method) -> Method:

@@ -20,6 +20,7 @@ from ilql_jax.errors import shown
 from ilql_jax.methods import bc, dpo, fbc, ilql, mc, qsft, rwft
 from ilql_jax.methods.guard import guarded
 from ilql_jax.methods.method import (
+    DialogueConfig,
     Method,
     MethodConfig,
     MethodError,
@@ -59,6 +60,7 @@ def method_named(name: str | Path) -> Method:
 
 __all__ = [
     "METHODS",
+    "DialogueConfig",
     "Method",
     "MethodConfig",
     "MethodError",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Array, Float
 
 from ilql_jax.batching import Batch
-from ilql_jax.methods.loss_terms import Normalizers, policy_loss
-from ilql_jax.methods.method import Method, MethodConfig, Metrics
+from ilql_jax.methods.loss_terms import Normalizers, observation_loss, policy_loss
+from ilql_jax.methods.method import DialogueConfig, Method, Metrics
 from ilql_jax.models import ActorCritic
 
 
@@ -14,20 +14,22 @@ def loss(
     model: ActorCritic,
     target: ActorCritic,
     batch: Batch,
-    config: MethodConfig,
+    config: DialogueConfig,
     *,
     progress: Float[Array, ""],
     normalizers: Normalizers,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """−log π_β, averaged over the agent's tokens by their cloning weights."""
+    """−log π_β, averaged over the agent's tokens by their cloning weights, + `observation_loss`."""
     del target, progress
     hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
-    value = policy_loss(
+    cloning = policy_loss(
         model, hidden, batch.by_token, batch.clone_weight, config.action_chunk, normalizers
     )
-    return value, {"loss": value, "policy_loss": value}
+    observed, metrics = observation_loss(model, (hidden,), batch, config, normalizers)
+    value = cloning + observed
+    return value, {"loss": value, "policy_loss": cloning} | metrics
 
 
 METHOD = Method(
-    name="bc", title="BC", config=MethodConfig(), loss=loss, color="#c2669a", marker="D"
+    name="bc", title="BC", config=DialogueConfig(), loss=loss, color="#c2669a", marker="D"
 )

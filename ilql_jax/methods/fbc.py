@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ilql_jax.methods import bc
-from ilql_jax.methods.method import Method, MethodConfig
+from ilql_jax.methods.method import DialogueConfig, Method
 from ilql_jax.settings import setting
 from ilql_jax.trajectory import Trajectory, TrajectoryError
 
 
 @dataclasses.dataclass(frozen=True)
-class FBCConfig(MethodConfig):
+class FBCConfig(DialogueConfig):
     """Settings of filtered BC."""
 
     fraction: float = setting("Share of the dialogues that is kept.", 0.25, above=0, most=1)

@@ -3,7 +3,8 @@
 `L = c · (L_Q + L_V + cql_weight · L_CQL) + L_π`. Q regresses on r + γ V(h') or a λ-return, V on an
 upper expectile of the target network's Q, so that values are those of the best behaviour that the
 data has, without ever asking for an action that it has not. At test time the values choose among
-utterances of the policy, or steer its tokens.
+utterances of the policy, or steer its tokens. Where the state is not shown, observations are
+predicted, too (`loss_terms.observation_loss`, ours).
 
 What a *decision* is, and so how far a reward has to travel, is `credit`: every token (the paper),
 or every utterance, which makes the horizon that of the conversation. How many steps are taken
@@ -28,17 +29,18 @@ from ilql_jax.methods.loss_terms import (
     awac_token_weights,
     conservative_loss,
     gather,
+    observation_loss,
     policy_loss,
     q_of_tokens,
     q_of_utterances,
 )
-from ilql_jax.methods.method import Method, MethodConfig, Metrics
+from ilql_jax.methods.method import DialogueConfig, Method, Metrics
 from ilql_jax.models import ActorCritic, ModelConfig, QHeads
 from ilql_jax.settings import SettingError, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class ValueConfig(MethodConfig):
+class ValueConfig(DialogueConfig):
     """Settings of methods that learn values beside the policy."""
 
     credit: str = setting(
@@ -160,8 +162,11 @@ def value_losses(
     metrics["policy_loss"] = policy_loss(
         model, hidden, batch.by_token, token_weight, config.action_chunk, normalizers
     )
-    value += metrics["policy_loss"]
-    return value, metrics | {"loss": value}
+    observed, of_observations = observation_loss(
+        model, (hidden, of_values), batch, config, normalizers
+    )
+    value += metrics["policy_loss"] + observed
+    return value, metrics | of_observations | {"loss": value}
 
 
 def decisions_of(batch: Batch, config: ValueConfig) -> Transitions:

@@ -5,6 +5,7 @@ The elementwise formulas are in `losses.py`; here they meet network and batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from ilql_jax import losses
 from ilql_jax.batching import Batch
 from ilql_jax.chunked_cross_entropy import chunked_cross_entropy, map_in_chunks
 from ilql_jax.losses import SAME_UTTERANCE, Transitions
+from ilql_jax.methods.method import DialogueConfig, Metrics
 from ilql_jax.models import ActorCritic, QHeads
 from ilql_jax.preferences import PreferenceBatch
 from ilql_jax.sharding import shard_batch
@@ -22,7 +24,7 @@ from ilql_jax.sharding import shard_batch
 
 class Normalizers(NamedTuple):
     """Divisors of the means over a batch, scalars: sums of the weights of credited tokens, of
-    credited utterances, and of the cloning loss.
+    credited utterances, of the cloning loss, and the number of tokens of observations.
 
     With gradient accumulation a loss gets a part of the batch at a time, and the normalizers of the
     whole: then losses, gradients and metrics of the parts add up to those of the batch.
@@ -31,13 +33,14 @@ class Normalizers(NamedTuple):
     tokens: Float[Array, ""]
     utterances: Float[Array, ""]
     cloned: Float[Array, ""]
+    observed: Float[Array, ""]
 
 
 def normalizers_of(batch: Batch | PreferenceBatch) -> Normalizers:
     """Normalizers of a whole batch."""
     rows = batch.dialogues if isinstance(batch, PreferenceBatch) else batch
     weights = (rows.by_token.weight, rows.by_utterance.weight, rows.clone_weight)
-    return Normalizers(*map(jnp.sum, weights))
+    return Normalizers(*map(jnp.sum, weights), observed=jnp.sum(_precedes_observation(rows)))
 
 
 def gather(
@@ -141,6 +144,55 @@ def policy_loss(
         chunk,
         states.dtype,
     )
+
+
+def observation_loss(
+    model: ActorCritic,
+    hidden: Sequence[Float[Array, "batch time width"]],
+    batch: Batch,
+    config: DialogueConfig,
+    normalizers: Normalizers,
+) -> tuple[Float[Array, ""] | float, Metrics]:
+    """`weight · mean of −log p(token | all before it)` over the tokens that the agent reads.
+
+    The first token of a dialogue is not predicted. To predict what the other side says, the network
+    has to keep what that depends on, however long ago it was said: where the state is not seen,
+    values are learned of the state that the network has inferred.
+
+    Args:
+        model: The network.
+        hidden: States of each of its trunks (`ActorCritic.hidden_states`); the losses of two are
+            added.
+        batch: Packed dialogues.
+        config: Has the weight; at 0 nothing is computed.
+        normalizers: Normalizers of the whole batch.
+
+    Returns:
+        The weighted loss, and the loss without the weight as metric `observation_loss`.
+    """
+    scale = config.observation_loss_weight
+    if scale == 0:
+        return 0.0, {}
+    # Inside the sum, as any factor (see `chunked_cross_entropy`).
+    weight = scale * _precedes_observation(batch) / jnp.maximum(normalizers.observed, 1e-8)
+    following = jnp.roll(batch.tokens, -1, axis=1)
+    value = jnp.zeros(())
+    for trunk, states in zip(model.trunks, hidden, strict=False):  # of one, the states twice
+        matrix = trunk.output_matrix()[None]
+        value += chunked_cross_entropy(
+            states[None], matrix, None, following, weight, config.action_chunk, states.dtype
+        )
+    return value, {"observation_loss": value / scale}
+
+
+def _precedes_observation(batch: Batch) -> Float[Array, "batch time"]:
+    """1 where the next token is of the same dialogue and not the agent's."""
+    rows = jnp.arange(batch.tokens.shape[0])[:, None]
+    tokens = batch.by_token
+    is_decision = jnp.zeros(batch.tokens.shape, bool).at[rows, tokens.state].max(tokens.is_real)
+    segment = batch.segment_ids
+    goes_on = (segment[:, 1:] == segment[:, :-1]) & (segment[:, 1:] > 0)
+    return (jnp.pad(goes_on, ((0, 0), (0, 1))) & ~is_decision).astype(jnp.float32)
 
 
 def log_prob_of_tokens(

@@ -46,6 +46,19 @@ class MethodConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
+class DialogueConfig(MethodConfig):
+    """Settings of the methods that learn from whole dialogues."""
+
+    observation_loss_weight: float = setting(
+        "Weight of the loss of predicting what the agent reads (the other side's words) against "
+        "the policy's: the network infers the state behind them, for values to tell apart. `fit` "
+        "takes 1.",
+        0.0,
+        least=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainOverrides(Settings):
     """Changes to an experiment's shared training, for a method that goes on from another's."""
 

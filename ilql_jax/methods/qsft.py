@@ -27,8 +27,8 @@ from jaxtyping import Array, Float
 from ilql_jax import losses
 from ilql_jax.batching import Batch
 from ilql_jax.chunked_cross_entropy import chunked_cross_entropy, map_in_chunks
-from ilql_jax.methods.loss_terms import Normalizers, gather, policy_loss
-from ilql_jax.methods.method import Method, MethodConfig, Metrics
+from ilql_jax.methods.loss_terms import Normalizers, gather, observation_loss, policy_loss
+from ilql_jax.methods.method import DialogueConfig, Method, Metrics
 from ilql_jax.models import ActorCritic, ModelConfig
 from ilql_jax.models.heads import q_from_log_probs
 from ilql_jax.settings import setting
@@ -37,7 +37,7 @@ from ilql_jax.trajectory import Trajectory, TrajectoryError
 
 
 @dataclasses.dataclass(frozen=True)
-class QSFTConfig(MethodConfig):
+class QSFTConfig(DialogueConfig):
     """Settings of Q-SFT."""
 
     support: float = setting(
@@ -76,14 +76,17 @@ def loss(
     cloning = policy_loss(
         model, hidden, tokens, batch.clone_weight, config.action_chunk, normalizers
     )
-    value = cloning + value_loss
+    observed, of_observations = observation_loss(
+        model, (hidden, of_values), batch, config, normalizers
+    )
+    value = cloning + value_loss + observed
     metrics = {
         "loss": value,
         "policy_loss": cloning,
         "q_loss": value_loss / config.value_loss_weight,
         "return_mean": losses.weighted_mean(weight, tokens.weight, normalizers.tokens),
     }
-    return value, metrics
+    return value, metrics | of_observations
 
 
 def best_value(

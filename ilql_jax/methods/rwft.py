@@ -15,15 +15,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ilql_jax.batching import Batch
-from ilql_jax.methods.loss_terms import Normalizers, policy_loss
-from ilql_jax.methods.method import Method, MethodConfig, Metrics
+from ilql_jax.methods.loss_terms import Normalizers, observation_loss, policy_loss
+from ilql_jax.methods.method import DialogueConfig, Method, Metrics
 from ilql_jax.models import ActorCritic
 from ilql_jax.settings import setting
 from ilql_jax.trajectory import Trajectory, TrajectoryError
 
 
 @dataclasses.dataclass(frozen=True)
-class RWFTConfig(MethodConfig):
+class RWFTConfig(DialogueConfig):
     """Settings of reward-weighted fine-tuning."""
 
     weights: str = setting(
@@ -50,10 +50,12 @@ def loss(
     del target, progress
     hidden = model.trunk(batch.tokens, batch.segment_ids, batch.positions)
     by_count = normalizers._replace(cloned=normalizers.tokens)
-    value = policy_loss(
+    cloning = policy_loss(
         model, hidden, batch.by_token, batch.clone_weight, config.action_chunk, by_count
     )
-    return value, {"loss": value, "policy_loss": value}
+    observed, metrics = observation_loss(model, (hidden,), batch, config, normalizers)
+    value = cloning + observed
+    return value, {"loss": value, "policy_loss": cloning} | metrics
 
 
 def weight_by_return(trajectories: Sequence[Trajectory], config: RWFTConfig) -> list[Trajectory]:

@@ -12,9 +12,10 @@ from ilql_jax import Policy, TrainConfig, Trajectory, TrajectoryError, fitting
 from ilql_jax.checkpoint import read_metadata
 from ilql_jax.errors import UserError
 from ilql_jax.fitting import FitError, fit, small_network
-from ilql_jax.methods import METHODS, MethodError
+from ilql_jax.methods import METHODS, MethodConfig, MethodError
 from ilql_jax.models import init_params, with_params
 from ilql_jax.models.hugging_face.write import save_pretrained
+from ilql_jax.settings import SettingError
 
 STOP, VOCAB = 9, 12
 BEST_OF_4 = "sampled, best of 4"
@@ -327,6 +328,23 @@ def test_methods_are_values_too(handed_over):
     assert given["model"].utterance_q == "last"
     assert given["model"].decoder.max_positions == 32
     assert given["method"].config.credit == "token"
+
+
+def test_observations_are_predicted_unless_told_otherwise(handed_over):
+    def weight_in(**fields):
+        return handed_over(**fields)["method"].config.observation_loss_weight
+
+    own = METHODS["mc"].configured(observation_loss_weight=0.3)
+    assert weight_in() == weight_in(method=METHODS["ilql"].configured(expectile=0.9)) == 1
+    assert weight_in(method=own) == 0.3
+    assert weight_in(method=own, observation_loss_weight=0) == 0
+    assert weight_in(method="mc", observation_loss_weight=2) == 2
+    without = dataclasses.replace(METHODS["bc"], name="own", config=MethodConfig())
+    assert handed_over(method=without, decoding="sampled")["method"] == without
+    with pytest.raises(FitError, match=r"observation_loss_weight is 0, but own has no such loss"):
+        fit_small(method=without, decoding="sampled", observation_loss_weight=0)
+    with pytest.raises(SettingError, match=r"observation_loss_weight is -1"):
+        fit_small(observation_loss_weight=-1)
 
 
 def test_a_method_of_probabilities_scales_returns_itself(handed_over):

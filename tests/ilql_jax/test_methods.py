@@ -259,20 +259,61 @@ def test_cloning_is_the_mean_log_probability_weighted_by_clone(method):
     assert float(loss) == pytest.approx(total / cloned, rel=1e-5)
 
 
+def observation_loss():
+    """Mean of −log p over what the agent reads, but for the first token of a dialogue."""
+    log_prob, *_ = outputs()
+    terms = [
+        -log_prob[row, start + i - 1, dialogue.tokens[i]]
+        for row, start, dialogue in in_the_batch()
+        for i in np.flatnonzero(~dialogue.is_action)
+        if i > 0
+    ]
+    return np.mean(terms)
+
+
+@pytest.mark.parametrize("name", ["bc", "fbc", "rwft", "mc", "ilql"])
+def test_observations_are_predicted_beside_what_the_method_learns(name):
+    method = {"ilql": ILQL, "mc": MC}.get(name, METHODS[name])
+    inputs = SUM, PARAMS, TARGET_PARAMS, jnp.float32(PROGRESS)
+    plain, without = metrics_of(method, *inputs)
+    loss, metrics = metrics_of(method.configured(observation_loss_weight=0.3), *inputs)
+    assert metrics.keys() - without.keys() == {"observation_loss"}
+    assert float(metrics["observation_loss"]) == pytest.approx(observation_loss(), rel=1e-5)
+    expected = float(plain) + 0.3 * observation_loss()
+    assert float(loss) == float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+    for name in without.keys() - {"loss"}:
+        assert float(metrics[name]) == pytest.approx(float(without[name]), rel=1e-6)
+
+
+def test_observations_are_predicted_by_the_trunk_of_the_values_too():
+    """Here a copy of the policy's: each of the two has the same loss."""
+    two = METHODS["qsft"].configured(observation_loss_weight=0.3)
+    shape = two.network(SUM, two.config)
+    params = random_params(shape, 0.3, 0)
+    params["trunk"] = params["value_trunk"] = PARAMS["trunk"]
+    loss, metrics = metrics_of(two, shape, params, params, jnp.float32(0))
+    assert float(metrics["observation_loss"]) == pytest.approx(2 * observation_loss(), rel=1e-5)
+    plain, _ = metrics_of(METHODS["qsft"], shape, params, params, jnp.float32(0))
+    assert float(loss - plain) == pytest.approx(0.6 * observation_loss(), rel=1e-4)
+
+
 @KINDS
 def test_terms_are_divided_by_the_normalizers_they_are_given(credit, model_config):
     """With gradient accumulation those of the whole batch, of which a loss sees a part.
 
     They may lie below 1, where little is cloned or credited.
     """
-    learned, progress = ILQL.configured(credit=credit), jnp.float32(PROGRESS)
-    tokens, utterances, cloned = normalizers_of(BATCH)
+    learned = ILQL.configured(credit=credit, observation_loss_weight=0.5)
+    progress = jnp.float32(PROGRESS)
+    tokens, utterances, cloned, observed = normalizers_of(BATCH)
     _, metrics = metrics_of(learned, model_config, PARAMS, TARGET_PARAMS, progress)
     for factor in (2.0, 1e-3):
-        given = Normalizers(factor * tokens, factor * utterances, 2 * factor * cloned)
+        given = Normalizers(
+            factor * tokens, factor * utterances, 2 * factor * cloned, 3 * factor * observed
+        )
         _, divided = metrics_of(learned, model_config, PARAMS, TARGET_PARAMS, progress, given)
         for name in metrics.keys() - {"loss"}:
-            times = 2 * factor if name == "policy_loss" else factor
+            times = factor * {"policy_loss": 2, "observation_loss": 3}.get(name, 1)
             assert times * float(divided[name]) == pytest.approx(float(metrics[name]), rel=1e-5)
 
 
@@ -379,7 +420,11 @@ def test_settings_of_ilql_that_make_no_sense_are_refused(fields, message):
         ("fbc", {"fraction": 0.0}, "fraction is 0.0"),
         ("fbc", {"fraction": 1.1}, "fraction is 1.1"),
         ("bc", {"action_chunk": 0}, "action_chunk is 0"),
-        ("mc", {"expectile": 0.9}, "mc has no setting 'expectile'; there are action_chunk, credit"),
+        (
+            "mc",
+            {"expectile": 0.9},
+            "mc has no setting 'expectile'; there are action_chunk, .*, credit",
+        ),
     ],
 )
 def test_settings_of_the_other_methods_are_checked_too(method, fields, message):
