@@ -37,9 +37,9 @@ def test_the_walls_nearby_are_seen_and_no_more():
 
 
 def test_exact_values_of_the_players_are_those_of_many_walks():
-    walks = dark_maze.walks(600, seed=3)
+    walks = dark_maze.walks(300, seed=3)
     for number, straight in enumerate(dark_maze.PLAYERS):
-        returns = np.array([walk.total_reward for walk in walks[300 * number :][:300]])
+        returns = np.array([walk.total_reward for walk in walks[150 * number :][:150]])
         error = returns.std() / len(returns) ** 0.5
         assert abs(returns.mean() - dark_maze.player_value(straight)) < 4 * error
 
@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_walks():
 
 def test_it_ends_with_a_table(tmp_path, monkeypatch):
     monkeypatch.setattr(in_environment, "VALIDATION_EPISODES", 2)
-    tiny = {"episodes": 12, "test_episodes": 2, "steps": 2, "batch_rows": 2, "hidden_size": 16}
+    tiny = {"episodes": 12, "test_episodes": 2, "steps": 2, "hidden_size": 16, "max_positions": 32}
     config = dataclasses.replace(DarkMazeConfig(), methods=("bc",), seeds=1, **tiny)
     task = dataclasses.replace(dark_maze.task(), max_turns=4)
     in_environment.run(task, config, tmp_path, Console(quiet=True))
