@@ -31,8 +31,9 @@ from ilql_jax.settings import setting
 # G = goal, # = wall; a walk begins at any other cell
 PLAN = (
     ".......",
-    ".#.#.#.",
-    ".#.#G#.",
+    ".##.##.",
+    ".##.##.",
+    ".##G##.",
 )
 WALLS = tuple(f"wall {move}" for move in MOVES)
 HERE, ARRIVED = "here", "goal"
