@@ -54,7 +54,8 @@ class DarkMazeConfig(EnvironmentConfig):
     """Settings for walks whose state has to be remembered."""
 
     seeds: int = setting("Trainings of each method.", 3, least=1)
-    steps: int = setting("Optimizer steps of a training.", 3000, least=1)
+    episodes: int = setting("Episodes that are learned from.", 3000, least=10)
+    steps: int = setting("Optimizer steps of a training.", 4000, least=1)
     batch_rows: int = setting("Rows of a batch.", 4, least=1)
     hidden_size: int = setting("Width of the network.", 64, least=8)
     num_heads: int = setting("Attention heads of the network.", 4, least=1)

@@ -19,7 +19,7 @@ def said(word: str) -> np.ndarray:
 
 def test_the_walls_nearby_are_seen_and_no_more():
     maze = DarkMaze()
-    maze.at = (0, 2)
+    maze.at = (0, 3)
     for word, shown in {
         "up": "here, wall up",
         "left": "here, wall up, wall down",
@@ -30,7 +30,7 @@ def test_the_walls_nearby_are_seen_and_no_more():
         step = maze.step(said(word))
         assert ", ".join(WORDS[token] for token in step.observation) == shown
         assert (step.reward, step.terminated) == (-1.0, False)
-    maze.at = (1, 4)
+    maze.at = (2, 3)
     step = maze.step(said("down"))
     assert maze.at == GOAL and (step.reward, step.terminated) == (-1.0, True)
     assert [WORDS[token] for token in step.observation] == ["goal"]
