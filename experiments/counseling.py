@@ -32,7 +32,7 @@ def get_config():
     config.task.world = "counseling"
     # Few dialogues, of untrained behaviour: what they lack is what hindsight adds.
     config.imagination.dialogues = 3000
-    config.train.steps = 3000
+    config.train.steps = 6000
     config.methods = WITH_HINDSIGHT
     config.chat.method = "ilql_hindsight1"
     config.chat.notice = NOTICES["counseling"]

@@ -1,14 +1,12 @@
 """Persuasion: somebody is asked to give to a charity, and is reluctant for a reason of their own.
 
 python experiments/persuasion.py
-python experiments/persuasion.py --workdir=runs/persuasion-3 --config.seeds=3 \
-    --config.methods=bc,fbc,ilql,ilql_hindsight1,ilql_hindsight2
 python experiments/persuasion.py --workdir=runs/persuasion-5 --config.seeds=5 \
-    --config.methods=ilql_hindsight2 --config.train.steps=6000
+    --config.methods=ilql_hindsight2
 
-ILQL with a round of hindsight comes to a normalized score of 0.86 (ILQL without: 0.10), with
-difficult people 0.73 (without: 0.00). The third command takes about half an hour on two cores: two
-rounds, and twice the steps, come to 0.99 with both.
+The first takes 12 CPU minutes. ILQL with a round of hindsight comes to a normalized score of 0.97
+(ILQL without: 0.08), with difficult people 0.87 (without: 0.02), with two rounds to 1.00 with both.
+The second takes about half an hour on two cores: five trainings on two rounds come to 0.99.
 
 The same on what real people said (PersuasionForGood; the folder holds `full_dialog.csv` and
 `full_info.csv` as published), judged on dialogues that were set apart; an LLM looks back on them:
@@ -33,7 +31,7 @@ def get_config():
     config.task.world = "persuasion"
     # Few dialogues, of untrained behaviour: what they lack is what hindsight adds.
     config.imagination.dialogues = 3000
-    config.train.steps = 3000
+    config.train.steps = 6000
     config.methods = WITH_HINDSIGHT
     config.chat.method = "ilql_hindsight1"
     config.chat.notice = NOTICES["persuasion"]

@@ -251,8 +251,6 @@ def methods(*bases: Base) -> Sweep:
 def hindsight(base: Base) -> Sweep:
     """Rounds of hindsight, and without it as many dialogues of the behaviours."""
     one, dialogues = {"methods": "ilql_hindsight1"}, 3000
-    # What two rounds find takes longer to learn than the experiment's 3,000 steps.
-    settings = {} if base.is_small else {"train.steps": 6000}
     variants = {
         "one round": one,
         "two rounds": {"methods": "ilql_hindsight2"},
@@ -276,7 +274,6 @@ def hindsight(base: Base) -> Sweep:
             base.variant(label, {"imagination.dialogues": dialogues} | each)
             for label, each in variants.items()
         ),
-        settings,
     )
 
 
