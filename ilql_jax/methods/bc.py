@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from ilql_jax.batching import Batch
 from ilql_jax.methods.loss_terms import Normalizers, observation_loss, policy_loss
-from ilql_jax.methods.method import DialogueConfig, Method, Metrics
+from ilql_jax.methods.method import DialogueConfig, Method, MethodConfig, Metrics
 from ilql_jax.models import ActorCritic
 
 
@@ -14,7 +14,7 @@ def loss(
     model: ActorCritic,
     target: ActorCritic,
     batch: Batch,
-    config: DialogueConfig,
+    config: MethodConfig,
     *,
     progress: Float[Array, ""],
     normalizers: Normalizers,

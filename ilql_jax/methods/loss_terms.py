@@ -16,7 +16,7 @@ from ilql_jax import losses
 from ilql_jax.batching import Batch
 from ilql_jax.chunked_cross_entropy import chunked_cross_entropy, map_in_chunks
 from ilql_jax.losses import SAME_UTTERANCE, Transitions
-from ilql_jax.methods.method import DialogueConfig, Metrics
+from ilql_jax.methods.method import DialogueConfig, MethodConfig, Metrics
 from ilql_jax.models import ActorCritic, QHeads
 from ilql_jax.preferences import PreferenceBatch
 from ilql_jax.sharding import shard_batch
@@ -150,7 +150,7 @@ def observation_loss(
     model: ActorCritic,
     hidden: Sequence[Float[Array, "batch time width"]],
     batch: Batch,
-    config: DialogueConfig,
+    config: MethodConfig,
     normalizers: Normalizers,
 ) -> tuple[Float[Array, ""] | float, Metrics]:
     """`weight · mean of −log p(token | all before it)` over the tokens that the agent reads.
@@ -164,13 +164,14 @@ def observation_loss(
         hidden: States of each of its trunks (`ActorCritic.hidden_states`); the losses of two are
             added.
         batch: Packed dialogues.
-        config: Has the weight; at 0 nothing is computed.
+        config: Has the weight, where it is a `DialogueConfig`; at 0, or without, nothing is done.
         normalizers: Normalizers of the whole batch.
 
     Returns:
         The weighted loss, and the loss without the weight as metric `observation_loss`.
     """
-    scale = config.observation_loss_weight
+    # A method of one's own may call the loss of ours with a config that has no such weight.
+    scale = config.observation_loss_weight if isinstance(config, DialogueConfig) else 0.0
     if scale == 0:
         return 0.0, {}
     # Inside the sum, as any factor (see `chunked_cross_entropy`).
