@@ -4,9 +4,10 @@ python experiments/persuasion.py
 python experiments/persuasion.py --workdir=runs/persuasion-5 --config.seeds=5 \
     --config.methods=ilql_hindsight2
 
-The first takes 8 minutes on two cores. ILQL with a round of hindsight comes to a normalized score of 0.97
-(ILQL without: 0.08), with difficult people 0.87 (without: 0.02), with two rounds to 1.00 with both.
-The second takes about half an hour on two cores: five trainings on two rounds come to 0.99.
+The first takes 8 minutes on two cores. ILQL with a round of hindsight comes to a normalized score
+of 0.97 (ILQL without: 0.08), with difficult people 0.87 (without: 0.02), with two rounds to 1.00
+with both. The second takes about half an hour on two cores: five trainings on two rounds come to
+0.99.
 
 The same on what real people said (PersuasionForGood; the folder holds `full_dialog.csv` and
 `full_info.csv` as published), judged on dialogues that were set apart; an LLM looks back on them:
