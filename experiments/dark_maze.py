@@ -142,21 +142,14 @@ def _rule(straight: float) -> Callable:
 
 def player_value(straight: float) -> float:
     """Expected return of a player within `MOST_STEPS`, exact."""
-    states = [(cell, last) for cell in STARTS for last in (None, *MOVES)]
-    values = dict.fromkeys(states, 0.0)
+    values = {(cell, last): 0.0 for cell in STARTS for last in (None, *MOVES)}
     for _ in range(MOST_STEPS):
-        before = values
-
-        def after(cell: Cell, move: str, before: dict = before) -> float:
-            to = moved(cell, move)
-            return -1.0 + (0.0 if to == GOAL else before[to, move])
-
         values = {
             (cell, last): sum(
-                chance * after(cell, move)
+                chance * (values.get((moved(cell, move), move), 0.0) - 1.0)  # 0 at the goal
                 for move, chance in chances(straight, last, seen(cell)).items()
             )
-            for cell, last in states
+            for cell, last in values
         }
     return float(np.mean([values[cell, None] for cell in STARTS]))
 
