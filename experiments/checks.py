@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments.build import Experiment, build, errors_of, set_of
 from experiments.config import ConfigError
-from experiments.imagination_config import PlantedFlawsConfig, RoundsConfig, WorldHindsightConfig
+from experiments.imagination_config import PlantedFlawsConfig, WorldHindsightConfig
 from experiments.methods import TrainedMethod, in_order
 from experiments.metrics import check_backends
 from experiments.provenance import accelerators
@@ -260,13 +260,6 @@ def _check_hindsight(experiment: Experiment, config: ConfigDict) -> None:
 
 def _check_rounds_of_imagination(experiment: Experiment, config: ConfigDict) -> None:
     """Somebody has to talk with the agents, and these have to speak in a way that they can."""
-    given = _changed(config.imagination, RoundsConfig)
-    if given and not experiment.imagination_rounds:
-        raise ConfigError(
-            f"config.imagination.{given[0]} is about rounds of imagination, but no method of "
-            f"config.methods ({', '.join(experiment.run.methods)}) learns from them; add one such "
-            "as ilql_imagination1."
-        )
     learners = [each for each in experiment.methods if each.imagination_rounds]
     if not learners:
         return

@@ -44,6 +44,12 @@ class RoundsConfig(Settings):
         "fresh",
         choices=("fresh", "agent"),
     )
+    round_clone: bool = setting(
+        "What the agent says in a round of imagination is cloned, too. false: of methods that "
+        "learn values, the values alone learn from it, and what the policy proposes keeps the "
+        "variety of the data.",
+        False,
+    )
     round_steps: int = setting(
         "Optimizer steps of a training with rounds of imagination; 0 = config.train.steps, or "
         "those of its method.",

@@ -14,6 +14,7 @@ LLM plays them, as in the evaluation. What a training learns from last is in
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from experiments.networks import load_agent
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunError, RunFolder, Unit
 from imagination.agents.speaker import spending
-from imagination.dialogue import Dialogue, DialogueError, json_line, read_dialogues
+from imagination.dialogue import Dialogue, DialogueError, Turn, json_line, read_dialogues
 from imagination.llm.routing import RoutedClient
 from imagination.simulation import as_data, imagine_conversations
 from imagination.speakers import FAILURE, Conversation, converse, failure_of
@@ -135,6 +136,22 @@ def learned_from(experiment: Experiment, unit: Unit) -> list[Unit]:
     rounds = range(1, method.imagination_rounds + 1)
     names = [entry_name(method.method.name, "imagination", number) for number in rounds]
     return [Unit(name, unit.seed) for name in names]
+
+
+def dialogues_of(experiment: Experiment, folder: RunFolder, unit: Unit) -> list[Dialogue]:
+    """Conversations of rounds that a training learns from, beside the original dialogues.
+
+    The agent's turns are marked as not to be cloned where `RoundsConfig.round_clone` says so.
+    """
+    held = [d for each in learned_from(experiment, unit) for d in read_round(folder, each)]
+    learns_values = experiment.method(unit.method).learns_values
+    if experiment.imagination.rounds.round_clone or not learns_values:
+        return held
+    return [dataclasses.replace(d, turns=tuple(map(_not_cloned, d.turns))) for d in held]
+
+
+def _not_cloned(turn: Turn) -> Turn:
+    return dataclasses.replace(turn, clone=False) if turn.speaker == "agent" else turn
 
 
 def read_round(folder: RunFolder, unit: Unit) -> list[Dialogue]:

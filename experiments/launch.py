@@ -147,7 +147,7 @@ def _run(
         return
     _check_path_is_used(experiment, line)
     _check_shape_is_used(experiment, line)
-    _check_hindsight_is_used(experiment, line)
+    _check_rounds_are_used(experiment, line)
     if experiment.machine.coordinator:
         run_on_hosts(name, config, experiment, folder, line.stage, console)
         return
@@ -197,16 +197,24 @@ def _preview(
         llm_imagination.preview(experiment, folder, number, console)
 
 
-def _check_hindsight_is_used(experiment: Experiment, line: CommandLine) -> None:
-    given = [f"config.{key}" for key in line.overrides if key.startswith("hindsight.")]
-    if line.stage == "regenerate":
-        given.append("--stage=regenerate")
-    if given and not experiment.rounds:
-        raise ConfigError(
-            f"{given[0]} is about hindsight, but no method of config.methods "
-            f"({', '.join(experiment.run.methods)}) learns from it; add one such as "
-            "ilql_hindsight1."
-        )
+def _check_rounds_are_used(experiment: Experiment, line: CommandLine) -> None:
+    """Settings of rounds are of use where a method learns from them.
+
+    Those of the experiment's file may be there for methods that are left out this time.
+    """
+    for prefix, stage, what, number in (
+        ("hindsight.", "regenerate", "hindsight", experiment.rounds),
+        ("imagination.round_", None, "imagination", experiment.imagination_rounds),
+    ):
+        given = [f"config.{key}" for key in line.overrides if key.startswith(prefix)]
+        if line.stage == stage:
+            given.append(f"--stage={stage}")
+        if given and not number:
+            raise ConfigError(
+                f"{given[0]} is about rounds of {what}, but no method of config.methods "
+                f"({', '.join(experiment.run.methods)}) learns from them; add one such as "
+                f"ilql_{what}1."
+            )
 
 
 def _check_path_is_used(experiment: Experiment, line: CommandLine) -> None:

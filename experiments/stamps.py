@@ -38,6 +38,8 @@ _WHOLE_GROUPS = (
     *("evaluation.gdp_zero.", "evaluation.llm.", "evaluation.player.llm."),
 )
 _ADDED_LATER = (*_WHOLE_GROUPS, "decoding.by_method.", "evaluation.prompted_episodes")
+# What was done before a setting was added, where its default is something else.
+_DONE_BEFORE = {"imagination.round_clone": True}
 # Settings that may name a file or folder, known by its content, which is stamped beside the path.
 _KNOWN_BY_CONTENT = {
     "data.path": fingerprints.of_file,
@@ -70,12 +72,13 @@ def check_stage(folder: RunFolder, stage: str, experiment: Experiment) -> None:
         return
     before, stamp = _read(path, products, stage), stamp_of(folder, stage, experiment)
     before, now = _with_inherited(before, stamp.values), _with_inherited(stamp.values, before)
-    # Settings that were added to the program since had their defaults.
+    # Settings that were added to the program since had their defaults, or what was done then.
     groups = {_group(key) for key in before} - {""}
     missing = {
         key for key in now.keys() - before.keys() if not _may_be_added(key) or _group(key) in groups
     }
-    before |= {key: stamp.defaults[key] for key in missing if key in stamp.defaults}
+    done = stamp.defaults | _DONE_BEFORE
+    before |= {key: done[key] for key in missing if key in done}
     added = {key for key in before.keys() ^ now.keys() if _may_be_added(key)}
     before, now = _without(before, added), _without(now, added)
     if any(key.startswith(_TASK) for key in before) and not folder.task.exists():

@@ -17,19 +17,36 @@ difficult travellers 0.29.
 from experiments import launch
 from experiments.config import base_config
 
+WITHOUT_ROUNDS = ("bc", "fbc", "mc", "ilql")
+
 
 def get_config():
     config = base_config()
     config.task.world = "travel"
+    config.methods = (*WITHOUT_ROUNDS, "ilql_imagination1", "ilql_imagination2")
     config.train.steps = 8000
+    # The values of the data err where the trained agent goes: it meets that in a round, and learns
+    # on from there.
+    config.imagination.round_start = "agent"
+    config.imagination.round_steps = 3000
+    config.decoding.ilql = ("sampled at 0.6, best of 16", "sampled at 0.8, best of 16")
     # Difficult travellers are 20 % of those who come: too few to learn from.
     config.imagination.personas = "balanced"
     config.imagination.difficult_share = 0.4
+    config.evaluation.diagnosed_episodes = 20
     return config
 
 
-# An LLM tells which travellers are difficult only once it has described them.
-VARIANTS = (({"imagination.engine": "anthropic"}, {"imagination.personas": "prior"}),)
+# An LLM tells which travellers are difficult only once it has described them. Where it plays them,
+# each conversation of a round is paid for; in dialogues of one's own there is nobody to talk with.
+VARIANTS = (
+    (
+        {"imagination.engine": "anthropic"},
+        {"imagination.personas": "prior", "methods": WITHOUT_ROUNDS},
+    ),
+    ({"evaluation.human": "prompted"}, {"methods": WITHOUT_ROUNDS}),
+    ({"data.source": "jsonl"}, {"methods": WITHOUT_ROUNDS}),
+)
 
 
 if __name__ == "__main__":

@@ -228,8 +228,7 @@ def train_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -
     limit = experiment.network.max_positions
     rounds = 0 if method.learns_from_pairs else method.rounds
     how = experiment.data
-    held = imagination_rounds.learned_from(experiment, unit)
-    imagined = [d for each in held for d in imagination_rounds.read_round(folder, each)]
+    imagined = imagination_rounds.dialogues_of(experiment, folder, unit)
     read = (limit, rounds, how.loss_on, how.importance_weights)
     if imagined:
         data = TrainingData.load(folder, *read, imagined)

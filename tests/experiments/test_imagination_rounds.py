@@ -13,7 +13,7 @@ from in_process import SMALLEST, run
 from prompted_llm import PRICE, ScriptedClient
 from worlds import Parrot
 
-from experiments import imagination_rounds
+from experiments import imagination_rounds, travel
 from experiments.checks import checked
 from experiments.command_line import parse
 from experiments.config import ConfigError
@@ -104,6 +104,31 @@ def test_what_was_held_is_learned_from_beside_the_originals(trained):
 
 def learned(unit: Unit) -> list[Unit]:
     return imagination_rounds.learned_from(experiment(), unit)
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "cloned"),
+    [("ilql", "false", False), ("ilql", "true", True), ("bc", "false", True)],
+)
+def test_what_an_agent_has_said_itself_is_cloned_where_asked_or_nothing_else_learns_of_it(
+    method, setting, cloned, trained, tmp_path
+):
+    """And valued in any case, where there are values."""
+    folder = RunFolder(tmp_path / "copy")
+    shutil.copytree(trained.path, folder.path)
+    unit = Unit(f"{method}_imagination1", 0)
+    if unit != FIRST:
+        shutil.copy(folder.imagined(FIRST), folder.imagined(unit))
+    names = f"--config.methods={method},{unit.method}"
+    given = experiment(names, f"--config.imagination.round_clone={setting}")
+    held = imagination_rounds.dialogues_of(given, folder, unit)
+    assert [d.id for d in held] == [d.id for d in read_dialogues(trained.imagined(FIRST))]
+    data = TrainingData.load(folder, 320, imagined=held)
+    originals, own = data.trajectories[:-HELD], data.trajectories[-HELD:]
+    assert all(each.clone_weight.any() for each in originals)
+    for each in own:
+        assert np.array_equal(each.clone_weight > 0, each.is_action & cloned)
+        assert np.array_equal(each.credited, each.is_action)
 
 
 def test_weights_to_the_prior_are_those_of_all_together(trained):
@@ -333,7 +358,6 @@ def test_a_decoding_that_was_not_set_for_rounds_holds_as_the_first_that_is_tried
         (["--config.methods=bc_imagination1"], "learns from the conversations of bc. Name that"),
         (["--config.methods=bc,bc_imagination2"], "conversations of bc_imagination1. Name that"),
         (["--config.methods=bc,dpo,dpo_imagination1"], "dpo learns from pairs"),
-        (["--config.methods=bc"], r"imagination\.round_\w+ is about rounds of imagination, but no"),
         (["--config.imagination.round_decoding=best of 3"], r"round_decoding: .*bc learns none"),
         (["--config.imagination.round_decoding=loud"], "round_decoding: .*is not understood"),
         (["--config.imagination.round_dialogues=0"], r"round_dialogues is 0, but must lie in \[1"),
@@ -351,6 +375,17 @@ def test_a_decoding_that_was_not_set_for_rounds_holds_as_the_first_that_is_tried
 def test_what_cannot_be_is_told(arguments, message):
     with pytest.raises((ConfigError, MethodError), match=message):
         experiment(*arguments)
+
+
+def test_settings_of_rounds_that_none_learns_from_are_told_where_they_are_given(tmp_path):
+    """Those of an experiment's file are of use again with the next command."""
+    alone = (*SMALLEST, "--config.methods=bc")
+    ended = run(tmp_path / "given", *alone, "--config.imagination.round_steps=3")
+    assert ended.status == 1
+    told = "config.imagination.round_steps is about rounds of imagination, but no method"
+    assert told in " ".join(ended.output.split())
+    assert travel.get_config().imagination.round_steps > 0
+    checked(parse("travel", travel.get_config(), ["travel.py", "--config.methods=bc"]).config)
 
 
 # --- report -------------------------------------------------------------------------------------

@@ -283,6 +283,20 @@ def test_settings_that_were_added_to_the_program_since_had_their_defaults(traine
             check_stage(trained, "train", experiment(**rounds, **change))
 
 
+def test_rounds_of_before_their_setting_were_cloned(trained: RunFolder):
+    """Whatever is its default: they hold where it is asked for, and else are refused."""
+    rounds = {"methods": ("bc", "fbc", "ilql", "ilql_imagination1")}
+    begin_stage(trained, "train", experiment(**rounds))
+    path = trained.path / "stages" / "train.json"
+    stamp = json.loads(path.read_text())
+    assert stamp.pop("imagination.round_clone") is False
+    path.write_text(json.dumps(stamp))
+    check_stage(trained, "train", experiment())
+    check_stage(trained, "train", experiment(**rounds, imagination__round_clone=True))
+    with pytest.raises(RunError, match="round_clone was True, now False"):
+        check_stage(trained, "train", experiment(**rounds))
+
+
 def test_so_had_those_of_hindsight(tmp_path: Path):
     folder = RunFolder(tmp_path)
     rounds = {"methods": ("bc", "ilql", "ilql_hindsight1")}

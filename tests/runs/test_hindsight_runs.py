@@ -192,7 +192,7 @@ def test_without_such_a_method_nobody_looks_back_until_one_is_added(finished: Pa
     assert not (folder / "stages" / "regenerate.json").exists()
     result = launch(f"--workdir={folder}", "--config.hindsight.max_changes=2")
     assert result.returncode == 1
-    assert "config.hindsight.max_changes is about hindsight, but no method" in flattened(
+    assert "config.hindsight.max_changes is about rounds of hindsight, but no method" in flattened(
         result.stdout
     )
     result = launch(
