@@ -13,7 +13,6 @@ LLM plays them, as in the evaluation. What a training learns from last is in
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from experiments.evaluation.prompted import Progress
 from experiments.files import written_in_chunks
 from experiments.methods import TrainedMethod, entry_name
 from experiments.networks import load_agent
-from experiments.parallel import Report, run_units, workers_for
+from experiments.parallel import Report, run_units
 from experiments.run_folder import RunError, RunFolder, Unit
 from imagination.agents.speaker import spending
 from imagination.dialogue import Dialogue, DialogueError, Turn, json_line, read_dialogues
@@ -45,34 +44,36 @@ from imagination.speakers import FAILURE, Conversation, converse, failure_of
 CHUNK = 500  # conversations held together; a killed run loses at most these
 
 
-def hold_rounds(
+def to_hold(
     experiment: Experiment, folder: RunFolder, wanted: Sequence[Unit], console: Console
-) -> None:
-    """Holds the conversations that these trainings learn from, where they are not there yet.
-
-    The agents that take part are trained.
-    """
+) -> list[Unit]:
+    """Trainings that learn from conversations which are not there yet; tells that."""
     todo = [
         unit
         for unit in wanted
         if experiment.method(unit.method).imagination_rounds and not folder.imagined(unit).exists()
     ]
+    if todo:
+        count = experiment.imagination.rounds.round_dialogues
+        learners = ", ".join(unit.name for unit in todo)
+        console.print(f"Agents hold {count:,} conversations each, for {learners} to learn from.")
+    return todo
+
+
+def hold_with_llm(
+    experiment: Experiment, folder: RunFolder, todo: Sequence[Unit], console: Console
+) -> None:
+    """Holds conversations with humans whom an LLM plays; the agents that take part are trained."""
     if not todo:
         return
-    count = experiment.imagination.rounds.round_dialogues
-    learners = ", ".join(unit.name for unit in todo)
-    console.print(f"Agents hold {count:,} conversations each, for {learners} to learn from.")
-    by_llm = experiment.evaluation.config.human == "prompted"
-    workers = (
-        0 if by_llm or experiment.is_on_mesh else workers_for(experiment.run.workers, len(todo))
-    )
-    opened: contextlib.AbstractContextManager[RoutedClient | None] = contextlib.nullcontext()
-    if by_llm:
-        opened = prompted.open_client(experiment, folder)
-    with opened as client:
+    with prompted.open_client(experiment, folder) as client:
         jobs = [(experiment, folder.path, unit, client) for unit in todo]
-        run_units(hold_round, jobs, [unit.name for unit in todo], workers, console)
-    for unit in todo:
+        run_units(hold_round, jobs, [unit.name for unit in todo], 0, console)
+
+
+def tell(experiment: Experiment, folder: RunFolder, held: Sequence[Unit], console: Console) -> None:
+    """Tells how conversations have ended."""
+    for unit in held:
         console.print(described(experiment.method(unit.method), unit, read_round(folder, unit)))
 
 
@@ -91,7 +92,7 @@ def hold_round(
     agent = load_agent(experiment, folder, speaker, experiment.decoding_of_rounds(method))
     environment = load_environment(experiment, folder)
     conversations = _conversations(experiment, environment, unit)
-    progress = Progress(report, len(conversations), client)
+    progress = Progress(report, len(conversations), client, note="in conversation")
     human = prompted.human_for(experiment, environment, progress)
     with written_in_chunks(folder.imagined(unit), CHUNK) as (done, write):
         progress.advance(done)

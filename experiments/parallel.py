@@ -14,7 +14,7 @@ import queue
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from multiprocessing import connection, util
 from pathlib import Path
 from typing import Any
@@ -78,24 +78,28 @@ def run_units(
     names: Sequence[str],
     workers: int,
     console: Console,
+    after: Sequence[Collection[int]] = (),
 ) -> list[Any]:
     """Calls `function(*arguments[i], report)` for each i, with a bar for each.
 
     Args:
         function: Importable by name; `report(done, total, note)` moves its bar.
-        arguments: Picklable arguments of each unit.
+        arguments: Picklable arguments of each unit. Of those that may begin, the first one does.
         names: Names of the bars.
         workers: Processes; 0 runs everything here.
         console: Console that shows the bars.
+        after: Indices of the units that have to be done before each one; empty = none has to.
 
     Returns:
         The results, in order.
 
     Raises:
         WorkerError: A unit failed in its process; the others are stopped.
+        ValueError: Units wait for each other.
     """
     if not arguments:
         return []
+    units = _Units(arguments, after or [()] * len(arguments))
     with progress_bars(console) as bars:
         tasks = [bars.add_task(name, total=None, note="waiting") for name in names]
 
@@ -103,28 +107,60 @@ def run_units(
             bars.update(tasks[index], completed=done, total=total, note=note)
 
         if workers == 0:
-            results = []
-            for index, args in enumerate(arguments):
+            while (index := units.next()) is not None:
                 bars.reset(tasks[index], note="")
-                results.append(function(*args, lambda *report, i=index: show(i, *report)))
-            return results
-        return _run_in_processes(function, arguments, workers, show, bars, tasks)
+                report = functools.partial(show, index)
+                units.results[index] = function(*arguments[index], report)
+        else:
+            _run_in_processes(function, units, workers, show, bars, tasks)
+    return [units.results[index] for index in range(len(arguments))]
 
 
-def _run_in_processes(function, arguments, workers: int, show, bars, tasks) -> list[Any]:
+class _Units:
+    """Units that wait, and the results of those that are done."""
+
+    def __init__(self, arguments: Sequence[tuple], after: Sequence[Collection[int]]):
+        self.arguments = arguments
+        self.results: dict[int, Any] = {}
+        self.waiting = list(range(len(arguments)))
+        self._after = [frozenset(each) for each in after]
+        left = {*self.waiting}
+        while begin := {each for each in left if not self._after[each] & left}:
+            left -= begin
+        if left:
+            raise ValueError(f"units wait for each other: {sorted(left)}")
+
+    def next(self) -> int | None:
+        """Takes the first unit that may begin; None = none may, yet or any more."""
+        done = self.results.keys()
+        index = next((each for each in self.waiting if self._after[each] <= done), None)
+        if index is not None:
+            self.waiting.remove(index)
+        return index
+
+
+def _run_in_processes(
+    function: Callable[..., Any], units: _Units, workers: int, show, bars, tasks
+) -> None:
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
-    waiting = list(enumerate(arguments))[::-1]
     running: dict[int, _Worker] = {}  # by the index of the unit that it works at
-    results: dict[int, Any] = {}
+    idle: list[_Worker] = []
     try:
-        for _ in range(min(workers, len(waiting))):
-            index, args = waiting.pop()
-            bars.reset(tasks[index], note="starting")
-            running[index] = _Worker(context, function, messages)
-            running[index].start()
-            running[index].take(index, args)
-        while len(results) < len(arguments):
+        while True:
+            while len(running) < workers and (index := units.next()) is not None:
+                bars.reset(tasks[index], note="" if idle else "starting")
+                if idle:
+                    running[index] = idle.pop()
+                else:
+                    running[index] = _Worker(context, function, messages)
+                    running[index].start()
+                running[index].take(index, units.arguments[index])
+            if not units.waiting:
+                while idle:
+                    idle.pop().end()
+            if not running:
+                break
             try:
                 kind, index, content = messages.get(timeout=0.5)
             except queue.Empty:
@@ -133,23 +169,16 @@ def _run_in_processes(function, arguments, workers: int, show, bars, tasks) -> l
             if kind == "report":
                 show(index, *content)
             elif kind == "result":
-                results[index] = content
-                worker = running.pop(index)
-                if waiting:
-                    index, args = waiting.pop()
-                    bars.reset(tasks[index], note="")
-                    running[index] = worker
-                    worker.take(index, args)
-                else:
-                    worker.end()
+                units.results[index] = content
+                idle.append(running.pop(index))
             else:
                 raise WorkerError(content)
     finally:
-        for worker in running.values():
+        left = [*running.values(), *idle]
+        for worker in left:
             worker.stop()
-        for worker in running.values():
+        for worker in left:
             worker.kill()
-    return [results[index] for index in range(len(arguments))]
 
 
 class _Worker:

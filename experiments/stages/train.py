@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -73,17 +74,26 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     _check_parameters(experiment, tokenizer.vocab_size, todo)
     _rehearse_own(experiment, tokenizer.vocab_size)
     _tell(experiment, folder, tokenizer, todo, sum(map(is_for_training, dialogues)), console)
-    for wave in in_order(experiment.methods):
+    to_hold = imagination_rounds.to_hold(experiment, folder, todo, console)
+    by_llm = experiment.evaluation.config.human == "prompted"
+    # An LLM is asked by this process alone: between the trainings of one wave and of the next.
+    for wave in in_order(experiment.methods) if by_llm else [experiment.methods]:
         names = {method.name for method in wave}
-        jobs = in_turn(experiment, [unit for unit in todo if unit.method in names])
-        imagination_rounds.hold_rounds(experiment, folder, jobs, console)
+        jobs = [unit for unit in _in_turn(experiment, todo) if unit.method in names]
+        if by_llm:
+            held = [unit for unit in jobs if unit in to_hold]
+            imagination_rounds.hold_with_llm(experiment, folder, held, console)
+        place = {unit: index for index, unit in enumerate(jobs)}
+        needed = ([Unit(n, u.seed) for n in _needed(experiment.method(u.method))] for u in jobs)
         run_units(
-            train_unit,
+            learn_unit,
             [(experiment, folder.path, unit) for unit in jobs],
             [unit.name for unit in jobs],
             0 if experiment.is_on_mesh else workers_for(experiment.run.workers, len(jobs)),
             console,
+            [[place[each] for each in before if each in place] for before in needed],
         )
+    imagination_rounds.tell(experiment, folder, to_hold, console)
     training_data.forget()
 
 
@@ -217,7 +227,30 @@ def replaced_settings(experiment: Experiment, method: TrainedMethod) -> str:
     return f", with {', '.join(replaced)}" if replaced else ""
 
 
+def _in_turn(experiment: Experiment, todo: Sequence[Unit]) -> list[Unit]:
+    """Trainings as they may begin: first those with the most that follow, one after another."""
+    following: dict[str, int] = {}
+    for wave in reversed(in_order(experiment.methods)):
+        for method in wave:
+            later = [each for each in experiment.methods if method.name in _needed(each)]
+            following[method.name] = max((1 + following[each.name] for each in later), default=0)
+    return sorted(in_turn(experiment, todo), key=lambda unit: -following[unit.method])
+
+
+def _needed(method: TrainedMethod) -> set[str]:
+    """Methods whose trainings have to end before one of this method begins."""
+    return {name for name in (method.starts_from, method.takes_part) if name}
+
+
 # --- one training -------------------------------------------------------------------------------
+
+
+def learn_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -> None:
+    """Holds the conversations that a training learns from last, if there are none, and trains."""
+    learns_from_rounds = experiment.method(unit.method).imagination_rounds > 0
+    if learns_from_rounds and not RunFolder(path).imagined(unit).exists():
+        imagination_rounds.hold_round(experiment, path, unit, None, report)
+    train_unit(experiment, path, unit, report)
 
 
 def train_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,35 @@ def test_a_process_does_one_unit_after_the_other():
     assert [number for number, _ in found] == list(range(5))
     assert len({process for _, process in found}) <= 2
     assert os.getpid() not in {process for _, process in found}
+
+
+def lists_what_is_done(number: int, folder: Path, waits: bool, report) -> list[str]:
+    """Names of the units that are done; the first waits for those that need not wait for it."""
+    for _ in range(600):
+        if number > 0 or not waits or all((folder / name).exists() for name in "34"):
+            break
+        time.sleep(0.05)
+    done = sorted(path.name for path in folder.iterdir())
+    (folder / str(number)).touch()
+    return done
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_a_unit_begins_when_those_before_it_are_done_and_others_do_not_wait(workers, tmp_path):
+    console = Console(file=io.StringIO())
+    after = [(), (0,), (1,), (), (3,)]
+    arguments = [(number, tmp_path, workers > 1) for number in range(5)]
+    done = run_units(lists_what_is_done, arguments, list("abcde"), workers, console, after)
+    for number, before in enumerate(after):
+        assert set(map(str, before)) <= set(done[number])
+    assert done[0] == (["3", "4"] if workers > 1 else [])
+    assert not multiprocessing.active_children()
+
+
+def test_units_that_wait_for_each_other_are_told():
+    console = Console(file=io.StringIO())
+    with pytest.raises(ValueError, match=r"units wait for each other: \[1, 2\]"):
+        run_units(process_of, [(n,) for n in range(3)], list("abc"), 2, console, [(), (2,), (1,)])
 
 
 def dies(number: int, report) -> None:
