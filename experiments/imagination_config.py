@@ -45,7 +45,7 @@ class RoundsConfig(Settings):
         choices=("fresh", "agent"),
     )
     round_clone: bool = setting(
-        "What the agent says in a round of imagination is cloned, too. false: of methods that "
+        "Cloning of what the agent says in a round of imagination, too. false: of methods that "
         "learn values, the values alone learn from it, and what the policy proposes keeps the "
         "variety of the data.",
         False,

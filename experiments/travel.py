@@ -17,7 +17,7 @@ difficult travellers 0.29.
 from experiments import launch
 from experiments.config import base_config
 
-WITHOUT_ROUNDS = ("bc", "fbc", "mc", "ilql")
+WITHOUT_ROUNDS = (*base_config().methods, "mc")
 
 
 def get_config():
