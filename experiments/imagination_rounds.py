@@ -44,20 +44,10 @@ from imagination.speakers import FAILURE, Conversation, converse, failure_of
 CHUNK = 500  # conversations held together; a killed run loses at most these
 
 
-def to_hold(
-    experiment: Experiment, folder: RunFolder, wanted: Sequence[Unit], console: Console
-) -> list[Unit]:
-    """Trainings that learn from conversations which are not there yet; tells that."""
-    todo = [
-        unit
-        for unit in wanted
-        if experiment.method(unit.method).imagination_rounds and not folder.imagined(unit).exists()
-    ]
-    if todo:
-        count = experiment.imagination.rounds.round_dialogues
-        learners = ", ".join(unit.name for unit in todo)
-        console.print(f"Agents hold {count:,} conversations each, for {learners} to learn from.")
-    return todo
+def missing_rounds(experiment: Experiment, folder: RunFolder, wanted: Sequence[Unit]) -> list[Unit]:
+    """Trainings whose own round has yet to be held, of those that these learn from."""
+    learned = (each for unit in wanted for each in learned_from(experiment, unit))
+    return [each for each in dict.fromkeys(learned) if not folder.imagined(each).exists()]
 
 
 def hold_with_llm(
@@ -69,12 +59,6 @@ def hold_with_llm(
     with prompted.open_client(experiment, folder) as client:
         jobs = [(experiment, folder.path, unit, client) for unit in todo]
         run_units(hold_round, jobs, [unit.name for unit in todo], 0, console)
-
-
-def tell(experiment: Experiment, folder: RunFolder, held: Sequence[Unit], console: Console) -> None:
-    """Tells how conversations have ended."""
-    for unit in held:
-        console.print(described(experiment.method(unit.method), unit, read_round(folder, unit)))
 
 
 def hold_round(
@@ -142,11 +126,13 @@ def learned_from(experiment: Experiment, unit: Unit) -> list[Unit]:
 def dialogues_of(experiment: Experiment, folder: RunFolder, unit: Unit) -> list[Dialogue]:
     """Conversations of rounds that a training learns from, beside the original dialogues.
 
-    The agent's turns are marked as not to be cloned where `RoundsConfig.round_clone` says so.
+    The values alone learn from what the agent said, unless `RoundsConfig.round_clone` has it cloned
+    or the method can do no other.
     """
     held = [d for each in learned_from(experiment, unit) for d in read_round(folder, each)]
-    learns_values = experiment.method(unit.method).learns_values
-    if experiment.imagination.rounds.round_clone or not learns_values:
+    method = experiment.method(unit.method).method
+    needs_cloning = method.values_need_cloning or not method.learns_values
+    if experiment.imagination.rounds.round_clone or needs_cloning:
         return held
     return [dataclasses.replace(d, turns=tuple(map(_not_cloned, d.turns))) for d in held]
 

@@ -127,6 +127,9 @@ def _run(
         with errors_of("task.world"):  # before anything is paid for, or trained
             load_world(experiment.task.world)
     check_llms(experiment.llms, console)
+    _check_path_is_used(experiment, line)
+    _check_shape_is_used(experiment, line)
+    _check_rounds_are_used(experiment, line)
     if line.dry_run:
         from experiments import forecasts
 
@@ -145,9 +148,6 @@ def _run(
 
         export.run(experiment, folder, console)
         return
-    _check_path_is_used(experiment, line)
-    _check_shape_is_used(experiment, line)
-    _check_rounds_are_used(experiment, line)
     if experiment.machine.coordinator:
         run_on_hosts(name, config, experiment, folder, line.stage, console)
         return

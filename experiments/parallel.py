@@ -104,6 +104,8 @@ def run_units(
         tasks = [bars.add_task(name, total=None, note="waiting") for name in names]
 
         def show(index: int, done: int, total: int | None, note: str) -> None:
+            if done < bars.tasks[index].completed:  # a unit's next part, with a time of its own
+                bars.reset(tasks[index])
             bars.update(tasks[index], completed=done, total=total, note=note)
 
         if workers == 0:

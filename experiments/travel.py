@@ -15,7 +15,7 @@ difficult travellers 0.29.
 """
 
 from experiments import launch
-from experiments.config import base_config
+from experiments.config import SOURCES, base_config
 
 WITHOUT_ROUNDS = (*base_config().methods, "mc")
 
@@ -24,7 +24,9 @@ def get_config():
     config = base_config()
     config.task.world = "travel"
     config.methods = (*WITHOUT_ROUNDS, "ilql_imagination1", "ilql_imagination2")
+    config.chat.method = "ilql_imagination2"
     config.train.steps = 8000
+    config.train.checkpoint_every = 2000  # at each the agent talks, for its learning curve
     # The values of the data err where the trained agent goes: it meets that in a round, and learns
     # on from there.
     config.imagination.round_start = "agent"
@@ -37,15 +39,14 @@ def get_config():
     return config
 
 
-# An LLM tells which travellers are difficult only once it has described them. Where it plays them,
-# each conversation of a round is paid for; in dialogues of one's own there is nobody to talk with.
+# Where an LLM plays travellers, each conversation of a round is paid for; in dialogues of one's own
+# there is nobody to talk with. Which travellers are difficult an LLM tells only once it has
+# described them.
+_ALONE = {"methods": WITHOUT_ROUNDS, "chat.method": "ilql"}
 VARIANTS = (
-    (
-        {"imagination.engine": "anthropic"},
-        {"imagination.personas": "prior", "methods": WITHOUT_ROUNDS},
-    ),
-    ({"evaluation.human": "prompted"}, {"methods": WITHOUT_ROUNDS}),
-    ({"data.source": "jsonl"}, {"methods": WITHOUT_ROUNDS}),
+    ({"imagination.engine": "anthropic"}, {**_ALONE, "imagination.personas": "prior"}),
+    ({"evaluation.human": "prompted"}, _ALONE),
+    *(({"data.source": source}, _ALONE) for source in SOURCES if source != "world"),
 )
 
 

@@ -74,15 +74,19 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     _check_parameters(experiment, tokenizer.vocab_size, todo)
     _rehearse_own(experiment, tokenizer.vocab_size)
     _tell(experiment, folder, tokenizer, todo, sum(map(is_for_training, dialogues)), console)
-    to_hold = imagination_rounds.to_hold(experiment, folder, todo, console)
-    by_llm = experiment.evaluation.config.human == "prompted"
+    missing = imagination_rounds.missing_rounds(experiment, folder, todo)
+    if missing:
+        count = experiment.imagination.rounds.round_dialogues
+        learners = ", ".join(unit.name for unit in missing)
+        console.print(f"Agents hold {count:,} conversations each, for {learners} to learn from.")
+    by_llm = bool(missing) and experiment.evaluation.config.human == "prompted"
     # An LLM is asked by this process alone: between the trainings of one wave and of the next.
     for wave in in_order(experiment.methods) if by_llm else [experiment.methods]:
         names = {method.name for method in wave}
         jobs = [unit for unit in _in_turn(experiment, todo) if unit.method in names]
         if by_llm:
-            held = [unit for unit in jobs if unit in to_hold]
-            imagination_rounds.hold_with_llm(experiment, folder, held, console)
+            to_hold = imagination_rounds.missing_rounds(experiment, folder, jobs)
+            imagination_rounds.hold_with_llm(experiment, folder, to_hold, console)
         place = {unit: index for index, unit in enumerate(jobs)}
         needed = ([Unit(n, u.seed) for n in _needed(experiment.method(u.method))] for u in jobs)
         run_units(
@@ -93,7 +97,11 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
             console,
             [[place[each] for each in before if each in place] for before in needed],
         )
-    imagination_rounds.tell(experiment, folder, to_hold, console)
+        for unit in jobs:
+            method = experiment.method(unit.method)
+            if method.imagination_rounds:
+                held = imagination_rounds.read_round(folder, unit)
+                console.print(imagination_rounds.described(method, unit, held))
     training_data.forget()
 
 
@@ -169,9 +177,8 @@ def _check_checkpoints(experiment: Experiment, folder: RunFolder, console: Conso
         check_checkpoints(experiment, folder, used, console)
         for unit in of_wave:
             if not is_trained(folder, unit):
-                method = experiment.method(unit.method)
-                before = filter(None, (method.starts_from, method.takes_part))
-                asked_for |= {Unit(name, unit.seed) for name in before}
+                needed = _needed(experiment.method(unit.method))
+                asked_for |= {Unit(name, unit.seed) for name in needed}
 
 
 def _is_writer(experiment: Experiment) -> bool:
@@ -234,7 +241,7 @@ def _in_turn(experiment: Experiment, todo: Sequence[Unit]) -> list[Unit]:
         for method in wave:
             later = [each for each in experiment.methods if method.name in _needed(each)]
             following[method.name] = max((1 + following[each.name] for each in later), default=0)
-    return sorted(in_turn(experiment, todo), key=lambda unit: -following[unit.method])
+    return in_turn(experiment, sorted(todo, key=lambda unit: -following[unit.method]))
 
 
 def _needed(method: TrainedMethod) -> set[str]:
@@ -246,10 +253,9 @@ def _needed(method: TrainedMethod) -> set[str]:
 
 
 def learn_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -> None:
-    """Holds the conversations that a training learns from last, if there are none, and trains."""
-    learns_from_rounds = experiment.method(unit.method).imagination_rounds > 0
-    if learns_from_rounds and not RunFolder(path).imagined(unit).exists():
-        imagination_rounds.hold_round(experiment, path, unit, None, report)
+    """Holds the conversations that a training learns from, where there are none, and trains."""
+    for each in imagination_rounds.missing_rounds(experiment, RunFolder(path), [unit]):
+        imagination_rounds.hold_round(experiment, path, each, None, report)
     train_unit(experiment, path, unit, report)
 
 

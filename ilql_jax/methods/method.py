@@ -94,6 +94,8 @@ class Method:
             are learned.
         steer: Logits of the steered policy, from those of the policy, Q, V and strength (see
             `decode.Steer`); for `Policy`.
+        values_need_cloning: True where values are read beside the policy's probabilities (Q-SFT),
+            so that both have to learn from the same turns: what is valued is cloned, too.
         values_by_token: `values_by_token(config)` tells whether Q is a value of every token, so
             that it can steer them; None = never.
         decodings: Ways of choosing words that are tried by default (see `DecodingConfig.parse`).
@@ -115,6 +117,7 @@ class Method:
     polyak_averaged: tuple[str, ...] = ()
     select: Callable[[Sequence[Trajectory], Any], list[Trajectory]] | None = None
     network: Callable[[ModelConfig, Any], ModelConfig] | None = None
+    values_need_cloning: bool = False
     values_by_token: Callable[[Any], bool] | None = None
     steer: Steer = losses.steer_logits
     decodings: tuple[str, ...] = ("sampled", "sampled at 0.5", "greedy")

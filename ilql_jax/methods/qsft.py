@@ -202,6 +202,7 @@ METHOD = Method(
     polyak_averaged=("value_trunk", "q"),
     select=returns_as_fractions,
     network=network_for,
+    values_need_cloning=True,
     values_by_token=lambda config: True,
     # The policy alone, too: probabilities that are badly learned may steer it to worse.
     decodings=(

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from in_process import SMALLEST, run
 from prompted_llm import PRICE, ScriptedClient
+from rich.console import Console
 from worlds import Parrot
 
 from experiments import imagination_rounds, travel
 from experiments.checks import checked
 from experiments.command_line import parse
-from experiments.config import ConfigError
+from experiments.config import SOURCES, ConfigError
 from experiments.looks import look_of
 from experiments.methods import in_order
 from experiments.report import tables
@@ -108,7 +111,12 @@ def learned(unit: Unit) -> list[Unit]:
 
 @pytest.mark.parametrize(
     ("method", "setting", "cloned"),
-    [("ilql", "false", False), ("ilql", "true", True), ("bc", "false", True)],
+    [
+        ("ilql", "false", False),
+        ("ilql", "true", True),
+        ("bc", "false", True),
+        ("qsft", "false", True),
+    ],
 )
 def test_what_an_agent_has_said_itself_is_cloned_where_asked_or_nothing_else_learns_of_it(
     method, setting, cloned, trained, tmp_path
@@ -175,6 +183,44 @@ def test_a_training_goes_on_from_the_agent_that_held_its_round(trained, monkeypa
         held = restore_params(trained.checkpoints(Unit(agent, 0)), shape)
         assert steps == 3
         jax.tree.map(np.testing.assert_array_equal, params, held)
+
+
+def test_trainings_wait_for_those_that_they_need_and_for_no_others(trained, tmp_path, monkeypatch):
+    """What others wait for comes first; the conversations of a round are held with its training."""
+    folder, asked = RunFolder(tmp_path / "copy"), []
+    shutil.copytree(trained.path, folder.path, ignore=shutil.ignore_patterns("*-seed0*"))
+    monkeypatch.setattr(stage, "run_units", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(
+        imagination_rounds, "read_round", lambda *_: [SimpleNamespace(total_reward=1)]
+    )
+    names = "--config.methods=bc,fbc,bc_imagination1,bc_imagination2,mc,ilql,ilql_imagination1"
+    given = experiment(names, "--config.seeds=2", "--config.workers=2")
+    stage.run(given, folder, Console(file=io.StringIO()))
+    ((function, _, units, workers, _, after),) = asked
+    assert (function, workers) == (stage.learn_unit, 2)
+    needed = {
+        unit: {units[index] for index in before} for unit, before in zip(units, after, strict=True)
+    }
+    for seed in ("seed0", "seed1"):
+        assert needed[f"bc_imagination2-{seed}"] == {f"bc_imagination1-{seed}"}
+        assert needed[f"bc_imagination1-{seed}"] == {f"bc-{seed}"}
+        assert needed[f"ilql_imagination1-{seed}"] == {f"ilql-{seed}"}
+        assert not needed[f"bc-{seed}"] | needed[f"fbc-{seed}"] | needed[f"mc-{seed}"]
+        places = [units.index(f"{name}-{seed}") for name in ("bc", "bc_imagination1", "fbc")]
+        assert places == sorted(places) and units.index(f"ilql-{seed}") < units.index(f"mc-{seed}")
+    assert len(units) == 14 and len(needed) == 14
+
+
+def test_a_round_whose_file_is_gone_is_held_anew_with_the_next_ones_training(trained, tmp_path):
+    folder = RunFolder(tmp_path / "copy")
+    shutil.copytree(trained.path, folder.path)
+    whole = folder.imagined(FIRST).read_bytes()
+    folder.imagined(FIRST).unlink()
+    shutil.rmtree(folder.checkpoints(SECOND))
+    folder.finished(SECOND).unlink()
+    ended = run(folder.path, *SETTINGS, "--stage=train")
+    assert ended.status == 0, ended.output + ended.traceback
+    assert folder.imagined(FIRST).read_bytes() == whole
 
 
 def test_rounds_that_go_on_can_be_added_to_a_run_and_then_hold(tmp_path):
@@ -386,6 +432,26 @@ def test_settings_of_rounds_that_none_learns_from_are_told_where_they_are_given(
     assert told in " ".join(ended.output.split())
     assert travel.get_config().imagination.round_steps > 0
     checked(parse("travel", travel.get_config(), ["travel.py", "--config.methods=bc"]).config)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *(f"data.source={source}" for source in SOURCES if source != "world"),
+        "evaluation.human=prompted",
+        "imagination.engine=anthropic",
+    ],
+)
+def test_travel_has_rounds_where_its_travellers_answer_for_nothing(setting):
+    given = ["travel.py", f"--config.{setting}"]
+    plain = parse("travel", travel.get_config(), given[:1], travel.VARIANTS).config
+    assert plain.chat.method in plain.methods and "imagination" in plain.chat.method
+    config = parse("travel", travel.get_config(), given, travel.VARIANTS).config
+    assert config.methods == tuple(each for each in plain.methods if "imagination" not in each)
+    assert config.chat.method in config.methods
+    named = [*given, "--config.methods=ilql,ilql_imagination1"]
+    config = parse("travel", travel.get_config(), named, travel.VARIANTS).config
+    assert config.methods == ("ilql", "ilql_imagination1")
 
 
 # --- report -------------------------------------------------------------------------------------

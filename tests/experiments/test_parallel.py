@@ -42,10 +42,13 @@ def test_a_process_does_one_unit_after_the_other():
     assert os.getpid() not in {process for _, process in found}
 
 
+FIRST, AFTER = 1, [(1,), (), (0,), (), (3,)]  # a unit may stand before one that it needs
+
+
 def lists_what_is_done(number: int, folder: Path, waits: bool, report) -> list[str]:
     """Names of the units that are done; the first waits for those that need not wait for it."""
     for _ in range(600):
-        if number > 0 or not waits or all((folder / name).exists() for name in "34"):
+        if number != FIRST or not waits or all((folder / name).exists() for name in "34"):
             break
         time.sleep(0.05)
     done = sorted(path.name for path in folder.iterdir())
@@ -56,12 +59,11 @@ def lists_what_is_done(number: int, folder: Path, waits: bool, report) -> list[s
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_a_unit_begins_when_those_before_it_are_done_and_others_do_not_wait(workers, tmp_path):
     console = Console(file=io.StringIO())
-    after = [(), (0,), (1,), (), (3,)]
     arguments = [(number, tmp_path, workers > 1) for number in range(5)]
-    done = run_units(lists_what_is_done, arguments, list("abcde"), workers, console, after)
-    for number, before in enumerate(after):
+    done = run_units(lists_what_is_done, arguments, list("abcde"), workers, console, AFTER)
+    for number, before in enumerate(AFTER):
         assert set(map(str, before)) <= set(done[number])
-    assert done[0] == (["3", "4"] if workers > 1 else [])
+    assert done[FIRST] == (["3", "4"] if workers > 1 else [])
     assert not multiprocessing.active_children()
 
 
