@@ -186,7 +186,7 @@ def test_a_training_goes_on_from_the_agent_that_held_its_round(trained, monkeypa
 
 
 def test_trainings_wait_for_those_that_they_need_and_for_no_others(trained, tmp_path, monkeypatch):
-    """What others wait for comes first; the conversations of a round are held with its training."""
+    """Trainings that others wait for come first; a round is held with its training."""
     folder, asked = RunFolder(tmp_path / "copy"), []
     shutil.copytree(trained.path, folder.path, ignore=shutil.ignore_patterns("*-seed0*"))
     monkeypatch.setattr(stage, "run_units", lambda *arguments: asked.append(arguments))
