@@ -45,9 +45,9 @@ class RoundsConfig(Settings):
         choices=("fresh", "agent"),
     )
     round_clone: bool = setting(
-        "Cloning of what the agent says in a round of imagination, too. false: of methods that "
-        "learn values, the values alone learn from it, and what the policy proposes keeps the "
-        "variety of the data.",
+        "Cloning of what the agent says in a round of imagination, too. false: the values alone "
+        "learn from it, so that what the policy proposes keeps the variety of the data; without "
+        "values, and in Q-SFT, it is cloned in any case.",
         False,
     )
     round_steps: int = setting(

@@ -12,9 +12,9 @@ difficult travellers to 0.58, 0.83 and 0.84 (filtered BC 0.46, MC 0.49, BC -0.31
 """
 
 from experiments import launch
-from experiments.config import SOURCES, base_config
+from experiments.config import SOURCES, RunConfig, base_config
 
-WITHOUT_ROUNDS = (*base_config().methods, "mc")
+WITHOUT_ROUNDS = (*RunConfig().methods, "mc")
 
 
 def get_config():

@@ -83,25 +83,20 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     # An LLM is asked by this process alone: between the trainings of one wave and of the next.
     for wave in in_order(experiment.methods) if by_llm else [experiment.methods]:
         names = {method.name for method in wave}
-        jobs = [unit for unit in _in_turn(experiment, todo) if unit.method in names]
+        jobs = _longest_chain_first(experiment, [unit for unit in todo if unit.method in names])
         if by_llm:
             to_hold = imagination_rounds.missing_rounds(experiment, folder, jobs)
             imagination_rounds.hold_with_llm(experiment, folder, to_hold, console)
-        place = {unit: index for index, unit in enumerate(jobs)}
-        needed = ([Unit(n, u.seed) for n in _needed(experiment.method(u.method))] for u in jobs)
-        run_units(
+        told = run_units(
             learn_unit,
             [(experiment, folder.path, unit) for unit in jobs],
             [unit.name for unit in jobs],
             0 if experiment.is_on_mesh else workers_for(experiment.run.workers, len(jobs)),
             console,
-            [[place[each] for each in before if each in place] for before in needed],
+            _needed_before_each(experiment, jobs),
         )
-        for unit in jobs:
-            method = experiment.method(unit.method)
-            if method.imagination_rounds:
-                held = imagination_rounds.read_round(folder, unit)
-                console.print(imagination_rounds.described(method, unit, held))
+        for line in filter(None, told):
+            console.print(line)
     training_data.forget()
 
 
@@ -234,8 +229,8 @@ def replaced_settings(experiment: Experiment, method: TrainedMethod) -> str:
     return f", with {', '.join(replaced)}" if replaced else ""
 
 
-def _in_turn(experiment: Experiment, todo: Sequence[Unit]) -> list[Unit]:
-    """Trainings as they may begin: first those with the most that follow, one after another."""
+def _longest_chain_first(experiment: Experiment, todo: Sequence[Unit]) -> list[Unit]:
+    """Trainings with the most that follow, one after another, before the others."""
     following: dict[str, int] = {}
     for wave in reversed(in_order(experiment.methods)):
         for method in wave:
@@ -249,14 +244,30 @@ def _needed(method: TrainedMethod) -> set[str]:
     return {name for name in (method.starts_from, method.takes_part) if name}
 
 
+def _needed_before_each(experiment: Experiment, jobs: Sequence[Unit]) -> list[list[int]]:
+    """For each training the places of those, of these, that have to end before it begins."""
+    place = {unit: index for index, unit in enumerate(jobs)}
+    needed = ([Unit(n, u.seed) for n in _needed(experiment.method(u.method))] for u in jobs)
+    return [[place[each] for each in before if each in place] for before in needed]
+
+
 # --- one training -------------------------------------------------------------------------------
 
 
-def learn_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -> None:
-    """Holds the conversations that a training learns from, where there are none, and trains."""
-    for each in imagination_rounds.missing_rounds(experiment, RunFolder(path), [unit]):
+def learn_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -> str:
+    """Holds the conversations that a training learns from, where there are none, and trains.
+
+    Returns:
+        How the conversations of its last round ended, in a sentence; "" without rounds.
+    """
+    folder, method = RunFolder(path), experiment.method(unit.method)
+    for each in imagination_rounds.missing_rounds(experiment, folder, [unit]):
         imagination_rounds.hold_round(experiment, path, each, None, report)
     train_unit(experiment, path, unit, report)
+    if not method.imagination_rounds:
+        return ""
+    held = imagination_rounds.read_round(folder, unit)
+    return imagination_rounds.described(method, unit, held)
 
 
 def train_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -> None:
