@@ -18,7 +18,7 @@ import re
 import runpy
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pages
@@ -170,6 +170,51 @@ def test_commands_run(page: Path, words: tuple[str, ...], workspace: Workspace):
     workspace.run(words, text="/values\nHi!\n/quit\n")
 
 
+# Parts of commands that need what is not here: devices, machines, a real model, an LLM, a corpus.
+NOT_HERE = (
+    *("config.mesh", "config.machine", "/shared/"),
+    *("MODEL", "drinks.py", "local_llm", "PATH_OR_NAME", "ESConv"),
+)
+SIZES = tuple(flag for flag in TINY if "--config.methods" not in flag)
+SMALL_ROUNDS = ("--config.imagination.round_dialogues=40", "--config.imagination.round_steps=10")
+
+
+def has_recipe(words: tuple[str, ...]) -> bool:
+    return words[0] == "python" and is_recipe(words[1]) and "--help" not in words
+
+
+def is_recipe(file: str) -> bool:
+    """True for a file that defines an experiment, one that a page shows included."""
+    return file in pages.files() or bool(
+        re.fullmatch(r"experiments/\w+\.py", file)
+        and "def get_config(" in (ROOT / file).read_text("utf-8")
+    )
+
+
+LONG_RUN = [
+    (page, words)
+    for page, words in PAGE_COMMANDS
+    if has_recipe(words)
+    and (page, words) not in RUN
+    and not any(part in " ".join(words) for part in NOT_HERE)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "words"), LONG_RUN, ids=by_words)
+def test_the_other_recipes_run(page: Path, words: tuple[str, ...], workspace: Workspace):
+    with contextlib.chdir(workspace.folder):
+        sizes = sizes_of(words[1:])
+    workspace.execute([*words[1:], *sizes])
+
+
+def sizes_of(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    line = parsed_recipe(arguments)
+    has_rounds = line is not None and any("_imagination" in name for name in line.config.methods)
+    fewer = ["--config.seeds=2" for word in arguments if word.startswith("--config.seeds=")]
+    return (*SIZES, *fewer, *(SMALL_ROUNDS if has_rounds else ()))
+
+
 # One example from top to bottom, held to its results in test_own_environment_page.py.
 RUN_THERE = ("own_environment.md",)
 WITH_SNIPPETS = [p for p in pages.PAGES if pages.snippets(p) and p.name not in RUN_THERE]
@@ -225,14 +270,6 @@ def test_flags_and_settings_of_commands_are_understood(
     check_recipe(["experiments/teaching.py", *of_config])
 
 
-def is_recipe(file: str) -> bool:
-    """True for a file that defines an experiment, one that a page shows included."""
-    return file in pages.files() or bool(
-        re.fullmatch(r"experiments/\w+\.py", file)
-        and "def get_config(" in (ROOT / file).read_text("utf-8")
-    )
-
-
 def check_recipe(arguments: list[str]) -> None:
     """Parses the command line of a recipe and checks its settings, as a run does first."""
     line = parsed_recipe(arguments)
@@ -241,7 +278,7 @@ def check_recipe(arguments: list[str]) -> None:
         checked(line.config, judged=judged)
 
 
-def parsed_recipe(arguments: list[str]) -> CommandLine | None:
+def parsed_recipe(arguments: Sequence[str]) -> CommandLine | None:
     """Command line of a recipe; None where it asks for help."""
     file, *flags = arguments
     source = pages.files().get(file)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
+import json
 import os
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
 
+import pages
 import pytest
+import warm_start
+from launching import flattened
 from llm_questions import ask_all
 
-from imagination.dataset_card import dataset_card
-from imagination.engine import EngineConfig, imagine_dialogues
+from imagination.dialogue import read_dialogues
 from imagination.engine.critique import Verdicts
 from imagination.flaws import FLAWS, flaws
-from imagination.llm import Answer, Client, LLMConfig, Request
+from imagination.llm import Answer, LLMConfig, Request
 from imagination.llm.play import script_schema
 from imagination.llm.schemas import rating_schema, specialize
 from imagination.task import Task
@@ -29,27 +31,6 @@ FOLDER = ROOT / "local_llm"
 pytestmark = pytest.mark.skipif(
     not (FOLDER / "fetched").exists(),
     reason="no local model: FETCH_ONLY=1 experiments/local_llm.sh",
-)
-TASK = Task(
-    name="drinks",
-    description="A waiter finds out what a guest feels like and recommends one drink.",
-    agent_role="waiter",
-    human_role="guest",
-    persona_axes={"taste": ("sweet things", "bitter things")},
-    reward_range=(0.0, 1.0),
-    success_reward=0.8,
-    max_turns=1,
-    success="The guest orders the drink.",
-)
-# As few tokens as a dialogue can have: without critique, and rated as it was written for.
-SHORTEST = EngineConfig(
-    dialogues=4,
-    way="script",
-    rewards="outcome",
-    critique_rounds=0,
-    details=False,
-    personas_per_call=1,
-    length="a few words",
 )
 
 
@@ -88,38 +69,87 @@ def settings_of(address: str) -> LLMConfig:
     return LLMConfig("smollm2", **chat, max_tokens=600, max_in_flight=2, timeout=600.0)
 
 
-def imagine(settings: LLMConfig, folder: Path):
-    """The dialogues, and what was asked for them."""
+# The page's experiment with as few tokens as it can have: whole scripts of one turn each.
+FEW_WORDS = (
+    "--config.task.max_turns=1",
+    "--config.imagination.dialogues=4",
+    "--config.imagination.way=script",
+    "--config.imagination.details=False",
+    "--config.imagination.length=a few words",
+    "--config.llm.max_tokens=600",
+    "--config.llm.max_in_flight=2",
+)
+SMALL = (
+    "--config.train.steps=5",
+    "--config.model.num_layers=1",
+    "--config.model.hidden_size=16",
+    "--config.model.mlp_size=32",
+    "--config.model.value_inner_size=16",
+    "--config.decoding.max_utterance=8",
+    '--config.decoding.ilql=("sampled, best of 2",)',
+    "--config.evaluation.average_episodes=1",
+    "--config.evaluation.difficult_episodes=1",
+    "--config.methods=ilql",
+    "--config.workers=1",
+)
 
-    async def run():
-        client = Client(settings, folder)
-        try:
-            return await imagine_dialogues(client, TASK, SHORTEST), client.meter.summary()
-        finally:
-            await client.close()
 
-    return asyncio.run(run())
+@pytest.fixture(scope="module")
+def drinks(tmp_path_factory) -> Path:
+    """Folder with the page's experiment, and its runs."""
+    folder = tmp_path_factory.mktemp("drinks")
+    (folder / "drinks.py").write_text(pages.files()["drinks.py"], "utf-8")
+    return folder
 
 
-def test_a_real_model_imagines_dialogues_that_hold_together_whatever_it_says(address, tmp_path):
-    imagined, steps = imagine(settings_of(address), tmp_path)
-    dialogues = imagined.dialogues
-    assert len(dialogues) + len(imagined.dropped) == 4 and dialogues and not imagined.rejected
+def launch(folder: Path, address: str, *arguments: str) -> str:
+    result = warm_start.run(
+        [sys.executable, "drinks.py", *FEW_WORDS, f"--config.llm.base_url={address}", *arguments],
+        cwd=folder,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "NO_COLOR": "1", "PYTHONPATH": str(ROOT)},
+        timeout=900,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return flattened(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def output(address, drinks) -> str:
+    """Imagined, criticized, rewritten and rated; learned from; judged by guests."""
+    return launch(drinks, address, *SMALL)
+
+
+def test_dialogues_of_a_real_model_hold_together_whatever_it_says(output, address, drinks):
+    folder = drinks / "runs" / "drinks"
+    task = Task.from_yaml((folder / "task.yaml").read_text("utf-8"), "task.yaml")
+    dialogues = list(read_dialogues(folder / "dialogues.jsonl"))
+    assert 1 <= len(dialogues) <= 4
     for dialogue in dialogues:
         speakers = [turn.speaker for turn in dialogue.turns]
         assert speakers in (["human", "agent"], ["human", "agent", "human"])
         assert all(turn.text.strip() for turn in dialogue.turns)
-        assert dialogue.reward in (0.0, 1.0)
-        assert dialogue.persona["taste"] in TASK.persona_axes["taste"]
-        assert flaws(dialogue, TASK).keys() <= set(FLAWS)
-    assert {step["step"] for step in steps} == {"engine/personas", "engine/script"}
-    card = dataset_card(dialogues, TASK, meter=steps, dropped=imagined.dropped)
+        assert 0 <= dialogue.reward <= 1
+        assert dialogue.persona["taste"] in task.persona_axes["taste"]
+        assert flaws(dialogue, task).keys() <= set(FLAWS)
+    card = (folder / "dataset_card.md").read_text("utf-8")
     assert f"# drinks: {len(dialogues)} dialogues" in card
     # What is on disk is asked of nobody again.
-    again, _ = imagine(dataclasses.replace(settings_of(address), max_retries=0), tmp_path)
-    assert {each.id: each for each in again.dialogues}.items() >= {
-        each.id: each for each in dialogues
-    }.items()
+    answers = (folder / "llm" / "cache.jsonl").read_bytes()
+    cache = f"--config.llm.cache_folder={folder / 'llm'}"
+    launch(drinks, address, *SMALL, "--workdir=runs/again", "--stage=imagine", cache)
+    again = (drinks / "runs" / "again" / "dialogues.jsonl").read_bytes()
+    assert again == (folder / "dialogues.jsonl").read_bytes()
+    assert (folder / "llm" / "cache.jsonl").read_bytes() == answers
+
+
+def test_a_real_model_takes_a_paragraph_to_a_judged_agent(output, drinks):
+    folder = drinks / "runs" / "drinks"
+    lines = (folder / "conversations.jsonl").read_text("utf-8").splitlines()
+    spoken = [json.loads(line) for line in lines]
+    assert {each["id"] for each in spoken} == {"ilql-seed0-average-0", "ilql-seed0-difficult-0"}
+    assert all(any(m["role"] == "user" for m in each["messages"]) for each in spoken)
+    assert "drinks, average population" in output and "ILQL" in output
+    assert "difficult population" in (folder / "report.html").read_text("utf-8")
 
 
 @pytest.mark.slow
