@@ -170,10 +170,11 @@ def test_commands_run(page: Path, words: tuple[str, ...], workspace: Workspace):
     workspace.run(words, text="/values\nHi!\n/quit\n")
 
 
-# Parts of commands that need what is not here: devices, machines, a real model, an LLM, a corpus.
+# Parts of commands that need what is not here: devices, machines, a real model, an LLM, a corpus,
+# conversations of people.
 NOT_HERE = (
     *("config.mesh", "config.machine", "/shared/"),
-    *("MODEL", "drinks.py", "local_llm", "PATH_OR_NAME", "ESConv"),
+    *("MODEL", "drinks.py", "local_llm", "PATH_OR_NAME", "ESConv", "from-people"),
 )
 SIZES = tuple(flag for flag in TINY if "--config.methods" not in flag)
 SMALL_ROUNDS = ("--config.imagination.round_dialogues=40", "--config.imagination.round_steps=10")
