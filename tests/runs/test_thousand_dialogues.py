@@ -28,7 +28,7 @@ from imagination.simulation import travel
 DIALOGUES = 1000
 IN_FLIGHT = 16
 # The caller's fault stops a run, and a slow answer is none; all others may come at any time.
-CALLERS_FAULTS = ("400", "401", "403", "404", "413")
+CALLERS_FAULTS = ("400", "401", "403", "404", "413", "422")
 KINDS = {*DELIVERY_FAULTS, *ANSWER_FAULTS} - {*CALLERS_FAULTS, "slow"}
 ONE_IN_TEN = dict.fromkeys(sorted(KINDS), 0.1 / len(KINDS))
 
