@@ -163,10 +163,10 @@ def _run_in_processes(
                     idle.pop().end()
             if not running:
                 break
+            _check_alive(running)  # each time: others may report without a pause
             try:
                 kind, index, content = messages.get(timeout=0.5)
             except queue.Empty:
-                _check_alive(running)
                 continue
             if kind == "report":
                 show(index, *content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -83,6 +84,35 @@ def test_a_process_that_dies_at_a_later_unit_is_told():
     with pytest.raises(WorkerError, match="ended with exit code 9"):
         run_units(dies, [(n,) for n in range(4)], list("abcd"), 2, console)
     assert not multiprocessing.active_children()
+
+
+def reports_or_dies(number: int, report) -> None:
+    if number == 0:
+        os._exit(9)
+    for done in range(600):  # half a minute, if nobody notices
+        report(done, None, "")
+        time.sleep(0.05)
+
+
+def test_a_process_that_dies_is_told_while_others_report_all_the_time():
+    console, begun = Console(file=io.StringIO()), time.monotonic()
+    with pytest.raises(WorkerError, match="ended with exit code 9"):
+        run_units(reports_or_dies, [(0,), (1,)], list("ab"), 2, console)
+    assert time.monotonic() - begun < 25
+
+
+def ends_a_little_later(number: int, report) -> None:
+    if number == 0:  # done; its process has nothing to do until the second unit is
+        threading.Timer(0.2, os._exit, (9,)).start()
+    elif number == 1:
+        time.sleep(1.5)
+
+
+def test_a_process_that_dies_while_it_waits_is_told_with_its_next_unit():
+    console = Console(file=io.StringIO())
+    units = [(0,), (1,), (2,), (3,)]
+    with pytest.raises(WorkerError, match="ended with exit code 9"):
+        run_units(ends_a_little_later, units, list("abcd"), 2, console, [(), (), (1,), (1,)])
 
 
 def folder_of_programs(report) -> tuple[str, int]:
