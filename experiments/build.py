@@ -362,7 +362,7 @@ def _library(
             own_train,
             decodings,
             file=files.get(name, ""),
-            imagination_steps=rounds.round_steps,
+            imagination_share=rounds.round_share,
             imagination_goes_on=rounds.round_start == "agent",
         )
     return library

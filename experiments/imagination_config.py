@@ -50,11 +50,11 @@ class RoundsConfig(Settings):
         "values, and in Q-SFT, it is cloned in any case.",
         False,
     )
-    round_steps: int = setting(
-        "Optimizer steps of a training with rounds of imagination; 0 = config.train.steps, or "
-        "those of its method.",
-        0,
-        least=0,
+    round_share: float = setting(
+        "Optimizer steps of a training with rounds of imagination, as a share of "
+        "config.train.steps, or of those of its method.",
+        1.0,
+        above=0,
     )
 
 

@@ -55,7 +55,7 @@ class TrainedMethod:
         rounds: Rounds of hindsight it learns from; for pairs, those it needs.
         file: Python file that defines the method; "" = one of `METHODS`.
         imagination_rounds: Rounds of imagination it learns from.
-        imagination_steps: Steps of a training with such rounds; 0 = those of one without.
+        imagination_share: Steps of a training with such rounds, as a share of `train`'s.
         imagination_goes_on: A training with such rounds starts from the agent that held the last.
     """
 
@@ -66,7 +66,7 @@ class TrainedMethod:
     rounds: int = 0
     file: str = ""
     imagination_rounds: int = 0
-    imagination_steps: int = 0
+    imagination_share: float = 1.0
     imagination_goes_on: bool = False
 
     @property
@@ -99,7 +99,7 @@ class TrainedMethod:
         )
         if not imagination_rounds:
             return named
-        steps = self.imagination_steps or self.train.steps
+        steps = max(1, round(self.imagination_share * self.train.steps))
         return dataclasses.replace(
             named,
             method=self.method.when_going_on() if self.imagination_goes_on else self.method,

@@ -165,7 +165,7 @@ METHOD = dataclasses.replace(
     METHODS["mc"], name="wide", config=Config(), network=network, going_on=going_on
 )
 """
-GOES_ON = ("--config.imagination.round_start=agent", "--config.imagination.round_steps=3")
+GOES_ON = ("--config.imagination.round_start=agent", "--config.imagination.round_share=0.75")
 
 
 def test_a_training_goes_on_from_the_agent_that_held_its_round(trained, monkeypatch):
@@ -231,7 +231,7 @@ def test_rounds_that_go_on_can_be_added_to_a_run_and_then_hold(tmp_path):
     ended = run(folder.path, *both)
     assert ended.status == 0, ended.output + ended.traceback
     assert "Training 1 networks" in ended.output
-    message = r"config\.imagination\.round_steps was 3, now 0"
+    message = r"config\.imagination\.round_share was 0\.75, now 1"
     with pytest.raises(RunError, match=message):
         check_stage(folder, "train", experiment("--config.imagination.round_start=agent"))
 
@@ -422,11 +422,11 @@ def test_what_cannot_be_is_told(arguments, message):
 def test_settings_of_rounds_that_none_learns_from_are_told_where_they_are_given(tmp_path):
     """Those of an experiment's file are of use again with the next command."""
     alone = (*SMALLEST, "--config.methods=bc")
-    ended = run(tmp_path / "given", *alone, "--config.imagination.round_steps=3")
+    ended = run(tmp_path / "given", *alone, "--config.imagination.round_share=0.75")
     assert ended.status == 1
-    told = "config.imagination.round_steps is about rounds of imagination, but no method"
+    told = "config.imagination.round_share is about rounds of imagination, but no method"
     assert told in " ".join(ended.output.split())
-    assert travel.get_config().imagination.round_steps > 0
+    assert travel.get_config().imagination.round_share < 1
     checked(parse("travel", travel.get_config(), ["travel.py", "--config.methods=bc"]).config)
 
 

@@ -177,7 +177,7 @@ NOT_HERE = (
     *("MODEL", "drinks.py", "local_llm", "PATH_OR_NAME", "ESConv", "from-people"),
 )
 SIZES = tuple(flag for flag in TINY if "--config.methods" not in flag)
-SMALL_ROUNDS = ("--config.imagination.round_dialogues=40", "--config.imagination.round_steps=10")
+SMALL_ROUNDS = ("--config.imagination.round_dialogues=40",)
 
 
 def has_recipe(words: tuple[str, ...]) -> bool:
