@@ -2,7 +2,8 @@
 
 Recipes run at tiny size in one folder for all pages, so that `runs/teaching` is the same run
 everywhere. `PARSED` lists the commands that are not run, each with its reason; their flags and
-settings are checked like those of a run that begins.
+settings are checked like those of a run that begins, and `-m slow` runs those that need nothing
+special.
 """
 
 from __future__ import annotations
