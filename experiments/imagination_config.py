@@ -52,9 +52,10 @@ class RoundsConfig(Settings):
     )
     round_share: float = setting(
         "Optimizer steps of a training with rounds of imagination, as a share of "
-        "config.train.steps, or of those of its method.",
+        "config.train.steps, or of those of its method; one step at least.",
         1.0,
         above=0,
+        most=100,
     )
 
 

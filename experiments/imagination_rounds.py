@@ -3,8 +3,8 @@
 `ilql_imagination1` learns from the original dialogues and from those that `ilql` of the same seed
 holds with new humans; `ilql_imagination2` from those of `ilql_imagination1` beside them. So the
 data comes to hold what an agent that has learned does, and where that leads. Each is trained from
-the same start and as long as a method without rounds, or goes on from the agent of the round before
-(`RoundsConfig`).
+the same start as a method without rounds, or goes on from the agent of the round before, for as
+many steps or a share of them (`RoundsConfig`).
 
 The humans are those of the world, drawn like those of the data and never those of the test; or an
 LLM plays them, as in the evaluation. What a training learns from last is in

@@ -55,7 +55,8 @@ class TrainedMethod:
         rounds: Rounds of hindsight it learns from; for pairs, those it needs.
         file: Python file that defines the method; "" = one of `METHODS`.
         imagination_rounds: Rounds of imagination it learns from.
-        imagination_share: Steps of a training with such rounds, as a share of `train`'s.
+        imagination_share: Share of the steps of a training without such rounds that one with them
+            takes; where there are rounds, `train` has these steps already.
         imagination_goes_on: A training with such rounds starts from the agent that held the last.
     """
 

@@ -13,6 +13,7 @@ import os
 import queue
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from multiprocessing import connection, util
@@ -31,6 +32,7 @@ Report = Callable[[int, int | None, str], None]
 
 
 _SECONDS_TO_END = 5.0  # of a worker that was told to; then it is killed
+_SECONDS_TO_READ = 2.0  # what was sent before a worker died; then its death is told
 _PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -148,6 +150,7 @@ def _run_in_processes(
     messages = context.Queue()
     running: dict[int, _Worker] = {}  # by the index of the unit that it works at
     idle: list[_Worker] = []
+    died: float | None = None  # when it was seen
     try:
         while True:
             while len(running) < workers and (index := units.next()) is not None:
@@ -163,10 +166,16 @@ def _run_in_processes(
                     idle.pop().end()
             if not running:
                 break
-            _check_alive(running)  # each time: others may report without a pause
+            problem = _death(running)  # looked for each time: others may report without a pause
+            died = None if problem is None else died or time.monotonic()
+            # Read first what was sent before: the reason, or the result of the one that died.
+            if problem and died and time.monotonic() - died > _SECONDS_TO_READ:
+                raise WorkerError(problem)
             try:
                 kind, index, content = messages.get(timeout=0.5)
             except queue.Empty:
+                if problem:
+                    raise WorkerError(problem) from None
                 continue
             if kind == "report":
                 show(index, *content)
@@ -279,13 +288,15 @@ def _end_when_told(stop) -> None:
     os._exit(1)
 
 
-def _check_alive(running: dict[int, _Worker]) -> None:
-    for worker in running.values():
-        code = worker.process.exitcode
-        if code is not None:
-            raise WorkerError(
-                f"a worker process ended with exit code {code} (killed, or out of "
-                "memory). Start again to go on. Less memory is needed with --config.workers=1; by "
-                "trainings with a greater --config.train.gradient_accumulation; by conversations "
-                "with a smaller --config.decoding.batch_size. Results stay the same, to rounding."
-            )
+def _death(running: dict[int, _Worker]) -> str | None:
+    """Message of a worker that ended at its unit; None = all live."""
+    codes = (worker.process.exitcode for worker in running.values())
+    code = next((code for code in codes if code is not None), None)
+    if code is None:
+        return None
+    return (
+        f"a worker process ended with exit code {code} (killed, or out of memory). Start again to "
+        "go on. Less memory is needed with --config.workers=1; by trainings with a greater "
+        "--config.train.gradient_accumulation; by conversations with a smaller "
+        "--config.decoding.batch_size. Results stay the same, to rounding."
+    )

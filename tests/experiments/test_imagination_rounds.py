@@ -169,7 +169,7 @@ GOES_ON = ("--config.imagination.round_start=agent", "--config.imagination.round
 
 
 def test_a_training_goes_on_from_the_agent_that_held_its_round(trained, monkeypatch):
-    """It starts from what that has learned, for as many steps as a round has."""
+    """It starts from what that has learned, for a round's share of the steps."""
     given, started = experiment(*GOES_ON), []
 
     def start(data, shape, method, config, *_, start_from, **__):

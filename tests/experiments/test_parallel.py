@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from experiments import parallel
 from experiments.parallel import WorkerError, run_units, workers_for
+from ilql_jax.errors import UserError
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores are counted otherwise")
@@ -86,33 +88,68 @@ def test_a_process_that_dies_at_a_later_unit_is_told():
     assert not multiprocessing.active_children()
 
 
-def reports_or_dies(number: int, report) -> None:
+def waits_for(path: Path) -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise TimeoutError(path)
+
+
+def reports_or_dies(number: int, folder: Path, report) -> None:
     if number == 0:
+        waits_for(folder / "reported")
         os._exit(9)
-    for done in range(600):  # half a minute, if nobody notices
+    for done in range(1200):  # a minute, if nobody notices
         report(done, None, "")
+        (folder / "reported").touch()
         time.sleep(0.05)
 
 
-def test_a_process_that_dies_is_told_while_others_report_all_the_time():
+def test_a_process_that_dies_is_told_while_others_report_all_the_time(tmp_path):
     console, begun = Console(file=io.StringIO()), time.monotonic()
     with pytest.raises(WorkerError, match="ended with exit code 9"):
-        run_units(reports_or_dies, [(0,), (1,)], list("ab"), 2, console)
-    assert time.monotonic() - begun < 25
+        run_units(reports_or_dies, [(0, tmp_path), (1, tmp_path)], list("ab"), 2, console)
+    assert time.monotonic() - begun < 50
 
 
-def ends_a_little_later(number: int, report) -> None:
-    if number == 0:  # done; its process has nothing to do until the second unit is
-        threading.Timer(0.2, os._exit, (9,)).start()
-    elif number == 1:
-        time.sleep(1.5)
+def tells_or_dies(number: int, folder: Path, report) -> None:
+    if number == 0:
+        waits_for(folder / "told")
+        os._exit(9)
+    (folder / "told").touch()
+    raise UserError("the disk is full")
 
 
-def test_a_process_that_dies_while_it_waits_is_told_with_its_next_unit():
+def test_an_error_that_was_told_comes_before_a_death(tmp_path, monkeypatch):
+    """Both are there when the parent looks."""
+    real = parallel._death
+    monkeypatch.setattr(parallel, "_death", lambda running: waits_for_death(running, real))
     console = Console(file=io.StringIO())
-    units = [(0,), (1,), (2,), (3,)]
+    with pytest.raises(WorkerError, match="the disk is full"):
+        run_units(tells_or_dies, [(0, tmp_path), (1, tmp_path)], list("ab"), 2, console)
+
+
+def waits_for_death(running, real) -> str | None:
+    if len(running) == 2:
+        running[0].process.join()
+        time.sleep(0.5)  # of the other one, to tell
+    return real(running)
+
+
+def ends_once_done(number: int, folder: Path, report) -> None:
+    if number == 0:  # done; its process has nothing to do until the second unit is
+        threading.Timer(0.2, lambda: [(folder / "dead").touch(), os._exit(9)]).start()
+    elif number == 1:
+        waits_for(folder / "dead")
+        time.sleep(0.5)
+
+
+def test_a_process_that_dies_while_it_waits_is_told_with_its_next_unit(tmp_path):
+    console = Console(file=io.StringIO())
+    units = [(number, tmp_path) for number in range(4)]
     with pytest.raises(WorkerError, match="ended with exit code 9"):
-        run_units(ends_a_little_later, units, list("abcd"), 2, console, [(), (), (1,), (1,)])
+        run_units(ends_once_done, units, list("abcd"), 2, console, [(), (), (1,), (1,)])
 
 
 def folder_of_programs(report) -> tuple[str, int]:

@@ -2,8 +2,8 @@
 
 Recipes run at tiny size in one folder for all pages, so that `runs/teaching` is the same run
 everywhere. `PARSED` lists the commands that are not run, each with its reason; their flags and
-settings are checked like those of a run that begins, and `-m slow` runs those that need nothing
-special.
+settings are checked like those of a run that begins. `-m slow` runs those experiments among them
+that need no device, model or data that is not here.
 """
 
 from __future__ import annotations
@@ -193,28 +193,38 @@ def is_recipe(file: str) -> bool:
     )
 
 
-LONG_RUN = [
-    (page, words)
+LONG_RUN = {
+    words: page
     for page, words in PAGE_COMMANDS
     if has_recipe(words)
     and (page, words) not in RUN
     and not any(part in " ".join(words) for part in NOT_HERE)
-]
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "words"), LONG_RUN, ids=by_words)
-def test_the_other_recipes_run(page: Path, words: tuple[str, ...], workspace: Workspace):
+@pytest.mark.parametrize(("words", "page"), LONG_RUN.items(), ids=by_words)
+def test_the_other_recipes_run(words: tuple[str, ...], page: Path, workspace: Workspace):
     with contextlib.chdir(workspace.folder):
         sizes = sizes_of(words[1:])
     workspace.execute([*words[1:], *sizes])
 
 
-def sizes_of(arguments: tuple[str, ...]) -> tuple[str, ...]:
+def sizes_of(arguments: tuple[str, ...]) -> list[str]:
+    """Flags that make a command small, and leave its methods and decodings as they are."""
     line = parsed_recipe(arguments)
-    has_rounds = line is not None and any("_imagination" in name for name in line.config.methods)
-    fewer = ["--config.seeds=2" for word in arguments if word.startswith("--config.seeds=")]
-    return (*SIZES, *fewer, *(SMALL_ROUNDS if has_rounds else ()))
+    sizes = [*SIZES]
+    if line is not None and any("_imagination" in name for name in line.config.methods):
+        sizes += SMALL_ROUNDS
+    for word in arguments:
+        key, _, value = word.partition("=")
+        if key.startswith("--config.decoding."):
+            sizes = [flag for flag in sizes if not flag.startswith(f"{key}=")]
+        elif key == "--config.seeds":
+            sizes.append("--config.seeds=2")
+        elif key == "--config.evaluation.diagnosed_episodes" and value != "0":
+            sizes.append(f"{key}=2")
+    return sizes
 
 
 # One example from top to bottom, held to its results in test_own_environment_page.py.

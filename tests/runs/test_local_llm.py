@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -78,6 +79,7 @@ FEW_WORDS = (
     "--config.imagination.length=a few words",
     "--config.llm.max_tokens=600",
     "--config.llm.max_in_flight=2",
+    "--config.llm.timeout=600",
 )
 SMALL = (
     "--config.train.steps=5",
@@ -107,7 +109,7 @@ def launch(folder: Path, address: str, *arguments: str) -> str:
         [sys.executable, "drinks.py", *FEW_WORDS, f"--config.llm.base_url={address}", *arguments],
         cwd=folder,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "NO_COLOR": "1", "PYTHONPATH": str(ROOT)},
-        timeout=900,
+        timeout=1800,
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return flattened(result.stdout)
@@ -115,7 +117,7 @@ def launch(folder: Path, address: str, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def output(address, drinks) -> str:
-    """Imagined, criticized, rewritten and rated; learned from; judged by guests."""
+    """Output of a whole run: imagined, criticized, rated, learned from, judged by guests."""
     return launch(drinks, address, *SMALL)
 
 
@@ -133,13 +135,14 @@ def test_dialogues_of_a_real_model_hold_together_whatever_it_says(output, addres
         assert flaws(dialogue, task).keys() <= set(FLAWS)
     card = (folder / "dataset_card.md").read_text("utf-8")
     assert f"# drinks: {len(dialogues)} dialogues" in card
-    # What is on disk is asked of nobody again.
-    answers = (folder / "llm" / "cache.jsonl").read_bytes()
+    # What is on disk is asked of nobody again; what was of no use is.
+    asked = (folder / "llm" / "cache.jsonl").read_bytes()
     cache = f"--config.llm.cache_folder={folder / 'llm'}"
     launch(drinks, address, *SMALL, "--workdir=runs/again", "--stage=imagine", cache)
-    again = (drinks / "runs" / "again" / "dialogues.jsonl").read_bytes()
-    assert again == (folder / "dialogues.jsonl").read_bytes()
-    assert (folder / "llm" / "cache.jsonl").read_bytes() == answers
+    again = {each.id: each for each in read_dialogues(drinks / "runs/again/dialogues.jsonl")}
+    assert again.items() >= {each.id: each for each in dialogues}.items()
+    if not (folder / "llm" / "failed.jsonl").exists():
+        assert (folder / "llm" / "cache.jsonl").read_bytes() == asked
 
 
 def test_a_real_model_takes_a_paragraph_to_a_judged_agent(output, drinks):
@@ -148,7 +151,11 @@ def test_a_real_model_takes_a_paragraph_to_a_judged_agent(output, drinks):
     spoken = [json.loads(line) for line in lines]
     assert {each["id"] for each in spoken} == {"ilql-seed0-average-0", "ilql-seed0-difficult-0"}
     assert all(any(m["role"] == "user" for m in each["messages"]) for each in spoken)
-    assert "drinks, average population" in output and "ILQL" in output
+    answers = (folder / "llm" / "cache.jsonl").read_text("utf-8").splitlines()
+    steps = {json.loads(line)["step"] for line in answers}
+    assert steps >= {"engine/personas", "engine/script", "engine/critique", "engine/rating"}
+    assert steps >= {"human/turn", "human/rating"}
+    assert re.search(r"drinks, average population.* ILQL +[\d.]", output)
     assert "difficult population" in (folder / "report.html").read_text("utf-8")
 
 
