@@ -4,7 +4,9 @@ python experiments/travel.py
 
 108 kinds of travellers and 12 activities take a critic long to tell apart, and it errs where the
 trained agent goes. So all train four times as long as in teaching, and ILQL has a round of
-imagination, in which it talks with travellers and learns on (docs/results.md).
+imagination, in which it talks with travellers and learns on. Twelve minutes on two cores bring it
+to a normalized score of 0.88, with difficult travellers to the same (without the round 0.83 and
+0.77, filtered BC 0.81 and 0.45, MC 0.72 and 0.54); five trainings are in docs/results.md.
 """
 
 from experiments import launch
