@@ -212,8 +212,7 @@ def test_the_other_recipes_run(words: tuple[str, ...], page: Path, workspace: Wo
 
 def sizes_of(arguments: tuple[str, ...]) -> list[str]:
     """Flags that make a command small, and leave its methods and decodings as they are."""
-    line = parsed_recipe(arguments)
-    sizes = [*SIZES]
+    line, sizes = parsed_recipe(arguments), [*SIZES]
     if line is not None and any("_imagination" in name for name in line.config.methods):
         sizes += SMALL_ROUNDS
     for word in arguments:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pages
 import pytest
 import warm_start
-from launching import flattened
+from launching import TINY_IMAGINED, flattened
 from llm_questions import ask_all
 
 from imagination.dialogue import read_dialogues
@@ -82,17 +82,10 @@ FEW_WORDS = (
     "--config.llm.timeout=600",
 )
 SMALL = (
-    "--config.train.steps=5",
-    "--config.model.num_layers=1",
-    "--config.model.hidden_size=16",
-    "--config.model.mlp_size=32",
-    "--config.model.value_inner_size=16",
+    *TINY_IMAGINED,
     "--config.decoding.max_utterance=8",
-    '--config.decoding.ilql=("sampled, best of 2",)',
     "--config.evaluation.average_episodes=1",
     "--config.evaluation.difficult_episodes=1",
-    "--config.methods=ilql",
-    "--config.workers=1",
 )
 
 
