@@ -26,7 +26,7 @@ from imagination.dialogue import Dialogue
 from imagination.simulation import POPULATIONS, Planner, World
 from imagination.simulation.course import Course, Decision, follow
 
-DIAGNOSIS_SCHEMA = 2
+DIAGNOSIS_SCHEMA = 3
 _MOST_NODES = 1_000_000  # that a planner may remember, at about a kilobyte each
 
 
@@ -100,17 +100,38 @@ def diagnose(world: World, conversations: Iterable[Dialogue], episodes: int) -> 
     Args:
         world: That the humans are of.
         conversations: Those of the evaluation; sources name `method`, `population`, `episode`.
-        episodes: The first so many of each training and population are looked at.
+        episodes: So many of each training and population are looked at, with the share of
+            difficult humans that all of them have.
     """
     groups: dict[str, dict[str, list[Dialogue]]] = {name: {} for name in POPULATIONS}
     for dialogue in conversations:
         source = dialogue.source
-        if source["episode"] < episodes:
-            groups[source["population"]].setdefault(source["method"], []).append(dialogue)
+        groups[source["population"]].setdefault(source["method"], []).append(dialogue)
+    chosen = {
+        population: {name: _chosen(world, own, episodes) for name, own in methods.items()}
+        for population, methods in groups.items()
+    }
     return Diagnosis(
         episodes,
-        {name: _losses(Planner(world, name), methods) for name, methods in groups.items()},
+        {name: _losses(Planner(world, name), methods) for name, methods in chosen.items()},
     )
+
+
+def _chosen(world: World, dialogues: Sequence[Dialogue], episodes: int) -> list[Dialogue]:
+    """Dialogues of so many episodes, the first ones of difficult humans and of others.
+
+    As many are difficult as in all episodes. Of the first episodes as they come it could be none,
+    and what is lost would be of easy humans alone.
+    """
+    is_difficult = {
+        each.source["episode"]: world.is_difficult(world.persona(each.persona))
+        for each in dialogues
+    }
+    difficult = sorted(episode for episode, is_so in is_difficult.items() if is_so)
+    others = sorted(episode for episode, is_so in is_difficult.items() if not is_so)
+    many = round(min(1, episodes / len(is_difficult)) * len(difficult))
+    kept = {*difficult[:many], *others[: max(0, episodes - many)]}
+    return [each for each in dialogues if each.source["episode"] in kept]
 
 
 def _losses(planner: Planner, methods: Mapping[str, Sequence[Dialogue]]) -> dict[str, Loss]:

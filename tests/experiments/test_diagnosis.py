@@ -78,7 +78,7 @@ def labelled(dialogues, method: str, population: str = "average", seed: int = 0)
 
 
 def test_methods_and_populations_are_told_apart(tmp_path):
-    foreign = Dialogue("x", "teaching", (Turn("agent", "Hello."),), 0.0)
+    foreign = dataclasses.replace(talks(BEST, 1)[0], turns=(Turn("agent", "Hello."),))
     conversations = [
         *labelled(talks(BEST, 4), "ilql"),
         *labelled(talks(BehaviourAgent(WORLD), 4), "bc"),
@@ -131,6 +131,21 @@ def test_losses_are_split_by_persona(tmp_path):
     assert (single.conversations, single.candidates_ci95) == (1, None)
     found.write(tmp_path / "diagnosis.json")
     assert Diagnosis.read(tmp_path / "diagnosis.json") == found
+
+
+def test_as_many_difficult_humans_are_looked_at_as_there_are():
+    played = talks(BehaviourAgent(WORLD), 40)
+    is_difficult = [WORLD.is_difficult(WORLD.persona(each.persona)) for each in played]
+    easy_first = [*np.flatnonzero(np.logical_not(is_difficult)), *np.flatnonzero(is_difficult)]
+    dialogues = labelled([played[i] for i in easy_first], "bc")
+    for episodes in (10, 25, 40, 50):
+        loss = diagnose(WORLD, dialogues, episodes).population["average"]["bc"]
+        looked_at = min(episodes, 40)
+        assert loss.episodes == looked_at
+        difficult = loss.persona["claims"]["overstates"].conversations
+        assert difficult == round(sum(is_difficult) * looked_at / 40) > 0
+    only = diagnose(WORLD, dialogues[-3:], 2).population["average"]["bc"]
+    assert only.episodes == 2  # all are difficult
 
 
 def test_the_table_by_persona_is_about_the_focus():
