@@ -317,8 +317,9 @@ class EvaluationConfig(Settings):
     )
     diagnosed_episodes: int = setting(
         "Test conversations of each population in which what is lost is split into candidates and "
-        "choice, by the exact values of a world; 0 = none. Seconds in teaching; where there are "
-        "many personas, much longer.",
+        "choice, by the exact values of a world; the first ones, with the share of difficult "
+        "humans that all have; 0 = none. Seconds in teaching; where there are many personas, much "
+        "longer.",
         0,
         least=0,
         most=MOST_EPISODES,
