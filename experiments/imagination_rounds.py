@@ -27,6 +27,8 @@ from experiments.evaluation.environment import (
     ROUND_SEED,
     SEED_STEP,
     Environment,
+    about_imagined,
+    humans_like_imagined,
     load_environment,
 )
 from experiments.evaluation.prompted import Progress
@@ -38,7 +40,7 @@ from experiments.run_folder import RunError, RunFolder, Unit
 from imagination.agents.speaker import spending
 from imagination.dialogue import Dialogue, DialogueError, Turn, json_line, read_dialogues
 from imagination.llm.routing import RoutedClient
-from imagination.simulation import as_data, imagine_conversations
+from imagination.simulation import about_personas, as_data, imagine_conversations
 from imagination.speakers import FAILURE, Conversation, converse, failure_of
 
 CHUNK = 500  # conversations held together; a killed run loses at most these
@@ -75,7 +77,11 @@ def hold_round(
     }
     agent = load_agent(experiment, folder, speaker, experiment.decoding_of_rounds(method))
     environment = load_environment(experiment, folder)
-    conversations = _conversations(experiment, environment, unit)
+    conversations = _conversations(experiment, folder, environment, unit)
+    if environment.world is None:
+        about = about_imagined(environment.task, folder)
+    else:
+        about = about_personas(environment.world)
     progress = Progress(report, len(conversations), client, note="in conversation")
     human = prompted.human_for(experiment, environment, progress)
     with written_in_chunks(folder.imagined(unit), CHUNK) as (done, write):
@@ -86,7 +92,7 @@ def hold_round(
                 each.id = f"{unit.name}-{index}"
             held = converse(agent, human, chunk, environment.task, on_finished=progress.advance)
             sources = ({**source, **_noted(experiment, each)} for each in held)
-            write(map(json_line, as_data(environment.world, held, sources)))
+            write(map(json_line, as_data(held, sources, about)))
 
 
 def _noted(experiment: Experiment, dialogue: Dialogue) -> dict[str, Any]:
@@ -100,15 +106,15 @@ def _noted(experiment: Experiment, dialogue: Dialogue) -> dict[str, Any]:
 
 
 def _conversations(
-    experiment: Experiment, environment: Environment, unit: Unit
+    experiment: Experiment, folder: RunFolder, environment: Environment, unit: Unit
 ) -> list[Conversation]:
     """Conversations that have yet to begin; the same for all methods of a seed and round."""
     number = experiment.method(unit.method).imagination_rounds
     count = experiment.imagination.rounds.round_dialogues
     seed = ROUND_SEED + SEED_STEP * (number - 1) + experiment.seed + unit.seed
-    if environment.world is None:
-        return environment.humans("average", count, seed)
     sampling = experiment.imagination.sampling
+    if environment.world is None:
+        return humans_like_imagined(environment.task, folder, sampling, count, seed)
     return imagine_conversations(environment.world, sampling, count, seed, unit.name)
 
 

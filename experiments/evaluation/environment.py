@@ -17,9 +17,9 @@ from experiments.run_folder import RunFolder
 from experiments.tasks import load_task
 from imagination.agents.human import Background
 from imagination.dialogue import Dialogue, read_dialogues
-from imagination.engine.personas import draw_evenly, draw_personas
+from imagination.engine.personas import balance, draw_evenly, draw_personas, prior_probability
 from imagination.engine.run import PROFILE, REVEALS, SITUATION
-from imagination.persona_sampling import persona_key
+from imagination.persona_sampling import PRIOR_PROBABILITY, PersonaSampling, persona_key
 from imagination.simulation import World, load_world, sample_conversations
 from imagination.speakers import Conversation
 from imagination.task import Task
@@ -71,11 +71,60 @@ def _humans_of_task(
 
     Each has the background that the data has of such a person, the next one each time.
     """
-    backgrounds = _backgrounds(folder)
     if population == "difficult":
         personas = draw_evenly(_difficult_personas(folder), count, f"{seed}/difficult")
     else:
         personas = draw_personas(task.persona_axes, count, seed)
+    return _conversations_with(personas, folder, population, seed)
+
+
+def humans_like_imagined(
+    task: Task, folder: RunFolder, sampling: PersonaSampling, count: int, seed: int
+) -> list[Conversation]:
+    """Draws humans like those whom an LLM imagined for the data.
+
+    Where these are balanced, they are people of the data, of whom it is known who is difficult.
+
+    Args:
+        task: The imagined task.
+        folder: Folder of the run.
+        sampling: Whom the data was imagined with.
+        count: Number of humans.
+        seed: Another seed gives other humans.
+
+    Returns:
+        Conversations that have yet to begin.
+    """
+    if sampling.personas == "balanced":
+        people = {persona_key(d.persona): d for d in _imagined(folder)}
+        drawn = draw_evenly([d.persona for d in people.values()], count, f"{seed}/imagined")
+        is_difficult = {key: bool(d.source.get("difficult")) for key, d in people.items()}
+        personas = balance(drawn, is_difficult, sampling.difficult_share)
+    else:
+        personas = draw_personas(task.persona_axes, count, seed)
+    return _conversations_with(personas, folder, "average", seed)
+
+
+def about_imagined(
+    task: Task, folder: RunFolder
+) -> Callable[[Mapping[str, str]], Mapping[str, Any]]:
+    """Notes on personas as the data has them: `difficult`, and the prior probability."""
+    difficult = {persona_key(d.persona) for d in _imagined(folder) if d.source.get("difficult")}
+    probability = prior_probability(task.persona_axes)
+
+    def about(persona: Mapping[str, str]) -> dict[str, Any]:
+        return {
+            "difficult": persona_key(persona) in difficult,
+            PRIOR_PROBABILITY: probability,
+        }
+
+    return about
+
+
+def _conversations_with(
+    personas: Sequence[Mapping[str, str]], folder: RunFolder, population: str, seed: int
+) -> list[Conversation]:
+    backgrounds = _backgrounds(folder)
     met: Counter[Any] = Counter()
     conversations = []
     for index, persona in enumerate(personas):

@@ -28,6 +28,7 @@ from imagination.simulation import (
     BehaviourAgent,
     SimulatedHuman,
     World,
+    about_personas,
     as_data,
     imagine_conversations,
     load_world,
@@ -135,4 +136,4 @@ def play_chunk(world: World, conversations: list[Conversation]) -> list[Dialogue
     sources = (
         {"kind": "simulated", "behaviour": agent.behaviour_of(each)} for each in conversations
     )
-    return as_data(world, dialogues, sources)
+    return as_data(dialogues, sources, about_personas(world))

@@ -111,6 +111,11 @@ def draw_personas(axes: Mapping[str, Sequence[str]], number: int, seed: int) -> 
     return [combinations[i % len(combinations)] for i in range(number)]
 
 
+def prior_probability(axes: Mapping[str, Sequence[str]]) -> float:
+    """Probability of each combination of traits: they come evenly."""
+    return 1 / math.prod(map(len, axes.values()))
+
+
 def _starts(sizes: Sequence[int], number: int, dice: random.Random) -> Iterator[tuple[int, ...]]:
     """Combinations in random order, each the start of a walk."""
     if math.prod(sizes) > max(_MOST_LISTED, 2 * number):  # too many to list, and not all are needed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from imagination.engine.personas import (
     balance,
     draw_evenly,
     draw_personas,
+    prior_probability,
     write_profiles,
 )
 from imagination.engine.write import (
@@ -336,7 +336,7 @@ def _source(
         LANGUAGE: config.language,
         EXAMPLES: list(config.examples),
         "difficult": spec.profile.difficult,
-        PRIOR_PROBABILITY: 1 / math.prod(map(len, spec.task.persona_axes.values())),
+        PRIOR_PROBABILITY: prior_probability(spec.task.persona_axes),
         "ended_by": ended_by,
         "outcome": spec.outcome,
         "models": {**unused, **session.models},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from imagination.dialogue import Dialogue, Turn
@@ -72,30 +72,39 @@ def imagine_conversations(
 
 
 def as_data(
-    world: World | None, dialogues: Sequence[Dialogue], sources: Iterable[Mapping[str, Any]]
+    dialogues: Sequence[Dialogue],
+    sources: Iterable[Mapping[str, Any]],
+    about: Callable[[Mapping[str, str]], Mapping[str, Any]],
 ) -> list[Dialogue]:
     """Played dialogues as data: the words alone, and how likely such a human comes.
 
     Only words reach the learner: which act an utterance was stays with the world.
 
     Args:
-        world: That the humans are of; None = of none, so that their probabilities are not known.
         dialogues: As they were played.
         sources: Origin of each.
+        about: Notes on a persona for the source, as those of `about_personas`.
     """
-    prior = {} if world is None else world.population("average")
     made = []
     for dialogue, source in zip(dialogues, sources, strict=True):
         turns = tuple(dataclasses.replace(turn, annotations={}) for turn in dialogue.turns)
-        known = dict(source)
-        if world is not None:
-            persona = world.persona(dialogue.persona)
-            known |= {
-                "difficult": bool(world.is_difficult(persona)),
-                PRIOR_PROBABILITY: prior[persona],
-            }
+        known = {**source, **about(dialogue.persona)}
         made.append(dataclasses.replace(dialogue, turns=turns, source=known))
     return made
+
+
+def about_personas(world: World) -> Callable[[Mapping[str, str]], dict[str, Any]]:
+    """Notes on a world's personas: `difficult`, and the prior probability."""
+    prior = world.population("average")
+
+    def about(values: Mapping[str, str]) -> dict[str, Any]:
+        persona = world.persona(values)
+        return {
+            "difficult": bool(world.is_difficult(persona)),
+            PRIOR_PROBABILITY: prior[persona],
+        }
+
+    return about
 
 
 def _conversations(

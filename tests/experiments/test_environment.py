@@ -4,16 +4,23 @@ import dataclasses
 import itertools
 import types
 
+import pytest
 from imagination_client import TASK, FakeClient, imagine
 
 from experiments.build import build
 from experiments.config import base_config
 from experiments.evaluation import environment
-from experiments.evaluation.environment import Environment, _humans_of_task
+from experiments.evaluation.environment import (
+    Environment,
+    _humans_of_task,
+    about_imagined,
+    humans_like_imagined,
+)
 from experiments.evaluation.prompted import Progress, agent_settings, human_for
 from experiments.run_folder import RunFolder
 from imagination.agents import PromptedHuman
 from imagination.dialogue import write_dialogues
+from imagination.persona_sampling import PRIOR_PROBABILITY, PersonaSampling
 
 
 def test_humans_get_what_the_imagined_ones_got(tmp_path):
@@ -60,6 +67,29 @@ def test_people_of_dialogues_that_were_rejected_are_people_too(tmp_path):
     humans = _humans_of_task(TASK, folder, "average", 18, 7)
     assert all(human.human_memory is not None for human in humans)
     assert [h.persona for h in _humans_of_task(TASK, folder, "difficult", 3, 7)] == [hard] * 3
+
+
+def test_humans_of_a_round_are_drawn_like_those_of_the_data(tmp_path):
+    folder = RunFolder(tmp_path)
+    imagined = imagine(FakeClient(), dialogues=36).dialogues
+    hard = imagined[0].persona
+    marked = [
+        dataclasses.replace(d, source={**d.source, "difficult": d.persona == hard})
+        for d in imagined
+    ]
+    write_dialogues(folder.dialogues, marked)
+
+    def share(sampling: PersonaSampling) -> float:
+        humans = humans_like_imagined(TASK, folder, sampling, 200, 7)
+        assert all(human.human_memory is not None for human in humans)
+        return sum(human.persona == hard for human in humans) / 200
+
+    assert share(PersonaSampling(personas="balanced", difficult_share=0.4)) == pytest.approx(0.4)
+    assert share(PersonaSampling(personas="prior")) == pytest.approx(1 / 18, abs=0.01)
+    about = about_imagined(TASK, folder)
+    for dialogue in marked:
+        fields = ("difficult", PRIOR_PROBABILITY)
+        assert about(dialogue.persona) == {each: dialogue.source[each] for each in fields}
 
 
 def test_humans_and_agents_speak_as_was_imagined(tmp_path):

@@ -19,6 +19,7 @@ from experiments import imagination_rounds, travel
 from experiments.checks import checked
 from experiments.command_line import parse
 from experiments.config import SOURCES, ConfigError
+from experiments.evaluation.environment import Environment, about_imagined
 from experiments.looks import look_of
 from experiments.methods import in_order
 from experiments.report import tables
@@ -33,7 +34,7 @@ from ilql_jax.checkpoint import latest_step, restore_params
 from ilql_jax.methods import MethodError
 from imagination.agents import PromptedHuman
 from imagination.dialogue import json_line, read_dialogues
-from imagination.persona_sampling import PRIOR_PROBABILITY
+from imagination.persona_sampling import PRIOR_PROBABILITY, persona_key
 from imagination.simulation import load_world
 from imagination.speakers import NO_ANSWER, Utterance
 
@@ -367,6 +368,28 @@ def test_calls_and_cost_of_llm_played_humans_are_kept_for_the_report(
     assert held[FIRST.method].calls == calls
     assert held[FIRST.method].cost == (calls * PRICE if price else None)
     assert held[SECOND.method].calls is held[SECOND.method].cost is None
+
+
+def test_rounds_with_llm_played_humans_say_what_the_data_says_of_their_personas(
+    trained, tmp_path, monkeypatch
+):
+    task = load_world("teaching").task
+    people = Environment(task, None, lambda *arguments: pytest.fail("humans of the evaluation"))
+    monkeypatch.setattr(imagination_rounds, "load_environment", lambda *arguments: people)
+    client = ScriptedClient(lambda request: request.schema.placeholder().model_dump())
+    human = PromptedHuman(client, task)
+    monkeypatch.setattr(imagination_rounds.prompted, "human_for", lambda *arguments: human)
+    folder = RunFolder(tmp_path / "copy")
+    shutil.copytree(trained.path, folder.path)
+    folder.imagined(FIRST).unlink()
+    hold(folder, FIRST, "--config.evaluation.human=prompted", "--config.llm.model=m")
+    about = about_imagined(task, folder)
+    held = read_dialogues(folder.imagined(FIRST))
+    for each in held:
+        assert about(each.persona).items() <= each.source.items()
+    known = {persona_key(each.persona) for each in read_dialogues(folder.dialogues)}
+    assert {persona_key(each.persona) for each in held} <= known  # balanced: people of the data
+    TrainingData.load(folder, 512, importance_weights=True, imagined=held)
 
 
 def test_rounds_can_be_added_to_a_run_and_then_hold(trained):
