@@ -88,7 +88,7 @@ def humans_like_imagined(
     Args:
         task: The imagined task.
         folder: Folder of the run.
-        sampling: Whom the data was imagined with.
+        sampling: Distribution of the personas in the data.
         count: Number of humans.
         seed: Another seed gives other humans.
 

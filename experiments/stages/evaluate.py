@@ -1,10 +1,10 @@
 """Stage evaluate: every trained network talks with fresh simulated humans, and is compared.
 
 Per network: each decoding setting of its method is tried on validation episodes, the best one is
-kept and judged on the test episodes of both populations. Episode i of a population is the same
-human for every method and seed. Prompted agents talk with them too, and the humans may be played
-by an LLM (`prompted.py`). `summary.py` compares. Where there is no world (a corpus), `heldout.py`
-judges on dialogues that were set apart instead.
+kept (`decoding_choice.py`) and judged on the test episodes of both populations. Episode i of a
+population is the same human for every method and seed. Prompted agents talk with them too, and the
+humans may be played by an LLM (`prompted.py`). `summary.py` compares. Where there is no world (a
+corpus), `heldout.py` judges on dialogues that were set apart instead.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from experiments.build import Experiment
 from experiments.config import EvaluationConfig
-from experiments.evaluation import heldout, prompted
+from experiments.evaluation import decoding_choice, heldout, prompted
 from experiments.evaluation.comparison import compare_units, read_references
 from experiments.evaluation.diagnosis import Diagnosis, diagnose
 from experiments.evaluation.environment import (
@@ -192,24 +190,23 @@ def evaluate_network(
     environment = load_environment(experiment, folder)
     choices = experiment.method(unit.method).decodings
     agent = load_agent(experiment, folder, unit, choices[0])
-    per_choice = counts.validation_episodes if len(choices) > 1 else 0
     episodes = {population: episodes_of(counts, population) for population in POPULATIONS}
     progress = Progress(report, episodes_with_network(counts, choices), client)
     human = prompted.human_for(experiment, environment, progress)
-    validation: dict[str, float | None] = {}
-    for choice in choices if per_choice else ():
+
+    def judge(choice: DecodingConfig) -> list[float | None]:
         agent.policy.decoding = choice
         progress.begin(f"validation: {choice}")
+        talk = environment, agent, human, "average", counts.validation_episodes
         seed = VALIDATION_SEED + experiment.seed
-        played = play(environment, agent, human, "average", per_choice, seed, progress.advance)
-        rewards = [d.reward for d in played if d.reward is not None]
-        validation[str(choice)] = float(np.mean(rewards)) if rewards else None
-    chosen = max(choices, key=lambda choice: _or_worst(validation.get(str(choice))))
-    agent.policy.decoding = chosen
+        return [dialogue.reward for dialogue in play(*talk, seed, progress.advance)]
+
+    chosen = decoding_choice.choose(choices, judge)
+    agent.policy.decoding = chosen.decoding
     _talk(experiment, folder, unit, environment, agent, human, episodes, progress)
     result = UnitResult(
-        decoding=str(chosen),
-        validation=validation,
+        decoding=str(chosen.decoding),
+        validation=chosen.validation,
         agent=None,
         human=prompted.player_of(human),
         setup_calls=None,
@@ -225,9 +222,8 @@ def episodes_of(config: EvaluationConfig, population: str) -> int:
 
 def episodes_with_network(config: EvaluationConfig, decodings: Sequence[DecodingConfig]) -> int:
     """All conversations with a network: those in which decodings are tried, and the test."""
-    tried = len(decodings) if len(decodings) > 1 else 0
     test = sum(episodes_of(config, population) for population in POPULATIONS)
-    return tried * config.validation_episodes + test
+    return decoding_choice.tried(decodings) * config.validation_episodes + test
 
 
 def episodes_with_prompted(config: EvaluationConfig) -> dict[str, int]:
@@ -235,10 +231,6 @@ def episodes_with_prompted(config: EvaluationConfig) -> dict[str, int]:
     episodes = {population: episodes_of(config, population) for population in POPULATIONS}
     most = config.prompted_episodes
     return {name: min(n, most) if most else n for name, n in episodes.items()}
-
-
-def _or_worst(reward: float | None) -> float:
-    return -math.inf if reward is None else reward
 
 
 def evaluate_prompted_agent(

@@ -53,7 +53,8 @@ def calls_of(forecast):
 def test_conversations_of_rounds_and_of_the_evaluation_are_counted(tmp_path):
     given = experiment(**PLAYED, **ROUNDS)
     rounds, networks = conversation_forecasts(given, RunFolder(tmp_path)).items()
-    held, judged = 2 * 700, 2 * 2 * (len(given.methods[0].decodings) * 10 + 30 + 20)
+    tried = len(given.methods[0].decodings) + 1  # and the policy alone
+    held, judged = 2 * 700, 2 * 2 * (tried * 10 + 30 + 20)
     assert len(given.methods[0].decodings) > 1
     turns = 9  # of the human, where the agent has eight
     assert rounds[0] == "rounds of imagination: 1,400 conversations"
