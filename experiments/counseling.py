@@ -35,6 +35,7 @@ def get_config():
     config.methods = WITH_HINDSIGHT
     config.chat.method = "ilql_hindsight1"
     config.chat.notice = NOTICES["counseling"]
+    config.evaluation.diagnosed_episodes = 20
     return config
 
 

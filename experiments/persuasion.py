@@ -36,6 +36,7 @@ def get_config():
     config.methods = WITH_HINDSIGHT
     config.chat.method = "ilql_hindsight1"
     config.chat.notice = NOTICES["persuasion"]
+    config.evaluation.diagnosed_episodes = 20
     return config
 
 
