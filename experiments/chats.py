@@ -20,7 +20,7 @@ from imagination.speakers import Conversation
 from imagination.task import Task
 
 HUMAN, AGENT, LIMIT, LEFT = ENDS = ("human", "agent", "limit", "left")
-LEAVE = ("/quit", "/exit")
+NEW, LEAVE = "/new", ("/quit", "/exit")
 
 _GOODBYE = re.compile(
     r"(?:(?:ok|okay|well|alright|fine|thanks|thank you|and|so|no) )*"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,14 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 
-from experiments import flags, launch
+from experiments import flags, launch, provenance
 from experiments.config import ConfigError
 from experiments.evaluation.statistics import Interval, bootstrap_mean, pairwise_tests
 from experiments.evaluation.summary import Comparison
 from experiments.files import DAMAGE, read_json_object, write_atomically
 from experiments.looks import Look, look_of
 from experiments.methods import file_digest, is_file
+from experiments.provenance import Session
 from experiments.report import wording
 from experiments.run_folder import RunError
 from ilql_jax import METHODS, Policy, TrainConfig, Trajectory, fit
@@ -166,11 +169,13 @@ class Result:
         method: Name.
         decodings: As chosen, one a training.
         returns: [seeds][episodes], undiscounted.
+        sessions: In which they were trained; of trainings of before that was kept, none.
     """
 
     method: str
     decodings: list[str]
     returns: list[list[float]]
+    sessions: Sequence[Session] = ()
 
 
 def main(
@@ -216,6 +221,7 @@ def run(task: EnvironmentTask, config: EnvironmentConfig, home: Path, console: C
 
     write_atomically(home / f"{task.name}.png", style.to_png(draw(found)))
     console.print(table(found))
+    console.print(made_with(found), style="dim", markup=False, highlight=False)
     console.print(f"{home / task.name}.md, .json and .png have it, too.", highlight=False)
 
 
@@ -266,17 +272,21 @@ def _result(
     home: Path,
     console: Console,
 ) -> Result:
-    name, decodings, returns = method.name, [], []
+    name, decodings, returns, sessions = method.name, [], [], []
     for seed in range(config.seeds):
         path = home / f"{name}-seed{seed}.json"
         found = _read(path, config.test_episodes)
         if found is None:
             console.print(f"{method.title}, training {seed + 1} of {config.seeds}")
+            start = time.monotonic()
             found = _trained(task, config, method, data, seed, home / f"{name}-seed{seed}")
+            made = provenance.session(name, sys.argv, time.monotonic() - start)
+            found["session"] = dataclasses.asdict(made)
             write_atomically(path, json.dumps(found))
         decodings.append(found["decoding"])
         returns.append(found["returns"])
-    return Result(name, decodings, returns)
+        sessions.append(provenance.from_json(found.get("session")))
+    return Result(name, decodings, returns, [each for each in sessions if each is not None])
 
 
 def _read(path: Path, episodes: int) -> dict[str, Any] | None:
@@ -284,7 +294,8 @@ def _read(path: Path, episodes: int) -> dict[str, Any] | None:
     try:
         found = read_json_object(path)
         if len(found["returns"]) == episodes and np.isfinite(found["returns"]).all():
-            return {"decoding": str(found["decoding"]), "returns": list(found["returns"])}
+            kept = {"returns": list(found["returns"]), "session": found.get("session")}
+            return {"decoding": str(found["decoding"]), **kept}
     except (FileNotFoundError, *DAMAGE):
         pass
     return None
@@ -351,7 +362,7 @@ def summary(
     seed: int,
     methods: Mapping[str, Method] = METHODS,
 ) -> dict[str, Any]:
-    """Scores with intervals over trainings and episodes, references, and tests of all pairs.
+    """Scores with intervals over trainings and episodes, references, tests of all pairs, sessions.
 
     Args:
         task: Environment that was played.
@@ -376,6 +387,7 @@ def summary(
             for each in results
         },
         "tests": pairwise_tests(scores, seed),
+        "sessions": [dataclasses.asdict(made) for each in results for made in each.sessions],
     }
 
 
@@ -414,18 +426,30 @@ def markdown(found: Mapping[str, Any]) -> str:
     """The results as a page."""
     lines = [f"| {' | '.join(_COLUMNS)} |", "| --- | ---: | ---: | --- |"]
     lines += [f"| {' | '.join(row)} |" for row in _rows(found)]
-    return "\n".join([*lines, "", _tests(found), ""])
+    return "\n".join([*lines, "", _tests(found), "", made_with(found)])
+
+
+def made_with(found: Mapping[str, Any]) -> str:
+    """Command, code, versions, machine and dates of the trainings."""
+    return provenance.made_with([Session(**each) for each in found["sessions"]])
 
 
 def _tests(found: Mapping[str, Any]) -> str:
-    """The best method against each of the others."""
+    """The best method against each of the others, and over what intervals and p generalise."""
     methods = found["methods"]
     best = max(methods, key=lambda name: methods[name]["score"][0])
     tests = [Comparison(**each) for each in found["tests"]]
     said = wording.describe_method(best, tests, {n: m["look"]["title"] for n, m in methods.items()})
-    return said and (
-        f"{said} Differences are in normalized score; p_holm speaks of other episodes, with the "
-        "agents as trained."
+    if said:
+        said += (
+            " Differences are in normalized score; p_holm speaks of other episodes, with the "
+            "agents as trained. "
+        )
+    if min(len(each["trainings"]) for each in methods.values()) > 1:
+        return f"{said}Intervals cover other trainings and other episodes."
+    return (
+        f"{said}With one training of each, intervals cover other episodes alone, and nothing is "
+        "said of new trainings."
     )
 
 

@@ -1,7 +1,8 @@
 """`Session`: the command, code, versions and machine that made a stage of a run; for the report.
 
-Each stage that did something adds a line to `sessions.jsonl`; nothing there shapes a result. Of
-paths outside of this repository only the last part is kept, and no name of a user or of a host.
+Each stage that did something adds a line to `sessions.jsonl`; trainings in an environment keep
+theirs with their returns. Nothing there shapes a result. Of paths outside of this repository only
+the last part is kept, and no name of a user or of a host.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from imagination.llm.secrets import without_secrets
 
@@ -31,7 +33,7 @@ class Session:
     """One stage of a run, as it was made.
 
     Attributes:
-        stage: Its name.
+        stage: Its name; of a training in an environment, its method.
         command: Command line.
         commit: Commit of the code, or its version where there is no repository.
         versions: Versions of Python and the libraries.
@@ -75,15 +77,22 @@ def read_sessions(path: Path) -> list[Session]:
     if not path.exists():
         return []
     sessions = []
-    names = {field.name for field in dataclasses.fields(Session)}
     for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
-            found = json.loads(line)
-            known = {name: str(found[name]) for name in names}
-            sessions.append(Session(**{**known, "seconds": float(found["seconds"])}))
-        except (ValueError, TypeError, KeyError, RecursionError):
+            sessions.append(from_json(json.loads(line)))
+        except (ValueError, RecursionError):
             continue
-    return sessions
+    return [each for each in sessions if each is not None]
+
+
+def from_json(found: Any) -> Session | None:
+    """The session that an object of JSON holds; None where it holds none."""
+    names = [field.name for field in dataclasses.fields(Session)]
+    try:
+        known = {name: str(found[name]) for name in names}
+        return Session(**{**known, "seconds": float(found["seconds"])})
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def together(sessions: Sequence[Session]) -> list[tuple[Session, str, str]]:
@@ -105,6 +114,16 @@ def together(sessions: Sequence[Session]) -> list[tuple[Session, str, str]]:
         stages = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in seconds.items())
         shown.append((group[0], dates, stages))
     return shown
+
+
+def made_with(sessions: Sequence[Session]) -> str:
+    """Sessions as Markdown that can be read in a terminal, too; "" where there are none."""
+    said = [
+        f"- `{first.command}` with commit {first.commit}, {first.versions}; {first.machine}; "
+        f"{dates}; {stages}"
+        for first, dates, stages in together(sessions)
+    ]
+    return "\n".join(["Made with:", "", *said, ""]) if said else ""
 
 
 def command(arguments: Sequence[str]) -> str:

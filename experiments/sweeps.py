@@ -27,16 +27,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from experiments import flags, launch, variants
+from experiments import flags, launch, provenance, variants
 from experiments.config import ConfigError
 from experiments.files import write_atomically
 from experiments.methods import entry_name
+from experiments.provenance import Session
 from experiments.variants import Sweep, Variant
 from ilql_jax.methods import METHODS
 from ilql_jax.settings import SettingError, Settings, setting
@@ -412,11 +413,20 @@ def _run(arguments: list[str], console: Console) -> None:
     result = variants.run(sweep, home, console)
     result.write(home / f"{sweep.name}.json")
     tables = variants.tables(result)
-    write_atomically(home / f"{sweep.name}.md", "\n\n".join(map(to_markdown, tables)) + "\n")
+    made_with = provenance.made_with(_under_one_command(result.sessions, arguments))
+    page = "\n\n".join([*map(to_markdown, tables), made_with])
+    write_atomically(home / f"{sweep.name}.md", f"{page.rstrip()}\n")
     write_atomically(home / f"{sweep.name}.png", style.to_png(variants.draw(result)))
     for table in tables:
         print_table(console, table)
+    console.print(f"\n{made_with}", style="dim", markup=False, highlight=False)
     console.print(f"{home / sweep.name}.md, .json and .png have it, too.", highlight=False)
+
+
+def _under_one_command(sessions: Sequence[Session], arguments: Sequence[str]) -> list[Session]:
+    """The runs' sessions with the sweep's command; each run's own stands in its report."""
+    command = provenance.command(arguments)
+    return [dataclasses.replace(each, command=command) for each in sessions]
 
 
 if __name__ == "__main__":

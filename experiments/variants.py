@@ -27,6 +27,7 @@ from experiments.evaluation.summary import STAGE, Bounds, Evaluation, Population
 from experiments.files import write_atomically
 from experiments.interrupts import TERMINATED, Stop, not_passed_on
 from experiments.looks import Look
+from experiments.provenance import Session, read_sessions
 from experiments.report import tables as tables_of_runs
 from experiments.report import wording
 from experiments.report.tables import Cell, ResultTable
@@ -35,7 +36,7 @@ from experiments.stamps import stamp_file
 from imagination.dialogue import read_dialogues
 from imagination.simulation import POPULATIONS
 
-SWEEP_SCHEMA = 2
+SWEEP_SCHEMA = 3
 _OF_EVALUATION = ("decoding.", "evaluation.")  # settings that no training depends on
 _OF_RESULTS = shutil.ignore_patterns("results*", "*.results")  # in the folder of metrics
 
@@ -167,6 +168,7 @@ class SweepResult:
         is_logarithmic: True where steps along the axis are factors.
         between_methods: Kind of the comparison, as in `Sweep`.
         population: Name -> rows, in the order of the variants, an experiment after the other.
+        sessions: Those of the variants' runs, up to their evaluation.
     """
 
     name: str
@@ -175,6 +177,7 @@ class SweepResult:
     is_logarithmic: bool
     between_methods: bool
     population: Mapping[str, tuple[Row, ...]]
+    sessions: tuple[Session, ...] = ()
     schema: int = SWEEP_SCHEMA
 
     def write(self, path: Path) -> None:
@@ -316,7 +319,13 @@ def compared(sweep: Sweep, folders: Mapping[str, Path]) -> SweepResult:
         sweep.is_logarithmic,
         sweep.between_methods,
         population,
+        tuple(each for run in runs.values() for each in _sessions(run)),
     )
+
+
+def _sessions(run: RunFolder) -> list[Session]:
+    """Sessions of all that its scores depend on."""
+    return [each for each in read_sessions(run.sessions) if each.stage != "report"]
 
 
 def _compared(
@@ -404,21 +413,27 @@ def _corrected(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 def tables(result: SweepResult) -> list[ResultTable]:
     """A table for each population, in the order of the variants."""
-    headers = (result.axis or "variant", "method", wording.NORMALIZED, "difference", "p")
-    return [
-        ResultTable(
-            name,
-            f"{result.question} {name.capitalize()} population",
-            headers,
-            tuple(_line(row) for row in rows),
-            (_about_tests(rows, result.between_methods),),
+    made = []
+    for name, rows in result.population.items():
+        p = "p_training_holm" if _trainings(rows) > 1 else "p_holm"
+        made.append(
+            ResultTable(
+                name,
+                f"{result.question} {name.capitalize()} population",
+                (result.axis or "variant", "method", wording.NORMALIZED, "difference", p),
+                tuple(_line(row, getattr(row, p)) for row in rows),
+                (_about_tests(rows, result.between_methods),),
+            )
         )
-        for name, rows in result.population.items()
-    ]
+    return made
 
 
-def _line(row: Row) -> tables_of_runs.Row:
-    p = row.p_holm if row.p_training_holm is None else row.p_training_holm
+def _trainings(rows: Sequence[Row]) -> int:
+    """Number of trainings that each row has at least."""
+    return min(row.trainings for row in rows)
+
+
+def _line(row: Row, p: float | None) -> tables_of_runs.Row:
     difference = "" if row.difference is None else f"{row.difference:+.2f}"
     cells = (
         Cell(row.variant),
@@ -431,23 +446,28 @@ def _line(row: Row) -> tables_of_runs.Row:
 
 
 def _about_tests(rows: Sequence[Row], between_methods: bool) -> str:
-    trainings = max(row.trainings for row in rows)
-    told = f"{trainings} training{'s' * (trainings > 1)} of each."
+    """Says what differences are from, and over what intervals and p generalise."""
+    trainings = _trainings(rows)
+    told = [f"{trainings} training{'s' * (trainings > 1)} of each."]
     untested = [row for row in rows if row.p is None]
-    if len(untested) == len(rows):
-        return told
-    if between_methods:
+    is_tested = len(untested) < len(rows)
+    if is_tested and between_methods:
         mains = [f"{row.look.title} ({row.variant})" for row in untested]
-        told += f" Differences are from the main method of each world: {', '.join(mains)}"
-    else:
-        told += f" Differences are from {rows[0].variant}"
-        told += " with the same method" if len({row.method for row in untested}) > 1 else ""
+        told.append(f"Differences are from the main method of each world: {', '.join(mains)}.")
+    elif is_tested:
+        same = " with the same method" if len({row.method for row in untested}) > 1 else ""
+        told.append(f"Differences are from {rows[0].variant}{same}.")
     if trainings > 1:
-        return f"{told}; p, after Holm's correction, says whether they would last in new trainings."
-    return (
-        f"{told}. With one training of each, intervals and p (after Holm's correction) speak of "
-        "other humans, not of new trainings."
-    )
+        told.append("Intervals cover other trainings and other humans.")
+        p = "p_training_holm (after Holm's correction): would a difference last in new trainings?"
+        told += [p] * is_tested
+    else:
+        values = "Intervals and p_holm (after Holm's correction)" if is_tested else "Intervals"
+        told.append(
+            f"{values} cover other humans, with the agents as trained; one training of each "
+            "says nothing of new trainings."
+        )
+    return " ".join(told)
 
 
 def draw(result: SweepResult):

@@ -18,6 +18,7 @@ from experiments.chats import (
     LEAVE,
     LEFT,
     LIMIT,
+    NEW,
     as_dialogue,
     ask_rating,
     is_goodbye,
@@ -37,8 +38,8 @@ from imagination.speakers import FAILURE, Agent, Conversation, Utterance
 from imagination.task import Task
 
 HELP = (
-    "/values shows or hides the values, /rate ends the conversation and asks for its rating, /new "
-    "starts again, /quit ends without a rating."
+    "/values shows or hides the values. /rate, /new and /quit end the conversation and ask for its "
+    "rating; /new begins another."
 )
 _EXAMPLES = 3
 _TRIES = 4  # to stay with the topic
@@ -120,16 +121,19 @@ class Chat:
 
     def talk(self) -> None:
         """Talks until the person, the agent or the limit ends it; keeps it however it ends."""
+        while self._converse() == NEW:
+            pass
+
+    def _converse(self) -> str | None:
+        """Holds one conversation, and keeps it; returns the person's last line."""
         conversation, ended_by = self._begin(), ""
         try:
             while not ended_by:
                 text = read_line(self.console, "you")
-                if text is None or text in LEAVE:
-                    return
-                if text == "/new":
-                    before, conversation = conversation, None
-                    self._keep(before, LEFT)
-                    conversation = self._begin()
+                if text is None:
+                    return None
+                if text in (NEW, *LEAVE):
+                    ended_by = LEFT
                 elif text == "/rate" and not _has_begun(conversation):
                     self._print("Nothing was answered yet, so there is nothing to rate.", "yellow")
                 elif text == "/rate":
@@ -145,6 +149,7 @@ class Chat:
                 conversation.reward = ask_rating(self.task, self.console)
         finally:
             self._keep(conversation, ended_by or LEFT)
+        return text
 
     def _begin(self) -> Conversation:
         conversation = Conversation("chat", {}, secrets.randbits(32), system=self.system)
@@ -157,7 +162,11 @@ class Chat:
     def _exchange(self, conversation: Conversation, text: str) -> str:
         """Says something to the agent; returns who ended the conversation, "" if nobody did."""
         conversation.turns.append(Turn("human", text))
-        if is_goodbye(text) or self._is_over(conversation):
+        if is_goodbye(text):
+            return HUMAN
+        is_understood = self._tell_what_is_understood(conversation, text)
+        if self._is_over(conversation):
+            self._print("With these words the conversation is over.", "dim")
             return HUMAN
         if not self._answer(conversation):
             return ""
@@ -167,7 +176,8 @@ class Chat:
         if sum(turn.speaker == "agent" for turn in conversation.turns) >= self.task.max_turns:
             self._print(f"The {self.task.agent_role} has spoken its last turn.", "dim")
             return LIMIT
-        self._note_what_was_heard(conversation, text)
+        if not is_understood:
+            self._print(_for_instance(self._examples(conversation)), "yellow")
         return ""
 
     def _answer(self, conversation: Conversation) -> bool:
@@ -182,6 +192,8 @@ class Chat:
             return False
         conversation.turns.append(Turn("agent", utterance.text, annotations=notes))
         self.console.print(f"[bold green]agent:[/] {_safe(utterance.text)}")
+        if self._leaves_topic(conversation, utterance.text):
+            self._print(f"The {self.task.agent_role} has left the topic that you named.", "yellow")
         if self.show_values:
             self._print_values(notes)
         return True
@@ -189,28 +201,33 @@ class Chat:
     def _on_topic(self, conversation: Conversation) -> Utterance:
         """The answer; said anew where it names another topic than the person did."""
         [utterance] = self.agent.respond([conversation])
-        if self.world is None:
-            return utterance
-        slots = following.follow(self.world, conversation.turns).slots
         for number in range(1, _TRIES):
-            if not following.leaves_topic(self.world, utterance.text, slots):
+            if not self._leaves_topic(conversation, utterance.text):
                 break
             again = dataclasses.replace(conversation, seed=conversation.seed + number)
             [utterance] = self.agent.respond([again])
         return utterance
 
-    def _note_what_was_heard(self, conversation: Conversation, text: str) -> None:
-        """Tells where a world's agent can have understood nothing, or knows no such topic."""
+    def _leaves_topic(self, conversation: Conversation, text: str) -> bool:
+        """True where an answer names another topic than the person of a world did."""
         if self.world is None:
-            return
-        if not following.is_heard(self.world, text):
-            examples = _for_instance(self._examples(conversation))
-            self._print(f"Not understood: {shown(text)!r}. {examples}", "yellow")
+            return False
+        slots = following.follow(self.world, conversation.turns).slots
+        return following.leaves_topic(self.world, text, slots)
+
+    def _tell_what_is_understood(self, conversation: Conversation, text: str) -> bool:
+        """Tells what a world makes of the person's last words; False where it is nothing."""
+        if self.world is None:
+            return True
+        heard = following.heard(self.world, text)
+        if not heard:
+            role = self.task.human_role
+            self._print(f"Not understood: no {role} says such a thing here.", "yellow")
         elif missing := self._topics_missed(conversation, text):
             self._print(f"No {' or '.join(missing)} that it knows was named.", "yellow")
-        elif self.show_values:
-            reply = following.reply_among(self.world, text, self.world.replies)
-            self._print(f"  understood as {reply}", "dim")
+        else:
+            self._print(f"  understood as {', '.join(heard)}", "dim")
+        return bool(heard)
 
     def _topics_missed(self, conversation: Conversation, text: str) -> list[str]:
         """Slots that these words should have named, and no words before them did."""

@@ -77,9 +77,11 @@ def reply_among(world: World, text: str, possible: Collection[Reply]) -> Reply |
     return max(near, key=scores.__getitem__, default=None)
 
 
-def is_heard(world: World, text: str) -> bool:
-    """True where a person's words come near to any reply of the world, or name its topics."""
-    return bool(world.find_slots(text)) or reply_among(world, text, world.replies) is not None
+def heard(world: World, text: str) -> list[str]:
+    """Reply that a person's words come closest to, and topics that they name; [] if neither."""
+    reply = reply_among(world, text, world.replies)
+    replies = [] if reply is None else [reply.replace("_", " ")]
+    return [*replies, *world.find_slots(text).values()]
 
 
 def example_sentences(world: World, memory: Memory, count: int, seed: int) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import in_environment, maze
+from experiments import in_environment, maze, provenance
 from experiments.in_environment import EnvironmentConfig
 from experiments.run_folder import RunError
 from ilql_jax.methods import METHODS, MethodError
@@ -98,8 +98,31 @@ def test_it_ends_with_table_figure_and_results(finished):
         "| filtered BC |" in page
         and "| one step by exact values |" in page
         and "p_holm speaks of other episodes" in page
+        and "one training of each, intervals cover other episodes alone, and nothing is" in page
     )
     assert (finished / "maze.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_it_ends_with_what_made_it(finished, tmp_path):
+    home = tmp_path / "maze"
+    shutil.copytree(finished, home)
+    made = json.loads((home / "maze.json").read_text())["sessions"]
+    assert [each["stage"] for each in made] == ["bc", "fbc"]
+    page = (home / "maze.md").read_text()
+    said = page.partition("Made with:\n\n- `python ")[2]
+    assert f"` with commit {provenance.commit()}, Python 3" in said and "; bc " in said
+    # Trainings of before this was kept stay as they are, and so do later ones.
+    kept = json.loads((home / "bc-seed0.json").read_text())
+    del kept["session"]
+    (home / "bc-seed0.json").write_text(json.dumps(kept))
+    in_environment.run(SHORT, TINY, home, Console(quiet=True))
+    found = json.loads((home / "maze.json").read_text())
+    assert (
+        found["sessions"] == made[1:] and json.loads((home / "bc-seed0.json").read_text()) == kept
+    )
+    assert (
+        page.partition("Made with")[0] == (home / "maze.md").read_text().partition("Made with")[0]
+    )
 
 
 def compared(gains: dict[str, float], walks: int = 20):
@@ -118,6 +141,7 @@ def test_tests_are_over_trainings_too_where_there_are_several():
     assert said.index("| ILQL |") < said.index("| BC |")
     assert "ILQL is above BC by 0.21 (p_holm < 0.001)." in said
     assert "Over training runs ILQL differs from BC (p_training_holm < 0.001)." in said
+    assert "Intervals cover other trainings and other episodes." in said
 
 
 def test_nothing_is_above_another_that_tests_do_not_tell_apart():

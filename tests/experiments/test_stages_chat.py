@@ -122,8 +122,8 @@ def test_a_described_task_shows_what_people_said_to_it(tmp_path: Path):
 
 def test_words_that_a_world_does_not_understand_are_told_with_some_that_it_does(tmp_path: Path):
     said = chat(tmp_path, Scripted(ASKS, EXPLAINS), HELLO, "banana xyzzy the of of").shown
-    told = said.partition("Not understood: 'banana xyzzy the of of'. Say, for instance: ")[2]
-    sentences = told.partition(" Kept in")[0].split(" / ")
+    told = f"Not understood: no student says such a thing here. agent: {EXPLAINS} Say, for instance"
+    sentences = said.partition(f"{told}: ")[2].partition(" Kept in")[0].split(" / ")
     world = load_world("teaching")
     assert len(sentences) == 3 and all(world.hear(each) for each in sentences)
     assert "Not understood" not in chat(tmp_path, Scripted(ASKS), HELLO, "I like examples").shown
@@ -134,9 +134,27 @@ def test_a_topic_that_it_does_not_know_is_told(tmp_path: Path):
     assert said.count("No topic that it knows was named.") == 1
 
 
-def test_values_come_with_what_was_understood(tmp_path: Path):
-    said = chat(tmp_path, Scripted(ASKS), "/values", HELLO, "I like examples").shown
-    assert "no values: it learned none" in said and "understood as likes_example" in said
+def test_it_says_what_it_understands(tmp_path: Path):
+    said = chat(tmp_path, Scripted(ASKS), HELLO, "I like examples", "gravity").shown
+    assert f"{HELLO} understood as asks, recursion agent: {ASKS}" in said
+    assert "understood as likes example" in said and "understood as gravity" in said
+
+
+@pytest.mark.parametrize("answer", [SAYS_GOODBYE, CHECKS], ids=["the agent ends it", "the limit"])
+def test_what_is_not_understood_is_told_in_the_last_exchange_too(tmp_path: Path, answer: str):
+    lines = [HELLO, *["I prefer examples."] * 6, "banana xyzzy"]
+    person = chat(tmp_path, Scripted(ASKS, *[EXPLAINS] * 6, answer), *lines, "0.5")
+    said = person.shown
+    assert person.kept[0].source["ended_by"] == ("agent" if answer == SAYS_GOODBYE else "limit")
+    assert f"Not understood: no student says such a thing here. agent: {answer} The tutor" in said
+    assert said.count("Say, for instance") == 1  # at the beginning
+
+
+def test_values_are_shown_on_demand(tmp_path: Path):
+    told = "no values: it learned none"
+    lines = (HELLO, "/values", "I like examples", "/values", "Hm")
+    said = chat(tmp_path, Scripted(ASKS), *lines).shown
+    assert said.count(told) == 1 and "values shown" in said and "values hidden" in said
 
 
 def test_it_keeps_to_the_topic_that_was_named(tmp_path: Path):
@@ -144,7 +162,10 @@ def test_it_keeps_to_the_topic_that_was_named(tmp_path: Path):
     agent = Scripted(by_seed=lambda seed: other if seed < 9 else same)
     assert [t.text for t in chat(tmp_path, agent, HELLO).kept[0].turns][1:] == [same]
     never = Scripted(by_seed=lambda seed: other)
-    assert chat(tmp_path, never, HELLO).kept[1].turns[1].text == other  # and it ends
+    person = chat(tmp_path, never, HELLO)
+    assert person.kept[1].turns[1].text == other
+    assert f"{other} The tutor has left the topic that you named." in person.shown
+    assert "has left the topic" not in chat(tmp_path, never, "Hi").shown  # none was named
 
 
 @pytest.mark.parametrize("words", ["bye", "Thanks, bye!", "/rate", "OK, see you later."])
@@ -203,15 +224,34 @@ def test_words_with_which_the_worlds_human_would_go_end_it(tmp_path: Path):
     lines = [HELLO, "I prefer examples, please.", *["Again? We had that already."] * 3]
     person = chat(tmp_path, Scripted(ASKS), *lines, "Enough, I will learn it elsewhere.", "0")
     assert person.kept[0].source["ended_by"] == "human" and person.kept[0].reward == 0.0
+    assert "understood as leaves With these words the conversation is over." in person.shown
 
 
-@pytest.mark.parametrize("stop", [EOFError(), KeyboardInterrupt(), "/quit", "/exit"])
-@pytest.mark.parametrize("before", [[], ["bye"]], ids=["talking", "rating"])
-def test_a_chat_that_is_left_is_kept_without_a_rating(tmp_path: Path, stop, before: list[str]):
+@pytest.mark.parametrize("stop", [EOFError(), KeyboardInterrupt()])
+@pytest.mark.parametrize("before", [[], ["bye"], ["/quit"]], ids=["talking", "rating", "leaving"])
+def test_a_chat_that_is_stopped_is_kept_without_a_rating(tmp_path: Path, stop, before: list[str]):
     person = chat(tmp_path, Scripted(ASKS), HELLO, *before, stop)
     [dialogue] = person.kept
     assert dialogue.reward is None and "Kept in" in person.shown
-    assert dialogue.source["ended_by"] == ("human" if before else "left")
+    assert dialogue.source["ended_by"] == ("human" if before == ["bye"] else "left")
+    assert person.shown.count("How good was this conversation") == len(before)
+
+
+@pytest.mark.parametrize("word", ["/quit", "/exit", "/new"])
+@pytest.mark.parametrize(("typed", "rating"), [("0.5", 0.5), ("", None)])
+def test_whoever_leaves_or_begins_another_is_asked_for_a_rating(
+    tmp_path: Path, word: str, typed: str, rating: float | None
+):
+    person = chat(tmp_path, Scripted(ASKS), HELLO, word, typed)
+    [dialogue] = person.kept
+    assert (dialogue.reward, dialogue.source["ended_by"], dialogue.terminal) == (
+        rating,
+        "left",
+        False,
+    )
+    assert person.shown.count("A new conversation.") == (2 if word == "/new" else 1)
+    nothing_said = chat(tmp_path, Scripted(ASKS), word)
+    assert "How good was" not in nothing_said.shown and len(nothing_said.kept) == 1
 
 
 def test_a_chat_that_is_ended_from_outside_is_kept(tmp_path: Path, monkeypatch):
@@ -222,7 +262,7 @@ def test_a_chat_that_is_ended_from_outside_is_kept(tmp_path: Path, monkeypatch):
 
 
 def test_each_conversation_is_kept_and_none_in_which_nothing_was_said(tmp_path: Path):
-    lines = ["/new", HELLO, "/new", "/nonsense", HELLO, "bye", "0.5"]
+    lines = ["/new", HELLO, "/new", "", "/nonsense", HELLO, "bye", "0.5"]
     person = chat(tmp_path, Scripted(ASKS), *lines)
     assert [d.source["ended_by"] for d in person.kept] == ["left", "human"]
     assert [d.reward for d in person.kept] == [None, 0.5]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import io
 import itertools
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from experiments import sweeps, variants
+from experiments import looks, sweeps, variants
 from experiments.checks import checked
 from experiments.command_line import parse
 from experiments.config import ConfigError
+from experiments.provenance import Session
+from experiments.variants import Row, SweepResult
 from ilql_jax.methods import METHODS
 from ilql_jax.settings import SettingError
 
@@ -98,6 +101,23 @@ def test_a_small_sweep_keeps_what_its_variants_set():
     assert [w for w in words if "imagination.dialogues" in w] == [
         "--config.imagination.dialogues=1000"
     ]
+
+
+def test_a_sweep_ends_with_its_figures_and_what_made_them(tmp_path: Path, monkeypatch):
+    made = Session("train", "python x.py", "0123abcd", "jax 1", "2 cores", "2026-11-28", 60.0)
+    look = looks.look_of("bc", METHODS)
+    rows = tuple(Row(each, "bc", look, None, 1, 0.5, (0.4, 0.6)) for each in ("one", "two"))
+    found = SweepResult("gain", "?", "", False, False, {"average": rows}, (made,))
+    monkeypatch.setattr(variants, "run", lambda *_: found)
+    console = Console(file=io.StringIO(), width=300)
+    sweeps._run(["experiments/sweeps.py", "--sweep=gain", f"--workdir={tmp_path}"], console)
+    page = (tmp_path / "gain.md").read_text()
+    line = "`python experiments/sweeps.py --sweep=gain --workdir=.../"
+    assert f"\n\nMade with:\n\n- {line}" in page and line in console.file.getvalue()
+    assert page.endswith(" with commit 0123abcd, jax 1; 2 cores; 2026-11-28; train 60 s\n")
+    assert str(tmp_path) not in page
+    assert SweepResult.read(tmp_path / "gain.json").sessions == (made,)
+    assert (tmp_path / "gain.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_settings_of_runs_are_refused_and_a_sweep_must_be_named(capsys):

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from experiments import variants
 from experiments.evaluation.summary import Evaluation
+from experiments.provenance import Session, record
 from experiments.report.figures import style
 from experiments.report.tables import print_table, to_markdown
 from experiments.run_folder import RunError, RunFolder, Unit
@@ -49,6 +50,9 @@ LOW, HIGH = ([[base + 0.1 * (i % 3) + 0.02 * seed for i in range(30)] for seed i
              for base in (2.0, 3.0))  # fmt: skip
 
 
+MADE = Session("train", "python x.py", "0123abcd", "jax 1", "2 cores", "2026-11-28 12:00 UTC", 60.0)
+
+
 @pytest.fixture
 def result(tmp_path: Path) -> SweepResult:
     sweep = Sweep(
@@ -62,6 +66,8 @@ def result(tmp_path: Path) -> SweepResult:
     )
     finished_run(tmp_path / "whole", {"ilql": HIGH, "fbc": LOW})
     finished_run(tmp_path / "less", {"ilql": LOW, "fbc": LOW})
+    for stage in ("train", "report"):
+        record(tmp_path / "less" / "sessions.jsonl", dataclasses.replace(MADE, stage=stage))
     finished_run(tmp_path / "plain", {"bc": LOW})
     folders = {each.label: tmp_path / each.folder_name for each in sweep.variants}
     return variants.compared(sweep, folders)
@@ -128,7 +134,7 @@ def test_methods_are_named_with_their_world(tmp_path: Path):
     said = to_markdown(variants.tables(found)[0])
     assert (
         "Differences are from the main method of each world: ILQL (teaching), ILQL + 1 round of "
-        "hindsight (persuasion); p, after" in said
+        "hindsight (persuasion). Intervals" in said
     )
     labels = [each.get_text() for each in variants.draw(found).axes[0].get_yticklabels()]
     assert labels[1:3] == ["teaching: ILQL", "teaching by token: ILQL"]
@@ -138,16 +144,36 @@ def test_methods_are_named_with_their_world(tmp_path: Path):
 def test_it_is_written_and_shown(result, tmp_path: Path):
     result.write(tmp_path / "parts.json")
     assert SweepResult.read(tmp_path / "parts.json") == result
+    assert result.sessions == (MADE,)  # a report is no part of it
     average, difficult = variants.tables(result)
     page = to_markdown(average)
     assert "| less | ILQL |" in page and "| -0.36 | < 0.001 |" in page
-    assert "Differences are from whole with the same method; p, after Holm's" in page
+    assert "| normalized score | difference | p_training_holm |" in page
+    assert (
+        "3 trainings of each. Differences are from whole with the same method. Intervals cover "
+        "other trainings and other humans. p_training_holm (after Holm's correction): would a "
+        "difference last in new trainings?" in page
+    )
     console = Console(width=100, record=True)
     print_table(console, difficult)
     shown = console.export_text()
     assert "What do the parts do? Difficult population" in shown
     assert max(map(len, shown.splitlines())) <= 100
     assert style.to_png(variants.draw(result))[1:4] == b"PNG"
+
+
+def test_of_one_training_nothing_is_said_over_trainings(result):
+    rows = [dataclasses.replace(r, trainings=1, p_training_holm=None)
+            for r in result.population["average"]]  # fmt: skip
+    tested, untested = (
+        to_markdown(variants.tables(dataclasses.replace(result, population={"average": each}))[0])
+        for each in (rows, rows[:1])
+    )
+    assert "| difference | p_holm |" in tested and "trainings?" not in tested
+    assert "Intervals and p_holm (after Holm's correction) cover other humans" in tested
+    for page in (tested, untested):
+        assert "one training of each says nothing of new trainings." in page
+    assert "Intervals cover other humans" in untested
 
 
 def test_places_on_an_axis_are_drawn_as_curves(result):
@@ -304,6 +330,8 @@ def test_what_is_trained_alike_is_trained_once_and_a_finished_sweep_does_nothing
     assert decodings == ["greedy", "sampled"]
     assert [row.variant for row in found.population["difficult"]] == ["greedy", "sampled"]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("dialogues.jsonl")}
-    assert variants.run(sweep, tmp_path, Console(quiet=True), execute) == found
+    again = variants.run(sweep, tmp_path, Console(quiet=True), execute)
+    assert again.population == found.population
+    assert {each.stage for each in found.sessions} >= {"imagine", "train", "evaluate"}
     assert len(outputs) == 4 and not any("Training" in each for each in outputs[2:])
     assert before == {path: path.stat().st_mtime_ns for path in before}

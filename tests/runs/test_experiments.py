@@ -119,7 +119,8 @@ def test_other_settings_in_a_used_folder_are_an_error_that_names_them(finished: 
 
 
 def test_chat_answers_and_shows_values(finished: Path):
-    words = "/values\nHi, can you explain recursion?\n/new\n/nonsense\n<agent> hello <end>\n/quit\n"
+    hello = "Hi, can you explain recursion?"
+    words = f"/values\n{hello}\n/new\n0.5\n/nonsense\n<agent> hello <end>\n/quit\n\n"
     result = launch(f"--workdir={finished}", "--stage=chat", text=words)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("agent:") == 2
@@ -131,7 +132,7 @@ def test_a_chat_ends_with_a_rating_and_is_kept(finished: Path):
     words = "Hi, can you explain recursion?\nbanana xyzzy\nThanks, bye!\n0.8\nnot read any more\n"
     result = launch(f"--workdir={finished}", "--stage=chat", text=words)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "Not understood: 'banana xyzzy'" in result.stdout
+    assert "Not understood: no student says such a thing" in result.stdout
     dialogue = read_dialogues(finished / "chats.jsonl")[-1]
     assert (dialogue.reward, dialogue.source["ended_by"]) == (0.8, "human")
     assert (dialogue.task, dialogue.source["agent"]) == ("teaching", "ilql-seed0")

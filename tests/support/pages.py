@@ -103,8 +103,9 @@ def _whole_lines(text: str) -> Iterator[str]:
 
 
 def links(page: Path) -> list[str]:
-    """Targets of a page's links within the repository."""
+    """Targets of a page's links and pictures within the repository."""
     targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    targets += re.findall(r"\bsrc(?:set)?=\"([^\"]+)\"", prose(page))
     return [target for target in targets if not target.startswith(("http://", "https://"))]
 
 
