@@ -8,9 +8,10 @@ import pydantic
 import pytest
 from llm_questions import answer, ask_all, chat_config, config, request, requests
 from messages_server import MessagesServer
+from prompted_llm import PERSONA, TASK
 
 from imagination.engine.critique import Verdicts
-from imagination.engine.personas import Profiles
+from imagination.engine.personas import Profiles, profile_request
 from imagination.engine.task_from_prompt import derive_request
 from imagination.hindsight.forward_model import PeopleAnswer
 from imagination.llm import Answer, Client, LLMConfig, LLMError
@@ -334,8 +335,27 @@ def test_texts_end_somewhere_and_the_official_services_get_what_they_take():
         assert "prefixItems" not in json.dumps(schema_of(schema, **OFFICIAL_MESSAGES))
         # What a batch refuses cannot be put more simply.
         assert "prefixItems" not in json.dumps(schema_of(schema, api="messages", batch=True))
-    with pytest.raises(ValueError, match="at most 1000"):
-        EndableLine(text="x" * 1001, ends=False)
+
+
+def test_texts_beyond_their_limit_are_used():
+    assert EndableLine(text="x" * 4000, ends=False).text == "x" * 4000
+    with pytest.raises(ValueError, match="at most 4000"):  # it found no end
+        EndableLine(text="x" * 4001, ends=False)
+    rating = rating_schema((0.0, 1.0))
+    assert rating(reason="x" * 420, rating=1).reason == "x" * 420
+    assert rating(reason="I liked it. " * 200, rating=1).reason == ("I liked it. " * 133).strip()
+    assert rating(reason="好。" * 900, rating=1).reason == "好。" * 800
+    assert rating(reason="Hm. " + "x" * 9000, rating=1).reason == "Hm. " + "x" * 1596
+
+
+@pytest.mark.parametrize("settings", APIS)
+def test_one_overlong_situation_throws_no_profile_away(tmp_path, settings):
+    asked = profile_request(TASK, [PERSONA] * 8, "eight")
+    said = asked.schema.placeholder()
+    said.profiles[3].situations[1] = "You came by bus. " * 50
+    with MessagesServer(lambda body: said.model_dump_json()) as server:
+        ((found,), _) = ask_all(settings(server), tmp_path, [asked])
+    assert found.parsed == said and len(server.calls) == 1
 
 
 def test_of_more_than_asked_for_the_first_is_used():
