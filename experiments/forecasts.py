@@ -21,6 +21,7 @@ from experiments.stages.evaluate import episodes_with_network, episodes_with_pro
 from experiments.tasks import given_task
 from imagination.agents.cost import forecast_conversations
 from imagination.agents.human import Background
+from imagination.engine.details import draw_details
 from imagination.engine.personas import Profiles, draw_personas
 from imagination.engine.task_from_prompt import task_from, task_placeholders
 from imagination.llm.cost import SAMPLE, Forecast, joined
@@ -116,7 +117,11 @@ def _people(
         name, given = given_task(experiment.task, folder.experiment)
         task = task_from(name, {**task_placeholders(given), **given})
     [typical] = Profiles.placeholder().profiles
-    background = Background(typical.profile, typical.reveals, typical.situations[0])
+    has_details = experiment.imagination.engine.details
+    details = draw_details(experiment.seed, 0, task.persona_axes) if has_details else {}
+    background = Background(
+        typical.profile, typical.reveals, typical.situations[0], tuple(details.items())
+    )
     personas = draw_personas(task.persona_axes, number, experiment.seed)
     return task, [
         Conversation(str(index), persona, index, human_memory=background)

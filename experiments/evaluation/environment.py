@@ -18,7 +18,7 @@ from experiments.tasks import load_task
 from imagination.agents.human import Background
 from imagination.dialogue import Dialogue, read_dialogues
 from imagination.engine.personas import balance, draw_evenly, draw_personas, prior_probability
-from imagination.engine.run import PROFILE, REVEALS, SITUATION
+from imagination.engine.run import DETAILS, PROFILE, REVEALS, SITUATION
 from imagination.persona_sampling import PRIOR_PROBABILITY, PersonaSampling, persona_key
 from imagination.simulation import World, load_world, sample_conversations
 from imagination.speakers import Conversation
@@ -155,7 +155,10 @@ def _backgrounds(folder: RunFolder) -> dict[Any, list[Background]]:
     for dialogue in _imagined(folder):
         told = [dialogue.source.get(field) for field in (PROFILE, REVEALS, SITUATION)]
         if all(isinstance(text, str) for text in told):
-            found[persona_key(dialogue.persona)][Background(*told)] = None
+            details = dialogue.source.get(DETAILS)
+            pairs = details.items() if isinstance(details, Mapping) else ()  # none in older ones
+            background = Background(*told, tuple((what, str(how)) for what, how in pairs))
+            found[persona_key(dialogue.persona)][background] = None
     return {key: list(backgrounds) for key, backgrounds in found.items()}
 
 

@@ -21,11 +21,16 @@ TURN, RATING = "human/turn", "human/rating"
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-    """Memory of a human who was imagined before: behaviour, what shows when, and why they come."""
+    """Memory of a human who was imagined before: behaviour, what shows when, and why they come.
+
+    `details` are pairs of what and how it is (see `imagination/engine/details.py`); dialogues that
+    were imagined without have none.
+    """
 
     profile: str
     reveals: str
     situation: str
+    details: tuple[tuple[str, str], ...] = ()
 
 
 class PromptedHuman(PromptedSpeaker):

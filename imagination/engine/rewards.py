@@ -58,10 +58,12 @@ def human_request(
     turns: Sequence[Turn],
     persona: Mapping[str, str],
     profile: pydantic.BaseModel,
+    situation: str,
     label: str,
 ) -> Request:
-    """Asks the human of the conversation, who knows the persona."""
-    values = {**_values(task, turns), "persona": persona, "profile": profile}
+    """Asks the human of the conversation, who knows the persona and the occasion."""
+    known = {"persona": persona, "profile": profile, "situation": situation}
+    values = {**_values(task, turns), **known}
     return load_prompt("engine/rating").request(
         rating_schema(task.reward_range), values, label=label
     )
@@ -74,6 +76,7 @@ async def rate(
     turns: Sequence[Turn],
     persona: Mapping[str, str],
     profile: pydantic.BaseModel,
+    situation: str,
     outcome: float | None,
     judge_votes: int,
     label: str = "",
@@ -87,6 +90,7 @@ async def rate(
         turns: The dialogue.
         persona: Hidden traits of the human.
         profile: Behaviour of this human (fields `profile` and `reveals`).
+        situation: Occasion of the conversation.
         outcome: The reward that the dialogue was written for; None for a rollout. Taken over.
         judge_votes: Votes of the judge.
         label: Subject of the requests, for people.
@@ -96,7 +100,7 @@ async def rate(
     """
     requests: list[Request] = []
     if "human" in sources:
-        requests.append(human_request(task, turns, persona, profile, label))
+        requests.append(human_request(task, turns, persona, profile, situation, label))
     if "judge" in sources:
         requests += judge_requests(task, turns, judge_votes, label)
     answers: list[Rating] = await session.ask_all(requests) if requests else []

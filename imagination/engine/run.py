@@ -45,7 +45,8 @@ from imagination.task import Task
 
 # Fields of a dialogue's source.
 REJECTED = "rejected"  # reasons not to learn from it
-PROFILE, REVEALS, SITUATION = "profile", "reveals", "situation"  # what the human was told
+# What the human was told.
+PROFILE, REVEALS, SITUATION, DETAILS = "profile", "reveals", "situation", "details"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,6 +310,7 @@ async def _rate(
         turns,
         spec.persona,
         spec.profile,
+        spec.situation,
         spec.outcome,
         config.judge_votes,
         spec.id,
@@ -332,7 +334,7 @@ def _source(
         SITUATION: spec.situation,
         PROFILE: spec.profile.profile,
         REVEALS: spec.profile.reveals,
-        "details": dict(spec.details),
+        DETAILS: dict(spec.details),
         LANGUAGE: config.language,
         EXAMPLES: list(config.examples),
         "difficult": spec.profile.difficult,

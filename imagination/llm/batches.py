@@ -25,8 +25,8 @@ import anthropic
 from ilql_jax.errors import shown
 from imagination.llm.config import LLMConfig
 from imagination.llm.journal import Journal
-from imagination.llm.requests import LLMError, NotDelivered
-from imagination.llm.transports.base import is_temporary, retry_delay
+from imagination.llm.requests import LLMError, NotDelivered, SchemaRefused
+from imagination.llm.transports.base import is_temporary, names_schema, retry_delay
 from imagination.llm.transports.messages import MessagesTransport
 
 # Limits of one batch; the API's own are 100,000 requests and 256 MB.
@@ -98,6 +98,7 @@ class Batches:
             What `store` returned.
 
         Raises:
+            SchemaRefused: The service does not take the schema in the body.
             NotDelivered: It came back errored, expired or canceled, or not at all.
             LLMError: Nothing more can be sent.
         """
@@ -173,6 +174,8 @@ class Batches:
                 last, refused = attempt >= self._config.max_retries, _was_refused(error)
                 if refused and (last or not is_temporary(error)):
                     self._journal.append({"intent": batch.intent, "given_up": True})
+                    if names_schema(said := self._transport.said_by(error)):
+                        raise SchemaRefused(said) from None
                     with self._transport.errors():
                         raise
                 if not refused:
@@ -257,10 +260,11 @@ class Batches:
         self._release(batch, [key])
         try:
             if result["type"] != "succeeded":
-                detail = ((result.get("error") or {}).get("error") or {}).get("message", "")
-                raise NotDelivered(
-                    self._transport.redact(f"{result['type']} in its batch {detail}")
-                )
+                error = (result.get("error") or {}).get("error") or {}
+                said = f"{result['type']} in its batch {error.get('message', '')}"
+                is_of_schema = error.get("type") == "invalid_request_error" and names_schema(said)
+                kind = SchemaRefused if is_of_schema else NotDelivered
+                raise kind(self._transport.redact(said))
             message = self._transport.read_message(result["message"])
             waiting.future.set_result(waiting.store(message))
         except (NotDelivered, LLMError) as error:

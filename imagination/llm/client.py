@@ -19,7 +19,14 @@ from imagination.llm.cache import Cache, Reply
 from imagination.llm.config import LLMConfig
 from imagination.llm.journal import Journal
 from imagination.llm.metering import Budget, Meter
-from imagination.llm.requests import Answer, Failure, LLMError, NotDelivered, Request
+from imagination.llm.requests import (
+    Answer,
+    Failure,
+    LLMError,
+    NotDelivered,
+    Request,
+    SchemaRefused,
+)
 from imagination.llm.retry import Exchange
 
 if TYPE_CHECKING:  # the SDK behind these is loaded with the first call
@@ -246,12 +253,19 @@ class Client:
         if not batch:
             async with self._slots:
                 return await self._call_now(exchange, key)
-        for _ in range(self.config.max_asks):
+        transport, schema, again = self._service(), exchange.tip.schema, 0
+        while True:
+            dialect = transport.dialect_of(schema)
             try:
                 return await self._call_in_batch(exchange, key)
-            except NotDelivered:
-                continue  # errored or expired in its batch: not paid for, so into the next one
-        return await self._call_in_batch(exchange, key)
+            except NotDelivered as error:
+                # Errored or expired in its batch: not paid for, so into the next one.
+                is_of_schema = isinstance(error, SchemaRefused)
+                if is_of_schema and transport.steps_down(schema, dialect, str(error)):
+                    continue
+                again += 1
+                if again > self.config.max_asks:
+                    raise
 
     async def _call_now(self, exchange: Exchange, key: str) -> Reply:
         self._check_going_on(key)
@@ -276,13 +290,15 @@ class Client:
         self._check_going_on(key)
         transport = self._service()
         limit, body = self.config.answer_limit(exchange.tip), transport.body(exchange.tip)
+        schema, dialect = exchange.tip.schema, transport.dialect_of(exchange.tip.schema)
         if self._batches is None:
             from imagination.llm.batches import Batches
 
             self._batches = Batches(self.config, self.folder, transport)
         tip_key = self._key(exchange.tip)
         worst = self.config.worst_cost(body, limit, batch=True)
-        ticket = await self._budget.reserve(worst, anyway=self._batches.holds(tip_key))
+        is_held = self._batches.holds(tip_key)
+        ticket = await self._budget.reserve(worst, anyway=is_held)
         cost = 0.0
 
         def store(message: dict[str, Any]) -> Reply:
@@ -295,7 +311,10 @@ class Client:
 
         try:
             self._check_going_on(key)
-            return await self._batches.send(tip_key, body, store)
+            reply = await self._batches.send(tip_key, body, store)
+            if not is_held:  # else it is not known in what form it was sent
+                transport.took(schema, dialect)
+            return reply
         finally:
             self._budget.settle(ticket, cost)
 

@@ -37,6 +37,10 @@ class NotDelivered(Exception):
     """A call that failed on the way, after all retries. Says why."""
 
 
+class SchemaRefused(NotDelivered):
+    """A call in a batch that was refused for the schema that it has."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Usage:
     """Tokens of one or more calls and their price in dollars.

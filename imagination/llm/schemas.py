@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -18,11 +19,34 @@ from imagination.task import RATING_STEPS
 
 TYPICAL_UTTERANCE = "This is what somebody might say here in one or two sentences of ordinary size."
 
+_SENTENCE_END = re.compile(r"[.!?…](?=\s)|[。！？]")
+
+
+def _end_within(text: str, most: int) -> str:
+    """Cuts a longer text to so many characters, at the last sentence end in their second half."""
+    if len(text) <= most:
+        return text
+    ends = [each.end() for each in _SENTENCE_END.finditer(text, most // 2, most)]
+    return text[: ends[-1] if ends else most]
+
+
+def _asked_for(length: int) -> pydantic.WithJsonSchema:
+    """JSON schema of a text of so many characters at most."""
+    return pydantic.WithJsonSchema({"type": "string", "maxLength": length})
+
+
+def _cut(length: int) -> pydantic.AfterValidator:
+    return pydantic.AfterValidator(functools.partial(_end_within, most=length))
+
+
 # Texts end somewhere: a weak model that a grammar holds would else write to its limit of tokens.
-Name = Annotated[str, pydantic.Field(max_length=60)]
-Sentence = Annotated[str, pydantic.Field(max_length=400)]
-Utterance = Annotated[str, pydantic.Field(max_length=1000)]
-Paragraph = Annotated[str, pydantic.Field(max_length=1500)]
+# Others may write more than is asked for, and what was paid for is used: four times as much as it
+# stands, and of still longer sentences and paragraphs the beginning. A name or an utterance of that
+# length comes from a model that finds no end, and is asked for again.
+Name = Annotated[str, pydantic.Field(max_length=240), _asked_for(60)]
+Sentence = Annotated[str, _cut(1600), _asked_for(400)]
+Utterance = Annotated[str, pydantic.Field(max_length=4000), _asked_for(1000)]
+Paragraph = Annotated[str, _cut(6000), _asked_for(1500)]
 
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 

@@ -48,10 +48,28 @@ def test_humans_get_what_the_imagined_ones_got(tmp_path):
     (request,) = client.requests
     assert humans[0].human_memory.profile in request.system
     assert f"Why you are here: {humans[0].human_memory.situation}" in request.system
+    told = [human.human_memory.details for human in humans]
+    assert len(set(told)) == 36 and {what for what, _ in told[0]} >= {"name", "first words"}
+    assert all(f"- {what}: {text}" in request.system for what, text in told[0])
     # Where the data has no such person, the traits are all there is.
     write_dialogues(folder.dialogues, imagine(FakeClient(profiles), dialogues=1).dialogues)
     known = [human.human_memory is not None for human in _humans_of_task(TASK, folder, "a", 18, 7)]
     assert known.count(True) == 1
+
+
+@pytest.mark.parametrize("left", [{}, {"details": None}, {"details": {}}])
+def test_people_of_older_dialogues_have_no_details(tmp_path, left):
+    folder = RunFolder(tmp_path)
+    older = imagine(FakeClient(), dialogues=18).dialogues
+    for dialogue in older:
+        del dialogue.source["details"]
+        dialogue.source.update(left)
+    write_dialogues(folder.dialogues, older)
+    humans = _humans_of_task(TASK, folder, "average", 18, 7)
+    assert all(human.human_memory.details == () for human in humans)
+    client = PromptedClient()
+    PromptedHuman(client, TASK).respond(humans[:1])
+    assert "as far as it fits" not in client.requests[0].system
 
 
 def test_people_of_dialogues_that_were_rejected_are_people_too(tmp_path):

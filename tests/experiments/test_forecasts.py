@@ -78,6 +78,14 @@ def test_prompted_agents_are_counted_with_the_humans_of_a_world(tmp_path):
     }
 
 
+@pytest.mark.parametrize("details", [True, False])
+def test_humans_that_are_yet_to_be_imagined_are_counted_with_their_details(tmp_path, details):
+    own = {"imagination.details": details, "evaluation.prompted": ("plain",)}
+    found = conversation_forecasts(experiment(**PLAYED, **DESCRIBED, **own), RunFolder(tmp_path))
+    (turn,) = [s for s in found[list(found)[-1]].steps if s.step == "human/turn"]
+    assert ("- first words: " in turn.example.system) is details
+
+
 PROMPTED = "evaluation.prompted"
 
 

@@ -196,6 +196,7 @@ def test_critique_keeps_both_versions_the_verdicts_and_what_changed(settings):
     dialogues = imagine(client, **settings).dialogues
     refine = next(words(r) for r in client.requests if r.step == "engine/refine")
     assert TASK.criteria[0] in refine.split("Failed:")[1]
+    assert f"Circumstance: {dialogues[0].source['situation']}" in refine
     for dialogue in dialogues:
         critique = dialogue.source["critique"]
         assert dialogue.source["kind"] == "critiqued"

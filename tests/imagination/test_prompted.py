@@ -78,6 +78,16 @@ def test_hidden_reasoning_is_kept_and_shown_to_nobody():
     assert "SECRET" not in " ".join(turn.text for turn in dialogue.turns)
 
 
+@pytest.mark.parametrize(("length", "kept"), [(2_000, 2_000), (20_000, 6_000)])
+def test_long_reasoning_is_no_reason_to_be_silent(length, kept):
+    line = {"text": "It calls itself. " * 100, "ends": False}
+    reasoned = {"reasoning": "I think. " * (length // 9) + "x" * (length % 9), "line": line}
+    client = ScriptedClient(lambda r: reasoned if r.step == "agents/reasoning" else ordinary(r))
+    (said,) = prompted_agent("reasoning", client, TASK).respond([opened()])
+    assert said.text == line["text"].strip() and "failure" not in said.annotations
+    assert kept - 9 < len(said.annotations["reasoning"]) <= kept
+
+
 def test_clam_asks_when_ambiguous_and_answers_otherwise():
     client = ScriptedClient(ordinary)
     dialogue, _ = play("clam", client)

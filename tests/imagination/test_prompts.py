@@ -80,8 +80,8 @@ engine/behaviours/1 aadb73f8e129
 engine/critique/1 edf7471ba935
 engine/human/3 391c30e1e5be
 engine/personas/1 e0bea30ec69a
-engine/rating/2 fee49df09035
-engine/refine/2 ba0e5920aadb
+engine/rating/3 49c2206dd22a
+engine/refine/3 31bc495ada89
 engine/script/2 afad0bd0359e
 engine/task/1 14c14822df22
 hindsight/agent/2 06b89ba97c0f
@@ -90,6 +90,6 @@ hindsight/people/1 10ff7bd75755
 hindsight/propose/1 d8c588eab981
 hindsight/rest/1 2e7a04c5851d
 human/rating/2 54bae4c24d81
-human/turn/4 f67b7b17ff5f
+human/turn/5 9951574166b1
 judge/rating/2 3c33d558bdcf
 """

@@ -32,7 +32,8 @@ def test_the_human_rates_knowing_its_persona_and_the_judge_without():
     client = FakeClient(secret_profile)
     imagine(client, dialogues=1, also_rewards=("judge",), judge_votes=2)
     by_step = {r.step: words(r) for r in client.requests}
-    assert "SECRET" in by_step["engine/rating"] and "SECRET" not in by_step["judge/rating"]
+    assert "Why you were there: SECRET situation." in by_step["engine/rating"]
+    assert "SECRET profile." in by_step["engine/rating"] and "SECRET" not in by_step["judge/rating"]
     assert client.steps()["judge/rating"] == 2
 
 

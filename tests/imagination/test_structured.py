@@ -6,11 +6,12 @@ import logging
 
 import pydantic
 import pytest
-from llm_questions import answer, ask_all, chat_config, config, request, requests
+from llm_questions import answer, ask_all, chat_config, config, lines, request, requests
 from messages_server import MessagesServer
+from prompted_llm import PERSONA, TASK
 
 from imagination.engine.critique import Verdicts
-from imagination.engine.personas import Profiles
+from imagination.engine.personas import Profiles, profile_request
 from imagination.engine.task_from_prompt import derive_request
 from imagination.hindsight.forward_model import PeopleAnswer
 from imagination.llm import Answer, Client, LLMConfig, LLMError
@@ -18,7 +19,7 @@ from imagination.llm.play import script_schema
 from imagination.llm.requests import Request
 from imagination.llm.schemas import EndableLine, rating_schema, specialize
 from imagination.llm.structured import form_in_words, full_schema, holds_to
-from imagination.llm.transports import open_transport
+from imagination.llm.transports import Transport, open_transport
 
 APIS = [config, chat_config]
 OFFICIAL_MESSAGES = {"api": "messages", "base_url": ""}
@@ -77,6 +78,82 @@ def test_a_server_that_refuses_schemas_gets_them_in_words(tmp_path, settings, ca
     (said,) = told_of_schemas(caplog)
     assert "does not take a schema (status 400: " in said
     assert said.endswith("from now on the schema goes into the prompt, in words")
+
+
+OFFICIAL_REFUSALS = [
+    (config, "output_config.format: this model does not support structured outputs."),
+    (chat_config, "Invalid parameter: 'response_format' of type 'json_schema' is not supported."),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), OFFICIAL_REFUSALS)
+def test_a_model_of_an_official_host_that_refuses_schemas_gets_them_in_words(
+    tmp_path, settings, said, caplog, monkeypatch
+):
+    monkeypatch.setattr(Transport, "is_official", True)
+    remarks = [request(f"remark {number}", schema=Remark) for number in range(3)]
+    with MessagesServer(obeying, refuses_schemas=said) as server:
+        found, _ = ask_all(settings(server), tmp_path, [*requests(5), *remarks])
+        assert all(isinstance(each, Answer) for each in found) and server.answered.total() == 8
+    (told,) = told_of_schemas(caplog)
+    assert "does not take a schema (status 400: " in told and said in told
+
+
+@pytest.mark.parametrize("settings", APIS)
+def test_an_official_host_that_does_not_name_the_schema_is_not_asked_without(
+    tmp_path, settings, monkeypatch
+):
+    monkeypatch.setattr(Transport, "is_official", True)
+    with (
+        MessagesServer(obeying, schedule=["400"]) as server,
+        pytest.raises(LLMError, match="max_tokens and the length of the prompt"),
+    ):
+        ask_all(settings(server), tmp_path, requests(1))
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize("max_asks", [0, 2])
+def test_a_batch_whose_schemas_are_refused_is_sent_again_in_words(tmp_path, max_asks, caplog):
+    remarks = [request(f"remark {number}", schema=Remark) for number in range(3)]
+    said = OFFICIAL_REFUSALS[0][1]
+    with MessagesServer(obeying, refuses_schemas=said) as server:
+        settings = config(server, batch=True, max_asks=max_asks)
+        found, _ = ask_all(settings, tmp_path, [*requests(5), *remarks])
+        assert all(isinstance(each, Answer) for each in found)
+        assert [batch.size for batch in server.batches] == [8, 8] and not server.calls
+    (told,) = told_of_schemas(caplog)
+    assert f"does not take a schema (errored in its batch {said})" in told
+
+
+def test_a_batch_that_is_not_taken_for_its_schemas_is_sent_again_in_words(tmp_path):
+    said = OFFICIAL_REFUSALS[0][1]
+    with MessagesServer(obeying, create_schedule=["400"], refuses_schemas=said) as server:
+        found, _ = ask_all(config(server, batch=True), tmp_path, requests(5))
+        assert all(isinstance(each, Answer) for each in found)
+        assert [batch.size for batch in server.batches] == [5]
+
+
+def test_results_of_a_batch_sent_before_say_nothing_of_schemas(tmp_path):
+    """They may be of questions with the schema in words."""
+
+    async def run(settings, folder):
+        client = Client(settings, folder)
+        for asked in (requests(5), requests(7)):
+            found = await client.ask_all(asked)
+        await client.close()
+        return found
+
+    with MessagesServer(obeying, refuses_schemas=OFFICIAL_REFUSALS[0][1]) as server:
+        settings = config(server, batch=True, max_asks=0)
+        ask_all(settings, tmp_path / "before", requests(5))
+        records = lines(tmp_path / "before" / "batches.jsonl")
+        known = [each for each in records if "done" not in each][-2:]
+        assert known[1]["batch"] == server.batches[1].id
+        (tmp_path / "resumed").mkdir()
+        (tmp_path / "resumed" / "batches.jsonl").write_text("\n".join(map(json.dumps, known)))
+        found = asyncio.run(run(settings, tmp_path / "resumed"))
+    assert all(isinstance(each, Answer) for each in found)
+    assert [batch.size for batch in server.batches[2:]] == [2, 2]
 
 
 class Remark(pydantic.BaseModel):
@@ -334,8 +411,27 @@ def test_texts_end_somewhere_and_the_official_services_get_what_they_take():
         assert "prefixItems" not in json.dumps(schema_of(schema, **OFFICIAL_MESSAGES))
         # What a batch refuses cannot be put more simply.
         assert "prefixItems" not in json.dumps(schema_of(schema, api="messages", batch=True))
-    with pytest.raises(ValueError, match="at most 1000"):
-        EndableLine(text="x" * 1001, ends=False)
+
+
+def test_texts_beyond_their_limit_are_used():
+    assert EndableLine(text="x" * 4000, ends=False).text == "x" * 4000
+    with pytest.raises(ValueError, match="at most 4000"):  # it found no end
+        EndableLine(text="x" * 4001, ends=False)
+    rating = rating_schema((0.0, 1.0))
+    assert rating(reason="x" * 420, rating=1).reason == "x" * 420
+    assert rating(reason="I liked it. " * 200, rating=1).reason == ("I liked it. " * 133).strip()
+    assert rating(reason="好。" * 900, rating=1).reason == "好。" * 800
+    assert rating(reason="Hm. " + "x" * 9000, rating=1).reason == "Hm. " + "x" * 1596
+
+
+@pytest.mark.parametrize("settings", APIS)
+def test_one_overlong_situation_throws_no_profile_away(tmp_path, settings):
+    asked = profile_request(TASK, [PERSONA] * 8, "eight")
+    said = asked.schema.placeholder()
+    said.profiles[3].situations[1] = "You came by bus. " * 50
+    with MessagesServer(lambda body: said.model_dump_json()) as server:
+        ((found,), _) = ask_all(settings(server), tmp_path, [asked])
+    assert found.parsed == said and len(server.calls) == 1
 
 
 def test_of_more_than_asked_for_the_first_is_used():

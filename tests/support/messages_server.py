@@ -91,6 +91,7 @@ class MessagesServer:
         retry_after_ms: What failures say; 0 = nothing.
         batch_looks: How often a batch is looked at before it has ended.
         echo_key: 401 repeats the key that it got, as careless servers do.
+        refuses_schemas: What a 400 says to bodies with a schema; "" = they are answered.
 
     Attributes:
         calls: Every call with a question.
@@ -118,6 +119,7 @@ class MessagesServer:
         retry_after_ms: int = 20,
         batch_looks: int = 1,
         echo_key: bool = False,
+        refuses_schemas: str = "",
     ):
         self.answer = answer
         self.faults, self.batch_faults = dict(faults or {}), dict(batch_faults or {})
@@ -127,6 +129,7 @@ class MessagesServer:
         self.results_schedule = collections.deque(results_schedule)
         self.latency, self.gather, self.slow_seconds = latency, gather, slow_seconds
         self.retry_after_ms, self.batch_looks, self.echo_key = retry_after_ms, batch_looks, echo_key
+        self.refuses_schemas = refuses_schemas
         self.calls: list[Call] = []
         self.answered: collections.Counter[str] = collections.Counter()
         self.batches: list[Batch] = []
@@ -231,7 +234,8 @@ class MessagesServer:
         body: dict[str, Any],
         answer: Callable[[dict[str, Any], str], dict[str, Any]],
     ) -> tuple[int, bytes, dict[str, str], bool]:
-        fault = self._fault(self.schedule, self.faults, body)
+        is_refused = self._refuses(body)
+        fault = "400" if is_refused else self._fault(self.schedule, self.faults, body)
         call = Call(body, headers, fault)
         self.calls.append(call)
         self.in_flight += 1
@@ -245,7 +249,7 @@ class MessagesServer:
         finally:
             self.in_flight -= 1
         if fault in STATUS_FAULTS:
-            said = f"fault {fault}"
+            said = self.refuses_schemas if is_refused else f"fault {fault}"
             if self.echo_key:
                 said += f" for key {call.key}"
             status, content, extra, cut = _error(fault, said)
@@ -349,19 +353,26 @@ class MessagesServer:
                 return fault
         return ""
 
+    def _refuses(self, body: Mapping[str, Any]) -> bool:
+        has_schema = not {"output_config", "response_format"}.isdisjoint(body)
+        return bool(self.refuses_schemas) and has_schema
+
     # Batches
 
     def _create_batch(self, body: dict[str, Any]) -> tuple[int, bytes, dict[str, str], bool]:
         fault = self.create_schedule.popleft() if self.create_schedule else ""
         if fault in STATUS_FAULTS:
-            return _error(fault, f"fault {fault}")
+            return _error(fault, self.refuses_schemas or f"fault {fault}")
         results = []
         for entry in body["requests"]:
             entry_fault = self._fault(self.batch_schedule, self.batch_faults, entry["params"])
             if entry_fault == "missing":
                 continue
             result: dict[str, Any] = {"type": entry_fault}
-            if entry_fault == "errored":
+            if self._refuses(entry["params"]):
+                error = {"type": STATUS_FAULTS["400"], "message": self.refuses_schemas}
+                result = {"type": "errored", "error": {"type": "error", "error": error}}
+            elif entry_fault == "errored":
                 error = {"type": "api_error", "message": "fault errored"}
                 result["error"] = {"type": "error", "error": error}
             elif entry_fault not in ("expired", "canceled"):

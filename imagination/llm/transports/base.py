@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import random
+import re
 import types
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -46,8 +47,12 @@ _MOST_TIMEOUTS = 1
 # As proxies say that they have waited long enough, while the server behind them computes on.
 _TIMEOUTS = (408, 504)
 _FOR_SLOW_SERVERS = "lower max_in_flight, for a slow server"
-# What servers say of a schema that they cannot take; the last where its grammar fails inside.
+# What servers say of a schema that they cannot take; the last where its grammar fails inside. The
+# official services name it.
 _MAY_BE_OF_SCHEMA = (400, 422, 500)
+_NAMES_SCHEMA = re.compile(
+    r"output.?(config|format)|response.?format|json.?schema|structured.?output|grammar", re.I
+)
 _LONGEST_RETRY_AFTER = 60.0  # seconds; who says more is asked after the usual back-off
 
 Schema = type[pydantic.BaseModel]
@@ -96,7 +101,8 @@ class Transport(abc.ABC):
         self._refused: dict[Schema, str] = {}  # what the server said
         self._told_of_words: set[str] = set()
         self._explained = False
-        # The official services hold to schemas, so nobody has to wait for the first answer there.
+        # The official services hold to schemas, or refuse them: nobody has to wait for the first
+        # answer there.
         self._has_answered = self._is_checked = self.is_official
         self._first = asyncio.Lock()
 
@@ -179,14 +185,18 @@ class Transport(abc.ABC):
         """
         retries = 0
         while True:
-            dialect = self._dialect_of(request.schema)
+            dialect = self.dialect_of(request.schema)
             try:
                 message, again = await self._send(self.body(request))
             except self._library.APIStatusError as error:
-                if not self._takes_simpler_schema(error, request, dialect):
+                said = self.said_by(error)
+                may_be_of_schema = error.status_code in _MAY_BE_OF_SCHEMA and (
+                    names_schema(said) or not self.is_official
+                )
+                if not may_be_of_schema or not self.steps_down(request.schema, dialect, said):
                     raise self._of_status(error) from None
             else:
-                self._took(request.schema, dialect)
+                self.took(request.schema, dialect)
                 return message, retries + again
             retries += 1
 
@@ -237,6 +247,45 @@ class Transport(abc.ABC):
             self._explained = True
             self._tell_of_words(f"answered {request.step!r} in another form than its schema")
 
+    def dialect_of(self, schema: Schema | None) -> int:
+        """Number of the form in which a schema is sent; that of `dialects` = in words alone."""
+        return self._dialects.get(schema, self._first_dialect)
+
+    def steps_down(self, schema: Schema | None, dialect: int, said: str) -> bool:
+        """Goes on to a simpler form of a schema that was refused.
+
+        Args:
+            schema: The schema; None = none was sent.
+            dialect: Its form that was refused.
+            said: The service's words.
+
+        Returns:
+            True if there is one, be it in words, to send the request with again.
+        """
+        if schema is None:
+            return False
+        if dialect < self.dialect_of(schema):
+            return True  # meanwhile another call has found that
+        if schema in self._taken or dialect == len(self.dialects):
+            return False
+        self._refused[schema] = said[:200]
+        self._dialects[schema] = dialect + 1
+        return True
+
+    def took(self, schema: Schema | None, dialect: int) -> None:
+        """Notes that a schema was answered in a dialect."""
+        if schema is None or schema in self._taken:
+            return
+        if not self._taken:
+            # Others are likely to be refused as the first one was.
+            self._first_dialect = max(self._first_dialect, dialect)
+        self._taken.add(schema)
+        self._dialects[schema] = dialect
+        if dialect == len(self.dialects) and schema in self._refused:
+            name = "" if self._first_dialect == dialect else schema.__name__
+            which = f"the schema {name}" if name else "a schema"
+            self._tell_of_words(f"does not take {which} ({self._refused[schema]})", name)
+
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
         """Turns what the SDK raises into `NotDelivered` or `LLMError`, without the key."""
@@ -248,6 +297,11 @@ class Transport(abc.ABC):
             raise self._of_connection(error) from None
         except self._sdk_error as error:
             raise self._of_sdk(error) from None
+
+    def said_by(self, error: Any) -> str:
+        """Status and words of an error of the SDK, without the key."""
+        said = getattr(error, "api_message", None) or str(error)
+        return self.redact(f"status {error.status_code}: {said[:500]}")
 
     def redact(self, text: str) -> str:
         """The text without the key."""
@@ -325,43 +379,12 @@ class Transport(abc.ABC):
             )
         await asyncio.sleep(self.config.timeout)
 
-    def _dialect_of(self, schema: Schema | None) -> int:
-        return self._dialects.get(schema, self._first_dialect)
-
     def _sent_schema(self, request: Request) -> dict[str, Any] | None:
         """The schema of a request as this server takes it; None = it has none, or in words."""
-        dialect = self._dialect_of(request.schema)
+        dialect = self.dialect_of(request.schema)
         if request.schema is None or dialect == len(self.dialects):
             return None
         return self.dialects[dialect](request.schema)
-
-    def _takes_simpler_schema(self, error: Any, request: Request, dialect: int) -> bool:
-        """True if the call may be repeated with a simpler schema, or with one in words."""
-        schema = request.schema
-        if self.is_official or schema is None or error.status_code not in _MAY_BE_OF_SCHEMA:
-            return False
-        if dialect < self._dialect_of(schema):
-            return True  # meanwhile another call has found that
-        if schema in self._taken or dialect == len(self.dialects):
-            return False
-        said = getattr(error, "api_message", None) or error
-        self._refused[schema] = self.redact(f"status {error.status_code}: {said}")[:200]
-        self._dialects[schema] = dialect + 1
-        return True
-
-    def _took(self, schema: Schema | None, dialect: int) -> None:
-        """Notes that a schema was answered in a dialect."""
-        if schema is None or schema in self._taken:
-            return
-        if not self._taken:
-            # Others are likely to be refused as the first one was.
-            self._first_dialect = max(self._first_dialect, dialect)
-        self._taken.add(schema)
-        self._dialects[schema] = dialect
-        if dialect == len(self.dialects) and schema in self._refused:
-            name = "" if self._first_dialect == dialect else schema.__name__
-            which = f"the schema {name}" if name else "a schema"
-            self._tell_of_words(f"does not take {which} ({self._refused[schema]})", name)
 
     def _tell_of_words(self, what: str, name: str = "") -> None:
         """Says, once for each name of a schema ("" = all), that it goes into the prompt."""
@@ -375,9 +398,7 @@ class Transport(abc.ABC):
             )
 
     def _of_status(self, error: Any) -> Exception:
-        status = error.status_code
-        said = getattr(error, "api_message", None) or str(error)
-        said = self.redact(f"status {status}: {said[:500]}")
+        status, said = error.status_code, self.said_by(error)
         if is_temporary(error):
             return self._given_up(said)
         variable = self._environment.key
@@ -422,6 +443,11 @@ class Transport(abc.ABC):
                 "base_url of a server that needs none."
             )
         return key or PLACEHOLDER_KEY
+
+
+def names_schema(said: str) -> bool:
+    """True if a service's words are about the schema that was sent."""
+    return bool(_NAMES_SCHEMA.search(said))
 
 
 def is_temporary(error: Any) -> bool:

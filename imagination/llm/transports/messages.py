@@ -44,7 +44,7 @@ class MessagesTransport(Transport):
         self.sdk = anthropic.AsyncAnthropic(
             api_key=self.key, base_url=self.full_address, max_retries=0, timeout=config.timeout
         )
-        # What is refused in a batch is not asked again with a simpler schema.
+        # What a batch refuses is known when it has ended, which may take a day.
         self._first_dialect = int(self.is_official or config.batch)
 
     def _body(
