@@ -19,7 +19,7 @@ from experiments import provenance
 from experiments.evaluation.summary import Evaluation, Heldout, HumanPlayer, PredictionPoint
 from experiments.files import write_atomically
 from experiments.looks import ordered
-from experiments.report import examples, hindsight, tables, wording
+from experiments.report import diagnosis, examples, hindsight, tables, wording
 from experiments.report.figures import style
 from experiments.report.figures.drawn import Drawn, draw
 from experiments.report.run import Run, read_run
@@ -70,7 +70,7 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
         pair = examples.pick_pair(run.conversations, run.dialogues, bar, looks)
         shown_tables += tables.result_tables(run.evaluation)
         if run.diagnosis is not None:
-            shown_tables += tables.diagnosis_tables(run.diagnosis, run.evaluation)
+            shown_tables += diagnosis.diagnosis_tables(run.diagnosis, run.evaluation)
         shown_tables += tables.values_tables(run.conversations, run.evaluation)
     shown_tables += tables.rounds_tables(run.held, run.dialogues, looks)
     if run.heldout is not None:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from experiments.evaluation.diagnosis import Diagnosis
 from experiments.evaluation.summary import Evaluation, Heldout
-from experiments.report import page, tables
+from experiments.report import diagnosis, page, tables
 from experiments.run_folder import RunFolder
 
 
@@ -17,7 +17,7 @@ def run(folder: RunFolder, console: Console) -> None:
         evaluation = Evaluation.read(folder.evaluation)
         tables.print_results(console, evaluation)
         if folder.diagnosis.exists():
-            tables.print_diagnosis(console, Diagnosis.read(folder.diagnosis), evaluation)
+            diagnosis.print_diagnosis(console, Diagnosis.read(folder.diagnosis), evaluation)
     if folder.heldout.exists():
         tables.print_heldout(console, Heldout.read(folder.heldout))
     console.print(f"Report: {path}")
