@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +27,7 @@ from experiments.evaluation.summary import (
 from experiments.evaluation.values_by_turn import values_by_turn
 from experiments.looks import Look, ordered
 from experiments.report import wording
-from experiments.report.run import HeldRound, by_method
+from experiments.report.run import HeldRound, Run, by_method
 from experiments.report.wording import dollars, interval, number, percent
 from imagination.dialogue import Dialogue
 
@@ -183,11 +184,11 @@ def _reference_cells(key: str, references: References) -> dict[str, Cell]:
 # --- values, and rounds of imagination ----------------------------------------------------------
 
 
-def values_tables(conversations: Sequence[Dialogue], evaluation: Evaluation) -> list[ResultTable]:
+def values_tables(run: Run) -> list[ResultTable]:
     """Values against outcomes by turn, a table for each population; none without values."""
     made = []
-    for name, population in evaluation.population.items():
-        spoken = by_method(conversations, name)
+    for name, population in run.evaluation.population.items():
+        spoken = by_method(run.conversations, name)
         rows = [
             Row(
                 key,
@@ -195,24 +196,22 @@ def values_tables(conversations: Sequence[Dialogue], evaluation: Evaluation) -> 
                 (
                     Cell(population.methods[key].look.title),
                     Cell(str(found.turn)),
-                    *map(_correlation, (found.v, found.q)),
-                    Cell(number(found.error)),
+                    *map(_estimate, (found.v, found.q, found.error)),
                     Cell(number(found.spread)),
                     Cell(f"{found.conversations:,}"),
                 ),
             )
             for key in _best_first(population)
-            for found in values_by_turn(spoken.get(key, ()))
+            for found in values_by_turn(spoken.get(key, ()), run.returns)
         ]
         table = ResultTable(
             f"{name}_values",
-            f"{evaluation.task}, {name} population: how early the values tell the outcome",
+            f"{run.task}, {name} population: how early the values tell the outcome",
             ("method", "turn", "ρ of V", "ρ of Q", "error of Q", "spread", "conversations"),
             tuple(rows),
             (
-                "ρ: Spearman's rank correlation with the reward, at each of the agent's turns, "
-                "over the conversations that reach it. Error: mean of Q minus the reward. Spread: "
-                "standard deviation of the rewards; where it is small, nearly all end alike, and "
+                f"{_VALUES_NOTE} {wording.discounts_note(run.discounts, run.looks)} Spread: "
+                "standard deviation of the returns; where it is small, nearly all end alike, and "
                 "small errors of the values hide a correlation.",
             ),
         )
@@ -220,10 +219,17 @@ def values_tables(conversations: Sequence[Dialogue], evaluation: Evaluation) -> 
     return made
 
 
-def _correlation(found: Interval) -> Cell:
-    if found.mean != found.mean:  # nan: all ended alike
+_VALUES_NOTE = (
+    "ρ: Spearman's rank correlation with the return from each of the agent's turns on, over what "
+    "reaches it; returns differ by how soon they come, too. Error: mean of Q minus the return."
+)
+
+
+def _estimate(found: Interval) -> Cell:
+    if np.isnan(found.mean):  # a correlation where all ended alike
         return Cell(MISSING)
-    return Cell(number(found.mean), interval((found.low, found.high)))
+    bounds = None if np.isnan(found.low) else (found.low, found.high)
+    return Cell(number(found.mean), interval(bounds))
 
 
 def rounds_tables(
@@ -285,7 +291,7 @@ def rounds_tables(
 
 def heldout_tables(heldout: Heldout) -> list[ResultTable]:
     """Tables of a run on real dialogues: the policies, and how well values foretell outcomes."""
-    tables = [_policy_table(heldout), _prediction_table(heldout)]
+    tables = [_policy_table(heldout), _prediction_table(heldout), _turn_table(heldout)]
     return [table for table in tables if table.rows]
 
 
@@ -321,10 +327,41 @@ def _prediction_table(heldout: Heldout) -> ResultTable:
     title = f"{heldout.task}, held-out dialogues: values against the outcome"
     headers = ("method", "dialogue seen", "AUROC of V", "AUROC of Q")
     notes = (
-        "AUROC 0.5 is guessing, 1 is a perfect ranking of the dialogues by outcome.",
+        "AUROC 0.5 is guessing, 1 is a perfect ranking of the dialogues by outcome. Values are "
+        "means over trainings.",
         success_note(heldout),
     )
     return ResultTable("values", title, headers, tuple(rows), notes)
+
+
+def _turn_table(heldout: Heldout) -> ResultTable:
+    looks = {name: each.look for name, each in heldout.methods.items()}
+    rows = [
+        Row(
+            name,
+            "method",
+            (
+                Cell(looks[name].title),
+                Cell(f"{each.turn} and later" if each.and_later else str(each.turn)),
+                *(
+                    Cell(number(found.value), interval(found.ci95)) if found else Cell(MISSING)
+                    for found in (each.v, each.q, each.error)
+                ),
+                Cell(number(each.spread)),
+                Cell(f"{each.dialogues:,}"),
+            ),
+        )
+        for name in ordered(heldout.by_turn)
+        for each in heldout.by_turn[name]
+    ]
+    title = f"{heldout.task}, held-out dialogues: values at the agent's turns"
+    headers = ("method", "turn", "ρ of V", "ρ of Q", "error of Q", "spread", "dialogues")
+    notes = (
+        f"{_VALUES_NOTE} {wording.discounts_note(heldout.discounts, looks)} Spread: standard "
+        "deviation of the returns. Intervals are over dialogues and, if there are several, "
+        "trainings on the same dialogues.",
+    )
+    return ResultTable("values_by_turn", title, headers, tuple(rows), notes)
 
 
 def sizes_note(heldout: Heldout) -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 
+from experiments.evaluation.returns import Discount
 from experiments.evaluation.summary import (
     Bounds,
     Comparison,
@@ -19,7 +20,7 @@ from experiments.evaluation.summary import (
     PromptedAgent,
     Scores,
 )
-from experiments.looks import ordered, split_rounds
+from experiments.looks import Look, ordered, split_rounds
 
 SLIP_NAMES = {
     "speaks_for_agent": "speaks for the agent",
@@ -320,6 +321,18 @@ def against_data(population: Population) -> str:
 
 
 # --- notes --------------------------------------------------------------------------------------
+
+
+def discounts_note(discounts: Mapping[str, Discount], looks: Mapping[str, Look]) -> str:
+    """Says by how much the returns are discounted that values of each method are held against."""
+    owners: dict[Discount, list[str]] = {}
+    for name in ordered(discounts):
+        owners.setdefault(discounts[name], []).append(looks[name].title)
+    parts = [
+        f"by {discount}" if len(owners) == 1 else f"by {discount} for {_enumerate(titles)}"
+        for discount, titles in owners.items()
+    ]
+    return f"Returns are discounted as in the training, {_enumerate(parts)}." if parts else ""
 
 
 def seeds_note(population: Population) -> str:

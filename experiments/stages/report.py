@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from experiments.build import Experiment
 from experiments.evaluation.diagnosis import Diagnosis
+from experiments.evaluation.returns import discount_of
 from experiments.evaluation.summary import Evaluation, Heldout
+from experiments.methods import TrainedMethod
 from experiments.report import diagnosis, page, tables
+from experiments.report.run import Trained
 from experiments.run_folder import RunFolder
 
 
-def run(folder: RunFolder, console: Console) -> None:
+def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     """Writes the report and prints its tables."""
-    path = page.write_report(folder.path)
+    trained = {
+        each.name: Trained(
+            discount_of(each.method, experiment.batches), _steps_before(experiment, each)
+        )
+        for each in experiment.methods
+    }
+    path = page.write_report(folder.path, trained)
     if folder.evaluation.exists():
         evaluation = Evaluation.read(folder.evaluation)
         tables.print_results(console, evaluation)
@@ -21,3 +31,11 @@ def run(folder: RunFolder, console: Console) -> None:
     if folder.heldout.exists():
         tables.print_heldout(console, Heldout.read(folder.heldout))
     console.print(f"Report: {path}")
+
+
+def _steps_before(experiment: Experiment, method: TrainedMethod) -> int:
+    """Steps that a network has taken when a training of this method begins."""
+    if method.starts_from is None:
+        return 0
+    before = experiment.method(method.starts_from)
+    return before.train.steps + _steps_before(experiment, before)

@@ -15,16 +15,18 @@ import pytest
 from evaluations import comparison, conversation
 
 from experiments import provenance
+from experiments.evaluation.returns import Discount
 from experiments.evaluation.typed_json import ResultsError
 from experiments.looks import look_of
 from experiments.metrics import LoggingConfig, open_logger
 from experiments.provenance import Session
 from experiments.report import examples, page
 from experiments.report.figures import drawn
-from experiments.report.run import read_run
+from experiments.report.run import Trained, read_run
 from imagination.dialogue import Dialogue, Turn, write_dialogues
 
 SCRIPT = "<script>alert(1)</script>"
+TRAINED = {"ilql": Trained(Discount(0.97, by_token=False))}
 
 
 def plain_signs(text: str) -> str:
@@ -91,7 +93,7 @@ def log_file(folder: Path, seed: int) -> Path:
 def run_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "run"
     write_run(folder)
-    page.write_report(folder)
+    page.write_report(folder, TRAINED)
     return folder
 
 
@@ -141,6 +143,8 @@ def test_every_section_and_figure_is_there(run_folder, shown):
     assert not list(run_folder.rglob("*.partial"))
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", shown, flags=re.DOTALL)
     assert len(captions) == len(files) and not any("{" in caption for caption in captions)
+    [calibration] = [text for text in captions if "in groups of equal size" in text]
+    assert "Returns are discounted as in the training, by 0.97 an utterance." in calibration
 
 
 def test_the_numbers_of_the_tables_are_on_the_page(shown):

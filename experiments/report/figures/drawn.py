@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
-from experiments.report import tables
+from experiments.report import tables, wording
 from experiments.report.figures import (
     conversations,
     heldout,
@@ -65,15 +65,16 @@ CAPTIONS = {
     "q_calibration": (
         "Calibration of Q",
         "Conversations{populations}, in groups of equal size by predicted Q, made within each "
-        "training, against the reward they ended with (line: 95 % interval). On the dashed "
-        "diagonal a prediction means what it says. Above it the agent expected less than it then "
+        "training, against the mean return from that turn on (line: 95 % interval). {discounts} On "
+        "the dashed diagonal a prediction means what it says. Above it the agent expected less "
+        "than it then "
         "earned: Q is learned from dialogues that others wrote, few of which go on as well as the "
         "agent does, and the training keeps values low where the data show little. Below it the "
         "agent hoped for more than it earned: values are those of the best that the data show, "
         "which the agent does not always reach, and of several candidates the one that is "
         "overrated most tends to be said. Over each panel: ρ, the rank correlation of Q with the "
-        "reward within trainings; the spread (standard deviation) of the rewards; the error, mean "
-        "of Q minus the reward. At the first turn the agent knows nothing of the human yet, and "
+        "return within trainings; the spread (standard deviation) of the returns; the error, mean "
+        "of Q minus the return. At the first turn the agent knows nothing of the human yet, and "
         "one that serves all alike leaves little spread to foretell: ρ near 0 is then no fault.",
     ),
     "heldout_auroc": (
@@ -84,8 +85,9 @@ CAPTIONS = {
     ),
     "heldout_calibration": (
         "Calibration on held-out dialogues",
-        "Dialogues grouped by predicted outcome, against the observed one; larger marks hold more "
-        "dialogues, lines are 95 % intervals. On the diagonal a prediction means what it says.",
+        "Dialogues grouped by predicted return, against the observed one, from that utterance on; "
+        "larger marks hold more dialogues, lines are 95 % intervals. {heldout_discounts} On the "
+        "diagonal a prediction means what it says.",
     ),
     "hindsight": (
         "Hindsight",
@@ -120,7 +122,7 @@ _REFERENCES = (
 
 def draw(run: Run) -> Iterator[Drawn]:
     """Draws the figures for which the run has data."""
-    words: dict[str, str] = {}
+    words = {"discounts": wording.discounts_note(run.discounts, run.looks)}
     if run.evaluation is not None:
         populations = run.evaluation.population
         has_references = any(each.references is not None for each in populations.values())
@@ -130,6 +132,8 @@ def draw(run: Run) -> Iterator[Drawn]:
         words["references"] = _REFERENCES if has_references else ""
     if run.heldout is not None:
         words["success"] = tables.success_note(run.heldout)
+        discounts = wording.discounts_note(run.heldout.discounts, run.looks)
+        words["heldout_discounts"] = discounts
     both = zip(_figures(run, style.WIDE), _figures(run, style.NARROW), strict=True)
     for (name, figure), (_, narrow) in both:
         if figure is not None and narrow is not None:
@@ -147,7 +151,8 @@ def _figures(run: Run, screen: Screen) -> Iterator[tuple[str, Figure | None]]:
         yield "reward_distributions", rewards
         yield "persona_scores", conversations.persona_scores(talks, where, looks, screen)
         yield "values_along", conversations.values_along(talks, bar, where, looks, screen)
-        yield "q_calibration", conversations.q_calibration(talks, where, looks, screen)
+        calibration = conversations.q_calibration(talks, run.returns, where, looks, screen)
+        yield "q_calibration", calibration
     if run.heldout is not None:
         yield "heldout_auroc", heldout.heldout_auroc(run.heldout, looks, screen)
         yield "heldout_calibration", heldout.heldout_calibration(run.heldout, looks, screen)
