@@ -96,6 +96,11 @@ class Run:
         return {name: each.discount for name, each in trained.items() if each.discount}
 
     @property
+    def steps_before(self) -> dict[str, int]:
+        """Method -> steps of the trainings that its own goes on from, where they are known."""
+        return {name: each.steps_before for name, each in self.trained.items()}
+
+    @property
     def task(self) -> str:
         return (self.evaluation or self.heldout).task
 

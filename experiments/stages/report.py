@@ -16,13 +16,7 @@ from experiments.run_folder import RunFolder
 
 def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     """Writes the report and prints its tables."""
-    trained = {
-        each.name: Trained(
-            discount_of(each.method, experiment.batches), _steps_before(experiment, each)
-        )
-        for each in experiment.methods
-    }
-    path = page.write_report(folder.path, trained)
+    path = page.write_report(folder.path, facts_of(experiment))
     if folder.evaluation.exists():
         evaluation = Evaluation.read(folder.evaluation)
         tables.print_results(console, evaluation)
@@ -31,6 +25,16 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     if folder.heldout.exists():
         tables.print_heldout(console, Heldout.read(folder.heldout))
     console.print(f"Report: {path}")
+
+
+def facts_of(experiment: Experiment) -> dict[str, Trained]:
+    """Facts of the trainings that the report reads their numbers by, by name of the method."""
+    return {
+        each.name: Trained(
+            discount_of(each.method, experiment.batches), _steps_before(experiment, each)
+        )
+        for each in experiment.methods
+    }
 
 
 def _steps_before(experiment: Experiment, method: TrainedMethod) -> int:

@@ -59,6 +59,17 @@ def test_learning_curves_show_the_score_first_where_it_was_measured():
     assert mean.get_marker() == "o" and figure.axes[0].get_yscale() == "linear"
 
 
+def test_a_training_that_goes_on_begins_at_the_steps_of_the_one_before():
+    steps = [{"step": step, "loss": 2.0, "validation/average": 1.0} for step in (1, 50, 100)]
+    metrics = {("ilql", 0): steps, ("ilql_imagination1", 0): steps}
+    looks = {name: look_of(name) for name, _ in metrics}
+    figure = learning_curves(metrics, looks, steps_before={"ilql_imagination1": 100})
+    for axis in figure.axes:
+        lines = {line.get_color(): list(line.get_xdata()) for line in axis.lines}
+        assert lines[looks["ilql"].color] == [1, 50, 100]
+        assert lines[looks["ilql_imagination1"].color] == [101, 150, 200]
+
+
 def test_scores_figure_has_a_mark_a_seed_and_the_references():
     looks = {name: look_of(name) for name in ("bc", "fbc", "ilql")}
     figure = scores.scores(evaluations.evaluation(), looks)
@@ -250,7 +261,8 @@ def words_of(figure: Figure, monkeypatch) -> list[tuple[str, Bbox]]:
 
 def test_no_words_of_a_figure_leave_it_or_lie_over_others(long_names, monkeypatch):
     seen = set()
-    trained = {name: Trained(DISCOUNT) for name in ("ilql_hindsight12", "ilql_imagination2", "mc")}
+    trained = {name: Trained(DISCOUNT) for name in ("ilql_hindsight12", "mc")}
+    trained["ilql_imagination2"] = Trained(DISCOUNT, steps_before=26000)
     for each in drawn.draw(read_run(long_names, trained)):
         seen.add(each.name)
         for figure in (each.figure, each.narrow):

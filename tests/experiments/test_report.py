@@ -14,7 +14,8 @@ import evaluations
 import pytest
 from evaluations import comparison, conversation
 
-from experiments import provenance
+from experiments import provenance, travel
+from experiments.build import build
 from experiments.evaluation.returns import Discount
 from experiments.evaluation.typed_json import ResultsError
 from experiments.looks import look_of
@@ -23,7 +24,9 @@ from experiments.provenance import Session
 from experiments.report import examples, page
 from experiments.report.figures import drawn
 from experiments.report.run import Trained, read_run
+from experiments.stages.report import facts_of
 from imagination.dialogue import Dialogue, Turn, write_dialogues
+from imagination.tokenization import DialogueTokenizer
 
 SCRIPT = "<script>alert(1)</script>"
 TRAINED = {"ilql": Trained(Discount(0.97, by_token=False))}
@@ -409,3 +412,37 @@ def test_a_finished_folder_reads_as_the_run_that_was_written(run_folder):
     assert [record["step"] for record in run.metrics["ilql", 0]] == list(range(20))
     assert run.looks["my_method"].title == SCRIPT
     assert json.loads((run_folder / "evaluation.json").read_text())["task"] == run.task
+
+
+def test_trainings_are_read_by_their_settings():
+    config = travel.get_config()
+    config.methods = ("bc", "ilql", "ilql_imagination1", "ilql_imagination2", "mc", "dpo")
+    config.imagination.round_start, config.imagination.round_share = "agent", 0.25
+    config.train.steps, config.method.mc.credit = 1000, "token"
+    config.train.utterance_discount, config.train.token_discount = 0.9, 0.8
+    config.model.utterance_q = "last"
+    by_utterance = Discount(0.9, by_token=False)
+    facts = facts_of(build(config))
+    assert facts.pop("dpo").steps_before == 1000  # goes on from bc
+    assert facts == {
+        "bc": Trained(),
+        "ilql": Trained(by_utterance),
+        "ilql_imagination1": Trained(by_utterance, 1000),
+        "ilql_imagination2": Trained(by_utterance, 1250),
+        "mc": Trained(Discount(0.8, by_token=True)),
+    }
+    config.imagination.round_start = "fresh"
+    assert facts_of(build(config))["ilql_imagination2"].steps_before == 0
+
+
+def test_returns_of_tokens_need_the_tokenizer(run_folder, tmp_path):
+    folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    by_token = {"ilql": Trained(Discount(0.9, by_token=True)), "fbc": TRAINED["ilql"]}
+    talks = read_run(folder).conversations
+    without = read_run(folder, by_token).returns
+    assert {name.split("-")[0] for name in without} == {"fbc"}
+    DialogueTokenizer.train(talks, 400).save(folder / "tokenizer")
+    found = read_run(folder, by_token).returns
+    talk = next(each for each in talks if each.source["method"] == "ilql")
+    first, *_, last = found[talk.id]
+    assert last == talk.reward and first < 0.9**6 * talk.reward  # two turns of some words

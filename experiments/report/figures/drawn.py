@@ -101,6 +101,7 @@ CAPTIONS = {
         "Thick lines are means over seeds, thin ones single seeds. First the score of the agent "
         "at each checkpoint, with the first of its ways to choose words, over a few conversations "
         "beside those that results are of (`config.evaluation.curve_episodes`); higher is better. "
+        "{going_on}"
         "Losses: the scale is logarithmic where a loss falls to a tenth, else it leaves out the "
         "wildest 2 % of steps. Methods minimise "
         "different sums, so compare a line in “loss” with itself, not with another method's.",
@@ -114,6 +115,7 @@ _OF_POPULATIONS = {
         "with a broken one: {others}. ",
     },
 }
+_GOING_ON = "A training that goes on from another one begins at the steps that this has taken. "
 _REFERENCES = (
     "Dashed lines: the behaviours in the data and an agent that acts at random; the solid line is "
     "the exact optimum, which no agent can pass on average."
@@ -122,7 +124,10 @@ _REFERENCES = (
 
 def draw(run: Run) -> Iterator[Drawn]:
     """Draws the figures for which the run has data."""
-    words = {"discounts": wording.discounts_note(run.discounts, run.looks)}
+    words = {
+        "discounts": wording.discounts_note(run.discounts, run.looks),
+        "going_on": _GOING_ON if any(run.steps_before.values()) else "",
+    }
     if run.evaluation is not None:
         populations = run.evaluation.population
         has_references = any(each.references is not None for each in populations.values())
@@ -161,4 +166,5 @@ def _figures(run: Run, screen: Screen) -> Iterator[tuple[str, Figure | None]]:
     if run.evaluation is not None:
         found = run.evaluation.population.items()
         references = {name: each.references for name, each in found if each.references}
-    yield "learning_curves", training.learning_curves(run.metrics, looks, screen, references)
+    curves = training.learning_curves(run.metrics, looks, screen, references, run.steps_before)
+    yield "learning_curves", curves
