@@ -222,8 +222,9 @@ def _evaluation_facts(evaluation: Evaluation) -> list[str]:
         f"“above” and “below” are said where it is under {wording.SIGNIFICANT}, “not "
         "distinguishable” elsewhere, which is no proof that two methods are equal.",
         "p_holm asks whether the agents as trained differ on other humans; p_training_holm, where "
-        "several seeds were trained, whether the methods would differ if trained again. At the top "
-        "of the page a method is said to beat another, or to lose to it, only where both are under "
+        "several seeds were trained, whether the methods would differ if trained again on the same "
+        "dialogues: what other dialogues would change, no number here says. At the top of the page "
+        "a method is said to beat another, or to lose to it, only where both are under "
         f"{wording.SIGNIFICANT}.",
         "Each method's decoding setting was chosen on validation episodes, which are not among "
         "those reported here.",

@@ -218,7 +218,7 @@ def _sentence(text: str) -> str:
 
 
 def training_note(population: Population) -> str:
-    """Differences from the focus method that would be there if all methods were trained again."""
+    """Differences from the focus method that there would be after trainings on the same data."""
     focus = focus_method(population)
     own = [test for test in comparisons(population) if test.a == focus]
     return _over_trainings(own, titles(population))
@@ -343,12 +343,13 @@ def seeds_note(population: Population) -> str:
     if seeds == {1}:
         return (
             "One training of each method: intervals and p_holm say how these agents fare with "
-            "other humans, not how the methods would if trained again"
+            "other humans, not how the methods would if trained again on the same dialogues"
         )
     count = str(min(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
     return (
-        f"{count} trainings of each method: intervals cover other humans and other trainings, "
-        "p_holm other humans alone, p_training_holm other trainings"
+        f"{count} trainings of each method, all on the same dialogues: intervals cover other "
+        "humans and other trainings on these dialogues, p_holm other humans alone, "
+        "p_training_holm such trainings; none covers other dialogues"
     )
 
 
