@@ -333,7 +333,7 @@ def _run_stage(stage: str, experiment: Experiment, folder: RunFolder, console: C
     elif stage == "evaluate":
         evaluate.run(experiment, folder, console)
     else:
-        report.run(folder, console)
+        report.run(experiment, folder, console)
     seconds = time.monotonic() - start
     provenance.record(folder.sessions, provenance.session(stage, sys.argv, seconds))
     console.print(f"[dim]{stage}: {seconds:.0f} s[/dim]")

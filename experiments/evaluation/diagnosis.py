@@ -40,6 +40,8 @@ class PersonaLoss:
         candidates_ci95: Its interval, over humans and trainings; None of a single human.
         choice: Mean loss of a conversation by the choice among them.
         choice_ci95: Its interval.
+        a_turn: Both, of an utterance of the agent's.
+        a_turn_ci95: Its interval.
     """
 
     conversations: int
@@ -47,6 +49,8 @@ class PersonaLoss:
     candidates_ci95: Bounds | None
     choice: float
     choice_ci95: Bounds | None
+    a_turn: float
+    a_turn_ci95: Bounds | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,20 +59,22 @@ class Loss:
 
     Attributes:
         episodes: Conversations that were looked at, of humans with whom every training talked.
-        turns: Mean number of the agent's utterances in them.
         candidates: Mean loss of a conversation by what was not among the candidates.
         candidates_ci95: Its interval, over humans and, if there are several, trainings.
         choice: Mean loss of a conversation by the choice among them.
         choice_ci95: Its interval.
+        a_turn: Both, of an utterance of the agent's.
+        a_turn_ci95: Its interval.
         persona: Axis of the persona -> value -> loss with such humans.
     """
 
     episodes: int
-    turns: float
     candidates: float
     candidates_ci95: Bounds
     choice: float
     choice_ci95: Bounds
+    a_turn: float
+    a_turn_ci95: Bounds
     persona: Mapping[str, Mapping[str, PersonaLoss]] = dataclasses.field(default_factory=dict)
 
 
@@ -159,14 +165,24 @@ class _Lost(NamedTuple):
 
 def _loss(trainings: Sequence[Sequence[_Lost]]) -> Loss:
     """Loss of a method, from the conversations of each training with the same humans in order."""
-    totals = np.array([[each.rows.sum(axis=0) for each in own] for own in trainings])
-    (candidates, *first), (choice, *second) = (
-        map(float, bootstrap_mean(totals[..., column], seed=0)) for column in (0, 1)
-    )
     everyone = [each for own in trainings for each in own]
-    turns = float(np.mean([len(each.rows) for each in everyone]))
-    persona = _by_persona(everyone)
-    return Loss(len(everyone), turns, candidates, tuple(first), choice, tuple(second), persona)
+    parts: list[Any] = []
+    for values in _columns(everyone):
+        mean, *bounds = map(float, bootstrap_mean(values.reshape(len(trainings), -1), seed=0))
+        parts += [mean, tuple(bounds)]
+    return Loss(len(everyone), *parts, _by_persona(everyone))
+
+
+def _columns(group: Sequence[_Lost]) -> Float[np.ndarray, "3 conversations"]:
+    """Losses by candidates, by choice and a turn, whose means over conversations are the losses.
+
+    A loss a turn is a ratio, Σ lost / Σ turns = R. Of a conversation with n turns it is given to
+    first order, R + (lost - R n) / mean n, so that a mean's interval is that of the ratio.
+    """
+    totals = np.array([each.rows.sum(axis=0) for each in group])
+    both, turns = totals.sum(axis=1), np.array([len(each.rows) for each in group])
+    ratio = both.sum() / turns.sum()
+    return np.stack([*totals.T, ratio + (both - ratio * turns) / turns.mean()])
 
 
 def _by_persona(everyone: Sequence[_Lost]) -> dict[str, dict[str, PersonaLoss]]:
@@ -187,10 +203,9 @@ def _persona_loss(group: Sequence[_Lost]) -> PersonaLoss:
         *((each.dialogue.source["seed"], each.dialogue.source["episode"]) for each in group),
         strict=True,
     )
-    totals = np.array([each.rows.sum(axis=0) for each in group])
     parts: list[Any] = []
-    for column in totals.T:
-        mean, low, high = crossed_mean(column, trainings, humans)
+    for values in _columns(group):
+        mean, low, high = crossed_mean(values, trainings, humans)
         parts += [mean, None if np.isnan(low) else (low, high)]
     return PersonaLoss(len(group), *parts)
 

@@ -2,30 +2,36 @@
 
 Two questions: how likely are the words of real agents under the policy (perplexity; before the
 training too, if it began with a pretrained network), and do the values foretell how a dialogue
-really ended, at several points of it (AUROC of success, calibration)? And for the eye, at a few
-turns, what each network says in the place of the real agent.
+really ended, at several points of it (AUROC of success, calibration) and at each of its turns (rank
+correlation, error)? And for the eye, at a few turns, what each network says in the place of the
+real agent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 
 from experiments.build import Experiment
+from experiments.evaluation.returns import discount_of, returns_by_turn
 from experiments.evaluation.statistics import Interval, bootstrap_auroc, calibration_bins
 from experiments.evaluation.summary import (
     Bounds,
     CalibrationBin,
+    Estimate,
     Heldout,
     HeldoutPolicy,
     Moment,
     PredictionPoint,
     Reply,
     Success,
+    TurnPrediction,
 )
+from experiments.evaluation.values_by_turn import values_by_turn
 from experiments.files import read_or_none
 from experiments.looks import look_of
 from experiments.networks import (
@@ -51,6 +57,9 @@ from imagination.speakers import Conversation
 from imagination.task import Task
 
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the agent's utterances in a dialogue
+TOGETHER_FROM = 4  # turn of the agent, from which on all are one row: real dialogues may be long
+
+Returns = Sequence[Float[np.ndarray, " turns"]]  # of dialogues, from each of the agent's turns on
 
 
 def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
@@ -68,7 +77,13 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
         part: [d for d in dialogues if d.source.get("part") == part] for part in ("train", "test")
     }
     console.print(f"Judging on {len(parts['test'])} dialogues that were set apart.")
-    task = load_task(experiment, folder)
+    task, tokenizer = load_task(experiment, folder), load_tokenizer(folder)
+    found = {each.name: discount_of(each.method, experiment.batches) for each in experiment.methods}
+    discounts = {name: discount for name, discount in found.items() if discount is not None}
+    returns = {
+        name: returns_by_turn(parts["test"], discount, tokenizer)
+        for name, discount in discounts.items()
+    }
     scores = {u: _score_trained(experiment, folder, u, parts["test"]) for u in units(experiment)}
     result = Heldout(
         task=dialogues[0].task,
@@ -79,13 +94,14 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
             for each in experiment.methods
         },
         pretrained_perplexity=_pretrained_perplexity(experiment, folder, parts["test"]),
+        discounts=discounts,
         value_prediction={
-            each.name: _value_prediction(
-                scores, each.name, parts["test"], task.success_reward, experiment.seed
+            name: value_prediction(
+                scores, name, parts["test"], own, task.success_reward, experiment.seed
             )
-            for each in experiment.methods
-            if each.learns_values
+            for name, own in returns.items()
         },
+        by_turn={name: by_turn(scores, name, parts["test"], own) for name, own in returns.items()},
         sample_replies=wanted,
         moments=_moments(experiment, folder, choose_moments(parts["test"], wanted)),
     )
@@ -219,25 +235,80 @@ def success_of(task: Task, dialogues: list[Dialogue]) -> Success:
     return Success(task.success, task.success_reward, float(share))
 
 
-def _value_prediction(
+def value_prediction(
     scores: dict[Unit, list[Scores]],
     method: str,
     dialogues: list[Dialogue],
+    returns: Returns,
     success_reward: float,
     seed: int,
 ) -> tuple[PredictionPoint, ...]:
-    """AUROC and calibration of V and Q along the dialogues; values are means over seeds."""
+    """AUROC and calibration of V and Q along the dialogues; values are means over trainings.
+
+    Args:
+        scores: Those of the dialogues by each training of all methods, in the rewards' unit.
+        method: Its trainings are looked at.
+        dialogues: Rated dialogues.
+        returns: Discounted returns of these (`returns_by_turn`).
+        success_reward: Reward from which a dialogue succeeded.
+        seed: Seed of the intervals.
+    """
     of_method = [group for unit, group in scores.items() if unit.method == method]
-    rewards = np.array([d.total_reward for d in dialogues])
-    succeeded = rewards >= success_reward
+    succeeded = np.array([d.total_reward >= success_reward for d in dialogues])
     points = []
     for point in POINTS:
         v = np.mean([[_at(s.v, point) for s in group] for group in of_method], axis=0)
         q = np.mean([[_at(s.q, point) for s in group] for group in of_method], axis=0)
-        bins = (CalibrationBin(**each) for each in calibration_bins(q, rewards, 5))
+        outcomes = np.array([_at(own, point) for own in returns])
+        bins = (CalibrationBin(**each) for each in calibration_bins(q, outcomes, 5))
         of_v, of_q = (_existing(bootstrap_auroc(succeeded, x, seed=seed)) for x in (v, q))
         points.append(PredictionPoint(point, *of_v, *of_q, tuple(bins)))
     return tuple(points)
+
+
+def by_turn(
+    scores: dict[Unit, list[Scores]], method: str, dialogues: list[Dialogue], returns: Returns
+) -> tuple[TurnPrediction, ...]:
+    """Rank correlation and error of the values at each turn, over dialogues and trainings.
+
+    Arguments are those of `value_prediction`.
+    """
+    noted = [
+        _with_values(dialogue, of_dialogue, unit.seed, place)
+        for unit, group in scores.items()
+        if unit.method == method
+        for place, (dialogue, of_dialogue) in enumerate(zip(dialogues, group, strict=True))
+    ]
+    by_id = {dialogue.id: own for dialogue, own in zip(dialogues, returns, strict=True)}
+    return tuple(
+        TurnPrediction(
+            each.turn,
+            each.and_later,
+            each.humans,
+            *map(_estimate, (each.v, each.q, each.error)),
+            each.spread,
+        )
+        for each in values_by_turn(noted, by_id, TOGETHER_FROM)
+    )
+
+
+def _with_values(dialogue: Dialogue, scores: Scores, training: int, place: int) -> Dialogue:
+    """The dialogue, in which the agent notes its values, as in a conversation."""
+    values = iter(zip(scores.v.tolist(), scores.q.tolist(), strict=True))
+    turns = tuple(
+        dataclasses.replace(turn, annotations=dict(zip("vq", next(values), strict=True)))
+        if turn.speaker == "agent"
+        else turn
+        for turn in dialogue.turns
+    )
+    return dataclasses.replace(dialogue, turns=turns, source={"seed": training, "episode": place})
+
+
+def _estimate(found: Interval) -> Estimate | None:
+    """None where nothing varies, so that there is no correlation."""
+    if np.isnan(found.mean):
+        return None
+    return Estimate(found.mean, None if np.isnan(found.low) else (found.low, found.high))
 
 
 def _existing(auroc: Interval) -> tuple[float | None, Bounds | None]:

@@ -319,10 +319,11 @@ def bootstrap_auroc(
 def rank_correlation(
     groups: Sequence[Float[np.ndarray, "n 2"]], cases: int, confidence: float = 0.95
 ) -> Interval:
-    """Spearman's ρ of two columns, the mean over groups, with an interval for independent cases.
+    """Spearman's ρ of two columns, the mean over groups, with an interval for both.
 
-    The interval is that of Fisher's z with the variance (1 + ρ²/2) / (cases - 3) (Bonett & Wright,
-    2000).
+    On the scale of Fisher's z the variance is the sum of that for other cases,
+    (1 + ρ²/2) / (cases - 3) (Bonett & Wright, 2000), and, with several groups, that of the mean
+    over them; degrees of freedom are those of Welch and Satterthwaite (as in `crossed_mean`).
 
     Args:
         groups: Pairs of values, e.g. of each training. One in which a column is constant has no ρ
@@ -339,8 +340,13 @@ def rank_correlation(
         return Interval(np.nan, np.nan, np.nan)
     found = [scipy.stats.spearmanr(pairs[:, 0], pairs[:, 1]).statistic for pairs in varying]
     rho = float(np.mean(found))
-    center = np.arctanh(np.clip(rho, -1 + 1e-9, 1 - 1e-9))
-    half = scipy.stats.norm.ppf((1 + confidence) / 2) * np.sqrt((1 + rho**2 / 2) / (cases - 3))
+    center, *each = np.arctanh(np.clip([rho, *found], -1 + 1e-9, 1 - 1e-9))
+    tail, variance = (1 + confidence) / 2, (1 + rho**2 / 2) / (cases - 3)
+    quantile = scipy.stats.norm.ppf(tail)
+    if len(each) > 1 and (of_groups := np.var(each, ddof=1) / len(each)) > 0:
+        variance += of_groups
+        quantile = scipy.stats.t.ppf(tail, (len(each) - 1) * (variance / of_groups) ** 2)
+    half = quantile * np.sqrt(variance)
     low, high = np.tanh([center - half, center + half])
     return Interval(rho, float(low), float(high))
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.evaluation import typed_json
+from experiments.evaluation.returns import Discount
 from experiments.looks import Look
 from imagination.simulation import normalized_score
 
 EVALUATION_SCHEMA = 2  # raised when fields of the classes below are added, removed or redefined
-HELDOUT_SCHEMA = 2
+HELDOUT_SCHEMA = 3
 UNIT_SCHEMA = 1
 
 Bounds = tuple[float, float]  # low, high
@@ -330,7 +331,7 @@ class PredictionPoint:
         auroc_v_ci95: Its interval.
         auroc_q: AUROC of success, by Q of the agent's utterance at this point.
         auroc_q_ci95: Its interval.
-        calibration: Q against the reward.
+        calibration: Q against the discounted return from this utterance on.
     """
 
     point: float
@@ -339,6 +340,38 @@ class PredictionPoint:
     auroc_q: float | None
     auroc_q_ci95: Bounds | None
     calibration: tuple[CalibrationBin, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number and its interval; None for the latter where it is not known."""
+
+    value: float
+    ci95: Bounds | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnPrediction:
+    """Values at one of the agent's turns in held-out dialogues against their outcomes.
+
+    Attributes:
+        turn: Counted from 1.
+        and_later: True for this turn and all later ones together.
+        dialogues: That reach it.
+        v: Rank correlation of V, before the agent spoke, with the discounted return from there on;
+            None where all returns or all values are the same.
+        q: The same of Q, of what it said.
+        error: Mean of Q minus the return.
+        spread: Standard deviation of the returns.
+    """
+
+    turn: int
+    and_later: bool
+    dialogues: int
+    v: Estimate | None
+    q: Estimate | None
+    error: Estimate
+    spread: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -414,8 +447,10 @@ class Heldout:
         methods: Name -> policy.
         pretrained_perplexity: Perplexity of the network that all started from, before training, on
             the same words; None where they started from fresh ones.
-        value_prediction: Name of a method that learns values -> points, from the start of a
-            dialogue to its end.
+        discounts: Name of a method that learns values -> discount of these.
+        value_prediction: Name of such a method -> points, from the start of a dialogue to its end;
+            values are means over trainings.
+        by_turn: Name of such a method -> turns that enough dialogues reach.
         sample_replies: Most of the moments, as the settings have it.
         moments: Turns at which the methods' replies can be set beside what was said.
     """
@@ -425,7 +460,9 @@ class Heldout:
     success: Success
     methods: Mapping[str, HeldoutPolicy]
     pretrained_perplexity: float | None
+    discounts: Mapping[str, Discount]
     value_prediction: Mapping[str, tuple[PredictionPoint, ...]]
+    by_turn: Mapping[str, tuple[TurnPrediction, ...]]
     sample_replies: int
     moments: tuple[Moment, ...]
     schema: int = HELDOUT_SCHEMA

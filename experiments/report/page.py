@@ -9,7 +9,7 @@ conversations in `examples.py`, the page in `templates/report.html.j2`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -19,10 +19,10 @@ from experiments import provenance
 from experiments.evaluation.summary import Evaluation, Heldout, HumanPlayer, PredictionPoint
 from experiments.files import write_atomically
 from experiments.looks import ordered
-from experiments.report import examples, hindsight, tables, wording
+from experiments.report import diagnosis, examples, hindsight, tables, wording
 from experiments.report.figures import style
 from experiments.report.figures.drawn import Drawn, draw
-from experiments.report.run import Run, read_run
+from experiments.report.run import Run, Trained, read_run
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 VERDICT_WORDS = {
@@ -33,15 +33,17 @@ VERDICT_WORDS = {
 }
 
 
-def write_report(path: Path) -> Path:
+def write_report(path: Path, trained: Mapping[str, Trained] | None = None) -> Path:
     """Writes `figures/*.png` and `report.html`, each whole or not at all.
+
+    Arguments are those of `read_run`.
 
     Raises:
         FileNotFoundError: The run has no results yet; the message says which stage to run.
         ResultsError: A file of results that cannot be read, with its name and field.
     """
     path = Path(path)
-    run = read_run(path)
+    run = read_run(path, trained)
     drawn = list(draw(run))
     for each in drawn:
         write_atomically(path / "figures" / f"{each.name}.png", style.to_png(each.figure))
@@ -70,8 +72,8 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
         pair = examples.pick_pair(run.conversations, run.dialogues, bar, looks)
         shown_tables += tables.result_tables(run.evaluation)
         if run.diagnosis is not None:
-            shown_tables += tables.diagnosis_tables(run.diagnosis, run.evaluation)
-        shown_tables += tables.values_tables(run.conversations, run.evaluation)
+            shown_tables += diagnosis.diagnosis_tables(run.diagnosis, run.evaluation)
+        shown_tables += tables.values_tables(run)
     shown_tables += tables.rounds_tables(run.held, run.dialogues, looks)
     if run.heldout is not None:
         shown_tables += tables.heldout_tables(run.heldout)
@@ -220,8 +222,9 @@ def _evaluation_facts(evaluation: Evaluation) -> list[str]:
         f"“above” and “below” are said where it is under {wording.SIGNIFICANT}, “not "
         "distinguishable” elsewhere, which is no proof that two methods are equal.",
         "p_holm asks whether the agents as trained differ on other humans; p_training_holm, where "
-        "several seeds were trained, whether the methods would differ if trained again. At the top "
-        "of the page a method is said to beat another, or to lose to it, only where both are under "
+        "several seeds were trained, whether the methods would differ if trained again on the same "
+        "dialogues: what other dialogues would change, no number here says. At the top of the page "
+        "a method is said to beat another, or to lose to it, only where both are under "
         f"{wording.SIGNIFICANT}.",
         "Each method's decoding setting was chosen on validation episodes, which are not among "
         "those reported here.",

@@ -6,11 +6,16 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float
+
 from experiments.evaluation.diagnosis import Diagnosis
+from experiments.evaluation.returns import Discount, returns_by_turn
 from experiments.evaluation.summary import Evaluation, Heldout
 from experiments.hindsight_records import Hindsight, read_hindsight
 from experiments.looks import Look, look_of, ordered
 from experiments.metrics import read_log
+from experiments.networks import load_tokenizer
 from experiments.provenance import Session, read_sessions
 from experiments.run_folder import RunFolder, Unit
 from imagination.dialogue import Dialogue, read_dialogues
@@ -37,6 +42,19 @@ class HeldRound:
 
 
 @dataclasses.dataclass(frozen=True)
+class Trained:
+    """Facts of a method's training that its numbers are read by.
+
+    Attributes:
+        discount: That of its values; None where it learns none.
+        steps_before: Optimizer steps of the trainings that its own goes on from.
+    """
+
+    discount: Discount | None = None
+    steps_before: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """Content of a run's folder; empty or None where a file is not there.
 
@@ -51,6 +69,9 @@ class Run:
         sessions: By which command, code and machine the stages were made.
         diagnosis: Losses from the optimum, where they were looked for.
         held: Rounds of imagination.
+        trained: Facts of the training of methods, by name.
+        returns: Id of a conversation -> return from each of the agent's turns on, discounted as the
+            values are; of methods whose discount is known.
     """
 
     evaluation: Evaluation | None
@@ -63,6 +84,21 @@ class Run:
     sessions: Sequence[Session] = ()
     diagnosis: Diagnosis | None = None
     held: Sequence[HeldRound] = ()
+    trained: Mapping[str, Trained] = dataclasses.field(default_factory=dict)
+    returns: Mapping[str, Float[np.ndarray, " turns"]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def discounts(self) -> dict[str, Discount]:
+        """Method that has conversations -> discount of its values, where it is known."""
+        trained = {
+            name: self.trained.get(name, Trained()) for name in by_method(self.conversations)
+        }
+        return {name: each.discount for name, each in trained.items() if each.discount}
+
+    @property
+    def steps_before(self) -> dict[str, int]:
+        """Method -> steps of the trainings that its own goes on from, where they are known."""
+        return {name: each.steps_before for name, each in self.trained.items()}
 
     @property
     def task(self) -> str:
@@ -82,8 +118,13 @@ class Run:
         return looks
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, trained: Mapping[str, Trained] | None = None) -> Run:
     """Reads the files of a run's folder.
+
+    Args:
+        path: The folder.
+        trained: Facts of the training of methods, by name. Values of a method whose discount is not
+            among them are not held against what came of its conversations.
 
     Raises:
         FileNotFoundError: The run has no results yet; the message says which stage to run.
@@ -96,12 +137,12 @@ def read_run(path: Path) -> Run:
             f"{path}: no evaluation.json and no heldout.json, so there is nothing to report. "
             f"Run the evaluation first: --stage=evaluate --workdir={path}"
         )
-    dialogues = _dialogues(folder.dialogues)
-    config = folder.config_file
+    dialogues, conversations = _dialogues(folder.dialogues), _dialogues(folder.conversations)
+    config, trained = folder.config_file, trained or {}
     return Run(
         evaluation=Evaluation.read(folder.evaluation) if folder.evaluation.exists() else None,
         heldout=Heldout.read(folder.heldout) if folder.heldout.exists() else None,
-        conversations=_dialogues(folder.conversations),
+        conversations=conversations,
         dialogues=dialogues,
         metrics=_metrics(path / "metrics"),
         config=config.read_text(encoding="utf-8") if config.exists() else "",
@@ -109,6 +150,8 @@ def read_run(path: Path) -> Run:
         sessions=read_sessions(folder.sessions),
         diagnosis=Diagnosis.read(folder.diagnosis) if folder.diagnosis.exists() else None,
         held=_held_rounds(path / "imagination"),
+        trained=trained,
+        returns=_returns(folder, conversations, trained),
     )
 
 
@@ -122,6 +165,20 @@ def by_method(
         if dialogue.reward is not None and population in (None, source["population"]):
             groups.setdefault(source["method"], []).append(dialogue)
     return {name: groups[name] for name in ordered(groups)}
+
+
+def _returns(
+    folder: RunFolder, conversations: Sequence[Dialogue], trained: Mapping[str, Trained]
+) -> dict[str, Float[np.ndarray, " turns"]]:
+    """Id of a conversation -> returns; without those of tokens where the tokenizer is gone."""
+    found: dict[str, Float[np.ndarray, " turns"]] = {}
+    for method, own in by_method(conversations).items():
+        discount = trained.get(method, Trained()).discount
+        if discount and (folder.tokenizer.exists() or not discount.by_token):
+            tokenizer = load_tokenizer(folder) if discount.by_token else None
+            each = returns_by_turn(own, discount, tokenizer)
+            found |= {d.id: returns for d, returns in zip(own, each, strict=True)}
+    return found
 
 
 def _held_rounds(folder: Path) -> list[HeldRound]:

@@ -7,17 +7,16 @@ different things.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.evaluation.diagnosis import Diagnosis, Loss
 from experiments.evaluation.statistics import Interval
 from experiments.evaluation.summary import (
-    Bounds,
     Evaluation,
     Heldout,
     HumanPlayer,
@@ -28,7 +27,7 @@ from experiments.evaluation.summary import (
 from experiments.evaluation.values_by_turn import values_by_turn
 from experiments.looks import Look, ordered
 from experiments.report import wording
-from experiments.report.run import HeldRound, by_method
+from experiments.report.run import HeldRound, Run, by_method
 from experiments.report.wording import dollars, interval, number, percent
 from imagination.dialogue import Dialogue
 
@@ -182,138 +181,14 @@ def _reference_cells(key: str, references: References) -> dict[str, Cell]:
     }
 
 
-# --- where the score is lost --------------------------------------------------------------------
-
-
-_WORTH_TELLING = 0.05  # of the normalized score
-
-
-def diagnosis_tables(diagnosis: Diagnosis, evaluation: Evaluation) -> list[ResultTable]:
-    """Loss of each method from the optimum, a table for each population, and by persona."""
-    made = []
-    for name, losses in diagnosis.population.items():
-        if name in evaluation.population:
-            population = evaluation.population[name]
-            made.append(_diagnosis_table(name, losses, population, evaluation.task))
-            made.append(_persona_table(name, losses, population, evaluation.task))
-    return [table for table in made if table.rows]
-
-
-def _diagnosis_table(
-    name: str, losses: Mapping[str, Loss], population: Population, task: str
-) -> ResultTable:
-    references, methods = population.references, population.methods
-    scaled, cell = _scaled(population), _loss_cell(population)
-    unit = wording.unit_of(population)
-    rows = []
-    totals = {key: loss.candidates + loss.choice for key, loss in losses.items() if key in methods}
-    for key in sorted(ordered(totals), key=totals.__getitem__):  # the best first, as with scores
-        loss, total = losses[key], totals[key]
-        cells = (
-            Cell(methods[key].look.title),
-            Cell(number(scaled(total))),
-            cell(loss.candidates, loss.candidates_ci95),
-            cell(loss.choice, loss.choice_ci95),
-            Cell(number(scaled(total / loss.turns), 3)),
-            Cell(str(loss.episodes)),
-        )
-        rows.append(Row(key, "method", cells))
-    notes = [
-        f"By the exact values of the world, in {unit}: by candidates, where nothing that was "
-        "considered is as good as the best act; by choice, where something better was "
-        "considered than was said. An agent that considers one utterance has no choice. What "
-        "is lost and the score add up to 1 but for luck: these are expectations, and fewer "
-        "conversations."
-    ]
-    if totals:
-        best = rows[0].key
-        lost = references.normalized_difference(totals[best])
-        if losses[best].choice > 0 and lost is not None and lost > _WORTH_TELLING:
-            notes.append(_what_may_help(methods[best].look.title, losses[best]))
-    return ResultTable(
-        f"{name}_lost",
-        f"{task}, {name} population: what is lost from the optimum",
-        ("method", "lost", "by candidates", "by choice", "a turn", "conversations"),
-        tuple(rows),
-        tuple(notes),
-    )
-
-
-def _scaled(population: Population) -> Callable[[float], float | None]:
-    """A loss in the unit of the population's scores."""
-    if wording.unit_of(population) == wording.NORMALIZED:
-        return population.references.normalized_difference
-    return lambda loss: loss
-
-
-def _loss_cell(population: Population) -> Callable[[float, Bounds | None], Cell]:
-    """A loss with its interval in the unit of the population's scores."""
-    scaled = _scaled(population)
-
-    def cell(loss: float, bounds: Bounds | None) -> Cell:
-        return Cell(number(scaled(loss)), interval(bounds and tuple(map(scaled, bounds))))
-
-    return cell
-
-
-def _persona_table(
-    name: str, losses: Mapping[str, Loss], population: Population, task: str
-) -> ResultTable:
-    """Loss of the focus method by persona; no rows where it was not looked at."""
-    focus = wording.focus_method(population)
-    cell, scaled = _loss_cell(population), _scaled(population)
-    personas = losses[focus].persona if focus in losses else {}
-    rows = [
-        Row(
-            focus,
-            "method",
-            (
-                Cell(f"{axis}: {value}".replace("_", " ")),
-                Cell(number(scaled(loss.candidates + loss.choice))),
-                cell(loss.candidates, loss.candidates_ci95),
-                cell(loss.choice, loss.choice_ci95),
-                Cell(str(loss.conversations)),
-            ),
-        )
-        for axis, values in personas.items()
-        for value, loss in values.items()
-    ]
-    title = population.methods[focus].look.title if rows else ""
-    return ResultTable(
-        f"{name}_lost_by_persona",
-        f"{task}, {name} population: what {title} loses, by persona",
-        ("persona", "lost", "by candidates", "by choice", "conversations"),
-        tuple(rows),
-        (
-            "The same losses with humans of each kind. Intervals are t intervals over humans and, "
-            "if there are several, trainings; with few conversations they are wide.",
-        ),
-    )
-
-
-def _what_may_help(title: str, loss: Loss) -> str:
-    """Advice by the larger of the two losses of a method that chooses by values."""
-    if loss.choice > loss.candidates:
-        return (
-            f"Most of what {title} loses is lost by choice: its values are wrong where it goes. A "
-            "longer training may help (config.train.steps), or a round of imagination, in which it "
-            "meets what its choices lead to (config.methods, e.g. ilql_imagination1)."
-        )
-    return (
-        f"Most of what {title} loses is lost by candidates: the best is not among what it thinks "
-        "of saying. More dialogues with such people may help (config.imagination.personas), or "
-        "more candidates at a higher temperature (config.decoding)."
-    )
-
-
 # --- values, and rounds of imagination ----------------------------------------------------------
 
 
-def values_tables(conversations: Sequence[Dialogue], evaluation: Evaluation) -> list[ResultTable]:
+def values_tables(run: Run) -> list[ResultTable]:
     """Values against outcomes by turn, a table for each population; none without values."""
     made = []
-    for name, population in evaluation.population.items():
-        spoken = by_method(conversations, name)
+    for name, population in run.evaluation.population.items():
+        spoken = by_method(run.conversations, name)
         rows = [
             Row(
                 key,
@@ -321,24 +196,22 @@ def values_tables(conversations: Sequence[Dialogue], evaluation: Evaluation) -> 
                 (
                     Cell(population.methods[key].look.title),
                     Cell(str(found.turn)),
-                    *map(_correlation, (found.v, found.q)),
-                    Cell(number(found.error)),
+                    *map(_estimate, (found.v, found.q, found.error)),
                     Cell(number(found.spread)),
                     Cell(f"{found.conversations:,}"),
                 ),
             )
             for key in _best_first(population)
-            for found in values_by_turn(spoken.get(key, ()))
+            for found in values_by_turn(spoken.get(key, ()), run.returns)
         ]
         table = ResultTable(
             f"{name}_values",
-            f"{evaluation.task}, {name} population: how early the values tell the outcome",
+            f"{run.task}, {name} population: how early the values tell the outcome",
             ("method", "turn", "ρ of V", "ρ of Q", "error of Q", "spread", "conversations"),
             tuple(rows),
             (
-                "ρ: Spearman's rank correlation with the reward, at each of the agent's turns, "
-                "over the conversations that reach it. Error: mean of Q minus the reward. Spread: "
-                "standard deviation of the rewards; where it is small, nearly all end alike, and "
+                f"{_VALUES_NOTE} {wording.discounts_note(run.discounts, run.looks)} Spread: "
+                "standard deviation of the returns; where it is small, nearly all end alike, and "
                 "small errors of the values hide a correlation.",
             ),
         )
@@ -346,10 +219,17 @@ def values_tables(conversations: Sequence[Dialogue], evaluation: Evaluation) -> 
     return made
 
 
-def _correlation(found: Interval) -> Cell:
-    if found.mean != found.mean:  # nan: all ended alike
+_VALUES_NOTE = (
+    "ρ: Spearman's rank correlation with the return from each of the agent's turns on, over what "
+    "reaches it; returns differ by how soon they come, too. Error: mean of Q minus the return."
+)
+
+
+def _estimate(found: Interval) -> Cell:
+    if np.isnan(found.mean):  # a correlation where all ended alike
         return Cell(MISSING)
-    return Cell(number(found.mean), interval((found.low, found.high)))
+    bounds = None if np.isnan(found.low) else (found.low, found.high)
+    return Cell(number(found.mean), interval(bounds))
 
 
 def rounds_tables(
@@ -411,7 +291,7 @@ def rounds_tables(
 
 def heldout_tables(heldout: Heldout) -> list[ResultTable]:
     """Tables of a run on real dialogues: the policies, and how well values foretell outcomes."""
-    tables = [_policy_table(heldout), _prediction_table(heldout)]
+    tables = [_policy_table(heldout), _prediction_table(heldout), _turn_table(heldout)]
     return [table for table in tables if table.rows]
 
 
@@ -447,10 +327,41 @@ def _prediction_table(heldout: Heldout) -> ResultTable:
     title = f"{heldout.task}, held-out dialogues: values against the outcome"
     headers = ("method", "dialogue seen", "AUROC of V", "AUROC of Q")
     notes = (
-        "AUROC 0.5 is guessing, 1 is a perfect ranking of the dialogues by outcome.",
+        "AUROC 0.5 is guessing, 1 is a perfect ranking of the dialogues by outcome. Values are "
+        "means over trainings.",
         success_note(heldout),
     )
     return ResultTable("values", title, headers, tuple(rows), notes)
+
+
+def _turn_table(heldout: Heldout) -> ResultTable:
+    looks = {name: each.look for name, each in heldout.methods.items()}
+    rows = [
+        Row(
+            name,
+            "method",
+            (
+                Cell(looks[name].title),
+                Cell(f"{each.turn} and later" if each.and_later else str(each.turn)),
+                *(
+                    Cell(number(found.value), interval(found.ci95)) if found else Cell(MISSING)
+                    for found in (each.v, each.q, each.error)
+                ),
+                Cell(number(each.spread)),
+                Cell(f"{each.dialogues:,}"),
+            ),
+        )
+        for name in ordered(heldout.by_turn)
+        for each in heldout.by_turn[name]
+    ]
+    title = f"{heldout.task}, held-out dialogues: values at the agent's turns"
+    headers = ("method", "turn", "ρ of V", "ρ of Q", "error of Q", "spread", "dialogues")
+    notes = (
+        f"{_VALUES_NOTE} {wording.discounts_note(heldout.discounts, looks)} Spread: standard "
+        "deviation of the returns. Intervals are over dialogues and, if there are several, "
+        "trainings on the same dialogues.",
+    )
+    return ResultTable("values_by_turn", title, headers, tuple(rows), notes)
 
 
 def sizes_note(heldout: Heldout) -> str:
@@ -472,12 +383,6 @@ def success_note(heldout: Heldout) -> str:
 def print_results(console: Console, evaluation: Evaluation) -> None:
     """Prints one table for each population, with its tests in words below."""
     for table in result_tables(evaluation):
-        print_table(console, table)
-
-
-def print_diagnosis(console: Console, diagnosis: Diagnosis, evaluation: Evaluation) -> None:
-    """Prints the losses of each method."""
-    for table in diagnosis_tables(diagnosis, evaluation):
         print_table(console, table)
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 
+from experiments.evaluation.returns import Discount
 from experiments.evaluation.summary import (
     Bounds,
     Comparison,
@@ -19,7 +20,7 @@ from experiments.evaluation.summary import (
     PromptedAgent,
     Scores,
 )
-from experiments.looks import ordered, split_rounds
+from experiments.looks import Look, ordered, split_rounds
 
 SLIP_NAMES = {
     "speaks_for_agent": "speaks for the agent",
@@ -217,7 +218,7 @@ def _sentence(text: str) -> str:
 
 
 def training_note(population: Population) -> str:
-    """Differences from the focus method that would be there if all methods were trained again."""
+    """Differences from the focus method that there would be after trainings on the same data."""
     focus = focus_method(population)
     own = [test for test in comparisons(population) if test.a == focus]
     return _over_trainings(own, titles(population))
@@ -322,6 +323,18 @@ def against_data(population: Population) -> str:
 # --- notes --------------------------------------------------------------------------------------
 
 
+def discounts_note(discounts: Mapping[str, Discount], looks: Mapping[str, Look]) -> str:
+    """Says by how much the returns are discounted that values of each method are held against."""
+    owners: dict[Discount, list[str]] = {}
+    for name in ordered(discounts):
+        owners.setdefault(discounts[name], []).append(looks[name].title)
+    parts = [
+        f"by {discount}" if len(owners) == 1 else f"by {discount} for {_enumerate(titles)}"
+        for discount, titles in owners.items()
+    ]
+    return f"Returns are discounted as in the training, {_enumerate(parts)}." if parts else ""
+
+
 def seeds_note(population: Population) -> str:
     """Says what the intervals cover, which depends on the number of training seeds."""
     seeds = {len(scores.trainings) for scores in population.methods.values()} - {0}
@@ -330,12 +343,13 @@ def seeds_note(population: Population) -> str:
     if seeds == {1}:
         return (
             "One training of each method: intervals and p_holm say how these agents fare with "
-            "other humans, not how the methods would if trained again"
+            "other humans, not how the methods would if trained again on the same dialogues"
         )
     count = str(min(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
     return (
-        f"{count} trainings of each method: intervals cover other humans and other trainings, "
-        "p_holm other humans alone, p_training_holm other trainings"
+        f"{count} trainings of each method, all on the same dialogues: intervals cover other "
+        "humans and other trainings on these dialogues, p_holm other humans alone, "
+        "p_training_holm such trainings; none covers other dialogues"
     )
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from experiments.evaluation import diagnosis
 from experiments.evaluation.diagnosis import Diagnosis, Loss, PersonaLoss, diagnose, lost
 from experiments.evaluation.statistics import bootstrap_mean
-from experiments.report import tables
+from experiments.report.diagnosis import diagnosis_tables, print_diagnosis
 from imagination.dialogue import Dialogue, Turn
 from imagination.simulation import (
     BehaviourAgent,
@@ -109,8 +110,32 @@ def test_intervals_are_over_trainings_and_the_humans_with_whom_all_of_them_talke
     expected = bootstrap_mean(totals, seed=0)
     assert (loss.episodes, loss.candidates) == (8, pytest.approx(expected.mean))
     assert loss.candidates_ci95 == pytest.approx((expected.low, expected.high))
+    each = [lost(PLANNER, own[i]) for own in (first, second) for i in kept]
+    assert loss.a_turn == pytest.approx(np.concatenate(each).sum(axis=1).mean())
     pooled = bootstrap_mean(totals.reshape(1, -1), seed=0)
     assert expected.high - expected.low > 2 * (pooled.high - pooled.low)
+
+
+def test_the_interval_of_the_loss_a_turn_is_that_of_a_ratio(monkeypatch):
+    """A loss of the same at every turn is known surely, however long conversations are."""
+    dialogues = labelled(talks(BehaviourAgent(WORLD), 30), "bc")
+    assert len({len(each.agent_turns) for each in dialogues}) > 1
+    for noise, wide in ((0.0, False), (0.1, True)):
+        rng = np.random.default_rng(0)
+
+        def same(planner, dialogue, noise=noise, rng=rng):
+            rows = np.full((len(dialogue.agent_turns), 2), [0.2, 0.1])
+            return rows + noise * rng.random(rows.shape)
+
+        monkeypatch.setattr(diagnosis, "lost", same)
+        loss = diagnose(WORLD, dialogues, 30).population["average"]["bc"]
+        low, high = loss.a_turn_ci95
+        assert loss.a_turn == pytest.approx(0.3 + noise, abs=0.02)
+        assert low <= loss.a_turn + 1e-9 and (high - low > 1e-6) == wide
+        for each in loss.persona["level"].values():
+            low, high = each.a_turn_ci95
+            assert low <= each.a_turn + 1e-9 and (high - low > 1e-6) == wide
+        assert loss.candidates_ci95[1] - loss.candidates_ci95[0] > 0.05
 
 
 def test_losses_are_split_by_persona(tmp_path):
@@ -126,9 +151,10 @@ def test_losses_are_split_by_persona(tmp_path):
         for each in values.values():
             if each.conversations > 1:
                 assert each.candidates_ci95[0] <= each.candidates <= each.candidates_ci95[1]
+                assert each.a_turn_ci95[0] <= each.a_turn <= each.a_turn_ci95[1]
     alone = diagnose(WORLD, dialogues[:2], 2).population["average"]["bc"]
     [single, *_] = next(iter(alone.persona.values())).values()
-    assert (single.conversations, single.candidates_ci95) == (1, None)
+    assert (single.conversations, single.candidates_ci95, single.a_turn_ci95) == (1, None, None)
     found.write(tmp_path / "diagnosis.json")
     assert Diagnosis.read(tmp_path / "diagnosis.json") == found
 
@@ -149,24 +175,29 @@ def test_as_many_difficult_humans_are_looked_at_as_there_are():
 
 
 def test_the_table_by_persona_is_about_the_focus():
-    with_novices = PersonaLoss(12, 0.28, (0.0, 0.56), 0.14, (0.07, 0.21))
-    with_one = PersonaLoss(1, 0.0, None, 1.4, None)
+    with_novices = PersonaLoss(12, 0.28, (0.0, 0.56), 0.14, (0.07, 0.21), 0.105, (0.07, 0.14))
+    with_one = PersonaLoss(1, 0.0, None, 1.4, None, 0.28, None)
     persona = {"level": {"novice": with_novices, "already_expert": with_one}}
-    loss = Loss(40, 4.0, 0.28, (0.0, 0.56), 0.14, (0.07, 0.21), persona)
-    diagnosis = Diagnosis(40, {"average": {"bc": loss, "ilql": loss}})
-    [_, table] = tables.diagnosis_tables(diagnosis, evaluations.evaluation())
+    loss = Loss(40, 0.28, (0.0, 0.56), 0.14, (0.07, 0.21), 0.105, (0.07, 0.14), persona)
+    found = Diagnosis(40, {"average": {"bc": loss, "ilql": loss}})
+    [_, table] = diagnosis_tables(found, evaluations.evaluation())
     assert table.title == "teaching, average population: what ILQL loses, by persona"
     assert [list(map(str, row.cells)) for row in table.rows] == [
-        ["level: novice", "0.15", "0.10 [0.00, 0.20]", "0.05 [0.03, 0.07]", "12"],
-        ["level: already expert", "0.50", "0.00", "0.50", "1"],
+        [
+            *("level: novice", "0.15", "0.10 [0.00, 0.20]", "0.05 [0.03, 0.07]"),
+            *("0.037 [0.025, 0.050]", "12"),
+        ],
+        ["level: already expert", "0.50", "0.00", "0.50", "0.100", "1"],
     ]
 
 
 def test_the_table_is_in_the_unit_of_the_scores():
-    loss = Loss(40, 4.0, 0.28, (0.0, 0.56), 0.14, (0.07, 0.21))
-    diagnosis = Diagnosis(40, {"average": {"ilql": loss, "unknown": loss}, "difficult": {}})
+    loss = Loss(40, 0.28, (0.0, 0.56), 0.14, (0.07, 0.21), 0.105, (0.07, 0.14))
+    found = Diagnosis(40, {"average": {"ilql": loss, "unknown": loss}, "difficult": {}})
     console = Console(width=100, file=io.StringIO(), color_system=None)
-    tables.print_diagnosis(console, diagnosis, evaluations.evaluation())
+    print_diagnosis(console, found, evaluations.evaluation())
     text = " ".join(console.file.getvalue().split())
-    assert "ILQL 0.15 0.10 [0.00, 0.20] 0.05 [0.03, 0.07] 0.037 40" in text  # over 2.8
+    assert (
+        "ILQL 0.15 0.10 [0.00, 0.20] 0.05 [0.03, 0.07] 0.037 [0.025, 0.050] 40" in text
+    )  # over 2.8
     assert "difficult population: what is lost" not in text

@@ -14,14 +14,22 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from experiments.evaluation.returns import Discount, returns_by_turn
 from experiments.evaluation.summary import References
 from experiments.hindsight_records import Hindsight, Round
 from experiments.looks import look_of
 from experiments.metrics import LoggingConfig, open_logger
 from experiments.report.figures import conversations, drawn, hindsight, scores, style
 from experiments.report.figures.training import learning_curves
-from experiments.report.run import read_run
-from imagination.dialogue import write_dialogues
+from experiments.report.run import Trained, read_run
+from imagination.dialogue import Dialogue, write_dialogues
+
+DISCOUNT = Discount(0.9, by_token=False)
+
+
+def returns_of(talks: list[Dialogue], discount: Discount = DISCOUNT) -> conversations.Returns:
+    returns = returns_by_turn(talks, discount)
+    return {talk.id: own for talk, own in zip(talks, returns, strict=True)}
 
 
 def test_learning_curves_show_losses_and_survive_a_loss_that_is_not_finite():
@@ -49,6 +57,17 @@ def test_learning_curves_show_the_score_first_where_it_was_measured():
     *_, mean = figure.axes[0].lines
     assert list(mean.get_ydata()) == pytest.approx([0, 0.5, 0.9])
     assert mean.get_marker() == "o" and figure.axes[0].get_yscale() == "linear"
+
+
+def test_a_training_that_goes_on_begins_at_the_steps_of_the_one_before():
+    steps = [{"step": step, "loss": 2.0, "validation/average": 1.0} for step in (1, 50, 100)]
+    metrics = {("ilql", 0): steps, ("ilql_imagination1", 0): steps}
+    looks = {name: look_of(name) for name, _ in metrics}
+    figure = learning_curves(metrics, looks, steps_before={"ilql_imagination1": 100})
+    for axis in figure.axes:
+        lines = {line.get_color(): list(line.get_xdata()) for line in axis.lines}
+        assert lines[looks["ilql"].color] == [1, 50, 100]
+        assert lines[looks["ilql_imagination1"].color] == [101, 150, 200]
 
 
 def test_scores_figure_has_a_mark_a_seed_and_the_references():
@@ -86,7 +105,8 @@ def test_what_has_too_little_to_show_gets_no_panel():
     figure = conversations.values_along([*talks, *short], 4.0, ["average"], looks)
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles == ["ILQL\nV before the utterance", "ILQL\nQ of the utterance"]
-    assert conversations.q_calibration(short, ["average"], looks) is None
+    assert conversations.q_calibration(short, returns_of(short), ["average"], looks) is None
+    assert conversations.q_calibration(talks, {}, ["average"], looks) is None
 
 
 def test_both_populations_are_drawn():
@@ -124,9 +144,8 @@ def test_both_populations_are_drawn():
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts == ["success (≥ 4), average", "success (≥ 4), difficult"]
     assert {line.get_linestyle() for line in along.axes[0].lines} == {"-", "--"}
-    titles = [
-        axis.get_title(loc="left") for axis in conversations.q_calibration(talks, both, looks).axes
-    ]
+    calibration = conversations.q_calibration(talks, returns_of(talks), both, looks)
+    titles = [axis.get_title(loc="left") for axis in calibration.axes]
     assert titles == [
         f"Q at the {turn} agent turn, {where}" for where in both for turn in ("first", "last")
     ]
@@ -154,8 +173,9 @@ def test_calibration_is_binned_within_trainings_and_tells_how_well_q_foretells()
         else talk
         for talk in talks
     ]
-    figure = conversations.q_calibration(hopeful, ["average"], {"ilql": look_of("ilql")})
-    first, last = figure.axes
+    looks, undiscounted = {"ilql": look_of("ilql")}, Discount(1.0, by_token=False)
+    returns = returns_of(hopeful, undiscounted)
+    first, last = conversations.q_calibration(hopeful, returns, ["average"], looks).axes
     [text] = first.get_legend().get_texts()
     assert text.get_text() == "ρ 1.00, spread 0.58, error 0.49"  # -0.6 + 0.01 · 9.5 + 2 / 2
     [container] = last.containers
@@ -163,6 +183,31 @@ def test_calibration_is_binned_within_trainings_and_tells_how_well_q_foretells()
     assert len(x) == 4  # bins of five conversations a training, of both trainings
     assert y == pytest.approx([1.2, 1.7, 2.2, 2.7])
     assert x - y == pytest.approx([1.02, 1.07, 1.12, 1.17])
+
+
+def test_values_that_are_right_lie_on_the_diagonal():
+    """Perfect values of discounted returns, that hope for less the farther the end is."""
+    talks = []
+    for episode in range(20):
+        talk = conversation("ilql", episode, 1.0 + 0.1 * episode)
+        notes = iter([0.81 * talk.reward, 0.9 * talk.reward, talk.reward])
+        turns = (
+            dataclasses.replace(t, annotations={"q": next(notes)}) if t.speaker == "agent" else t
+            for t in talk.turns
+        )
+        talks.append(dataclasses.replace(talk, turns=tuple(turns)))
+    looks = {"ilql": look_of("ilql")}
+    figure = conversations.q_calibration(talks, returns_of(talks), ["average"], looks)
+    for axis, spread in zip(figure.axes, ("0.47", "0.58"), strict=True):
+        [text] = axis.get_legend().get_texts()
+        assert text.get_text() == f"ρ 1.00, spread {spread}, error 0.00"
+        x, y = axis.containers[0][0].get_data()
+        assert x == pytest.approx(y)
+    figure = conversations.q_calibration(
+        talks, returns_of(talks, Discount(1.0, False)), ["average"], looks
+    )
+    [text] = figure.axes[0].get_legend().get_texts()
+    assert text.get_text().endswith("error -0.37")  # 0.19 · 1.95
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +261,9 @@ def words_of(figure: Figure, monkeypatch) -> list[tuple[str, Bbox]]:
 
 def test_no_words_of_a_figure_leave_it_or_lie_over_others(long_names, monkeypatch):
     seen = set()
-    for each in drawn.draw(read_run(long_names)):
+    trained = {name: Trained(DISCOUNT) for name in ("ilql_hindsight12", "mc")}
+    trained["ilql_imagination2"] = Trained(DISCOUNT, steps_before=26000)
+    for each in drawn.draw(read_run(long_names, trained)):
         seen.add(each.name)
         for figure in (each.figure, each.narrow):
             words = words_of(figure, monkeypatch)

@@ -14,17 +14,22 @@ import evaluations
 import pytest
 from evaluations import comparison, conversation
 
-from experiments import provenance
+from experiments import provenance, travel
+from experiments.build import build
+from experiments.evaluation.returns import Discount
 from experiments.evaluation.typed_json import ResultsError
 from experiments.looks import look_of
 from experiments.metrics import LoggingConfig, open_logger
 from experiments.provenance import Session
 from experiments.report import examples, page
 from experiments.report.figures import drawn
-from experiments.report.run import read_run
+from experiments.report.run import Trained, read_run
+from experiments.stages.report import facts_of
 from imagination.dialogue import Dialogue, Turn, write_dialogues
+from imagination.tokenization import DialogueTokenizer
 
 SCRIPT = "<script>alert(1)</script>"
+TRAINED = {"ilql": Trained(Discount(0.97, by_token=False))}
 
 
 def plain_signs(text: str) -> str:
@@ -91,7 +96,7 @@ def log_file(folder: Path, seed: int) -> Path:
 def run_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "run"
     write_run(folder)
-    page.write_report(folder)
+    page.write_report(folder, TRAINED)
     return folder
 
 
@@ -141,6 +146,8 @@ def test_every_section_and_figure_is_there(run_folder, shown):
     assert not list(run_folder.rglob("*.partial"))
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", shown, flags=re.DOTALL)
     assert len(captions) == len(files) and not any("{" in caption for caption in captions)
+    [calibration] = [text for text in captions if "in groups of equal size" in text]
+    assert "Returns are discounted as in the training, by 0.97 an utterance." in calibration
 
 
 def test_the_numbers_of_the_tables_are_on_the_page(shown):
@@ -405,3 +412,37 @@ def test_a_finished_folder_reads_as_the_run_that_was_written(run_folder):
     assert [record["step"] for record in run.metrics["ilql", 0]] == list(range(20))
     assert run.looks["my_method"].title == SCRIPT
     assert json.loads((run_folder / "evaluation.json").read_text())["task"] == run.task
+
+
+def test_trainings_are_read_by_their_settings():
+    config = travel.get_config()
+    config.methods = ("bc", "ilql", "ilql_imagination1", "ilql_imagination2", "mc", "dpo")
+    config.imagination.round_start, config.imagination.round_share = "agent", 0.25
+    config.train.steps, config.method.mc.credit = 1000, "token"
+    config.train.utterance_discount, config.train.token_discount = 0.9, 0.8
+    config.model.utterance_q = "last"
+    by_utterance = Discount(0.9, by_token=False)
+    facts = facts_of(build(config))
+    assert facts.pop("dpo").steps_before == 1000  # goes on from bc
+    assert facts == {
+        "bc": Trained(),
+        "ilql": Trained(by_utterance),
+        "ilql_imagination1": Trained(by_utterance, 1000),
+        "ilql_imagination2": Trained(by_utterance, 1250),
+        "mc": Trained(Discount(0.8, by_token=True)),
+    }
+    config.imagination.round_start = "fresh"
+    assert facts_of(build(config))["ilql_imagination2"].steps_before == 0
+
+
+def test_returns_of_tokens_need_the_tokenizer(run_folder, tmp_path):
+    folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    by_token = {"ilql": Trained(Discount(0.9, by_token=True)), "fbc": TRAINED["ilql"]}
+    talks = read_run(folder).conversations
+    without = read_run(folder, by_token).returns
+    assert {name.split("-")[0] for name in without} == {"fbc"}
+    DialogueTokenizer.train(talks, 400).save(folder / "tokenizer")
+    found = read_run(folder, by_token).returns
+    talk = next(each for each in talks if each.source["method"] == "ilql")
+    first, *_, last = found[talk.id]
+    assert last == talk.reward and first < 0.9**6 * talk.reward  # two turns of some words

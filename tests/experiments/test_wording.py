@@ -143,7 +143,7 @@ def test_the_number_of_seeds_says_what_an_interval_covers():
     one = wording.seeds_note(with_seeds(1))
     assert one == wording.seeds_note(with_seeds(1, 0))
     assert one.startswith("One training of each method: ") and "not how the methods would" in one
-    both = "3 trainings of each method: intervals cover other humans and other trainings"
+    both = "3 trainings of each method, all on the same dialogues: intervals cover"
     assert wording.seeds_note(with_seeds(3)).startswith(both)
     assert wording.seeds_note(with_seeds(2, 3)).startswith("2 to 3 trainings")
     assert wording.seeds_note(with_seeds(0)) == ""

@@ -49,6 +49,7 @@ def test_a_file_is_enough(task: str, tmp_path: Path):
     assert set(heldout["methods"]) == {"bc", "ilql"}
     assert heldout["methods"]["ilql"]["perplexity"] > 1
     assert all(point["auroc_v"] is not None for point in heldout["value_prediction"]["ilql"])
+    assert heldout["discounts"] == {"ilql": {"factor": 0.99, "by_token": False}}
     assert heldout["pretrained_perplexity"] is None
     assert [set(each["replies"]) for each in heldout["moments"]] == [{"bc", "ilql"}] * 2
     replies = heldout["moments"][0]["replies"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from experiments.evaluation.returns import Discount
 from experiments.evaluation.summary import (
     CalibrationBin,
     Comparison,
+    Estimate,
     Evaluation,
     Heldout,
     HeldoutPolicy,
@@ -18,6 +20,7 @@ from experiments.evaluation.summary import (
     Scores,
     Success,
     Training,
+    TurnPrediction,
 )
 from experiments.looks import look_of
 from imagination.dialogue import Dialogue, Turn
@@ -110,10 +113,23 @@ def heldout(
             for name, perplexity in (("bc", 21.37), ("ilql", 23.91))
         },
         pretrained_perplexity=48.05,
+        discounts={"ilql": Discount(0.98, by_token=True)},
         value_prediction={
             "ilql": tuple(
                 PredictionPoint(point, *auroc, 0.58, (0.47, 0.68), bins)
                 for point in (0.25, 0.5, 1.0)
+            )
+        },
+        by_turn={
+            "ilql": (
+                TurnPrediction(
+                    *(1, False, 103, None, Estimate(0.31, (0.12, 0.48))),
+                    *(Estimate(-0.05, None), 0.44),
+                ),
+                TurnPrediction(
+                    *(4, True, 57, Estimate(0.43, (0.19, 0.62)), Estimate(0.46, (0.22, 0.65))),
+                    *(Estimate(0.02, (-0.03, 0.07)), 0.47),
+                ),
             )
         },
         sample_replies=4,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from experiments.report.wording import number
 from imagination.dialogue import Dialogue
 
 Point = tuple[float, Dialogue]  # a number that was noted in a conversation
+Returns = Mapping[str, Float[np.ndarray, " turns"]]  # id -> from each of the agent's turns on
 
 _LINESTYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # of populations
 MOST_BINS = 8
@@ -318,18 +319,29 @@ def _draw_values(
     return line
 
 
+class _Foretold(NamedTuple):
+    """Q at a turn of a conversation, and the return from there on."""
+
+    q: float
+    outcome: float
+    talk: Dialogue
+
+
 def q_calibration(
     conversations: Sequence[Dialogue],
+    returns: Returns,
     populations: Sequence[str],
     looks: Looks,
     screen: Screen = style.WIDE,
 ) -> Figure | None:
-    """Predicted Q against the reward at the end, from the first and from the last agent turn."""
+    """Predicted Q against the return from there on, at the first and at the last agent turn."""
     groups = _groups(conversations, populations)
     drawn = []
     for population, methods in groups.items():
         for turn, title in ((0, "first agent turn"), (-1, "last agent turn")):
-            predicted = {method: _predicted(group, turn) for method, group in methods.items()}
+            predicted = {
+                method: _predicted(group, turn, returns) for method, group in methods.items()
+            }
             binned = {method: _bins(trainings) for method, trainings in predicted.items()}
             if binned := {method: bins for method, bins in binned.items() if bins}:
                 told = [_told(predicted[method]) for method in binned]
@@ -347,21 +359,22 @@ def q_calibration(
             axis.set_xlabel("predicted: Q")
             axis.xaxis.set_major_locator(MaxNLocator(5))
         for axis in panels.first:
-            axis.set_ylabel("observed: mean reward")
+            axis.set_ylabel("observed: mean return")
         style.add_legend(panels.figure, handles, looks, screen)
     return panels.figure
 
 
-def _predicted(group: Sequence[Dialogue], turn: int) -> list[list[Point]]:
+def _predicted(group: Sequence[Dialogue], turn: int, returns: Returns) -> list[list[_Foretold]]:
     """The conversations of each training with the Q at a turn, by rising Q."""
-    trainings: dict[Any, list[Point]] = {}
+    trainings: dict[Any, list[_Foretold]] = {}
     for dialogue in group:
-        if (q := _value(dialogue, turn, "q")) is not None:
-            trainings.setdefault(dialogue.source.get("seed"), []).append((q, dialogue))
-    return [sorted(points, key=lambda point: point[0]) for points in trainings.values()]
+        if dialogue.id in returns and (q := _value(dialogue, turn, "q")) is not None:
+            foretold = _Foretold(q, returns[dialogue.id][turn], dialogue)
+            trainings.setdefault(dialogue.source.get("seed"), []).append(foretold)
+    return [sorted(points, key=lambda point: point.q) for points in trainings.values()]
 
 
-def _bins(trainings: Sequence[Sequence[Point]]) -> list[list[Point]]:
+def _bins(trainings: Sequence[Sequence[_Foretold]]) -> list[list[_Foretold]]:
     """Bins of equal size, made within each training; none where there are too few conversations.
 
     In bins over all trainings, those of one that hopes for more would lie right of the others',
@@ -369,7 +382,7 @@ def _bins(trainings: Sequence[Sequence[Point]]) -> list[list[Point]]:
     """
     fewest = min(map(len, trainings), default=0)
     count = min(MOST_BINS, fewest // FEWEST) if fewest >= 2 * FEWEST else 0
-    bins: list[list[Point]] = [[] for _ in range(count)]
+    bins: list[list[_Foretold]] = [[] for _ in range(count)]
     for points in trainings:
         edges = np.linspace(0, len(points), count + 1).astype(int)
         for place, own in enumerate(bins):
@@ -377,28 +390,28 @@ def _bins(trainings: Sequence[Sequence[Point]]) -> list[list[Point]]:
     return bins
 
 
-def _told(trainings: Sequence[Sequence[Point]]) -> str:
-    """Rank correlation of Q with the reward, spread of the rewards, mean error of Q."""
-    pairs = [np.array([(q, talk.total_reward) for q, talk in own]) for own in trainings]
-    humans = {talk.source.get("episode") for own in trainings for _, talk in own}
+def _told(trainings: Sequence[Sequence[_Foretold]]) -> str:
+    """Rank correlation of Q with the return, spread of the returns, mean error of Q."""
+    pairs = [np.array([(each.q, each.outcome) for each in own]) for own in trainings]
+    humans = {each.talk.source.get("episode") for own in trainings for each in own}
     rho = rank_correlation(pairs, len(humans)).mean
-    q, rewards = np.concatenate(pairs).T
+    q, returns = np.concatenate(pairs).T
     parts = (
         "–" if np.isnan(rho) else number(rho),
-        number(rewards.std()),
-        number((q - rewards).mean()),
+        number(returns.std()),
+        number((q - returns).mean()),
     )
     return "ρ {}, spread {}, error {}".format(*parts)
 
 
 def _draw_calibration(
-    axis: Axes, binned: Mapping[str, Sequence[Sequence[Point]]], looks: Looks
+    axis: Axes, binned: Mapping[str, Sequence[Sequence[_Foretold]]], looks: Looks
 ) -> dict[str, Any]:
     handles, ends = {}, []
     for method, bins in binned.items():
-        x = np.array([np.mean([q for q, _ in points]) for points in bins])
-        rewards = [[(dialogue.total_reward, dialogue) for _, dialogue in each] for each in bins]
-        y, half = np.array([mean_and_half(each) for each in rewards]).T
+        x = np.array([np.mean([each.q for each in points]) for points in bins])
+        outcomes = [[(each.outcome, each.talk) for each in points] for points in bins]
+        y, half = np.array([mean_and_half(each) for each in outcomes]).T
         look = looks[method]
         handles[method] = axis.errorbar(
             x, y, half, fmt=look.marker, color=look.color, ms=5.5, elinewidth=1.4

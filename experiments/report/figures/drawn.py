@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
-from experiments.report import tables
+from experiments.report import tables, wording
 from experiments.report.figures import (
     conversations,
     heldout,
@@ -65,15 +65,16 @@ CAPTIONS = {
     "q_calibration": (
         "Calibration of Q",
         "Conversations{populations}, in groups of equal size by predicted Q, made within each "
-        "training, against the reward they ended with (line: 95 % interval). On the dashed "
-        "diagonal a prediction means what it says. Above it the agent expected less than it then "
+        "training, against the mean return from that turn on (line: 95 % interval). {discounts} On "
+        "the dashed diagonal a prediction means what it says. Above it the agent expected less "
+        "than it then "
         "earned: Q is learned from dialogues that others wrote, few of which go on as well as the "
         "agent does, and the training keeps values low where the data show little. Below it the "
         "agent hoped for more than it earned: values are those of the best that the data show, "
         "which the agent does not always reach, and of several candidates the one that is "
         "overrated most tends to be said. Over each panel: ρ, the rank correlation of Q with the "
-        "reward within trainings; the spread (standard deviation) of the rewards; the error, mean "
-        "of Q minus the reward. At the first turn the agent knows nothing of the human yet, and "
+        "return within trainings; the spread (standard deviation) of the returns; the error, mean "
+        "of Q minus the return. At the first turn the agent knows nothing of the human yet, and "
         "one that serves all alike leaves little spread to foretell: ρ near 0 is then no fault.",
     ),
     "heldout_auroc": (
@@ -84,8 +85,9 @@ CAPTIONS = {
     ),
     "heldout_calibration": (
         "Calibration on held-out dialogues",
-        "Dialogues grouped by predicted outcome, against the observed one; larger marks hold more "
-        "dialogues, lines are 95 % intervals. On the diagonal a prediction means what it says.",
+        "Dialogues grouped by predicted return, against the observed one, from that utterance on; "
+        "larger marks hold more dialogues, lines are 95 % intervals. {heldout_discounts} On the "
+        "diagonal a prediction means what it says.",
     ),
     "hindsight": (
         "Hindsight",
@@ -99,6 +101,7 @@ CAPTIONS = {
         "Thick lines are means over seeds, thin ones single seeds. First the score of the agent "
         "at each checkpoint, with the first of its ways to choose words, over a few conversations "
         "beside those that results are of (`config.evaluation.curve_episodes`); higher is better. "
+        "{going_on}"
         "Losses: the scale is logarithmic where a loss falls to a tenth, else it leaves out the "
         "wildest 2 % of steps. Methods minimise "
         "different sums, so compare a line in “loss” with itself, not with another method's.",
@@ -112,6 +115,7 @@ _OF_POPULATIONS = {
         "with a broken one: {others}. ",
     },
 }
+_GOING_ON = "A training that goes on from another one begins at the steps that this has taken. "
 _REFERENCES = (
     "Dashed lines: the behaviours in the data and an agent that acts at random; the solid line is "
     "the exact optimum, which no agent can pass on average."
@@ -120,7 +124,10 @@ _REFERENCES = (
 
 def draw(run: Run) -> Iterator[Drawn]:
     """Draws the figures for which the run has data."""
-    words: dict[str, str] = {}
+    words = {
+        "discounts": wording.discounts_note(run.discounts, run.looks),
+        "going_on": _GOING_ON if any(run.steps_before.values()) else "",
+    }
     if run.evaluation is not None:
         populations = run.evaluation.population
         has_references = any(each.references is not None for each in populations.values())
@@ -130,6 +137,8 @@ def draw(run: Run) -> Iterator[Drawn]:
         words["references"] = _REFERENCES if has_references else ""
     if run.heldout is not None:
         words["success"] = tables.success_note(run.heldout)
+        discounts = wording.discounts_note(run.heldout.discounts, run.looks)
+        words["heldout_discounts"] = discounts
     both = zip(_figures(run, style.WIDE), _figures(run, style.NARROW), strict=True)
     for (name, figure), (_, narrow) in both:
         if figure is not None and narrow is not None:
@@ -147,7 +156,8 @@ def _figures(run: Run, screen: Screen) -> Iterator[tuple[str, Figure | None]]:
         yield "reward_distributions", rewards
         yield "persona_scores", conversations.persona_scores(talks, where, looks, screen)
         yield "values_along", conversations.values_along(talks, bar, where, looks, screen)
-        yield "q_calibration", conversations.q_calibration(talks, where, looks, screen)
+        calibration = conversations.q_calibration(talks, run.returns, where, looks, screen)
+        yield "q_calibration", calibration
     if run.heldout is not None:
         yield "heldout_auroc", heldout.heldout_auroc(run.heldout, looks, screen)
         yield "heldout_calibration", heldout.heldout_calibration(run.heldout, looks, screen)
@@ -156,4 +166,5 @@ def _figures(run: Run, screen: Screen) -> Iterator[tuple[str, Figure | None]]:
     if run.evaluation is not None:
         found = run.evaluation.population.items()
         references = {name: each.references for name, each in found if each.references}
-    yield "learning_curves", training.learning_curves(run.metrics, looks, screen, references)
+    curves = training.learning_curves(run.metrics, looks, screen, references, run.steps_before)
+    yield "learning_curves", curves

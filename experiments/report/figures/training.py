@@ -32,6 +32,7 @@ def learning_curves(
     looks: Looks,
     screen: Screen = style.WIDE,
     references: Mapping[str, References] | None = None,
+    steps_before: Mapping[str, int] | None = None,
 ) -> Figure | None:
     """One panel for each score that was measured, and for each loss; a line a method and seed.
 
@@ -40,6 +41,8 @@ def learning_curves(
         looks: Looks of the methods.
         screen: Wide or narrow.
         references: Population -> exact values, in which rewards are given as normalized scores.
+        steps_before: Method -> steps of the trainings that its own goes on from, behind which its
+            lines begin; 0 for those that are not there.
     """
     names = _panels(metrics)
     if not names:
@@ -49,7 +52,7 @@ def learning_curves(
         handles: dict[str, Any] = {}
         for axis, name in zip(panels.all, names, strict=True):
             known = (references or {}).get(name.removeprefix(VALIDATION))
-            handles |= _draw_curves(axis, metrics, name, looks, known)
+            handles |= _draw_curves(axis, metrics, name, looks, known, steps_before or {})
             axis.set_title(style.lines(_title(name, known), screen.title_line(3)))
         for axis in panels.lowest:
             axis.set_xlabel("step")
@@ -77,14 +80,20 @@ def _title(name: str, references: References | None) -> str:
 
 
 def _draw_curves(
-    axis: Axes, metrics: Metrics, name: str, looks: Looks, references: References | None
+    axis: Axes,
+    metrics: Metrics,
+    name: str,
+    looks: Looks,
+    references: References | None,
+    steps_before: Mapping[str, int],
 ) -> dict[str, Any]:
     handles, drawn = {}, []
     for method in reversed(ordered({method for method, _ in metrics})):
         lines = [
             _thinned(records, name) for (owner, _), records in metrics.items() if owner == method
         ]
-        lines = [line for line in lines if len(line[0])]
+        before = steps_before.get(method, 0)
+        lines = [(before + steps, y) for steps, y in lines if len(steps)]
         if references is not None:
             lines = [(steps, normalized_score(y, vars(references))) for steps, y in lines]
         if not lines:
