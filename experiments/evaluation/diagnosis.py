@@ -25,9 +25,12 @@ from experiments.evaluation.summary import STAGE, Bounds
 from imagination.dialogue import Dialogue
 from imagination.simulation import POPULATIONS, Planner, World
 from imagination.simulation.course import Course, Decision, follow
+from imagination.simulation.world import Act
 
 DIAGNOSIS_SCHEMA = 3
+MOST_DECISIONS = 6
 _MOST_NODES = 1_000_000  # that a planner may remember, at about a kilobyte each
+_ROUNDING = 1e-9  # of exact values, which are sums in some order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,28 @@ class PersonaLoss:
 
 
 @dataclasses.dataclass(frozen=True)
+class LostDecision:
+    """A decision that a method takes wrongly, with all who were met with it.
+
+    Attributes:
+        turn: The agent's utterance in the conversation, from 1.
+        by: `"candidates"`, where the best act was not considered, or `"choice"`.
+        best: The best act of all, or of those considered.
+        instead: The best act that was considered, or the one that was said; None = words that the
+            world does not understand.
+        times: Number of such decisions.
+        loss: Mean over all conversations of what they lose.
+    """
+
+    turn: int
+    by: str
+    best: str | None
+    instead: str | None
+    times: int
+    loss: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Loss:
     """Loss of a method with the humans of one population, in rewards.
 
@@ -66,6 +91,7 @@ class Loss:
         a_turn: Both, of an utterance of the agent's.
         a_turn_ci95: Its interval.
         persona: Axis of the persona -> value -> loss with such humans.
+        decisions: Those that lose most, most first.
     """
 
     episodes: int
@@ -76,6 +102,7 @@ class Loss:
     a_turn: float
     a_turn_ci95: Bounds
     persona: Mapping[str, Mapping[str, PersonaLoss]] = dataclasses.field(default_factory=dict)
+    decisions: tuple[LostDecision, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +173,9 @@ def _losses(planner: Planner, methods: Mapping[str, Sequence[Dialogue]]) -> dict
     for method, dialogues in methods.items():
         losses: dict[int, dict[int, _Lost]] = {}  # episode -> training
         for dialogue in dialogues:
-            if len(rows := lost(planner, dialogue)):
+            if turns := _turns(planner, dialogue):
                 own = losses.setdefault(dialogue.source["episode"], {})
-                own[dialogue.source["seed"]] = _Lost(dialogue, rows)
+                own[dialogue.source["seed"]] = _Lost(dialogue, turns, _rows(turns))
         trainings = {seed for own in losses.values() for seed in own}
         complete = [own for own in losses.values() if len(own) == len(trainings)]
         if complete:
@@ -156,10 +183,21 @@ def _losses(planner: Planner, methods: Mapping[str, Sequence[Dialogue]]) -> dict
     return found
 
 
+class _Turn(NamedTuple):
+    """The best act at a turn of the agent's, the best one that it considered, and what it said."""
+
+    best: Act | None
+    considered: Act | None
+    said: Act | None
+    candidates: float  # lost by them
+    choice: float
+
+
 class _Lost(NamedTuple):
     """A conversation, and what was lost at each turn of it."""
 
     dialogue: Dialogue
+    turns: Sequence[_Turn]
     rows: Float[np.ndarray, "turns 2"]
 
 
@@ -170,7 +208,24 @@ def _loss(trainings: Sequence[Sequence[_Lost]]) -> Loss:
     for values in _columns(everyone):
         mean, *bounds = map(float, bootstrap_mean(values.reshape(len(trainings), -1), seed=0))
         parts += [mean, tuple(bounds)]
-    return Loss(len(everyone), *parts, _by_persona(everyone))
+    return Loss(len(everyone), *parts, _by_persona(everyone), _decisions(everyone))
+
+
+def _decisions(everyone: Sequence[_Lost]) -> tuple[LostDecision, ...]:
+    """The decisions that lose most, of those that lose anything."""
+    losses: dict[tuple, list[float]] = {}
+    for each in everyone:
+        for number, turn in enumerate(each.turns, start=1):
+            missed = number, "candidates", turn.best, turn.considered
+            losses.setdefault(missed, []).append(turn.candidates)
+            wrong = number, "choice", turn.considered, turn.said
+            losses.setdefault(wrong, []).append(turn.choice)
+    found = [
+        LostDecision(*kind, len(own), sum(own) / len(everyone))
+        for kind, own in losses.items()
+        if sum(own) > _ROUNDING
+    ]
+    return tuple(sorted(found, key=lambda each: -each.loss)[:MOST_DECISIONS])
 
 
 def _columns(group: Sequence[_Lost]) -> Float[np.ndarray, "3 conversations"]:
@@ -212,20 +267,31 @@ def _persona_loss(group: Sequence[_Lost]) -> PersonaLoss:
 
 def lost(planner: Planner, dialogue: Dialogue) -> Float[np.ndarray, "turns 2"]:
     """Reward lost at each turn of the agent's: by its candidates, and by its choice among them."""
+    return _rows(_turns(planner, dialogue))
+
+
+def _rows(turns: Sequence[_Turn]) -> Float[np.ndarray, "turns 2"]:
+    return np.array([(turn.candidates, turn.choice) for turn in turns], float).reshape(-1, 2)
+
+
+def _turns(planner: Planner, dialogue: Dialogue) -> list[_Turn]:
     planner.forget(more_than=_MOST_NODES)
     course = follow(planner, dialogue.turns)
     decisions = () if course is None else course.decisions
-    rows = [_lost_at(planner, course, decision, dialogue) for decision in decisions]
-    return np.array(rows, float).reshape(-1, 2)
+    return [_turn(planner, course, decision, dialogue) for decision in decisions]
 
 
-def _lost_at(
-    planner: Planner, course: Course, decision: Decision, dialogue: Dialogue
-) -> tuple[float, float]:
+def _turn(planner: Planner, course: Course, decision: Decision, dialogue: Dialogue) -> _Turn:
     place = decision.turns_left, decision.state, decision.belief
     considered = dialogue.turns[decision.turn].annotations.get("candidates", ())
     texts = [each["text"] for each in considered]
     acts = {decision.act, *(planner.world.understand_about(course.slots, text) for text in texts)}
-    values = {act: planner.act_value(*place, act) for act in acts}
-    best = max(values.values())
-    return planner.state_value(*place) - best, best - values[decision.act]
+    values = {act: planner.act_value(*place, act) for act in sorted(acts, key=str)}
+    considered = max(values, key=values.__getitem__)
+    return _Turn(
+        planner.best_act(*place),
+        considered,
+        decision.act,
+        planner.state_value(*place) - values[considered],
+        values[considered] - values[decision.act],
+    )

@@ -23,6 +23,7 @@ def diagnosis_tables(diagnosis: Diagnosis, evaluation: Evaluation) -> list[Resul
         if name in evaluation.population:
             population = evaluation.population[name]
             made.append(_diagnosis_table(name, losses, population, evaluation.task))
+            made.append(_decisions_table(name, losses, population, evaluation.task))
             made.append(_persona_table(name, losses, population, evaluation.task))
     return [table for table in made if table.rows]
 
@@ -83,6 +84,47 @@ def _loss_cell(population: Population) -> Callable[..., Cell]:
         return Cell(number(scaled(loss), digits), shown)
 
     return cell
+
+
+def _decisions_table(
+    name: str, losses: Mapping[str, Loss], population: Population, task: str
+) -> ResultTable:
+    """Decisions of the focus method that lose most; no rows where it was not looked at."""
+    focus = wording.focus_method(population)
+    scaled = _scaled(population)
+    decisions = losses[focus].decisions if focus in losses else ()
+    rows = [
+        Row(
+            focus,
+            "method",
+            (
+                Cell(str(decision.turn)),
+                Cell(_act(decision.best)),
+                Cell(_act(decision.instead)),
+                Cell(decision.by),
+                Cell(str(decision.times)),
+                Cell(number(scaled(decision.loss), 3)),
+            ),
+        )
+        for decision in decisions
+    ]
+    title = population.methods[focus].look.title if rows else ""
+    return ResultTable(
+        f"{name}_lost_decisions",
+        f"{task}, {name} population: the decisions by which {title} loses most",
+        ("utterance", "best", "instead", "lost by", "times", "lost"),
+        tuple(rows),
+        (
+            "Lost by candidates: the best act was not among those considered, and instead stands "
+            "the best that was. Lost by choice: it was considered, and instead stands what was "
+            "said. The first utterance of the agent is 1; the loss is of a conversation, a mean "
+            "over all that were looked at.",
+        ),
+    )
+
+
+def _act(act: str | None) -> str:
+    return "words without meaning here" if act is None else act.replace("_", " ")
 
 
 def _persona_table(

@@ -9,7 +9,15 @@ import pytest
 from rich.console import Console
 
 from experiments.evaluation import diagnosis
-from experiments.evaluation.diagnosis import Diagnosis, Loss, PersonaLoss, diagnose, lost
+from experiments.evaluation.diagnosis import (
+    MOST_DECISIONS,
+    Diagnosis,
+    Loss,
+    LostDecision,
+    PersonaLoss,
+    diagnose,
+    lost,
+)
 from experiments.evaluation.statistics import bootstrap_mean
 from experiments.report.diagnosis import diagnosis_tables, print_diagnosis
 from imagination.dialogue import Dialogue, Turn
@@ -21,6 +29,7 @@ from imagination.simulation import (
     load_world,
     sample_conversations,
 )
+from imagination.simulation.course import follow
 from imagination.speakers import converse
 
 WORLD = load_world("teaching")
@@ -125,9 +134,10 @@ def test_the_interval_of_the_loss_a_turn_is_that_of_a_ratio(monkeypatch):
 
         def same(planner, dialogue, noise=noise, rng=rng):
             rows = np.full((len(dialogue.agent_turns), 2), [0.2, 0.1])
-            return rows + noise * rng.random(rows.shape)
+            rows += noise * rng.random(rows.shape)
+            return [diagnosis._Turn(None, None, None, *row) for row in rows]
 
-        monkeypatch.setattr(diagnosis, "lost", same)
+        monkeypatch.setattr(diagnosis, "_turns", same)
         loss = diagnose(WORLD, dialogues, 30).population["average"]["bc"]
         low, high = loss.a_turn_ci95
         assert loss.a_turn == pytest.approx(0.3 + noise, abs=0.02)
@@ -159,6 +169,30 @@ def test_losses_are_split_by_persona(tmp_path):
     assert Diagnosis.read(tmp_path / "diagnosis.json") == found
 
 
+def test_decisions_that_lose_most_are_named():
+    dialogues = labelled([considering(d) for d in talks(BehaviourAgent(WORLD), 30)], "bc")
+    alone = labelled(talks(BehaviourAgent(WORLD), 30), "ilql")
+    found = diagnose(WORLD, [*dialogues, *alone], 30).population["average"]
+    for method, by in (("bc", "choice"), ("ilql", "candidates")):
+        decisions, total = found[method].decisions, 0.0
+        assert len(decisions) == MOST_DECISIONS
+        assert {each.by for each in decisions} == {by}
+        assert [each.loss for each in decisions] == sorted(
+            (each.loss for each in decisions), reverse=True
+        )
+        for each in decisions:
+            assert each.best != each.instead and each.best in WORLD.acts
+            total += each.loss
+        assert 0 < total <= getattr(found[method], by) + 1e-9
+    first = max(found["ilql"].decisions, key=lambda each: (each.turn == 1, each.loss))
+    said = [follow(PLANNER, d.turns).decisions[0].act for d in alone]
+    assert first.turn == 1 and first.times == said.count(first.instead)
+    assert (
+        diagnose(WORLD, labelled(talks(BEST, 4), "bc"), 4).population["average"]["bc"].decisions
+        == ()
+    )
+
+
 def test_as_many_difficult_humans_are_looked_at_as_there_are():
     played = talks(BehaviourAgent(WORLD), 40)
     is_difficult = [WORLD.is_difficult(WORLD.persona(each.persona)) for each in played]
@@ -188,6 +222,21 @@ def test_the_table_by_persona_is_about_the_focus():
             *("0.037 [0.025, 0.050]", "12"),
         ],
         ["level: already expert", "0.50", "0.00", "0.50", "0.100", "1"],
+    ]
+
+
+def test_the_decisions_of_the_focus_that_lose_most_have_a_table():
+    decisions = (
+        LostDecision(1, "choice", "ask_prior", "explain", 12, 0.28),
+        LostDecision(2, "candidates", "check", None, 1, 0.014),
+    )
+    loss = Loss(40, 0.28, (0.0, 0.56), 0.14, (0.07, 0.21), 0.1, (0.05, 0.15), {}, decisions)
+    diagnosed = Diagnosis(40, {"average": {"bc": loss, "ilql": loss}})
+    [_, table] = diagnosis_tables(diagnosed, evaluations.evaluation())
+    assert table.title == "teaching, average population: the decisions by which ILQL loses most"
+    assert [list(map(str, row.cells)) for row in table.rows] == [
+        ["1", "ask prior", "explain", "choice", "12", "0.100"],
+        ["2", "check", "words without meaning here", "candidates", "1", "0.005"],
     ]
 
 
