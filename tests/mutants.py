@@ -61,6 +61,7 @@ TESTS = {
         "experiments/test_values_by_turn.py",
     ],
     "experiments.evaluation.values_by_turn": ["experiments/test_values_by_turn.py"],
+    "experiments.evaluation.returns": ["experiments/test_values_by_turn.py"],
     "imagination.simulation.planning": ["imagination/test_planning.py"],
 }
 # Imported once, before the processes fork; nothing here starts threads or a backend.

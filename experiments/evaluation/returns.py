@@ -76,7 +76,7 @@ def _returns(
     dialogue: Dialogue, factors: Float[np.ndarray, " turns"]
 ) -> Float[np.ndarray, " turns"]:
     """`factors`: what each turn takes off the return that comes with it, seen from before it."""
-    found, following = [], dialogue.reward or 0.0
+    found, following = [], dialogue.reward
     for turn, factor in zip(dialogue.agent_turns[::-1], factors[::-1], strict=True):
         found.append(turn.reward + following)
         following = factor * found[-1]

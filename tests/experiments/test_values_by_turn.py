@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import scipy
 
-from experiments.evaluation.returns import Discount, returns_by_turn
+from experiments.config import BatchConfig
+from experiments.evaluation.returns import Discount, discount_of, returns_by_turn
 from experiments.evaluation.statistics import rank_correlation
 from experiments.evaluation.values_by_turn import FEWEST, TurnValues, values_by_turn
 from experiments.report import tables
 from experiments.report.run import Run, Trained
+from ilql_jax.methods import METHODS
 from imagination.dialogue import Dialogue, Turn
 from imagination.simulation import (
     OptimalAgent,
@@ -27,7 +29,7 @@ from imagination.speakers import converse
 from imagination.tokenization import DialogueTokenizer
 
 HUMANS = 60
-UNDISCOUNTED = Discount(1.0, by_token=False)
+UNDISCOUNTED, UTTERANCES = Discount(1.0, by_token=False), Discount(0.9, by_token=False)
 
 
 def compared(dialogues: list[Dialogue], discount=UNDISCOUNTED, **more) -> list[TurnValues]:
@@ -83,7 +85,7 @@ def test_trainings_are_averaged_and_their_humans_counted_once():
 @pytest.mark.parametrize("of_turns", [0.0, 0.3])
 def test_perfect_values_of_discounted_returns_do_not_err(of_turns):
     """Ratings at the end, with and without rewards of turns on the way to them."""
-    discount, rng = Discount(0.9, by_token=False), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     dialogues = []
     for episode in range(2 * HUMANS):
         length, rating = int(rng.integers(3, 21)), float(rng.random())
@@ -97,7 +99,7 @@ def test_perfect_values_of_discounted_returns_do_not_err(of_turns):
             for t in plain.turns
         ]
         dialogues.append(dataclasses.replace(plain, turns=tuple(rewarded)))
-    found = compared(dialogues, discount)
+    found = compared(dialogues, UTTERANCES)
     assert len(found) > 10
     for each in found:
         assert each.error == pytest.approx((0, 0, 0), abs=1e-9)
@@ -126,6 +128,18 @@ def test_values_by_token_are_discounted_by_the_tokens_of_later_turns():
         left = [int((at > place).sum()) for place in last]
         assert len(set(left)) == len(dialogue.agent_turns) and max(left) > 2
         assert returns == pytest.approx(2.0 * 0.9 ** np.array(left))
+
+
+def test_a_methods_discount_is_that_of_its_decisions():
+    batches = BatchConfig(token_discount=0.8, utterance_discount=0.9)
+    ilql = METHODS["ilql"]
+    assert discount_of(ilql, batches) == UTTERANCES
+    assert discount_of(ilql.configured(credit="token"), batches) == Discount(0.8, by_token=True)
+    assert discount_of(METHODS["bc"], batches) is None
+    assert list(map(str, (UTTERANCES, Discount(0.99, True)))) == [
+        "0.9 an utterance",
+        "0.99 a token",
+    ]
 
 
 def test_late_turns_can_be_taken_together():
@@ -173,6 +187,7 @@ def test_turns_that_few_reach_and_turns_without_values_are_left_out():
     assert compared(talks()[: FEWEST - 1]) == []
     assert [found.turn for found in compared(talks()[:FEWEST])] == [1]
     assert compared([talk(k, 1.0, [(0.1, None)]) for k in range(HUMANS)]) == []
+    assert compared([talk(k, 1.0, [(None, 0.2)]) for k in range(HUMANS)]) == []
     assert compared([talk(k, 1.0, [(None, None)]) for k in range(HUMANS)]) == []
     assert compared([talk(k, None, [(0.1, 0.2)]) for k in range(HUMANS)]) == []
     (alike,) = compared([talk(k, 1.0, [(0.1, 0.2)]) for k in range(HUMANS)])
