@@ -11,14 +11,13 @@ import math
 import time
 
 from rich.console import Console
-from rich.progress import Progress
 
 from experiments.build import Experiment
 from experiments.files import write_atomically
 from experiments.run_folder import RunError, RunFolder
 from experiments.stamps import begin_stage
 from experiments.tasks import given_task
-from experiments.terminal import progress_bars
+from ilql_jax.progress import ProgressBars
 from imagination.dataset_card import dataset_card, warnings_of
 from imagination.dialogue import Dialogue
 from imagination.engine import (
@@ -177,7 +176,7 @@ async def _imagine(
         )
     ids = [f"{task.name}-{index}" for index in range(engine.dialogues)]
     costs = LearnedForecast(beforehand, ids, first or SAMPLE)
-    with progress_bars(console) as bars:
+    with ProgressBars(console) as bars:
         bar = _Bar(bars, costs, client, first or engine.dialogues, len(ids))
 
         def answered(request: Request, answer: Answer | Failure) -> None:
@@ -198,7 +197,12 @@ class _Bar:
     """Bar of the calls, with dialogues, tokens and dollars beside it; moves from the first call."""
 
     def __init__(
-        self, bars: Progress, costs: LearnedForecast, client: RoutedClient, number: int, in_all: int
+        self,
+        bars: ProgressBars,
+        costs: LearnedForecast,
+        client: RoutedClient,
+        number: int,
+        in_all: int,
     ):
         self._bars, self._costs, self._client = bars, costs, client
         self._number, self._share = number, number / in_all

@@ -26,7 +26,7 @@ from experiments.build import Experiment, HindsightSettings
 from experiments.files import DAMAGE, read_or_none, write_atomically
 from experiments.run_folder import RunError, RunFolder, is_for_training
 from experiments.tasks import load_task
-from experiments.terminal import progress_bars
+from ilql_jax.progress import ProgressBars
 from imagination.dialogue import Dialogue, read_dialogues
 from imagination.hindsight import Hindsight, calibrate, regenerate
 from imagination.llm.cost import Forecast
@@ -233,7 +233,7 @@ def _do_round(
     """Looks back chunk by chunk; what comes of a dialogue depends on no other."""
     journal = _journal(folder, number)
     done = sum(chunk["looked_back_on"] for chunk in _read_journal(journal))
-    with progress_bars(console) as bars, journal.open("a", encoding="utf-8") as file:
+    with ProgressBars(console) as bars, journal.open("a", encoding="utf-8") as file:
         bar = bars.add_task(
             f"hindsight, round {number}", total=len(parents), completed=done, note=hindsight.note
         )

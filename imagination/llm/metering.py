@@ -42,7 +42,7 @@ class Meter:
     @property
     def usage(self) -> Usage:
         """Tokens and dollars of all steps in this process, without answers from the cache."""
-        return sum((step.usage for step in self.steps.values()), Usage())
+        return sum((step.usage for step in list(self.steps.values())), Usage())
 
     def called(self, step: str, usage: Usage, retries: int = 0, re_ask: bool = False) -> None:
         count = self.steps[step]
@@ -69,7 +69,7 @@ class Meter:
 
     def line(self) -> str:
         """A short text for a progress bar."""
-        counts, usage = self.steps.values(), self.usage
+        counts, usage = list(self.steps.values()), self.usage
         text = f"{sum(c.calls for c in counts):,} calls"
         for number, what in (
             (sum(c.cache_hits for c in counts), "from cache"),
