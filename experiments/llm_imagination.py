@@ -188,7 +188,8 @@ async def _imagine(
             bar.settled += 1
 
         watched = WatchedClient(client, answered)
-        imagined = await imagine_dialogues(watched, task, engine, settled, first)
+        price = beforehand.cost / engine.dialogues
+        imagined = await imagine_dialogues(watched, task, engine, settled, first, price)
         bar.end()
     return imagined, costs
 

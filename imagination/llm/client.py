@@ -97,6 +97,11 @@ class Client:
         """Version of a prompt -> replies to it that earlier runs left."""
         return self._cache.prompt_versions
 
+    @property
+    def money_left(self) -> float:
+        """Dollars that the limit on cost leaves; infinite without one."""
+        return self._budget.left
+
     async def ask(self, request: Request) -> Answer | Failure:
         """Asks one question, by a call of its own (in batch mode too).
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from imagination.llm.requests import Answer, Failure, Request, Usage
 from imagination.llm.structured import schema_in_words
 
 SAMPLE = 16  # dialogues that stand for all
+DOUBT = 2.0  # a dialogue may cost so many times what is forecast without any answer
+SURE = 0.75  # share of the money for dialogues that begin at once, at the mean price of others
 CHARACTERS_PER_TOKEN = 4  # of English, roughly
 
 
@@ -234,6 +237,42 @@ class LearnedForecast:
         if seen.calls:
             return calls, seen.cost * calls / seen.calls
         return calls, before.cost if before else 0.0
+
+
+class Affordable:
+    """Number of dialogues that may be under way: as many as can be paid for to their end.
+
+    Where they go on side by side and the money is out, hardly one of them is finished. So the first
+    few are finished before it is known what one costs and others begin.
+
+    Args:
+        llm: Has the limit on cost.
+        number: Dialogues in all.
+        most: Those under way at the same time, however much money there is.
+        price: Dollars of one dialogue, as forecast beforehand; 0 = not known.
+    """
+
+    def __init__(self, llm: object, number: int, most: int, price: float = 0.0):
+        self._llm, self._number, self._most, self._price = llm, number, most, price
+        self._ended = _Tally()
+
+    def ended(self, cost: float) -> None:
+        """Takes into account what a dialogue has cost that asks no more."""
+        self._ended.add(cost)
+
+    def __call__(self) -> int:
+        left = getattr(self._llm, "money_left", math.inf)
+        if self._ended.calls >= min(SAMPLE, self._number):
+            price = self._ended.cost / self._ended.calls / SURE
+            return _at_most(self._most, left, price)
+        number = _at_most(self._number, left, self._price * DOUBT)
+        is_enough = left == math.inf or (self._price and number == self._number)
+        return min(self._most, number if is_enough else min(number, SAMPLE))
+
+
+def _at_most(most: int, money: float, price: float) -> int:
+    """Number of things of a price that there is money for."""
+    return most if price <= 0 or price * most <= money else int(money / price)
 
 
 @dataclasses.dataclass

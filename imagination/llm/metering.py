@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import math
 from typing import Any
 
 from imagination.llm.requests import CostLimitError, Usage
@@ -96,6 +97,11 @@ class Budget:
         self._reserved: dict[object, float] = {}
         self._reserved_sum = 0.0
         self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def left(self) -> float:
+        """Dollars that are not spent yet, those set aside included; infinite without a limit."""
+        return self.limit - self.spent if self.limit else math.inf
 
     async def reserve(self, worst: float, anyway: bool = False) -> object:
         """Sets money aside, waiting for calls in flight where only their worst price is in the way.

@@ -50,6 +50,11 @@ class RoutedClient:
         """Version of a prompt -> replies to it that earlier runs left."""
         return self._client.prompt_versions
 
+    @property
+    def money_left(self) -> float:
+        """Dollars that the limit on cost leaves; infinite without one."""
+        return self._client.money_left
+
     def of(self, purpose: str) -> Client:
         """The client of a purpose: the one of all other steps where it has no model of its own."""
         return self._others.get(purpose, self._client)

@@ -22,6 +22,11 @@ class WatchedClient:
         self._client = client
         self._on_answer = on_answer
 
+    @property
+    def money_left(self) -> float:
+        """Dollars that the limit on cost leaves; infinite without one."""
+        return self._client.money_left
+
     async def ask(self, request: Request) -> Answer | Failure:
         answer = await self._client.ask(request)
         self._on_answer(request, answer)

@@ -30,7 +30,8 @@ from imagination.engine import (
     imagine_dialogues,
 )
 from imagination.llm import Answer, Client, CostLimitError, LLMConfig, Meter, Usage
-from imagination.llm.cost import LearnedForecast
+from imagination.llm.cost import Affordable, LearnedForecast
+from imagination.llm.session import run_concurrently
 from imagination.llm.watching import WatchedClient
 from imagination.simulation import load_world
 
@@ -54,7 +55,11 @@ def imagined_with_costs(server, folder, config, **llm):
         watched = WatchedClient(client, costs.saw)
         try:
             done = await imagine_dialogues(
-                watched, TASK, config, lambda dialogue: costs.finished(dialogue.id)
+                watched,
+                TASK,
+                config,
+                lambda dialogue: costs.finished(dialogue.id),
+                price=planned.cost / config.dialogues,
             )
         finally:
             await client.close()
@@ -175,6 +180,57 @@ def test_at_the_limit_the_finished_dialogues_can_be_used(tmp_path):
     assert len(whole.dialogues) == 24 and not whole.unpaid
     by_id = {dialogue.id: dialogue for dialogue in whole.dialogues}
     assert all(by_id[dialogue.id] == dialogue for dialogue in part.dialogues)
+
+
+@pytest.mark.parametrize("batch", [True, False])
+def test_half_of_the_money_finishes_about_half_of_the_dialogues(tmp_path, batch):
+    """Dialogues that begin together would be unfinished together."""
+    config = EngineConfig(dialogues=40, at_limit="use", failed_critique="keep")
+    settings = {"batch": batch, "batch_poll": 0.02, "max_tokens": 300}
+    with MessagesServer(lifelike) as server:
+        _, costs, whole = imagined_with_costs(server, tmp_path / "whole", config, **settings)
+        assert whole.usage.cost == pytest.approx(costs.spent)
+        limit = {"max_cost": whole.usage.cost / 2}
+        part, _, meter = imagined_with_costs(server, tmp_path, config, **settings, **limit)
+    assert 15 <= len(part.dialogues) == 40 - part.unpaid <= 20
+    assert 0.9 * limit["max_cost"] < meter.usage.cost <= limit["max_cost"]
+
+
+def test_no_more_dialogues_are_under_way_than_can_be_paid_for():
+    llm = types.SimpleNamespace(money_left=1.0)
+    assert Affordable(llm, 100, 64, price=0.1)() == 5  # a guess may be twice too low
+    assert Affordable(llm, 100, 64, price=0.01)() == 16  # until it is known what they cost
+    assert Affordable(llm, 100, 64, price=0.005)() == 64  # there is enough, whatever they cost
+    assert Affordable(llm, 100, 64)() == 16 and Affordable(object(), 100, 64)() == 64
+    affordable = Affordable(llm, 100, 64)
+    for _ in range(16):
+        affordable.ended(0.02)
+    assert affordable() == 37
+    llm.money_left = 10.0
+    assert affordable() == 64
+    llm.money_left = -0.1  # a lower limit than before; one is tried, which is told
+    assert affordable() < 1
+    assert Affordable(llm, 100, 64)() == 16
+
+
+def test_as_many_jobs_run_as_may_now_and_one_in_any_case():
+    async def run():
+        running, seen = 0, []
+
+        async def job():
+            nonlocal running
+            running += 1
+            seen.append(running)
+            await asyncio.sleep(0)
+            running -= 1
+            return len(seen)
+
+        limits = iter([0, 0, 0, 3])
+        assert len(await run_concurrently([job] * 9, lambda: next(limits, 3))) == 9
+        return seen
+
+    seen = asyncio.run(run())
+    assert seen[:2] == [1, 1] and max(seen) == 3
 
 
 # Runs
