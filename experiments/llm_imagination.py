@@ -168,19 +168,17 @@ async def _imagine(
     """Imagines with a bar of calls, whose number is learned on the way."""
     engine, llm = experiment.imagination.engine, experiment.imagination.llm
     beforehand = await imagination_forecast(task, engine, llm, experiment.imagination.models)
-    if llm.max_cost and beforehand.cost > llm.max_cost:
-        console.print(
-            f"Forecast: about ${beforehand.cost:,.2f}, more than config.llm.max_cost, "
-            f"${llm.max_cost:,.2f}. The run will stop there.",
-            style="yellow",
-        )
     ids = [f"{task.name}-{index}" for index in range(engine.dialogues)]
     costs = LearnedForecast(beforehand, ids, first or SAMPLE)
+    limit = _Limit(experiment, costs, console)
+    limit.tell()
     with ProgressBars(console) as bars:
         bar = _Bar(bars, costs, client, first or engine.dialogues, len(ids))
 
         def answered(request: Request, answer: Answer | Failure) -> None:
             costs.saw(request, answer)
+            if costs.answers >= SAMPLE:
+                limit.tell()
             bar.show()
 
         def settled(dialogue: Dialogue | DroppedDialogue) -> None:
@@ -192,6 +190,33 @@ async def _imagine(
         imagined = await imagine_dialogues(watched, task, engine, settled, first, price)
         bar.end()
     return imagined, costs
+
+
+class _Limit:
+    """Tells once that the limit on cost will be reached, as soon as it is forecast."""
+
+    def __init__(self, experiment: Experiment, costs: LearnedForecast, console: Console):
+        self._limit = experiment.imagination.llm.max_cost
+        self._goes_on = experiment.imagination.engine.at_limit == "use"
+        self._costs, self._console = costs, console
+        self._was_told = False
+
+    def tell(self) -> None:
+        """Compares the forecast as it is now."""
+        if self._was_told or not self._limit or self._costs.cost <= self._limit:
+            return
+        self._was_told = True
+        learned = ", learned from the answers so far" if self._costs.answers else ""
+        ends = "go on with the dialogues that are finished" if self._goes_on else "stop"
+        use = "" if self._goes_on else ", or config.imagination.at_limit=use for those finished"
+        self._console.print(
+            f"Forecast{learned}: about ${self._costs.cost:,.2f}, more than config.llm.max_cost, "
+            f"${self._limit:,.2f}. The run will {ends} there. To imagine all, end it and run it "
+            f"again with a higher limit{use}; nothing is paid for twice.",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
 
 
 class _Bar:

@@ -17,9 +17,10 @@ from lifelike_llm import lifelike
 from messages_server import MessagesServer
 from world_llm import WorldLLM
 
-from experiments import llm_imagination, travel
+from experiments import llm_imagination, teaching, travel
 from experiments.build import build
 from experiments.command_line import parse
+from experiments.run_folder import RunFolder
 from experiments.tasks import given_task
 from imagination.dialogue import read_dialogues
 from imagination.engine import (
@@ -333,6 +334,26 @@ def test_a_run_goes_on_with_what_the_limit_left(tmp_path):
         # The setting is the run's to change, and what is there counts.
         ended = in_process.run(tmp_path, *arguments(server, *limit), f"{use[:-3]}stop")
         assert ended.status == 0, ended
+
+
+def test_a_limit_that_will_be_reached_is_told_once_as_soon_as_it_is_known(tmp_path):
+    def answer(body):  # many are rewritten, which costs more than planned
+        return (world if "unusable_because" in json.dumps(body) else lifelike)(body)
+
+    world = WorldLLM("teaching")
+    with MessagesServer(answer) as server:
+        given = ("--config.imagination.way=script", "--config.imagination.dialogues=24")
+        given += ("--config.llm.price_cache_read=3", "--config.llm.price_cache_write=3")
+        given += ("--config.imagination.personas=prior",)
+        given = arguments(server, *given, "--config.llm.max_tokens=300")
+        experiment = build(parse("teaching", teaching.get_config(), ["t.py", *given]).config)
+        planned = llm_imagination.forecast(experiment, RunFolder(tmp_path))
+        ended = in_process.run(tmp_path, *given, f"--config.llm.max_cost={planned.cost:.6f}1")
+    assert ended.status == 1 and not ended.traceback, ended
+    told = "Forecast, learned from the answers so far: about $"
+    assert ended.output.count("Forecast") == ended.output.count(told) == 1
+    assert ended.output.index(told) < ended.output.index("could be passed")
+    assert "or config.imagination.at_limit=use for those finished; nothing is" in ended.output
 
 
 def test_the_bar_moves_from_the_first_call():
