@@ -7,8 +7,10 @@ that was stopped goes on with the same command and asks nothing twice.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import time
+from typing import Any
 
 from rich.console import Console
 
@@ -27,12 +29,13 @@ from imagination.engine import (
     forecast_imagination,
     imagination_forecast,
     imagine_dialogues,
+    recalled_forecast,
 )
 from imagination.llm import Answer, Failure, Request
 from imagination.llm.cost import SAMPLE, Forecast, LearnedForecast
 from imagination.llm.routing import RoutedClient
 from imagination.llm.session import DroppedDialogue
-from imagination.llm.watching import WatchedClient
+from imagination.llm.watching import RecallingClient, WatchedClient
 from imagination.prompts import other_versions
 from imagination.task import Task
 from imagination.transcript import transcript
@@ -84,9 +87,10 @@ async def _run(experiment: Experiment, folder: RunFolder, console: Console) -> t
     )
 
 
-def _open_client(experiment: Experiment, folder: RunFolder) -> RoutedClient:
+def _open_client(experiment: Experiment, folder: RunFolder, **changes: Any) -> RoutedClient:
     imagination, answers = experiment.imagination, folder.answers(experiment.answers)
-    return RoutedClient(imagination.llm, answers, imagination.models, PURPOSE_OF_STEP)
+    config = dataclasses.replace(imagination.llm, **changes)
+    return RoutedClient(config, answers, imagination.models, PURPOSE_OF_STEP)
 
 
 async def _task(experiment: Experiment, folder: RunFolder, client: RoutedClient) -> Task:
@@ -258,10 +262,26 @@ class _Bar:
 
 
 def forecast(experiment: Experiment, folder: RunFolder) -> Forecast:
-    """Prompts, calls, tokens and what they would cost, without a call."""
+    """Prompts, calls, tokens and what they would cost, without a call.
+
+    What is answered in the folder already tells what the others will take.
+    """
     task = folder.load_task()
     if task is None:
         name, given = given_task(experiment.task, folder.experiment)
         task = {"name": name, **given}
     imagination = experiment.imagination
-    return forecast_imagination(task, imagination.engine, imagination.llm, imagination.models)
+    planned = forecast_imagination(task, imagination.engine, imagination.llm, imagination.models)
+    if not isinstance(task, Task):
+        return planned
+
+    async def recalled() -> Forecast:
+        client = _open_client(experiment, folder, cache_max_megabytes=0)  # none is dropped
+        try:
+            return await recalled_forecast(
+                planned, task, imagination.engine, RecallingClient(client)
+            )
+        finally:
+            await client.close()
+
+    return asyncio.run(recalled())

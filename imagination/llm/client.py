@@ -19,7 +19,7 @@ from imagination.llm.cache import Cache, Reply
 from imagination.llm.config import LLMConfig
 from imagination.llm.journal import Journal
 from imagination.llm.metering import Budget, Meter
-from imagination.llm.requests import Answer, Failure, LLMError, NotDelivered, Request
+from imagination.llm.requests import Answer, Failure, LLMError, NotDelivered, Request, Usage
 from imagination.llm.retry import Exchange
 
 if TYPE_CHECKING:  # the SDK behind these is loaded with the first call
@@ -160,6 +160,16 @@ class Client:
             outcomes[place] = outcome
         return outcomes
 
+    def recall(self, request: Request) -> Answer | None:
+        """The answer that is on disk, at the prices of now; asks nobody and writes nothing."""
+        answer = self._held(request, sets_aside=False)
+        if not isinstance(answer, Answer):
+            return None
+        tokens = dataclasses.asdict(answer.usage)
+        del tokens["cost"]
+        usage = Usage(**tokens, cost=self.config.cost(tokens, self.config.batch))
+        return dataclasses.replace(answer, usage=usage)
+
     async def close(self) -> None:
         """Awaits and stores the calls in flight; sends nothing more. Batches stay on their way."""
         self._stopped = self._stopped or LLMError("The LLM client is closed.")
@@ -184,7 +194,7 @@ class Client:
             self._slots = asyncio.Semaphore(self.config.max_in_flight)
             self._asking = {}
 
-    def _held(self, request: Request) -> Answer | Failure | None:
+    def _held(self, request: Request, sets_aside: bool = True) -> Answer | Failure | None:
         """The outcome as far as it follows from replies on disk alone."""
         exchange, replies = self._exchange(request), []
         while (reply := self._stored(exchange.tip)) is not None:
@@ -193,7 +203,7 @@ class Client:
             if outcome:
                 for each in replies:
                     self.meter.hit(request.step, each.usage)
-                if isinstance(outcome, Failure):
+                if isinstance(outcome, Failure) and sets_aside:
                     self._set_aside(exchange, outcome)
                 return outcome
         return None

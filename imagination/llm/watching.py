@@ -1,8 +1,12 @@
-"""`WatchedClient`: a client that tells of each answer, for bars and forecasts."""
+"""Clients for bars and forecasts.
+
+`WatchedClient` tells of each answer, `RecallingClient` has those that are on disk and no other.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from imagination.llm.config import LLMConfig
 from imagination.llm.requests import Answer, Failure, Request
@@ -37,3 +41,35 @@ class WatchedClient:
         for request, answer in zip(requests, answers, strict=True):
             self._on_answer(request, answer)
         return answers
+
+
+class _HasAnswers(Protocol):
+    config: LLMConfig
+
+    def recall(self, request: Request) -> Answer | None: ...
+
+
+class RecallingClient:
+    """Answers with what earlier runs were answered, and calls nobody.
+
+    Args:
+        client: Has their answers (`Client` or `RoutedClient`).
+
+    Attributes:
+        recalled: The questions so far that have an answer, with it.
+    """
+
+    def __init__(self, client: _HasAnswers):
+        self.config: LLMConfig = client.config
+        self._client = client
+        self.recalled: list[tuple[Request, Answer]] = []
+
+    async def ask(self, request: Request) -> Answer | Failure:
+        answer = self._client.recall(request)
+        if answer is None:
+            return Failure(request, "not asked yet")
+        self.recalled.append((request, answer))
+        return answer
+
+    async def ask_all(self, requests: Sequence[Request]) -> list[Answer | Failure]:
+        return [await self.ask(request) for request in requests]

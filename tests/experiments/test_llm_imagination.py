@@ -29,11 +29,12 @@ from imagination.engine import (
     forecast_imagination,
     imagination_forecast,
     imagine_dialogues,
+    recalled_forecast,
 )
 from imagination.llm import Answer, Client, CostLimitError, LLMConfig, Meter, Usage
 from imagination.llm.cost import Affordable, LearnedForecast
 from imagination.llm.session import run_concurrently
-from imagination.llm.watching import WatchedClient
+from imagination.llm.watching import RecallingClient, WatchedClient
 from imagination.simulation import load_world
 
 PRICES = {"price_input": 3.0, "price_output": 15.0, "price_cache_read": 0.3}
@@ -67,6 +68,14 @@ def imagined_with_costs(server, folder, config, **llm):
         return done, costs, client.meter
 
     return asyncio.run(run())
+
+
+async def imagined_first(server, folder, config, number):
+    client = Client(LLMConfig(model="small", base_url=server.url, **PRICES), folder)
+    try:
+        return (await imagine_dialogues(client, TASK, config, first=number)).dialogues
+    finally:
+        await client.close()
 
 
 # Forecasts
@@ -110,6 +119,45 @@ def test_before_any_answer_the_forecast_is_the_planned_one():
     costs = LearnedForecast(planned, [f"advice-{i}" for i in range(40)])
     assert (costs.calls, costs.cost) == (planned.calls, pytest.approx(planned.cost))
     assert costs.line() == ""
+
+
+@pytest.mark.parametrize("way", ["rollout", "script"])
+def test_answers_of_an_earlier_run_are_forecast_from(tmp_path, way):
+    """What was rewritten, and how long answers are, is known once some dialogues are there."""
+    config = EngineConfig(way=way, dialogues=40, max_turns=2, failed_critique="keep")
+
+    async def recalled(**changes):
+        settings = LLMConfig(model="small", **PRICES | changes)
+        client = Client(settings, tmp_path)
+        try:
+            planned = await imagination_forecast(TASK, config, settings)
+            known = await recalled_forecast(planned, TASK, config, RecallingClient(client))
+            return planned, known
+        finally:
+            await client.close()
+
+    def files():
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    planned, learned = asyncio.run(recalled())
+    assert learned == planned and not files()
+    with MessagesServer(lifelike) as server:
+        few = asyncio.run(imagined_first(server, tmp_path, config, 12))
+        left = files()
+        planned, learned = asyncio.run(recalled())
+        _, dearer = asyncio.run(recalled(price_output=30.0))
+        assert files() == left
+        _, costs, _ = imagined_with_costs(server, tmp_path, config)
+    assert "of 12 finished dialogues" in learned.notes[-1] and few
+    if way == "script":  # many are rewritten
+        assert planned.cost < 0.75 * costs.spent
+    assert learned.cost == pytest.approx(costs.spent, rel=0.15)
+    assert learned.calls == pytest.approx(costs.answers, rel=0.15)
+    assert learned.cost <= learned.cost_at_most
+    output = sum(step.output_tokens for step in learned.steps)
+    assert dearer.cost - learned.cost == pytest.approx(output * 15 / 1e6, rel=0.01)
+    _, again = asyncio.run(recalled())
+    assert again.cost == pytest.approx(costs.spent)
 
 
 def llm_data_configs():
@@ -260,6 +308,9 @@ def test_a_preview_shows_the_first_dialogues_of_the_run_and_ends(tmp_path):
         )
         assert not (tmp_path / "dialogues.jsonl").exists()
         calls, shown = len(server.calls), ended.output
+        ended = in_process.run(tmp_path, *arguments(server), "--dry_run")
+        assert ended.status == 0 and "of 2 finished dialogues" in ended.output, ended
+        assert len(server.calls) == calls
         ended = in_process.run(tmp_path, *arguments(server))
         assert ended.status == 0, ended
         dialogues = read_dialogues(tmp_path / "dialogues.jsonl")
