@@ -19,7 +19,7 @@ from experiments.files import write_atomically
 from experiments.run_folder import RunError, RunFolder
 from experiments.stamps import begin_stage
 from experiments.tasks import given_task
-from ilql_jax.progress import ProgressBars
+from ilql_jax.progress import LiveNote, ProgressBars
 from imagination.dataset_card import dataset_card, warnings_of
 from imagination.dialogue import Dialogue
 from imagination.engine import (
@@ -31,6 +31,7 @@ from imagination.engine import (
     imagine_dialogues,
     recalled_forecast,
 )
+from imagination.engine.task_from_prompt import missing_fields
 from imagination.llm import Answer, Failure, Request
 from imagination.llm.cost import SAMPLE, Forecast, LearnedForecast
 from imagination.llm.routing import RoutedClient
@@ -60,7 +61,7 @@ async def _run(experiment: Experiment, folder: RunFolder, console: Console) -> t
             highlight=False,
         )
     try:
-        task = await _task(experiment, folder, client)
+        task = await _task(experiment, folder, client, console)
         begin_stage(folder, "imagine", experiment)  # stamped with the task, now that it is known
         console.print(f"Task: {folder.task} [dim](--stage=derive ends here)[/dim]")
         imagined, costs = await _imagine(experiment, task, client, console)
@@ -93,12 +94,20 @@ def _open_client(experiment: Experiment, folder: RunFolder, **changes: Any) -> R
     return RoutedClient(config, answers, imagination.models, PURPOSE_OF_STEP)
 
 
-async def _task(experiment: Experiment, folder: RunFolder, client: RoutedClient) -> Task:
+async def _task(
+    experiment: Experiment, folder: RunFolder, client: RoutedClient, console: Console
+) -> Task:
     """Reads `task.yaml`; the first time, derives the task and writes it there."""
     if (task := folder.load_task()) is not None:
         return task
     name, given = given_task(experiment.task, folder.experiment)
-    task = await derive_task(client, name, given)
+    if missing_fields(given):
+        with ProgressBars(console) as bars:
+            bar = bars.add_task("derive: answers", total=1, note=LiveNote(client.meter.line))
+            watched = WatchedClient(client, lambda *_: bars.advance(bar))
+            task = await derive_task(watched, name, given)
+    else:
+        task = await derive_task(client, name, given)
     write_atomically(folder.task, task.to_yaml())
     return task
 
@@ -109,7 +118,7 @@ def derive(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     async def run() -> None:
         client = _open_client(experiment, folder)
         try:
-            await _task(experiment, folder, client)
+            await _task(experiment, folder, client, console)
         finally:
             await client.close()
 
@@ -136,7 +145,7 @@ def preview(experiment: Experiment, folder: RunFolder, number: int, console: Con
     async def run() -> tuple[Task, Imagined, LearnedForecast]:
         client = _open_client(experiment, folder)
         try:
-            task = await _task(experiment, folder, client)
+            task = await _task(experiment, folder, client, console)
             return task, *await _imagine(experiment, task, client, console, min(number, in_all))
         finally:
             await client.close()

@@ -87,6 +87,16 @@ class ProgressBars(Progress):
         self._printed = under_way
 
 
+class LiveNote:
+    """A note of a bar that is made anew each time it is shown."""
+
+    def __init__(self, text: Callable[[], str]):
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text()
+
+
 class _Rate(ProgressColumn):
     def __init__(self, unit: str):
         self._unit = f" {unit}" if unit else ""

@@ -10,11 +10,11 @@ from typing import Protocol
 
 from imagination.llm.config import LLMConfig
 from imagination.llm.requests import Answer, Failure, Request
-from imagination.llm.session import LLM
+from imagination.llm.session import LLM, gather_all
 
 
 class WatchedClient:
-    """Asks through another client, and calls a function after each answer.
+    """Asks through another client, and calls a function with each answer as it comes.
 
     Args:
         client: Answers.
@@ -37,10 +37,13 @@ class WatchedClient:
         return answer
 
     async def ask_all(self, requests: Sequence[Request]) -> list[Answer | Failure]:
-        answers = await self._client.ask_all(requests)
-        for request, answer in zip(requests, answers, strict=True):
-            self._on_answer(request, answer)
-        return answers
+        return await gather_all([self._ask_with_others(request) for request in requests])
+
+    async def _ask_with_others(self, request: Request) -> Answer | Failure:
+        """Asks a question that may share a batch with others."""
+        [answer] = await self._client.ask_all([request])
+        self._on_answer(request, answer)
+        return answer
 
 
 class _HasAnswers(Protocol):

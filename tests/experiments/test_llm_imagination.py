@@ -123,7 +123,7 @@ def test_before_any_answer_the_forecast_is_the_planned_one():
 
 @pytest.mark.parametrize("way", ["rollout", "script"])
 def test_answers_of_an_earlier_run_are_forecast_from(tmp_path, way):
-    """What was rewritten, and how long answers are, is known once some dialogues are there."""
+    """They tell how many dialogues are rewritten, and how long answers are."""
     config = EngineConfig(way=way, dialogues=40, max_turns=2, failed_critique="keep")
 
     async def recalled(**changes):
@@ -302,6 +302,7 @@ def test_a_preview_shows_the_first_dialogues_of_the_run_and_ends(tmp_path):
     with MessagesServer(WorldLLM("teaching")) as server:
         ended = in_process.run(tmp_path, *arguments(server), "--preview=2")
         assert ended.status == 0 and not ended.traceback, ended
+        assert re.search(r"derive: answers\s.* 1/1 .* 1 calls \| .* tokens in, ", ended.output)
         assert "--- teaching-0:" in ended.output and "--- teaching-1:" in ended.output
         assert (
             "2 dialogues of 12" in ended.output and "all of them will cost about $" in ended.output
