@@ -36,10 +36,11 @@ from experiments.networks import has_all
 from experiments.parallel import message_of
 from experiments.run_folder import STAGES, RunError, RunFolder
 from experiments.stamps import begin_stage, check_stage
-from experiments.terminal import make_console, quiet_libraries
+from experiments.terminal import quiet_libraries
 from ilql_jax import sharding
 from ilql_jax.errors import shown
 from ilql_jax.models.network_config import SHAPE_OF_FRESH
+from ilql_jax.progress import make_console
 from ilql_jax.settings import Settings
 from imagination.checks import without_surrogates
 from imagination.llm.config import LLMConfig

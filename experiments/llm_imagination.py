@@ -7,18 +7,19 @@ that was stopped goes on with the same command and asks nothing twice.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import time
+from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from experiments.build import Experiment
 from experiments.files import write_atomically
 from experiments.run_folder import RunError, RunFolder
 from experiments.stamps import begin_stage
 from experiments.tasks import given_task
-from experiments.terminal import progress_bars
+from ilql_jax.progress import LiveNote, ProgressBars
 from imagination.dataset_card import dataset_card, warnings_of
 from imagination.dialogue import Dialogue
 from imagination.engine import (
@@ -28,12 +29,14 @@ from imagination.engine import (
     forecast_imagination,
     imagination_forecast,
     imagine_dialogues,
+    recalled_forecast,
 )
+from imagination.engine.task_from_prompt import missing_fields
 from imagination.llm import Answer, Failure, Request
 from imagination.llm.cost import SAMPLE, Forecast, LearnedForecast
 from imagination.llm.routing import RoutedClient
 from imagination.llm.session import DroppedDialogue
-from imagination.llm.watching import WatchedClient
+from imagination.llm.watching import RecallingClient, WatchedClient
 from imagination.prompts import other_versions
 from imagination.task import Task
 from imagination.transcript import transcript
@@ -58,7 +61,7 @@ async def _run(experiment: Experiment, folder: RunFolder, console: Console) -> t
             highlight=False,
         )
     try:
-        task = await _task(experiment, folder, client)
+        task = await _task(experiment, folder, client, console)
         begin_stage(folder, "imagine", experiment)  # stamped with the task, now that it is known
         console.print(f"Task: {folder.task} [dim](--stage=derive ends here)[/dim]")
         imagined, costs = await _imagine(experiment, task, client, console)
@@ -85,17 +88,26 @@ async def _run(experiment: Experiment, folder: RunFolder, console: Console) -> t
     )
 
 
-def _open_client(experiment: Experiment, folder: RunFolder) -> RoutedClient:
+def _open_client(experiment: Experiment, folder: RunFolder, **changes: Any) -> RoutedClient:
     imagination, answers = experiment.imagination, folder.answers(experiment.answers)
-    return RoutedClient(imagination.llm, answers, imagination.models, PURPOSE_OF_STEP)
+    config = dataclasses.replace(imagination.llm, **changes)
+    return RoutedClient(config, answers, imagination.models, PURPOSE_OF_STEP)
 
 
-async def _task(experiment: Experiment, folder: RunFolder, client: RoutedClient) -> Task:
+async def _task(
+    experiment: Experiment, folder: RunFolder, client: RoutedClient, console: Console
+) -> Task:
     """Reads `task.yaml`; the first time, derives the task and writes it there."""
     if (task := folder.load_task()) is not None:
         return task
     name, given = given_task(experiment.task, folder.experiment)
-    task = await derive_task(client, name, given)
+    if missing_fields(given):
+        with ProgressBars(console) as bars:
+            bar = bars.add_task("derive: answers", total=1, note=LiveNote(client.meter.line))
+            watched = WatchedClient(client, lambda *_: bars.advance(bar))
+            task = await derive_task(watched, name, given)
+    else:
+        task = await derive_task(client, name, given)
     write_atomically(folder.task, task.to_yaml())
     return task
 
@@ -106,7 +118,7 @@ def derive(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     async def run() -> None:
         client = _open_client(experiment, folder)
         try:
-            await _task(experiment, folder, client)
+            await _task(experiment, folder, client, console)
         finally:
             await client.close()
 
@@ -133,7 +145,7 @@ def preview(experiment: Experiment, folder: RunFolder, number: int, console: Con
     async def run() -> tuple[Task, Imagined, LearnedForecast]:
         client = _open_client(experiment, folder)
         try:
-            task = await _task(experiment, folder, client)
+            task = await _task(experiment, folder, client, console)
             return task, *await _imagine(experiment, task, client, console, min(number, in_all))
         finally:
             await client.close()
@@ -169,19 +181,17 @@ async def _imagine(
     """Imagines with a bar of calls, whose number is learned on the way."""
     engine, llm = experiment.imagination.engine, experiment.imagination.llm
     beforehand = await imagination_forecast(task, engine, llm, experiment.imagination.models)
-    if llm.max_cost and beforehand.cost > llm.max_cost:
-        console.print(
-            f"Forecast: about ${beforehand.cost:,.2f}, more than config.llm.max_cost, "
-            f"${llm.max_cost:,.2f}. The run will stop there.",
-            style="yellow",
-        )
     ids = [f"{task.name}-{index}" for index in range(engine.dialogues)]
     costs = LearnedForecast(beforehand, ids, first or SAMPLE)
-    with progress_bars(console) as bars:
+    limit = _Limit(experiment, costs, console)
+    limit.tell()
+    with ProgressBars(console) as bars:
         bar = _Bar(bars, costs, client, first or engine.dialogues, len(ids))
 
         def answered(request: Request, answer: Answer | Failure) -> None:
             costs.saw(request, answer)
+            if costs.answers >= SAMPLE:
+                limit.tell()
             bar.show()
 
         def settled(dialogue: Dialogue | DroppedDialogue) -> None:
@@ -189,16 +199,49 @@ async def _imagine(
             bar.settled += 1
 
         watched = WatchedClient(client, answered)
-        imagined = await imagine_dialogues(watched, task, engine, settled, first)
+        price = beforehand.cost / engine.dialogues
+        imagined = await imagine_dialogues(watched, task, engine, settled, first, price)
         bar.end()
     return imagined, costs
+
+
+class _Limit:
+    """Tells once that the limit on cost will be reached, as soon as it is forecast."""
+
+    def __init__(self, experiment: Experiment, costs: LearnedForecast, console: Console):
+        self._limit = experiment.imagination.llm.max_cost
+        self._goes_on = experiment.imagination.engine.at_limit == "use"
+        self._costs, self._console = costs, console
+        self._was_told = False
+
+    def tell(self) -> None:
+        """Compares the forecast as it is now."""
+        if self._was_told or not self._limit or self._costs.cost <= self._limit:
+            return
+        self._was_told = True
+        learned = ", learned from the answers so far" if self._costs.answers else ""
+        ends = "go on with the dialogues that are finished" if self._goes_on else "stop"
+        use = "" if self._goes_on else ", or config.imagination.at_limit=use for those finished"
+        self._console.print(
+            f"Forecast{learned}: about ${self._costs.cost:,.2f}, more than config.llm.max_cost, "
+            f"${self._limit:,.2f}. The run will {ends} there. To imagine all, end it and run it "
+            f"again with a higher limit{use}; nothing is paid for twice.",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
 
 
 class _Bar:
     """Bar of the calls, with dialogues, tokens and dollars beside it; moves from the first call."""
 
     def __init__(
-        self, bars: Progress, costs: LearnedForecast, client: RoutedClient, number: int, in_all: int
+        self,
+        bars: ProgressBars,
+        costs: LearnedForecast,
+        client: RoutedClient,
+        number: int,
+        in_all: int,
     ):
         self._bars, self._costs, self._client = bars, costs, client
         self._number, self._share = number, number / in_all
@@ -228,10 +271,26 @@ class _Bar:
 
 
 def forecast(experiment: Experiment, folder: RunFolder) -> Forecast:
-    """Prompts, calls, tokens and what they would cost, without a call."""
+    """Prompts, calls, tokens and what they would cost, without a call.
+
+    What is answered in the folder already tells what the others will take.
+    """
     task = folder.load_task()
     if task is None:
         name, given = given_task(experiment.task, folder.experiment)
         task = {"name": name, **given}
     imagination = experiment.imagination
-    return forecast_imagination(task, imagination.engine, imagination.llm, imagination.models)
+    planned = forecast_imagination(task, imagination.engine, imagination.llm, imagination.models)
+    if not isinstance(task, Task):
+        return planned
+
+    async def recalled() -> Forecast:
+        client = _open_client(experiment, folder, cache_max_megabytes=0)  # none is dropped
+        try:
+            return await recalled_forecast(
+                planned, task, imagination.engine, RecallingClient(client)
+            )
+        finally:
+            await client.close()
+
+    return asyncio.run(recalled())

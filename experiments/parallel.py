@@ -23,9 +23,10 @@ from typing import Any
 from rich.console import Console
 
 from experiments.interrupts import not_passed_on
-from experiments.terminal import progress_bars, quiet_libraries
+from experiments.terminal import quiet_libraries
 from ilql_jax.disk import disk_error
 from ilql_jax.errors import UserError
+from ilql_jax.progress import ProgressBars
 
 # done, total (or None where unknown), what to show behind the bar
 Report = Callable[[int, int | None, str], None]
@@ -102,8 +103,8 @@ def run_units(
     if not arguments:
         return []
     units = _Units(arguments, after or [()] * len(arguments))
-    with progress_bars(console) as bars:
-        tasks = [bars.add_task(name, total=None, note="waiting") for name in names]
+    with ProgressBars(console) as bars:
+        tasks = [bars.add_task(name, start=False, total=None, note="waiting") for name in names]
 
         def show(index: int, done: int, total: int | None, note: str) -> None:
             if done < bars.tasks[index].completed:  # a unit's next part, with a time of its own

@@ -34,7 +34,7 @@ from experiments.serving.answer import ServedAgent
 from experiments.serving.config import AgentSettings
 from experiments.serving.specs import parse_spec, split_specs
 from experiments.serving.web import WebConfig
-from experiments.terminal import progress_bars
+from ilql_jax.progress import ProgressBars
 from imagination.dialogue import Turn
 from imagination.llm.config import LLMConfig
 from imagination.simulation import World, load_world
@@ -286,7 +286,7 @@ def pilot(
             )
             await close_agents(setup.agents)
 
-        with progress_bars(console) as bars:
+        with ProgressBars(console) as bars:
             total = config.pilot + raters
             bar = bars.add_task("simulated participants", total=total, note="")
             asyncio.run(all_of_them(lambda: bars.advance(bar)))

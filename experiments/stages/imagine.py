@@ -18,8 +18,8 @@ from experiments.config import DataConfig
 from experiments.files import write_atomically, written_in_chunks
 from experiments.imagination_config import PlantedFlawsConfig
 from experiments.run_folder import RunFolder
-from experiments.terminal import progress_bars
 from experiments.training_data import check_words
+from ilql_jax.progress import ProgressBars
 from imagination import corpora
 from imagination.dataset_card import dataset_card
 from imagination.dialogue import Dialogue, json_line, read_dialogues, write_dialogues
@@ -108,7 +108,7 @@ def _play(world: World, imagination: Imagination, seed: int, path: Path, console
         conversations = imagine_conversations(
             world, imagination.sampling, imagination.dialogues, seed, prefix=world.name
         )
-    with written_in_chunks(path, CHUNK) as (done, write), progress_bars(console) as bars:
+    with written_in_chunks(path, CHUNK) as (done, write), ProgressBars(console) as bars:
         bar = bars.add_task("imagine", total=len(conversations), completed=done, note="")
         for start in range(done, len(conversations), CHUNK):
             chunk = conversations[start : start + CHUNK]

@@ -15,7 +15,7 @@ import functools
 import json
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from experiments.build import Experiment, HindsightSettings
 from experiments.files import DAMAGE, read_or_none, write_atomically
 from experiments.run_folder import RunError, RunFolder, is_for_training
 from experiments.tasks import load_task
-from experiments.terminal import progress_bars
+from ilql_jax.progress import LiveNote, ProgressBars
 from imagination.dialogue import Dialogue, read_dialogues
 from imagination.hindsight import Hindsight, calibrate, regenerate
 from imagination.llm.cost import Forecast
@@ -140,19 +140,9 @@ def open_hindsight(
     chunk = _ALL if settings.llm.batch else settings.by_llm.conversations
     try:
         hindsight = LLMHindsight(task, client, settings.by_llm)
-        yield OpenHindsight(hindsight, chunk, _Live(client.meter.line))
+        yield OpenHindsight(hindsight, chunk, LiveNote(client.meter.line))
     finally:
         run_async(client.close())
-
-
-class _Live:
-    """A text that is made anew each time it is shown."""
-
-    def __init__(self, text: Callable[[], str]):
-        self._text = text
-
-    def __str__(self) -> str:
-        return self._text()
 
 
 # --- the reward model against what is known -----------------------------------------------------
@@ -169,8 +159,9 @@ def _compare_with_outcomes(
     chosen = random.Random(f"{experiment.seed}/calibration").sample(range(len(originals)), count)
     sample = [originals[index] for index in sorted(chosen)]
     console.print(f"Rating {count:,} original dialogues, to compare with their known rewards.")
-    remembering = _Remembering(hindsight.parts)
-    found = dataclasses.asdict(calibrate(sample, remembering))
+    with _watched(experiment, sample, hindsight, console) as reward_model:
+        remembering = _Remembering(reward_model)
+        found = dataclasses.asdict(calibrate(sample, remembering))
     record = {
         **{name: None if value != value else value for name, value in found.items()},  # no NaN
         "ratings": [
@@ -181,6 +172,30 @@ def _compare_with_outcomes(
     write_atomically(folder.calibration, json.dumps(record, indent=1))
     console.print(hindsight_records.describe_calibration(record))
     return record
+
+
+@contextlib.contextmanager
+def _watched(
+    experiment: Experiment,
+    sample: Sequence[Dialogue],
+    hindsight: OpenHindsight,
+    console: Console,
+) -> Iterator[Hindsight]:
+    """The reward model, with a bar of its answers where an LLM gives them."""
+    settings, parts = experiment.hindsight, hindsight.parts
+    if settings.llm is None:
+        yield parts
+        return
+    from imagination.hindsight.llm import LLMHindsight
+    from imagination.llm.watching import WatchedClient
+
+    rated = sum(dialogue.reward is not None for dialogue in sample)
+    with ProgressBars(console) as bars:
+        bar = bars.add_task(
+            "calibration: answers", total=rated * settings.by_llm.judge_votes, note=hindsight.note
+        )
+        client = WatchedClient(parts.client, lambda *_: bars.advance(bar))
+        yield LLMHindsight(parts.task, client, settings.by_llm)
 
 
 class _Remembering:
@@ -233,7 +248,7 @@ def _do_round(
     """Looks back chunk by chunk; what comes of a dialogue depends on no other."""
     journal = _journal(folder, number)
     done = sum(chunk["looked_back_on"] for chunk in _read_journal(journal))
-    with progress_bars(console) as bars, journal.open("a", encoding="utf-8") as file:
+    with ProgressBars(console) as bars, journal.open("a", encoding="utf-8") as file:
         bar = bars.add_task(
             f"hindsight, round {number}", total=len(parents), completed=done, note=hindsight.note
         )

@@ -16,7 +16,7 @@ from imagination.engine.config import (
     EngineConfig,
     EngineError,
 )
-from imagination.engine.cost import forecast_imagination, imagination_forecast
+from imagination.engine.cost import forecast_imagination, imagination_forecast, recalled_forecast
 from imagination.engine.run import Imagined, imagine_dialogues
 from imagination.engine.task_from_prompt import derive_task
 
@@ -30,4 +30,5 @@ __all__ = [
     "forecast_imagination",
     "imagination_forecast",
     "imagine_dialogues",
+    "recalled_forecast",
 ]

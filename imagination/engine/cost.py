@@ -7,11 +7,13 @@ full, those for dialogues from the first few of them, which differ in words alon
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from imagination.engine.config import PURPOSE_OF_STEP, EngineConfig
+from imagination.dialogue import Dialogue
+from imagination.engine.config import PURPOSE_OF_STEP, EngineConfig, EngineError
 from imagination.engine.personas import STEP as PERSONAS
 from imagination.engine.personas import write_profiles
 from imagination.engine.run import assign, imagine_dialogues
@@ -22,9 +24,13 @@ from imagination.engine.task_from_prompt import (
     task_placeholders,
 )
 from imagination.llm.config import LLMConfig
-from imagination.llm.cost import SAMPLE, Call, Forecast, StandInLLM, forecast
+from imagination.llm.cost import SAMPLE, Call, Forecast, LearnedForecast, StandInLLM, forecast
+from imagination.llm.session import DroppedDialogue
+from imagination.llm.watching import RecallingClient
 from imagination.persona_sampling import PersonaSampling
 from imagination.task import Task
+
+RECALLED = 100  # dialogues of earlier runs that stand for all
 
 
 def forecast_imagination(
@@ -79,6 +85,43 @@ async def imagination_forecast(
     factor = config.dialogues / min(SAMPLE, config.dialogues)
     own = {step: (models or {}).get(purpose) for step, purpose in PURPOSE_OF_STEP.items()}
     return forecast(once, usual, worst, factor, llm, notes, own)
+
+
+async def recalled_forecast(
+    beforehand: Forecast, task: Task, config: EngineConfig, llm: RecallingClient
+) -> Forecast:
+    """Puts what earlier runs were answered in the place of estimates.
+
+    Args:
+        beforehand: The forecast without any answer.
+        task: The task.
+        config: Number and kind of the dialogues.
+        llm: Has the answers.
+    """
+    finished: list[str] = []
+
+    def done(result: Dialogue | DroppedDialogue) -> None:
+        if isinstance(result, Dialogue):
+            finished.append(result.id)
+
+    number = min(RECALLED, config.dialogues)
+    with contextlib.suppress(EngineError):  # none is finished
+        await imagine_dialogues(llm, task, config, done, number)
+    if not llm.recalled:
+        return beforehand
+    ids = [f"{task.name}-{index}" for index in range(config.dialogues)]
+    costs = LearnedForecast(
+        beforehand, list(dict.fromkeys([*finished, *ids])), len(finished) or SAMPLE
+    )
+    for request, answer in llm.recalled:
+        costs.saw(request, answer)
+    for dialogue in finished:
+        costs.finished(dialogue)
+    note = (
+        "Steps of imagination that have answers already are forecast from these, of "
+        f"{len(finished):,} finished dialogues; what is answered is not paid for again."
+    )
+    return dataclasses.replace(costs.forecast(), notes=(*beforehand.notes, note))
 
 
 async def _persona_calls(task: Task, config: EngineConfig) -> list[Call]:

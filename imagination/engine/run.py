@@ -31,6 +31,7 @@ from imagination.engine.write import (
     write_dialogue,
 )
 from imagination.flaws import EXAMPLES, LANGUAGE
+from imagination.llm.cost import Affordable
 from imagination.llm.requests import CostLimitError
 from imagination.llm.session import (
     LLM,
@@ -166,6 +167,7 @@ async def imagine_dialogues(
     config: EngineConfig,
     on_dialogue: Callable[[Dialogue | DroppedDialogue], None] | None = None,
     first: int = 0,
+    price: float = 0.0,
 ) -> Imagined:
     """Imagines a dataset.
 
@@ -176,6 +178,8 @@ async def imagine_dialogues(
         on_dialogue: Called with each dialogue as it is finished or dropped, in no particular order.
         first: Imagine only so many, as they will be among all, to be looked at: none of them need
             be fit to learn from, and the limit on cost leaves those that are finished; 0 = all.
+        price: Dollars of one dialogue, as forecast beforehand; 0 = not known. Under a limit on cost
+            no more are under way than can be paid for.
 
     Returns:
         The dialogues that could be finished, those among them that are not to be learned from,
@@ -214,8 +218,16 @@ async def imagine_dialogues(
         else:
             specs.append(_spec(index, task, config, each, profile))
 
-    jobs = [functools.partial(_imagine_or_drop, session.fork(), spec, config) for spec in specs]
-    results = await run_concurrently(jobs, most_at_once(llm, config.conversations), done)
+    affordable = Affordable(llm, len(specs), most_at_once(llm, config.conversations), price)
+
+    async def imagine(spec: DialogueSpec) -> Dialogue | DroppedDialogue | CostLimitError:
+        own = session.fork()
+        result = await _imagine_or_drop(own, spec, config)
+        affordable.ended(own.cost)
+        return result
+
+    jobs = [functools.partial(imagine, spec) for spec in specs]
+    results = await run_concurrently(jobs, affordable, done)
     finished = [result for result in results if isinstance(result, Dialogue)]
     unpaid = [result for result in results if isinstance(result, CostLimitError)]
     stops = config.at_limit == "stop" and not first

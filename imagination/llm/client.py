@@ -26,6 +26,7 @@ from imagination.llm.requests import (
     NotDelivered,
     Request,
     SchemaRefused,
+    Usage,
 )
 from imagination.llm.retry import Exchange
 
@@ -104,6 +105,11 @@ class Client:
         """Version of a prompt -> replies to it that earlier runs left."""
         return self._cache.prompt_versions
 
+    @property
+    def money_left(self) -> float:
+        """Dollars that the limit on cost leaves; infinite without one."""
+        return self._budget.left
+
     async def ask(self, request: Request) -> Answer | Failure:
         """Asks one question, by a call of its own (in batch mode too).
 
@@ -162,6 +168,16 @@ class Client:
             outcomes[place] = outcome
         return outcomes
 
+    def recall(self, request: Request) -> Answer | None:
+        """The answer that is on disk, at the prices of now; asks nobody and writes nothing."""
+        answer = self._held(request, sets_aside=False)
+        if not isinstance(answer, Answer):
+            return None
+        tokens = dataclasses.asdict(answer.usage)
+        del tokens["cost"]
+        usage = Usage(**tokens, cost=self.config.cost(tokens, self.config.batch))
+        return dataclasses.replace(answer, usage=usage)
+
     async def close(self) -> None:
         """Awaits and stores the calls in flight; sends nothing more. Batches stay on their way."""
         self._stopped = self._stopped or LLMError("The LLM client is closed.")
@@ -186,7 +202,7 @@ class Client:
             self._slots = asyncio.Semaphore(self.config.max_in_flight)
             self._asking = {}
 
-    def _held(self, request: Request) -> Answer | Failure | None:
+    def _held(self, request: Request, sets_aside: bool = True) -> Answer | Failure | None:
         """The outcome as far as it follows from replies on disk alone."""
         exchange, replies = self._exchange(request), []
         while (reply := self._stored(exchange.tip)) is not None:
@@ -195,7 +211,7 @@ class Client:
             if outcome:
                 for each in replies:
                     self.meter.hit(request.step, each.usage)
-                if isinstance(outcome, Failure):
+                if isinstance(outcome, Failure) and sets_aside:
                     self._set_aside(exchange, outcome)
                 return outcome
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from imagination.llm.requests import Answer, Failure, Request, Usage
 from imagination.llm.structured import schema_in_words
 
 SAMPLE = 16  # dialogues that stand for all
+DOUBT = 2.0  # a dialogue may cost so many times what is forecast without any answer
+SURE = 0.75  # share of the money for dialogues that begin at once, at the mean price of others
 CHARACTERS_PER_TOKEN = 4  # of English, roughly
 
 
@@ -178,6 +181,7 @@ class LearnedForecast:
     """
 
     def __init__(self, beforehand: Forecast, dialogues: Sequence[str], sample: int = SAMPLE):
+        self._plan = beforehand
         self._beforehand = {step.step: step for step in beforehand.steps}
         self._sample = frozenset(dialogues[:sample])
         self._waiting = set(self._sample)
@@ -197,13 +201,18 @@ class LearnedForecast:
         """Dollars in all, as far as is known now."""
         return sum(cost for _, cost in self._estimates())
 
+    def forecast(self) -> Forecast:
+        """The forecast beforehand, with what was learned in the place of what was estimated."""
+        return dataclasses.replace(
+            self._plan, steps=tuple(map(self._learned, self._beforehand.values()))
+        )
+
     def saw(self, request: Request, answer: Answer | Failure) -> None:
         """Takes an answer into account."""
-        cost = answer.usage.cost
-        self.answers, self.spent = self.answers + 1, self.spent + cost
-        self._seen[request.step].add(cost)
+        self.answers, self.spent = self.answers + 1, self.spent + answer.usage.cost
+        self._seen[request.step].add(answer.usage)
         if request.label in self._sample:
-            self._sampled[request.step].add(cost)
+            self._sampled[request.step].add(answer.usage)
 
     def finished(self, dialogue: str) -> None:
         """Takes into account that a dialogue asks no more."""
@@ -225,27 +234,84 @@ class LearnedForecast:
 
     def _estimate(self, step: str) -> tuple[float, float]:
         """Calls of a step in all, and their dollars."""
+        before, (calls, tally) = self._beforehand.get(step), self._calls(step)
+        if tally.calls:
+            return calls, tally.mean("cost") * calls
+        return calls, before.cost if before else 0.0
+
+    def _calls(self, step: str) -> tuple[float, _Tally]:
+        """Calls of a step in all, and the answers whose mean is theirs."""
         before, seen, sampled = self._beforehand.get(step), self._seen[step], self._sampled[step]
         if not self._waiting and sampled.calls:
             # Personas and the like, which are no dialogue's, are in `seen` alone.
-            calls = max(sampled.calls * self._factor, seen.calls)
-            return calls, sampled.cost * calls / sampled.calls
-        calls = max(before.calls if before else 0, seen.calls)
-        if seen.calls:
-            return calls, seen.cost * calls / seen.calls
-        return calls, before.cost if before else 0.0
+            return max(sampled.calls * self._factor, seen.calls), sampled
+        return max(before.calls if before else 0, seen.calls), seen
+
+    def _learned(self, before: StepForecast) -> StepForecast:
+        calls, tally = self._calls(before.step)
+        if not tally.calls:
+            return before
+        most = max(calls, before.calls_at_most)
+        read = ("input_tokens", "cache_read_tokens", "cache_write_tokens")
+        return dataclasses.replace(
+            before,
+            calls=round(calls),
+            calls_at_most=round(most),
+            input_tokens=round(sum(map(tally.mean, read)) * calls),
+            output_tokens=round(tally.mean("output_tokens") * calls),
+            cost=tally.mean("cost") * calls,
+            cost_at_most=tally.mean("cost") * most,
+        )
+
+
+class Affordable:
+    """Number of dialogues that may be under way: as many as can be paid for to their end.
+
+    Where they go on side by side and the money is out, hardly one of them is finished. So the first
+    few are finished before it is known what one costs and others begin.
+
+    Args:
+        llm: Has the limit on cost.
+        number: Dialogues in all.
+        most: Those under way at the same time, however much money there is.
+        price: Dollars of one dialogue, as forecast beforehand; 0 = not known.
+    """
+
+    def __init__(self, llm: object, number: int, most: int, price: float = 0.0):
+        self._llm, self._number, self._most, self._price = llm, number, most, price
+        self._ended = _Tally()
+
+    def ended(self, cost: float) -> None:
+        """Takes into account what a dialogue has cost that asks no more."""
+        self._ended.add(Usage(cost=cost))
+
+    def __call__(self) -> int:
+        left = getattr(self._llm, "money_left", math.inf)
+        if self._ended.calls >= min(SAMPLE, self._number):
+            return _at_most(self._most, left, self._ended.mean("cost") / SURE)
+        number = _at_most(self._number, left, self._price * DOUBT)
+        is_enough = left == math.inf or (self._price and number == self._number)
+        return min(self._most, number if is_enough else min(number, SAMPLE))
+
+
+def _at_most(most: int, money: float, price: float) -> int:
+    """Number of things of a price that there is money for."""
+    return most if price <= 0 or price * most <= money else int(money / price)
 
 
 @dataclasses.dataclass
 class _Tally:
-    """Number of answers and their dollars."""
+    """Number of answers, and what they took."""
 
     calls: int = 0
-    cost: float = 0.0
+    usage: Usage = dataclasses.field(default_factory=Usage)
 
-    def add(self, cost: float) -> None:
+    def add(self, usage: Usage) -> None:
         self.calls += 1
-        self.cost += cost
+        self.usage += usage
+
+    def mean(self, field: str) -> float:
+        return getattr(self.usage, field) / self.calls
 
 
 def forecast(

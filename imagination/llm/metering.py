@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import math
 from typing import Any
 
 from imagination.llm.requests import CostLimitError, Usage
@@ -42,7 +43,7 @@ class Meter:
     @property
     def usage(self) -> Usage:
         """Tokens and dollars of all steps in this process, without answers from the cache."""
-        return sum((step.usage for step in self.steps.values()), Usage())
+        return sum((step.usage for step in list(self.steps.values())), Usage())
 
     def called(self, step: str, usage: Usage, retries: int = 0, re_ask: bool = False) -> None:
         count = self.steps[step]
@@ -69,7 +70,7 @@ class Meter:
 
     def line(self) -> str:
         """A short text for a progress bar."""
-        counts, usage = self.steps.values(), self.usage
+        counts, usage = list(self.steps.values()), self.usage
         text = f"{sum(c.calls for c in counts):,} calls"
         for number, what in (
             (sum(c.cache_hits for c in counts), "from cache"),
@@ -96,6 +97,11 @@ class Budget:
         self._reserved: dict[object, float] = {}
         self._reserved_sum = 0.0
         self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def left(self) -> float:
+        """Dollars that are not spent yet, those set aside included; infinite without a limit."""
+        return self.limit - self.spent if self.limit else math.inf
 
     async def reserve(self, worst: float, anyway: bool = False) -> object:
         """Sets money aside, waiting for calls in flight where only their worst price is in the way.

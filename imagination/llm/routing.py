@@ -50,6 +50,11 @@ class RoutedClient:
         """Version of a prompt -> replies to it that earlier runs left."""
         return self._client.prompt_versions
 
+    @property
+    def money_left(self) -> float:
+        """Dollars that the limit on cost leaves; infinite without one."""
+        return self._client.money_left
+
     def of(self, purpose: str) -> Client:
         """The client of a purpose: the one of all other steps where it has no model of its own."""
         return self._others.get(purpose, self._client)
@@ -72,6 +77,10 @@ class RoutedClient:
                 raise group
             answers.update(zip(own, group, strict=True))
         return [answers[place] for place in range(len(requests))]
+
+    def recall(self, request: Request) -> Answer | None:
+        """The answer that is on disk, at the prices of now; asks nobody and writes nothing."""
+        return self.of(self._steps.get(request.step, "")).recall(request)
 
     async def close(self) -> None:
         """Closes all clients."""

@@ -8,6 +8,7 @@ asynchronous.
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
 import os
 import sys
@@ -140,7 +141,7 @@ def most_at_once(llm: LLM, limit: int) -> int:
 
     A batch takes long however small it is, and the client puts into one whatever is asked at the
     same time, by whichever coroutine. Where money may run out, no more are begun than calls can be
-    in flight, so that most of what was paid for is finished dialogues.
+    in flight (and of what is imagined, no more than can be paid for: `cost.Affordable`).
     """
     config = getattr(llm, "config", None)
     if getattr(config, "batch", False):
@@ -150,20 +151,21 @@ def most_at_once(llm: LLM, limit: int) -> int:
 
 async def run_concurrently(
     jobs: Sequence[Callable[[], Coroutine[Any, Any, T]]],
-    limit: int,
+    limit: int | Callable[[], int],
     on_done: Callable[[T], None] | None = None,
 ) -> list[T]:
     """Runs coroutine functions side by side, each as a task, and returns their results in order.
 
     Args:
-        jobs: Coroutine functions.
-        limit: Jobs that run at the same time.
+        jobs: Coroutine functions, begun in their order.
+        limit: Jobs that run at the same time; a function is asked whenever one may begin or has
+            ended, and one job runs whatever it says.
         on_done: Called with each result as it comes.
 
     Raises:
         The first exception of a job; the other jobs are cancelled.
     """
-    slots = asyncio.Semaphore(limit)
+    slots = _Slots(limit if callable(limit) else lambda: limit)
 
     async def run(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async with slots:
@@ -180,6 +182,32 @@ async def run_concurrently(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+class _Slots:
+    """A semaphore whose number of places may change."""
+
+    def __init__(self, limit: Callable[[], int]):
+        self._limit = limit
+        self._taken = 0
+        self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
+
+    async def __aenter__(self) -> None:
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        self._let_in()
+        await place
+
+    async def __aexit__(self, *_: object) -> None:
+        self._taken -= 1
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting and self._taken < max(1, self._limit()):
+            place = self._waiting.popleft()
+            if not place.done():  # else cancelled
+                self._taken += 1
+                place.set_result(None)
 
 
 async def gather_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

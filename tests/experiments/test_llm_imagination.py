@@ -17,9 +17,10 @@ from lifelike_llm import lifelike
 from messages_server import MessagesServer
 from world_llm import WorldLLM
 
-from experiments import llm_imagination, travel
+from experiments import llm_imagination, teaching, travel
 from experiments.build import build
 from experiments.command_line import parse
+from experiments.run_folder import RunFolder
 from experiments.tasks import given_task
 from imagination.dialogue import read_dialogues
 from imagination.engine import (
@@ -28,10 +29,12 @@ from imagination.engine import (
     forecast_imagination,
     imagination_forecast,
     imagine_dialogues,
+    recalled_forecast,
 )
 from imagination.llm import Answer, Client, CostLimitError, LLMConfig, Meter, Usage
-from imagination.llm.cost import LearnedForecast
-from imagination.llm.watching import WatchedClient
+from imagination.llm.cost import Affordable, LearnedForecast
+from imagination.llm.session import run_concurrently
+from imagination.llm.watching import RecallingClient, WatchedClient
 from imagination.simulation import load_world
 
 PRICES = {"price_input": 3.0, "price_output": 15.0, "price_cache_read": 0.3}
@@ -54,13 +57,25 @@ def imagined_with_costs(server, folder, config, **llm):
         watched = WatchedClient(client, costs.saw)
         try:
             done = await imagine_dialogues(
-                watched, TASK, config, lambda dialogue: costs.finished(dialogue.id)
+                watched,
+                TASK,
+                config,
+                lambda dialogue: costs.finished(dialogue.id),
+                price=planned.cost / config.dialogues,
             )
         finally:
             await client.close()
         return done, costs, client.meter
 
     return asyncio.run(run())
+
+
+async def imagined_first(server, folder, config, number):
+    client = Client(LLMConfig(model="small", base_url=server.url, **PRICES), folder)
+    try:
+        return (await imagine_dialogues(client, TASK, config, first=number)).dialogues
+    finally:
+        await client.close()
 
 
 # Forecasts
@@ -104,6 +119,45 @@ def test_before_any_answer_the_forecast_is_the_planned_one():
     costs = LearnedForecast(planned, [f"advice-{i}" for i in range(40)])
     assert (costs.calls, costs.cost) == (planned.calls, pytest.approx(planned.cost))
     assert costs.line() == ""
+
+
+@pytest.mark.parametrize("way", ["rollout", "script"])
+def test_answers_of_an_earlier_run_are_forecast_from(tmp_path, way):
+    """They tell how many dialogues are rewritten, and how long answers are."""
+    config = EngineConfig(way=way, dialogues=40, max_turns=2, failed_critique="keep")
+
+    async def recalled(**changes):
+        settings = LLMConfig(model="small", **PRICES | changes)
+        client = Client(settings, tmp_path)
+        try:
+            planned = await imagination_forecast(TASK, config, settings)
+            known = await recalled_forecast(planned, TASK, config, RecallingClient(client))
+            return planned, known
+        finally:
+            await client.close()
+
+    def files():
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    planned, learned = asyncio.run(recalled())
+    assert learned == planned and not files()
+    with MessagesServer(lifelike) as server:
+        few = asyncio.run(imagined_first(server, tmp_path, config, 12))
+        left = files()
+        planned, learned = asyncio.run(recalled())
+        _, dearer = asyncio.run(recalled(price_output=30.0))
+        assert files() == left
+        _, costs, _ = imagined_with_costs(server, tmp_path, config)
+    assert "of 12 finished dialogues" in learned.notes[-1] and few
+    if way == "script":  # many are rewritten
+        assert planned.cost < 0.75 * costs.spent
+    assert learned.cost == pytest.approx(costs.spent, rel=0.15)
+    assert learned.calls == pytest.approx(costs.answers, rel=0.15)
+    assert learned.cost <= learned.cost_at_most
+    output = sum(step.output_tokens for step in learned.steps)
+    assert dearer.cost - learned.cost == pytest.approx(output * 15 / 1e6, rel=0.01)
+    _, again = asyncio.run(recalled())
+    assert again.cost == pytest.approx(costs.spent)
 
 
 def llm_data_configs():
@@ -177,6 +231,57 @@ def test_at_the_limit_the_finished_dialogues_can_be_used(tmp_path):
     assert all(by_id[dialogue.id] == dialogue for dialogue in part.dialogues)
 
 
+@pytest.mark.parametrize("batch", [True, False])
+def test_half_of_the_money_finishes_about_half_of_the_dialogues(tmp_path, batch):
+    """Dialogues that begin together would be unfinished together."""
+    config = EngineConfig(dialogues=40, at_limit="use", failed_critique="keep")
+    settings = {"batch": batch, "batch_poll": 0.02, "max_tokens": 300}
+    with MessagesServer(lifelike) as server:
+        _, costs, whole = imagined_with_costs(server, tmp_path / "whole", config, **settings)
+        assert whole.usage.cost == pytest.approx(costs.spent)
+        limit = {"max_cost": whole.usage.cost / 2}
+        part, _, meter = imagined_with_costs(server, tmp_path, config, **settings, **limit)
+    assert 15 <= len(part.dialogues) == 40 - part.unpaid <= 20
+    assert 0.9 * limit["max_cost"] < meter.usage.cost <= limit["max_cost"]
+
+
+def test_no_more_dialogues_are_under_way_than_can_be_paid_for():
+    llm = types.SimpleNamespace(money_left=1.0)
+    assert Affordable(llm, 100, 64, price=0.1)() == 5  # a guess may be twice too low
+    assert Affordable(llm, 100, 64, price=0.01)() == 16  # until it is known what they cost
+    assert Affordable(llm, 100, 64, price=0.005)() == 64  # there is enough, whatever they cost
+    assert Affordable(llm, 100, 64)() == 16 and Affordable(object(), 100, 64)() == 64
+    affordable = Affordable(llm, 100, 64)
+    for _ in range(16):
+        affordable.ended(0.02)
+    assert affordable() == 37
+    llm.money_left = 10.0
+    assert affordable() == 64
+    llm.money_left = -0.1  # a lower limit than before; one is tried, which is told
+    assert affordable() < 1
+    assert Affordable(llm, 100, 64)() == 16
+
+
+def test_as_many_jobs_run_as_may_now_and_one_in_any_case():
+    async def run():
+        running, seen = 0, []
+
+        async def job():
+            nonlocal running
+            running += 1
+            seen.append(running)
+            await asyncio.sleep(0)
+            running -= 1
+            return len(seen)
+
+        limits = iter([0, 0, 0, 3])
+        assert len(await run_concurrently([job] * 9, lambda: next(limits, 3))) == 9
+        return seen
+
+    seen = asyncio.run(run())
+    assert seen[:2] == [1, 1] and max(seen) == 3
+
+
 # Runs
 
 
@@ -197,12 +302,16 @@ def test_a_preview_shows_the_first_dialogues_of_the_run_and_ends(tmp_path):
     with MessagesServer(WorldLLM("teaching")) as server:
         ended = in_process.run(tmp_path, *arguments(server), "--preview=2")
         assert ended.status == 0 and not ended.traceback, ended
+        assert re.search(r"derive: answers\s.* 1/1 .* 1 calls \| .* tokens in, ", ended.output)
         assert "--- teaching-0:" in ended.output and "--- teaching-1:" in ended.output
         assert (
             "2 dialogues of 12" in ended.output and "all of them will cost about $" in ended.output
         )
         assert not (tmp_path / "dialogues.jsonl").exists()
         calls, shown = len(server.calls), ended.output
+        ended = in_process.run(tmp_path, *arguments(server), "--dry_run")
+        assert ended.status == 0 and "of 2 finished dialogues" in ended.output, ended
+        assert len(server.calls) == calls
         ended = in_process.run(tmp_path, *arguments(server))
         assert ended.status == 0, ended
         dialogues = read_dialogues(tmp_path / "dialogues.jsonl")
@@ -277,6 +386,26 @@ def test_a_run_goes_on_with_what_the_limit_left(tmp_path):
         # The setting is the run's to change, and what is there counts.
         ended = in_process.run(tmp_path, *arguments(server, *limit), f"{use[:-3]}stop")
         assert ended.status == 0, ended
+
+
+def test_a_limit_that_will_be_reached_is_told_once_as_soon_as_it_is_known(tmp_path):
+    def answer(body):  # many are rewritten, which costs more than planned
+        return (world if "unusable_because" in json.dumps(body) else lifelike)(body)
+
+    world = WorldLLM("teaching")
+    with MessagesServer(answer) as server:
+        given = ("--config.imagination.way=script", "--config.imagination.dialogues=24")
+        given += ("--config.llm.price_cache_read=3", "--config.llm.price_cache_write=3")
+        given += ("--config.imagination.personas=prior",)
+        given = arguments(server, *given, "--config.llm.max_tokens=300")
+        experiment = build(parse("teaching", teaching.get_config(), ["t.py", *given]).config)
+        planned = llm_imagination.forecast(experiment, RunFolder(tmp_path))
+        ended = in_process.run(tmp_path, *given, f"--config.llm.max_cost={planned.cost:.6f}1")
+    assert ended.status == 1 and not ended.traceback, ended
+    told = "Forecast, learned from the answers so far: about $"
+    assert ended.output.count("Forecast") == ended.output.count(told) == 1
+    assert ended.output.index(told) < ended.output.index("could be passed")
+    assert "or config.imagination.at_limit=use for those finished; nothing is" in ended.output
 
 
 def test_the_bar_moves_from_the_first_call():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import html
 import io
 import json
 import math
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -33,6 +35,7 @@ from experiments.run_folder import RunError, RunFolder
 from experiments.stages import regenerate
 from experiments.stamps import begin_stage, check_stage
 from ilql_jax.methods import MethodError
+from ilql_jax.progress import ProgressBars
 from imagination.dialogue import Dialogue, Turn, read_dialogues, write_dialogues
 from imagination.hindsight import Continuation, Proposal
 from imagination.tokenization import DialogueTokenizer
@@ -395,6 +398,38 @@ def test_a_reward_model_that_foretells_nothing_stops_the_run(monkeypatch, run_fo
     # It is asked for again as long as the rounds are to be learned from.
     with pytest.raises(RunError, match="min_agreement"):
         look_back(monkeypatch, run_folder, engine)
+
+
+def test_the_calibration_of_an_llm_has_a_bar_that_moves_with_each_answer(monkeypatch, run_folder):
+    """Shows calls, tokens and dollars, in batches too."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    moved, advance = [], ProgressBars.advance
+    monkeypatch.setattr(
+        ProgressBars, "advance", lambda bars, bar: moved.append(bar) or advance(bars, bar)
+    )
+    llm = HindsightLLM(rate=lambda said: 0.5)
+    with MessagesServer(llm) as server:
+        arguments = (
+            "--config.hindsight.engine=anthropic",
+            "--config.hindsight.judge_votes=2",
+            "--config.llm.model=small",
+            f"--config.llm.base_url={server.url}",
+            "--config.llm.batch=true",
+            "--config.llm.batch_poll=0.05",
+            "--config.llm.price_input=3",
+            "--config.llm.price_output=15",
+        )
+        console = Console(width=200, file=io.StringIO(), color_system=None)
+        originals = read_dialogues(run_folder.dialogues)
+        own = [dataclasses.replace(dialogue, task="teaching") for dialogue in originals]
+        write_dialogues(run_folder.dialogues, own)
+        with pytest.raises(RunError, match="no rank correlation"):
+            regenerate.run(checked(config_with(*arguments)), run_folder, console)
+        assert len(server.batches) == 1
+    assert len(moved) == 32  # two votes on each dialogue that is learned from
+    shown = flattened(console.file.getvalue())
+    bar = r"calibration: answers .* 32/32 .* 2 calls, 30 from cache \| .* tokens in.* \| \$0\."
+    assert re.search(bar, shown), shown
 
 
 def test_a_reward_model_without_variation_says_so(monkeypatch, run_folder):

@@ -25,9 +25,9 @@ from experiments.command_line import with_saved
 from experiments.config import ConfigError, base_config
 from experiments.run_folder import RunError, RunFolder
 from experiments.stamps import begin_stage, check_stage
-from experiments.terminal import make_console
 from experiments.training_data import check_lengths
 from ilql_jax import Trajectory
+from ilql_jax.progress import make_console
 from imagination.task import TaskError
 
 EXPERIMENT = f"""
