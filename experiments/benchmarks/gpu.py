@@ -26,8 +26,9 @@ losses, then times of both sides |
 | `dispatch` | steps a second of the default network, 1, 4 or 16 of them at one call |
 | `rows-N` | the step of GPT-2 small with more rows, until they do not fit |
 
-A step's FLOPs are those of the matrix products in the traced program. On a machine without an
-accelerator `--size=tiny` rehearses it, torch included.
+A step's FLOPs are those of the matrix products in the traced program, attention's over whole rows
+included, and none for what is computed again. On a machine without an accelerator `--size=tiny`
+rehearses it, torch included.
 """
 
 from __future__ import annotations

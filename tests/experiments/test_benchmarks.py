@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import parts_that_fail
 import pytest
+from accelerators import for_gpu
 
 from experiments.benchmarks import (
     gpu,
@@ -25,6 +26,7 @@ from experiments.benchmarks import (
     train_step,
 )
 from ilql_jax import METHODS, ModelConfig
+from ilql_jax.train_step import init_state
 
 
 @pytest.mark.slow
@@ -265,6 +267,22 @@ def test_kinds_of_attention_agree_with_float32():
     found = found_by("attention")
     for kind in ("xla", "cudnn", "pallas"):
         assert 0 < found[f"{kind}_error"] < 0.01 and found[f"{kind}_ms"] > 0
+
+
+@pytest.mark.parametrize("kind", ["cudnn", "remat"])
+def test_flops_of_a_step_are_the_networks_however_it_is_computed(kind):
+    """On a GPU: cuDNN's kernel, which only a GPU has, hides its products."""
+
+    def flops(name):
+        model = gpu_networks.model_of("tiny", name)
+        _, batch = gpu_networks._batch(model, 2)
+        program = gpu_networks._program(model)
+        method, train = train_step.METHOD, train_step.TRAIN
+        state = jax.eval_shape(lambda: init_state(model, method, train, 0))
+        with for_gpu():
+            return gpu_networks.flops_of_step(model, program, state, batch)
+
+    assert flops("gpt2-small") == flops(f"gpt2-small-{kind}") > 0
 
 
 @needs_torch
