@@ -49,8 +49,7 @@ def chosen(asked: str, known: Sequence[str]) -> list[str]:
 def run(
     parts_of: PartsOf,
     size: str,
-    names: Sequence[str],
-    limit: float,
+    limits: Mapping[str, float],
     deadline: float,
     path: Path | None,
 ) -> list[dict[str, Any]]:
@@ -59,14 +58,13 @@ def run(
     Args:
         parts_of: Gives the parts of a size.
         size: Size of the parts.
-        names: Parts that are run, in this order.
-        limit: Seconds of a part.
+        limits: Parts that are run, in this order, and seconds of each.
         deadline: By `time.perf_counter`; parts that have not begun then are skipped.
         path: File for the figures, a JSON object a line.
     """
     results: list[dict[str, Any]] = []
     best = None
-    for name in names:
+    for name, limit in limits.items():
         left = deadline - time.perf_counter()
         if left > 0:
             result = {"part": name, **run_part(parts_of, size, name, min(limit, left))}

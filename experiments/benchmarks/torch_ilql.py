@@ -91,6 +91,8 @@ class Trainer:
         tensors: Initial weights.
         dialogues: The batch.
         discount: γ.
+        device: Device of all of it.
+        dtype: Dtype of the products: "float32", or "bfloat16" by autocast.
     """
 
     def __init__(
@@ -101,10 +103,14 @@ class Trainer:
         tensors: Mapping[str, np.ndarray],
         dialogues: Sequence[Trajectory],
         discount: float,
+        device: str = "cpu",
+        dtype: str = "float32",
     ):
         self.method, self.train = method, train
         self.model = ILQL(config)
         self.model.load(tensors)
+        self.model.to(device)
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
         learned = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in learned if p.ndim > 1], "weight_decay": train.weight_decay},
@@ -112,12 +118,14 @@ class Trainer:
         ]
         self.learned = learned
         self.optimizer = torch.optim.AdamW(groups, lr=train.learning_rate)
-        self.batch = collate(dialogues, discount)
+        batch = collate(dialogues, discount)
+        self.batch = {name: tensor.to(device) for name, tensor in batch.items()}
 
     def step(self) -> float:
         """One step; returns the loss before it."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(**self.batch)
+        with self.autocast:
+            loss = self.loss(**self.batch)
         loss.backward()
         nn.utils.clip_grad_norm_(self.learned, self.train.max_gradient_norm)
         self.optimizer.step()

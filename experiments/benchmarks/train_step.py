@@ -144,8 +144,10 @@ def _packed(
     return row
 
 
-def make_ours(name: str, heads: str, rows: int, chunk: int) -> Callable[[], float]:
-    """A step of ours; returns the loss before it."""
+def make_ours(
+    name: str, heads: str, rows: int, chunk: int, dtype: str = "float32"
+) -> Callable[[], float]:
+    """A step of ours with arithmetic in a dtype; returns the loss before it."""
     import jax
 
     from ilql_jax.models import init_params
@@ -153,7 +155,8 @@ def make_ours(name: str, heads: str, rows: int, chunk: int) -> Callable[[], floa
     from ilql_jax.train_step import init_state, make_train_step
 
     size = SIZES[name]
-    config = size.model(heads)
+    decoder = dataclasses.replace(size.decoder, compute_dtype=dtype)
+    config = dataclasses.replace(size.model(heads), decoder=decoder)
 
     def start():
         tensors = make_weights(size)
@@ -166,7 +169,7 @@ def make_ours(name: str, heads: str, rows: int, chunk: int) -> Callable[[], floa
 
     state = start()
     step_function = make_train_step(config, METHOD.configured(action_chunk=chunk), TRAIN)
-    batch = pack(make_dialogues(size), rows)
+    batch = jax.device_put(pack(make_dialogues(size), rows))
 
     def step() -> float:
         nonlocal state
@@ -195,8 +198,8 @@ def _value_heads(tensors: dict[str, np.ndarray]) -> dict[str, dict]:
     }
 
 
-def make_torch(name: str) -> Callable[[], float]:
-    """A step of the other side's; returns the loss before it."""
+def make_torch(name: str, device: str = "cpu", dtype: str = "float32") -> Callable[[], float]:
+    """A step of the other side's on a device, in a dtype; returns the loss before it."""
     import torch
 
     from experiments.benchmarks.torch_ilql import Trainer
@@ -204,7 +207,14 @@ def make_torch(name: str) -> Callable[[], float]:
     torch.set_num_threads(1)
     size = SIZES[name]
     trainer = Trainer(
-        size.model("mlp"), METHOD.config, TRAIN, make_weights(size), make_dialogues(size), DISCOUNT
+        size.model("mlp"),
+        METHOD.config,
+        TRAIN,
+        make_weights(size),
+        make_dialogues(size),
+        DISCOUNT,
+        device,
+        dtype,
     )
     return trainer.step
 

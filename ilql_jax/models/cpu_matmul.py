@@ -21,7 +21,7 @@ from ilql_jax.models.config import ModelConfig, Params
 from ilql_jax.products import even_rows, product
 from ilql_jax.sharding import platform
 
-FEW = 64  # rows; with more, arithmetic is the bound
+FEW = 64  # rows; with more, arithmetic is the bound, on CPUs
 LARGE = 2**20  # bytes of a matrix that does not stay in a core's cache
 
 
@@ -37,14 +37,12 @@ def matmul_t(
     *heads, size_out, size_in = matrix.shape
     leading = x.shape[:-1]
     rows = x.reshape(*heads, -1, size_in)
-    if rows.shape[-2] > FEW:
-        result = product("...ri,...oi->...ro", rows, even_rows(matrix))
-        return result[..., :size_out].reshape(*leading, -1)
-    if platform() != "cpu":
-        return product("...ri,...oi->...ro", rows, matrix).reshape(*leading, -1)
-    result = product("...oi,...ri->...or", matrix, rows)
-    # Without the barrier XLA turns it into the other product.
-    return jnp.swapaxes(lax.optimization_barrier(result), -1, -2).reshape(*leading, -1)
+    if platform() == "cpu" and rows.shape[-2] <= FEW:
+        result = product("...oi,...ri->...or", matrix, rows)
+        # Without the barrier XLA turns it into the other product.
+        return jnp.swapaxes(lax.optimization_barrier(result), -1, -2).reshape(*leading, -1)
+    result = product("...ri,...oi->...ro", rows, even_rows(matrix))
+    return result[..., :size_out].reshape(*leading, -1)
 
 
 class TransposedLinear(nnx.Linear):

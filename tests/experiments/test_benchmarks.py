@@ -12,9 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 import parts_that_fail
 import pytest
+from accelerators import for_gpu
 
-from experiments.benchmarks import gpu, measuring, memory, parts, pipeline, scaling, train_step
+from experiments.benchmarks import (
+    gpu,
+    gpu_networks,
+    gpu_torch,
+    measuring,
+    memory,
+    parts,
+    pipeline,
+    scaling,
+    train_step,
+)
 from ilql_jax import METHODS, ModelConfig
+from ilql_jax.train_step import init_state
 
 
 @pytest.mark.slow
@@ -219,7 +231,7 @@ def found_by(name):
 def test_the_accelerators_script_is_rehearsed(tmp_path, capsys):
     path = tmp_path / "gpu.json"
     deadline = time.perf_counter() + 300
-    found = parts.run(gpu.parts_of, "tiny", ["peak"], 120.0, deadline, path)
+    found = parts.run(gpu.parts_of, "tiny", {"peak": 120.0}, deadline, path)
     assert found[0]["tflops"] > 0
     assert [json.loads(line) for line in path.read_text().splitlines()] == found
     assert "peak  width 128" in capsys.readouterr().out
@@ -227,24 +239,75 @@ def test_the_accelerators_script_is_rehearsed(tmp_path, capsys):
     assert step["ms"] > 0 and step["tflops"] > 0 and np.isfinite(step["first_loss"])
 
 
-@pytest.mark.slow
+slow = pytest.mark.slow
+REHEARSED = {
+    "evaluation": (("answers_per_second",), slow),
+    "decoding-2": (("plain_tokens_per_second", "best_of_16_tokens_per_second"), slow),
+    "generate": (("2_tokens_per_second",), needs_torch),
+    "teaching": (("steps_per_second", "cpu_steps_per_second"), slow),
+    "start": (("dialogues", "cold_seconds", "cached_seconds"), slow),
+    "stage-evaluate": (("seconds_of_stage", "average_episodes", "difficult_episodes"), slow),
+    "step-gpt2-small-cudnn": (("ms",), slow),
+    "step-gpt2-small-remat": (("ms",), slow),
+    "step-llama-1b": (("ms",), slow),
+    "rows-4": (("ms",), slow),
+}
+
+
 @pytest.mark.parametrize(
     ("name", "figures"),
-    [
-        ("evaluation", ("answers_per_second",)),
-        ("decoding-2", ("plain_tokens_per_second", "best_of_16_tokens_per_second")),
-        pytest.param("generate", ("2_tokens_per_second",), marks=needs_torch),
-        pytest.param("eager", ("eager_ms", "ours_ms"), marks=needs_torch),
-        ("teaching", ("steps_per_second", "cpu_steps_per_second")),
-        ("start", ("cold_seconds", "cached_seconds")),
-        ("step-gpt2-small-cudnn", ("ms",)),
-        ("step-llama-1b", ("ms",)),
-        ("rows-4", ("ms",)),
-    ],
+    [pytest.param(name, figures, marks=marks) for name, (figures, marks) in REHEARSED.items()],
 )
 def test_each_part_of_the_accelerators_script_is_rehearsed(name, figures):
     found = found_by(name)
     assert all(found[figure] > 0 for figure in figures)
+
+
+def test_kinds_of_attention_agree_with_float32():
+    found = found_by("attention")
+    for kind in ("xla", "cudnn", "pallas"):
+        assert 0 < found[f"{kind}_error"] < 0.01 and found[f"{kind}_ms"] > 0
+
+
+@pytest.mark.parametrize("kind", ["cudnn", "remat"])
+def test_flops_of_a_step_are_the_networks_however_it_is_computed(kind):
+    """On a GPU: cuDNN's kernel, which only a GPU has, hides its products."""
+
+    def flops(name):
+        model = gpu_networks.model_of("tiny", name)
+        _, batch = gpu_networks._batch(model, 2)
+        program = gpu_networks._program(model)
+        method, train = train_step.METHOD, train_step.TRAIN
+        state = jax.eval_shape(lambda: init_state(model, method, train, 0))
+        with for_gpu():
+            return gpu_networks.flops_of_step(model, program, state, batch)
+
+    assert flops("gpt2-small") == flops(f"gpt2-small-{kind}") > 0
+
+
+@needs_torch
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=slow)])
+def test_both_sides_start_from_the_same_losses_and_multiply_alike(dtype):
+    """In a process of its own: PyTorch is told there how to multiply."""
+    found = parts.run_part(gpu.parts_of, "tiny", f"eager-{dtype}", 120.0)
+    assert found["torch_float32_precision"] == "high"  # TF32, as JAX multiplies by default
+    assert found["losses_apart"] < gpu_torch.TOLERANCES[dtype] / 10
+    assert found["times_faster"] == pytest.approx(found["eager_ms"] / found["ours_ms"])
+
+
+@needs_torch
+@pytest.mark.parametrize("loss", [5.02, float("nan")])
+def test_no_ratio_is_given_where_losses_differ(loss, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+    monkeypatch.setattr(train_step, "make_torch", lambda *_: lambda: 5.0)
+    monkeypatch.setattr(train_step, "make_ours", lambda *_, **__: lambda: loss)
+    found = {}
+    with pytest.raises(RuntimeError, match=r"losses differ by (0\.004|nan), more than 0\.002"):
+        for each in gpu.parts_of("tiny")["eager-float32"]("tiny"):
+            found |= each
+    assert found["eager_ms"] > 0 and "times_faster" not in found
 
 
 @pytest.mark.slow
@@ -255,11 +318,11 @@ def test_a_rehearsed_training_and_decoding_give_equal_bits():
 
 
 def test_shapes_for_an_accelerator_are_networks_and_prompts_are_longer_than_in_a_rehearsal():
-    models = {name: gpu._model("full", name) for name in gpu.SHAPES["full"]}
+    models = {name: gpu_networks.model_of("full", name) for name in gpu_networks.SHAPES["full"]}
     flash = [name for name, model in models.items() if model.decoder.attention == "cudnn"]
     assert flash == ["gpt2-small-cudnn", "llama-1b-cudnn"]
     assert {name.removesuffix("-cudnn") for name in flash} <= models.keys()
-    prompts = {size: gpu.PROMPT_AND_NEW[size][0] for size in gpu.SHAPES}
+    prompts = {size: gpu_networks.PROMPT_AND_NEW[size][0] for size in gpu_networks.SHAPES}
     assert prompts["full"] > prompts["tiny"]
 
 
@@ -267,6 +330,9 @@ def test_parts_are_asked_for_by_their_names_or_what_they_begin_with():
     known = list(gpu.parts_of("full"))
     assert known[:2] == ["evaluation", "decoding-8"]
     steps = [name for name in known if name.startswith("step-")]
+    of_steps = known.index("peak") + 1  # MFU is a share of it
+    assert known[of_steps : of_steps + len(steps)] == steps
+    assert known.index("eager-bfloat16") < of_steps < known.index("stage-evaluate")
     assert parts.chosen("evaluation,step", known) == ["evaluation", *steps]
     assert parts.chosen("rows-16,rows", known)[:2] == ["rows-16", "rows-32"]
     assert parts.chosen("", known) == known
@@ -280,9 +346,9 @@ def test_steps_at_one_call_are_counted_as_many(monkeypatch):
         return {name: float(name) for name in calls if not calls[name]()}
 
     taken = []
-    monkeypatch.setattr(gpu, "AT_ONCE", (1, 4))
-    monkeypatch.setattr(gpu.measuring, "in_turn", in_turn)
-    monkeypatch.setattr(gpu.measuring, "seconds", lambda call: taken.append(call()))
+    monkeypatch.setattr(gpu_networks, "AT_ONCE", (1, 4))
+    monkeypatch.setattr(measuring, "in_turn", in_turn)
+    monkeypatch.setattr(measuring, "seconds", lambda call: taken.append(call()))
     found = found_by("dispatch")
     assert taken == [8, 8]  # of each, four steps to compile and four that were timed
     assert found == {
@@ -312,5 +378,6 @@ def is_gone(process):
 
 
 def test_no_part_begins_after_the_time_of_all():
-    found = parts.run(parts_that_fail.parts_of, "tiny", ["breaks"], 60.0, time.perf_counter(), None)
+    now = time.perf_counter()
+    found = parts.run(parts_that_fail.parts_of, "tiny", {"breaks": 60.0}, now, None)
     assert found == [{"part": "breaks", "skipped": "the time of all parts was over"}]

@@ -11,7 +11,7 @@ from ilql_jax import METHODS, sharding
 from ilql_jax import products as products_module
 from ilql_jax.batching import make_batches, packing_for
 from ilql_jax.methods.loss_terms import normalizers_of
-from ilql_jax.models import DecoderConfig, ModelConfig, cpu_matmul, with_params
+from ilql_jax.models import DecoderConfig, ModelConfig, with_params
 from ilql_jax.products import even_rows
 from ilql_jax.sharding import partition_spec
 
@@ -29,7 +29,6 @@ TRAININGS = {
 def small_is_wide(monkeypatch):
     monkeypatch.setattr(products_module, "WIDE", 32)
     monkeypatch.setattr(products_module, "EVEN", 16)
-    monkeypatch.setattr(cpu_matmul, "FEW", 8)
 
 
 def setting_of(name):
@@ -84,15 +83,19 @@ def test_small_vocabularies_and_cpus_have_no_padding(monkeypatch):
         assert even_rows(matrix) is matrix
 
 
+@pytest.mark.parametrize("rows", [1, 20])
 @pytest.mark.parametrize("name", TRAININGS)
-def test_scores_have_no_padding_and_are_the_same(name):
+def test_scores_have_no_padding_and_are_the_same(name, rows):
     config = TRAININGS[name][1]
     model = with_params(config, small_networks.random_params(config, 0.3))
-    states = jnp.asarray(np.random.default_rng(0).normal(size=(20, 16)), jnp.float32)
+    states = jnp.asarray(np.random.default_rng(0).normal(size=(rows, 16)), jnp.float32)
     alone = model.logits_and_q(states, states)
     with for_gpu():
         padded = model.logits_and_q(states, states)
-    assert alone[0].shape == (20, VOCAB) and alone[1].shape[1:] == (20, VOCAB)
+    found = products(model.logits_and_q, states, states)
+    sizes = {size for each in found for x in each for size in x.shape}
+    assert 64 in sizes and VOCAB not in sizes  # of few rows, too, as in decoding
+    assert alone[0].shape == (rows, VOCAB) and alone[1].shape[1:] == (rows, VOCAB)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), padded, alone)
 
 
