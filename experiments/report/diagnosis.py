@@ -143,7 +143,7 @@ def _persona_table(
                 Cell(number(scaled(loss.candidates + loss.choice))),
                 cell(loss.candidates, loss.candidates_ci95),
                 cell(loss.choice, loss.choice_ci95),
-                cell(loss.a_turn, loss.a_turn_ci95, 3),
+                Cell(number(scaled(loss.a_turn), 3)),
                 Cell(str(loss.conversations)),
             ),
         )
