@@ -50,19 +50,27 @@ def read_line(console: Console, name: str) -> str | None:
 
 
 def ask_rating(task: Task, console: Console) -> float | None:
-    """Asks for a rating on the task's scale until it is one; None where the person gives none."""
+    """Asks for a rating on the task's scale until it is one; None where the person gives none.
+
+    Raises:
+        EOFError: The person leaves (Ctrl-C, the end of the input, or a word of `LEAVE`).
+    """
     low, high = task.reward_range
     question = "How did it end" if task.reward_unit else "How good was this conversation"
     scale = f"{low:g} to {high:g} {task.reward_unit}".rstrip()
     meanings = "; ".join(f"{rating} {meaning}" for rating, meaning in task.anchors())
     say(console, f"{question}, from {scale}?", "bold")
     say(console, f"{meanings}. Enter alone: no rating.", "dim")
-    while (text := read_line(console, "rating")) and text not in LEAVE:
+    while text := read_line(console, "rating"):
+        if text in LEAVE:
+            raise EOFError
         rating = _number(text)
         if rating is not None and low <= rating <= high:
             return rating
         rule = f"a number from {low:g} to {high:g}, or Enter alone for none"
         say(console, f"{shown(text)!r} is no rating: give {rule}.", "yellow")
+    if text is None:
+        raise EOFError
     return None
 
 
@@ -105,7 +113,8 @@ def as_dialogue(
             "ended_at": now.isoformat(timespec="seconds"),
         },
         system=conversation.system,
-        terminal=ended_by in (HUMAN, AGENT),
+        # A rating is all that follows, whoever ended it.
+        terminal=ended_by in (HUMAN, AGENT) or conversation.reward is not None,
     )
 
 

@@ -114,6 +114,6 @@ def read_or_none(path: Path, read: Callable[[], Found], console: Console) -> Fou
         return read()
     except (*DAMAGE, UserError, FileNotFoundError) as error:
         said = (str(error) or repr(error)).splitlines()[0][:200]
-        told = f"Warning: {path} is damaged ({said}), and is made again."
+        told = f"Warning: {path} cannot be used ({said}), and is made again."
         console.print(told, style="yellow", markup=False, highlight=False)
         return None

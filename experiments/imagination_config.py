@@ -34,7 +34,7 @@ class RoundsConfig(Settings):
     )
     round_decoding: str = setting(
         "Decoding of the agent in a round of imagination, e.g. 'sampled at 0.6, best of 16'; "
-        "empty = the first that is tried for its method.",
+        "empty = the first that is set for its method.",
         "",
     )
     round_start: str = setting(

@@ -446,7 +446,10 @@ def _tests(found: Mapping[str, Any]) -> str:
             "agents as trained. "
         )
     if min(len(each["trainings"]) for each in methods.values()) > 1:
-        return f"{said}Intervals cover other trainings and other episodes."
+        return (
+            f"{said}Intervals cover other episodes, and other trainings on the same data; "
+            "p_training_holm speaks of such trainings."
+        )
     return (
         f"{said}With one training of each, intervals cover other episodes alone, and nothing is "
         "said of new trainings."

@@ -458,8 +458,8 @@ def _about_tests(rows: Sequence[Row], between_methods: bool) -> str:
         same = " with the same method" if len({row.method for row in untested}) > 1 else ""
         told.append(f"Differences are from {rows[0].variant}{same}.")
     if trainings > 1:
-        told.append("Intervals cover other trainings and other humans.")
-        p = "p_training_holm (after Holm's correction): would a difference last in new trainings?"
+        told.append("Intervals cover other humans, and other trainings on the same dialogues.")
+        p = "p_training_holm (after Holm's correction): would a difference last in such trainings?"
         told += [p] * is_tested
     else:
         values = "Intervals and p_holm (after Holm's correction)" if is_tested else "Intervals"

@@ -32,7 +32,8 @@ class ProgressBars(Progress):
     """Bars with count, rate, elapsed and remaining time, and the field `note` of each.
 
     Where nothing can be drawn anew, in a log file or a pipe, a line is printed of each bar that is
-    under way, every 30 seconds, and a last one of those that ended since. All end with their bars.
+    under way, every 30 seconds, and a last one of those that ended since. At the end the bars
+    themselves are printed.
 
     Args:
         console: Console that shows them; its clock is theirs.

@@ -11,7 +11,9 @@ import numpy as np
 from experiments.evaluation.statistics import compare
 from ilql_jax.policy import DecodingConfig
 
-SURE = 0.05  # p at which the policy alone counts as better than its utterances that values chose
+SIGNIFICANT = (
+    0.05  # p below which the policy alone counts as better than its utterances that values chose
+)
 
 
 class Choice(NamedTuple):
@@ -73,4 +75,4 @@ def _is_surely_better(first: Sequence[float | None], second: Sequence[float | No
         return False
     a, b = np.array(pairs, float).T[:, None]
     difference, p = compare(a, b, seed=0)
-    return difference > 0 and p < SURE
+    return difference > 0 and p < SIGNIFICANT

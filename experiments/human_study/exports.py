@@ -86,7 +86,8 @@ def dialogue_of(
         reward=None if value is None else float(value),
         persona=dict(persona),
         source=source,
-        terminal=talk.ended_by in ("human", "agent"),
+        # A rating is all that follows, whoever ended it.
+        terminal=talk.ended_by in ("human", "agent") or value is not None,
     )
 
 

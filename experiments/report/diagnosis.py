@@ -102,7 +102,7 @@ def _decisions_table(
                 Cell(_act(decision.best)),
                 Cell(_act(decision.instead)),
                 Cell(decision.by),
-                Cell(str(decision.times)),
+                Cell(f"{decision.times} of {losses[focus].episodes}"),
                 Cell(number(scaled(decision.loss), 3)),
             ),
         )
@@ -112,13 +112,12 @@ def _decisions_table(
     return ResultTable(
         f"{name}_lost_decisions",
         f"{task}, {name} population: the decisions by which {title} loses most",
-        ("utterance", "best", "instead", "lost by", "times", "lost"),
+        ("utterance", "best", "taken instead", "lost by", "times", "lost"),
         tuple(rows),
         (
-            "Lost by candidates: the best act was not among those considered, and instead stands "
-            "the best that was. Lost by choice: it was considered, and instead stands what was "
-            "said. The first utterance of the agent is 1; the loss is of a conversation, a mean "
-            "over all that were looked at.",
+            "Lost by candidates: the best act was not among those considered; taken instead is the "
+            "best that was. Lost by choice: it was considered; taken instead is what was said. The "
+            "first utterance of the agent is 1; the loss is a mean over all conversations.",
         ),
     )
 

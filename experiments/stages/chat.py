@@ -125,7 +125,7 @@ class Chat:
             pass
 
     def _converse(self) -> str | None:
-        """Holds one conversation, and keeps it; returns the person's last line."""
+        """Holds one conversation, and keeps it; returns the last line, None where it was left."""
         conversation, ended_by = self._begin(), ""
         try:
             while not ended_by:
@@ -147,6 +147,8 @@ class Chat:
                     ended_by = self._exchange(conversation, text)
             if _has_begun(conversation):
                 conversation.reward = ask_rating(self.task, self.console)
+        except EOFError:
+            return None
         finally:
             self._keep(conversation, ended_by or LEFT)
         return text

@@ -117,9 +117,10 @@ async def recalled_forecast(
         costs.saw(request, answer)
     for dialogue in finished:
         costs.finished(dialogue)
+    of = f", of {len(finished):,} finished dialogues" if finished else ""
     note = (
-        "Steps of imagination that have answers already are forecast from these, of "
-        f"{len(finished):,} finished dialogues; what is answered is not paid for again."
+        f"Steps of imagination that have answers already are forecast from these{of}; what is "
+        "answered is not paid for again."
     )
     return dataclasses.replace(costs.forecast(), notes=(*beforehand.notes, note))
 

@@ -18,7 +18,9 @@ from imagination.llm.structured import schema_in_words
 
 SAMPLE = 16  # dialogues that stand for all
 DOUBT = 2.0  # a dialogue may cost so many times what is forecast without any answer
-SURE = 0.75  # share of the money for dialogues that begin at once, at the mean price of others
+SHARE_AT_ONCE = (
+    0.75  # share of the money for dialogues that begin at once, at the mean price of others
+)
 CHARACTERS_PER_TOKEN = 4  # of English, roughly
 
 
@@ -288,7 +290,7 @@ class Affordable:
     def __call__(self) -> int:
         left = getattr(self._llm, "money_left", math.inf)
         if self._ended.calls >= min(SAMPLE, self._number):
-            return _at_most(self._most, left, self._ended.mean("cost") / SURE)
+            return _at_most(self._most, left, self._ended.mean("cost") / SHARE_AT_ONCE)
         number = _at_most(self._number, left, self._price * DOUBT)
         is_enough = left == math.inf or (self._price and number == self._number)
         return min(self._most, number if is_enough else min(number, SAMPLE))

@@ -196,7 +196,12 @@ class _Slots:
         place = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         self._let_in()
-        await place
+        try:
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled():  # it was let in, and cancelled before it went on
+                await self.__aexit__()
+            raise
 
     async def __aexit__(self, *_: object) -> None:
         self._taken -= 1

@@ -141,7 +141,7 @@ def test_tests_are_over_trainings_too_where_there_are_several():
     assert said.index("| ILQL |") < said.index("| BC |")
     assert "ILQL is above BC by 0.21 (p_holm < 0.001)." in said
     assert "Over training runs ILQL differs from BC (p_training_holm < 0.001)." in said
-    assert "Intervals cover other trainings and other episodes." in said
+    assert "Intervals cover other episodes, and other trainings on the same data;" in said
 
 
 def test_nothing_is_above_another_that_tests_do_not_tell_apart():

@@ -216,7 +216,9 @@ def test_the_limit_of_the_task_ends_it(tmp_path: Path):
     [dialogue] = person.kept
     assert "The guide has spoken its last turn." in person.shown and len(dialogue.turns) == 6
     assert (dialogue.source["ended_by"], dialogue.reward) == ("limit", 4.5)
-    assert not dialogue.terminal
+    assert dialogue.terminal  # rated: no reward can follow
+    person = chat(tmp_path, Scripted("North."), *["Where to?"] * 3, "", task=TRIPS)
+    assert person.kept[-1].source["ended_by"] == "limit" and not person.kept[-1].terminal
 
 
 def test_words_with_which_the_worlds_human_would_go_end_it(tmp_path: Path):
@@ -228,13 +230,14 @@ def test_words_with_which_the_worlds_human_would_go_end_it(tmp_path: Path):
 
 
 @pytest.mark.parametrize("stop", [EOFError(), KeyboardInterrupt()])
-@pytest.mark.parametrize("before", [[], ["bye"], ["/quit"]], ids=["talking", "rating", "leaving"])
+@pytest.mark.parametrize("before", [[], ["bye"], ["/quit"], ["/new"]])
 def test_a_chat_that_is_stopped_is_kept_without_a_rating(tmp_path: Path, stop, before: list[str]):
     person = chat(tmp_path, Scripted(ASKS), HELLO, *before, stop)
     [dialogue] = person.kept
     assert dialogue.reward is None and "Kept in" in person.shown
     assert dialogue.source["ended_by"] == ("human" if before == ["bye"] else "left")
     assert person.shown.count("How good was this conversation") == len(before)
+    assert person.shown.count("A new conversation.") == 1
 
 
 @pytest.mark.parametrize("word", ["/quit", "/exit", "/new"])
@@ -247,7 +250,7 @@ def test_whoever_leaves_or_begins_another_is_asked_for_a_rating(
     assert (dialogue.reward, dialogue.source["ended_by"], dialogue.terminal) == (
         rating,
         "left",
-        False,
+        rating is not None,
     )
     assert person.shown.count("A new conversation.") == (2 if word == "/new" else 1)
     nothing_said = chat(tmp_path, Scripted(ASKS), word)

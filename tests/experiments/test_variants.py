@@ -151,8 +151,8 @@ def test_it_is_written_and_shown(result, tmp_path: Path):
     assert "| normalized score | difference | p_training_holm |" in page
     assert (
         "3 trainings of each. Differences are from whole with the same method. Intervals cover "
-        "other trainings and other humans. p_training_holm (after Holm's correction): would a "
-        "difference last in new trainings?" in page
+        "other humans, and other trainings on the same dialogues. p_training_holm (after Holm's "
+        "correction): would a difference last in such trainings?" in page
     )
     console = Console(width=100, record=True)
     print_table(console, difficult)

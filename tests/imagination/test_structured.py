@@ -409,7 +409,6 @@ def test_texts_end_somewhere_and_the_official_services_get_what_they_take():
         sent = json.dumps(schema_of(schema, **official))
         assert "maxLength" not in sent and "prefixItems" not in sent and "title" not in sent
         assert "prefixItems" not in json.dumps(schema_of(schema, **OFFICIAL_MESSAGES))
-        # What a batch refuses cannot be put more simply.
         assert "prefixItems" not in json.dumps(schema_of(schema, api="messages", batch=True))
 
 
