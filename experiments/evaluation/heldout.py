@@ -80,11 +80,13 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
     task, tokenizer = load_task(experiment, folder), load_tokenizer(folder)
     found = {each.name: discount_of(each.method, experiment.batches) for each in experiment.methods}
     discounts = {name: discount for name, discount in found.items() if discount is not None}
-    returns = {
-        name: returns_by_turn(parts["test"], discount, tokenizer)
-        for name, discount in discounts.items()
-    }
     scores = {u: _score_trained(experiment, folder, u, parts["test"]) for u in units(experiment)}
+    ended, of_ended = _ended(parts["test"], scores, console)
+    returns = {
+        name: returns_by_turn(ended, discount, tokenizer)
+        for name, discount in discounts.items()
+        if ended
+    }
     result = Heldout(
         task=dialogues[0].task,
         sizes={part: len(group) for part, group in parts.items()},
@@ -96,16 +98,28 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
         pretrained_perplexity=_pretrained_perplexity(experiment, folder, parts["test"]),
         discounts=discounts,
         value_prediction={
-            name: value_prediction(
-                scores, name, parts["test"], own, task.success_reward, experiment.seed
-            )
+            name: value_prediction(of_ended, name, ended, own, task.success_reward, experiment.seed)
             for name, own in returns.items()
         },
-        by_turn={name: by_turn(scores, name, parts["test"], own) for name, own in returns.items()},
+        by_turn={name: by_turn(of_ended, name, ended, own) for name, own in returns.items()},
         sample_replies=wanted,
         moments=_moments(experiment, folder, choose_moments(parts["test"], wanted)),
     )
     result.write(folder.heldout)
+
+
+def _ended(
+    dialogues: Sequence[Dialogue], scores: Mapping[Unit, Sequence[Scores]], console: Console
+) -> tuple[list[Dialogue], dict[Unit, list[Scores]]]:
+    """Dialogues that were not cut off, with their scores: of others the outcome is not known."""
+    places = [place for place, dialogue in enumerate(dialogues) if dialogue.terminal]
+    if len(places) < len(dialogues):
+        console.print(
+            f"{len(dialogues) - len(places)} of these were cut off (terminal: false), so that "
+            "values are not held against their outcomes."
+        )
+    kept = {unit: [group[place] for place in places] for unit, group in scores.items()}
+    return [dialogues[place] for place in places], kept
 
 
 def _score_trained(

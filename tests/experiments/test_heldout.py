@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 
-from experiments.evaluation.heldout import by_turn, choose_moments, value_prediction
+from experiments.evaluation.heldout import _ended, by_turn, choose_moments, value_prediction
 from experiments.evaluation.returns import Discount, returns_by_turn
 from experiments.run_folder import Unit
 from ilql_jax.scoring import Scores
@@ -55,6 +59,19 @@ def judged(hopes: dict[int, float]):
     returns = returns_by_turn(dialogues, Discount(0.9, by_token=False))
     turns = by_turn(scores, "ilql", dialogues, returns)
     return turns, value_prediction(scores, "ilql", dialogues, returns, 0.5, seed=0)
+
+
+def test_values_are_not_held_against_dialogues_that_were_cut_off():
+    dialogues = [rated(length, 0.5) for length in (3, 4, 5)]
+    dialogues[1] = dataclasses.replace(dialogues[1], terminal=False)
+    none = np.zeros(0)
+    scores = {Unit("ilql", 0): [Scores(none, none, np.full(length, 1.0)) for length in (3, 4, 5)]}
+    console = Console(file=io.StringIO(), width=200)
+    ended, of_ended = _ended(dialogues, scores, console)
+    assert ended == [dialogues[0], dialogues[2]]
+    assert [len(each.q) for each in of_ended[Unit("ilql", 0)]] == [3, 5]
+    assert console.file.getvalue().startswith("1 of these were cut off (terminal: false)")
+    assert _ended(dialogues[:1], {}, console) == (dialogues[:1], {})
 
 
 def test_perfect_values_of_held_out_dialogues_do_not_err():
