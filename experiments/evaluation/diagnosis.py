@@ -260,8 +260,8 @@ def _persona_loss(group: Sequence[_Lost]) -> PersonaLoss:
     )
     parts: list[Any] = []
     for values in _columns(group):
-        mean, low, high = crossed_mean(values, trainings, humans)
-        parts += [mean, None if np.isnan(low) else (low, high)]
+        found = crossed_mean(values, trainings, humans)
+        parts += [found.mean, found.bounds]
     return PersonaLoss(len(group), *parts)
 
 

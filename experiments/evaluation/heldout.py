@@ -322,14 +322,12 @@ def _estimate(found: Interval) -> Estimate | None:
     """None where nothing varies, so that there is no correlation."""
     if np.isnan(found.mean):
         return None
-    return Estimate(found.mean, None if np.isnan(found.low) else (found.low, found.high))
+    return Estimate(found.mean, found.bounds)
 
 
 def _existing(auroc: Interval) -> tuple[float | None, Bounds | None]:
     """Value and bounds; None where all dialogues succeed or all fail, so that there is no AUROC."""
-    if np.isnan(auroc.mean):
-        return None, None
-    return auroc.mean, (auroc.low, auroc.high)
+    return None if np.isnan(auroc.mean) else auroc.mean, auroc.bounds
 
 
 def _at(values: Float[np.ndarray, " n"], fraction: float) -> float:

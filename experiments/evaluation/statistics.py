@@ -34,6 +34,11 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Its ends; None where they are not known."""
+        return None if np.isnan(self.low) else (self.low, self.high)
+
 
 def bootstrap_mean(
     scores: Float[np.ndarray, "seeds episodes"],

@@ -228,8 +228,7 @@ _VALUES_NOTE = (
 def _estimate(found: Interval) -> Cell:
     if np.isnan(found.mean):  # a correlation where all ended alike
         return Cell(MISSING)
-    bounds = None if np.isnan(found.low) else (found.low, found.high)
-    return Cell(number(found.mean), interval(bounds))
+    return Cell(number(found.mean), interval(found.bounds))
 
 
 def rounds_tables(
