@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 
+import messages_server
 import pytest
 from llm_questions import KEY, Line, answer, ask, ask_all, chat_config, config, lines, request
 from llm_questions import requests as questions
@@ -208,6 +209,44 @@ def test_the_key_of_each_wire_format_is_its_own(tmp_path, monkeypatch, caplog):
         ask(LLMConfig("m", api="chat_completions"), tmp_path, request())
     written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     assert KEY not in str(caught.value) + caplog.text + written
+
+
+@pytest.mark.parametrize("settings", [config, chat_config])
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"error": {"message": "No connected\n db.", "code": "400"}}, ": No connected db."),
+        ({"message": "No such field"}, ": No such field"),
+        ({"detail": "Unexpected fields: {'top_k'}"}, ": Unexpected fields: {'top_k'}"),
+        ({"detail": [{"loc": ["body", "n"]}]}, ': [{"loc": ["body", "n"]}]'),
+        ({"error": "busy"}, ": busy"),
+        ({"fault": KEY}, ': {"fault": "[key]"}'),
+        ({}, ""),
+    ],
+)
+def test_the_words_of_a_refusal_are_told_wherever_they_stand(
+    tmp_path, settings, body, said, monkeypatch
+):
+    def refuse(status, _):
+        return int(status), json.dumps(body).encode(), {"content-type": "application/json"}, False
+
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    monkeypatch.setattr(messages_server, "_error", refuse)
+    with (
+        MessagesServer(answer, faults={"422": 1.0}) as server,
+        pytest.raises(LLMError, match="did not accept the call") as caught,
+    ):
+        ask(settings(server), tmp_path, request())
+    assert f"(status 422{said})" in str(caught.value)
+
+
+def test_a_key_that_is_not_set_is_told_where_a_call_is_refused(tmp_path, monkeypatch):
+    with MessagesServer(answer, faults={"400": 1.0}) as server:
+        with pytest.raises(LLMError, match=r"the key in OPENAI_API_KEY\.$"):
+            ask(chat_config(server), tmp_path, request())
+        monkeypatch.delenv("OPENAI_API_KEY")
+        with pytest.raises(LLMError, match=r"the key in OPENAI_API_KEY, which is not set\.$"):
+            ask(chat_config(server), tmp_path, request())
 
 
 def test_message_batches_are_refused_where_there_are_none():

@@ -391,6 +391,14 @@ def test_an_address_where_nobody_listens_is_named(tmp_path):
         ask(settings, tmp_path, request())
 
 
+def test_a_server_that_fails_from_the_start_is_told_from_one_that_is_not_there(tmp_path):
+    with (
+        MessagesServer(answer, faults={"500": 1.0}) as server,
+        pytest.raises(LLMError, match=r"gave no answer: status 500: fault 500\. Look at its log"),
+    ):
+        ask(config(server, max_retries=0), tmp_path, request())
+
+
 def test_without_a_key_nothing_is_sent_to_the_service(tmp_path, monkeypatch):
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     with pytest.raises(LLMError, match="ANTHROPIC_API_KEY"):

@@ -14,7 +14,7 @@ from imagination.engine.critique import Verdicts
 from imagination.engine.personas import Profiles, profile_request
 from imagination.engine.task_from_prompt import derive_request
 from imagination.hindsight.forward_model import PeopleAnswer
-from imagination.llm import Answer, Client, LLMConfig, LLMError
+from imagination.llm import Answer, Client, Failure, LLMConfig, LLMError
 from imagination.llm.play import script_schema
 from imagination.llm.requests import Request
 from imagination.llm.schemas import EndableLine, rating_schema, specialize
@@ -60,6 +60,7 @@ def test_a_server_that_ignores_schemas_gets_them_in_words(tmp_path, settings, cu
     assert len(server.calls) == 11
     (said,) = told_of_schemas(caplog)
     assert said.startswith(server.url) and "from now on the schema goes into the prompt" in said
+    assert ("over api = chat_completions it may hold" in said) is (settings is config)
 
 
 def obeying(body):
@@ -180,6 +181,22 @@ def test_a_schema_that_is_refused_later_is_put_more_simply(tmp_path, settings, f
         assert all(isinstance(each, Answer) for each in found) and len(server.calls) == 5
         texts = [sent_schema(call.body)["properties"]["text"] for call in server.calls]
     assert ["maxLength" in text for text in texts] == [True, True, False, False, False]
+    assert not told_of_schemas(caplog)
+
+
+@pytest.mark.parametrize("settings", APIS)
+def test_an_outage_is_not_held_against_a_schema(tmp_path, settings, caplog):
+    """Proxies have status 500, too, where the server behind them is down."""
+    remarks = [request(f"remark {number}", schema=Remark) for number in range(2)]
+    # With its schema in full and two retries, once more simply, once in words.
+    schedule = ["", *["500"] * 5]
+    with MessagesServer(obeying, schedule=schedule) as server:
+        asked = settings(server, max_retries=2, max_in_flight=1)
+        (_, lost, found), _ = ask_all(asked, tmp_path, [*requests(1), *remarks])
+    assert isinstance(lost, Failure) and isinstance(found, Answer)
+    assert [call.fault for call in server.calls] == [*schedule, ""]
+    schemas = [sent_schema(call.body) for call in server.calls]
+    assert schemas[6] == schemas[1] == schemas[3] != schemas[4] and schemas[5] is None
     assert not told_of_schemas(caplog)
 
 

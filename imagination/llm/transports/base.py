@@ -80,6 +80,7 @@ class Transport(abc.ABC):
     name: ClassVar[str]  # of the wire format, for messages
     dialects: ClassVar[tuple[Dialect, ...]]  # forms of a schema, the tightest first
     shows_form: ClassVar[bool] = False  # servers other than the official one show models no schema
+    way_out: ClassVar[str] = ""  # said where a server ignores schemas
 
     def __init__(self, config: LLMConfig, library: types.ModuleType):
         self.config = config
@@ -174,7 +175,8 @@ class Transport(abc.ABC):
         """Asks one request by a call of its own.
 
         A server that refuses a schema, or fails over it, before it has answered one of this class
-        is asked with a simpler one, in the end with none but in words.
+        is asked with a simpler one, in the end with none but in words. One that fails at these,
+        too, has failed for another reason, and is sent the schema as before by the next request.
 
         Returns:
             The message (see `read_message`), and how often it had to be sent again.
@@ -183,18 +185,22 @@ class Transport(abc.ABC):
             NotDelivered: It failed on the way, or something else than a message came back.
             LLMError: The caller's fault, or a service that never answered.
         """
-        retries = 0
+        retries, most_failures = 0, self.config.max_retries
         while True:
             dialect = self.dialect_of(request.schema)
             try:
-                message, again = await self._send(self.body(request))
+                message, again = await self._send(self.body(request), most_failures)
             except self._library.APIStatusError as error:
                 said = self.said_by(error)
                 may_be_of_schema = error.status_code in _MAY_BE_OF_SCHEMA and (
                     names_schema(said) or not self.is_official
                 )
                 if not may_be_of_schema or not self.steps_down(request.schema, dialect, said):
+                    if request.schema not in self._taken:
+                        self._dialects.pop(request.schema, None)
                     raise self._of_status(error) from None
+                if is_temporary(error):
+                    most_failures = 0  # it had its retries
             else:
                 self.took(request.schema, dialect)
                 return message, retries + again
@@ -245,7 +251,9 @@ class Transport(abc.ABC):
         self._is_checked |= is_check
         if not (holds_to(text, schema) if is_check else begins_as_json(text)):
             self._explained = True
-            self._tell_of_words(f"answered {request.step!r} in another form than its schema")
+            way_out = "" if self.is_official else self.way_out
+            what = f"answered {request.step!r} in another form than its schema{way_out}"
+            self._tell_of_words(what)
 
     def dialect_of(self, schema: Schema | None) -> int:
         """Number of the form in which a schema is sent; that of `dialects` = in words alone."""
@@ -299,9 +307,9 @@ class Transport(abc.ABC):
             raise self._of_sdk(error) from None
 
     def said_by(self, error: Any) -> str:
-        """Status and words of an error of the SDK, without the key."""
-        said = getattr(error, "api_message", None) or str(error)
-        return self.redact(f"status {error.status_code}: {said[:500]}")
+        """Status and words of an error of the SDK, in one line, without the key."""
+        words = self.redact(" ".join(words_of(error.body).split()))[:500]
+        return f"status {error.status_code}" + (f": {words}" if words else "")
 
     def redact(self, text: str) -> str:
         """The text without the key."""
@@ -316,14 +324,21 @@ class Transport(abc.ABC):
         host = urlsplit(self.full_address).hostname or ""
         return any(host == own or host.endswith(f".{own}") for own in self._environment.hosts)
 
-    async def _send(self, body: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        """As `ask`; the status of a call that was refused is raised as the SDK has it."""
+    async def _send(
+        self, body: Mapping[str, Any], most_failures: int
+    ) -> tuple[dict[str, Any], int]:
+        """As `ask`; the status of a call that was refused is raised as the SDK has it.
+
+        Args:
+            body: Of the call.
+            most_failures: Retries after which a status is raised that may pass.
+        """
         retries = odd = timeouts = 0
         while True:
             try:
                 raw = await self._create(body)
             except self._library.APIStatusError as error:
-                if not is_temporary(error) or retries >= self.config.max_retries:
+                if not is_temporary(error) or retries >= most_failures:
                     raise
                 if error.status_code in _TIMEOUTS and delay_asked_for(error) is None:
                     timeouts += 1
@@ -400,10 +415,14 @@ class Transport(abc.ABC):
     def _of_status(self, error: Any) -> Exception:
         status, said = error.status_code, self.said_by(error)
         if is_temporary(error):
-            return self._given_up(said)
+            where = "Look at its log and, if it is a proxy, at the server behind it; then run again."
+            return self._given_up(said, "Run again later." if self.is_official else where)
         variable = self._environment.key
+        is_set = "" if self.key != PLACEHOLDER_KEY else ", which is not set"
         advice = {
-            400: f"Check the model {self.config.model!r}, max_tokens and the length of the prompt",
+            400: f"Check the model {self.config.model!r}, max_tokens and the length of the prompt"
+            # LiteLLM without a database has this status, and no word of it, for unknown keys.
+            + ("" if self.is_official else f"; and the key in {variable}{is_set}"),
             401: f"Set the environment variable {variable} to a valid key",
             402: "Check the billing of the account that the key belongs to",
             403: f"The key in {variable} may not do this; use another, or another model",
@@ -420,14 +439,12 @@ class Transport(abc.ABC):
     def _of_sdk(self, error: Exception) -> LLMError:
         return LLMError(self.redact(f"The call to {self.address} failed: {error}"))
 
-    def _given_up(self, reason: str) -> Exception:
+    def _given_up(self, reason: str, advice: str = "") -> Exception:
         """`NotDelivered`, or `LLMError` where the next call would fare no better."""
         self._given_up_in_a_row += 1
         if not self._was_reached:
-            return LLMError(
-                f"{self.address} gave no answer: {reason}. Is base_url right, and does the server "
-                f"speak {self.name} (api)?"
-            )
+            advice = advice or f"Is base_url right, and does the server speak {self.name} (api)?"
+            return LLMError(f"{self.address} gave no answer: {reason.rstrip('.')}. {advice}")
         if self._given_up_in_a_row >= _GIVEN_UP_IN_A_ROW:
             return LLMError(
                 f"{self.address} has stopped answering: {reason}. Run again later; the run goes "
@@ -443,6 +460,17 @@ class Transport(abc.ABC):
                 "base_url of a server that needs none."
             )
         return key or PLACEHOLDER_KEY
+
+
+def words_of(body: Any) -> str:
+    """The words in the body of an error, whichever of the usual fields they stand in."""
+    if isinstance(body, Mapping):
+        for name in ("error", "message", "detail"):
+            if body.get(name):
+                return words_of(body[name])
+    if isinstance(body, str):
+        return body
+    return json.dumps(body) if body else ""
 
 
 def names_schema(said: str) -> bool:

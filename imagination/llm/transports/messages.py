@@ -38,6 +38,7 @@ class MessagesTransport(Transport):
 
     name = "the Messages API"
     dialects = (full_schema, _api_schema)
+    way_out = " (over api = chat_completions it may hold to them)"
 
     def __init__(self, config: LLMConfig):
         super().__init__(config, anthropic)
