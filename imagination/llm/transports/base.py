@@ -330,7 +330,7 @@ class Transport(abc.ABC):
         """As `ask`; the status of a call that was refused is raised as the SDK has it.
 
         Args:
-            body: Of the call.
+            body: The body of the call.
             most_failures: Retries after which a status is raised that may pass.
         """
         retries = odd = timeouts = 0
@@ -415,8 +415,11 @@ class Transport(abc.ABC):
     def _of_status(self, error: Any) -> Exception:
         status, said = error.status_code, self.said_by(error)
         if is_temporary(error):
-            where = "Look at its log and, if it is a proxy, at the server behind it; then run again."
-            return self._given_up(said, "Run again later." if self.is_official else where)
+            if self.is_official:
+                return self._given_up(said, "Run again later.")
+            return self._given_up(
+                said, "Look at its log, or at the server behind it if it is a proxy, and run again."
+            )
         variable = self._environment.key
         is_set = "" if self.key != PLACEHOLDER_KEY else ", which is not set"
         advice = {
