@@ -77,6 +77,8 @@ def parse_json(content: bytes | str, where: str, error: type[Exception]) -> Any:
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        # Without its end of line: what is missing is missing on this line, not in the next.
+        text = text.rstrip("\r\n")
         return json.loads(text, parse_int=_whole, object_pairs_hook=_without_repeated)
     except UnicodeDecodeError as problem:
         problem_text = f"not valid UTF-8 ({problem.reason} at byte {problem.start})"

@@ -88,7 +88,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console) -> None:
         if ended
     }
     result = Heldout(
-        task=dialogues[0].task,
+        task=dialogues[0].task or task.name,  # dialogues of a user need not say it
         sizes={part: len(group) for part, group in parts.items()},
         success=success_of(task, parts["test"]),
         methods={

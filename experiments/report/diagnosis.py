@@ -51,8 +51,8 @@ def _diagnosis_table(
         f"By the exact values of the world, in {unit}: by candidates, where nothing that was "
         "considered is as good as the best act; by choice, where something better was "
         "considered than was said. An agent that considers one utterance has no choice. What "
-        "is lost and the score add up to 1 but for luck: these are expectations, and fewer "
-        "conversations."
+        "is lost and the score add up to 1, but for chance: losses are expectations, and of fewer "
+        "conversations than the score."
     ]
     if totals:
         best = rows[0].key
@@ -117,13 +117,14 @@ def _decisions_table(
         (
             "Lost by candidates: the best act was not among those considered; taken instead is the "
             "best that was. Lost by choice: it was considered; taken instead is what was said. The "
-            "first utterance of the agent is 1; the loss is a mean over all conversations.",
+            "first utterance of the agent is 1; the loss is a mean over all conversations. Words "
+            "without meaning are those that the world does not understand: they cost a turn.",
         ),
     )
 
 
 def _act(act: str | None) -> str:
-    return "words without meaning here" if act is None else act.replace("_", " ")
+    return "words without meaning" if act is None else act.replace("_", " ")
 
 
 def _persona_table(

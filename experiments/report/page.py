@@ -217,7 +217,9 @@ def _evaluation_facts(evaluation: Evaluation) -> list[str]:
         "Every method talks with the same simulated humans, which are not those of the training "
         "data.",
         _scale_fact(evaluation.human),
-        "Square brackets are 95 % bootstrap intervals.",
+        "Square brackets are 95 % intervals: of scores by a bootstrap, of parts of the "
+        "conversations (a persona, a turn) t intervals, which with few of them reach beyond what "
+        "can be.",
         "p_holm is the p-value of a pairwise test after Holm's correction for the number of pairs; "
         f"“above” and “below” are said where it is under {wording.SIGNIFICANT}, “not "
         "distinguishable” elsewhere, which is no proof that two methods are equal.",

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -394,6 +395,21 @@ def print_heldout(console: Console, heldout: Heldout) -> None:
 def print_table(console: Console, table: ResultTable) -> None:
     """Prints a table; decoding settings, which are long, stand under it."""
     width = min(WIDTH, console.width)
+    grid = _grid(table)
+    unbounded = console.options.update_width(10 * WIDTH)
+    if Measurement.get(console, unbounded, grid).maximum > width:
+        grid = _grid(table, is_narrow=True)
+    console.print()
+    console.print(Text(table.title, style="bold"), width=width)
+    console.print()
+    console.print(grid, width=width)
+    console.print()
+    for note in filter(None, (_decoding_note(table), *table.notes)):
+        console.print(Text(note), width=width)
+
+
+def _grid(table: ResultTable, is_narrow: bool = False) -> Table:
+    """The cells; in a narrow terminal intervals stand below their numbers, and words may wrap."""
     shown = [i for i, header in enumerate(table.headers) if header != "decoding"]
     grid = Table(
         box=box.SIMPLE_HEAD,
@@ -407,18 +423,16 @@ def print_table(console: Console, table: ResultTable) -> None:
         grid.add_column(
             Text(header if index == 0 else TERMINAL_HEADERS.get(header, header.replace(" ", "\n"))),
             justify="left" if index == 0 else "right",
-            no_wrap=index > 0,  # names may be long
+            no_wrap=index > 0 and not is_narrow,  # names may be long
+            min_width=max(
+                (len(word) for row in table.rows for word in row.cells[index].text.split()),
+                default=1,
+            ),
         )
     for row, following in zip(table.rows, (*table.rows[1:], None), strict=True):
-        cells = [_rich_cell(row.cells[index], row) for index in shown]
+        cells = [_rich_cell(row.cells[index], row, is_narrow) for index in shown]
         grid.add_row(*cells, end_section=following is not None and following.kind != row.kind)
-    console.print()
-    console.print(Text(table.title, style="bold"), width=width)
-    console.print()
-    console.print(grid, width=width)
-    console.print()
-    for note in filter(None, (_decoding_note(table), *table.notes)):
-        console.print(Text(note), width=width)
+    return grid
 
 
 def _decoding_note(table: ResultTable) -> str:
@@ -433,11 +447,11 @@ def _decoding_note(table: ResultTable) -> str:
     return f"Decoding: {'; '.join(parts)}." if parts else ""
 
 
-def _rich_cell(cell: Cell, row: Row) -> Text:
+def _rich_cell(cell: Cell, row: Row, is_narrow: bool) -> Text:
     style = "bold" if row.best else "dim" if row.kind == "reference" else ""
     text = Text(cell.text, style=style)
     if cell.detail:
-        text.append(f" {cell.detail}", style="dim")
+        text.append(("\n" if is_narrow else " ") + cell.detail, style="dim")
     return text
 
 

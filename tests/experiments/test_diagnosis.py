@@ -233,7 +233,7 @@ def test_the_decisions_of_the_focus_that_lose_most_have_a_table():
     assert table.title == "teaching, average population: the decisions by which ILQL loses most"
     assert [list(map(str, row.cells)) for row in table.rows] == [
         ["1", "ask prior", "explain", "choice", "12 of 40", "0.100"],
-        ["2", "check", "words without meaning here", "candidates", "1 of 40", "0.005"],
+        ["2", "check", "words without meaning", "candidates", "1 of 40", "0.005"],
     ]
 
 

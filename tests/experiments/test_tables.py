@@ -169,3 +169,27 @@ def test_heldout_tables_hold_policies_and_predictions():
 def test_policies_without_values_have_no_table_of_predictions():
     content = dataclasses.replace(evaluations.heldout(), value_prediction={}, by_turn={})
     assert [table.name for table in tables.heldout_tables(content)] == ["policy"]
+
+
+@pytest.mark.parametrize("width", [72, 80, 100])
+def test_a_narrow_terminal_cuts_no_cell_off(width):
+    row = tables.Row(
+        "bc",
+        "method",
+        (
+            tables.Cell("filtered BC"),
+            tables.Cell("1.22", "[0.91, 1.51]"),
+            tables.Cell("explain intermediate definition"),
+            tables.Cell("0.004", "[0.001, 0.009]"),
+            tables.Cell("80 of 250"),
+        ),
+    )
+    headers = ("method", "by candidates", "taken instead", "a turn", "times")
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    tables.print_table(console, tables.ResultTable("x", "Title", headers, (row,), ()))
+    shown = console.file.getvalue()
+    assert "\u2026" not in shown
+    for cell in row.cells:
+        for word in f"{cell.text} {cell.detail or ''}".split():
+            assert word in shown
+    assert max(map(len, shown.splitlines())) <= width
