@@ -8,12 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.evaluation.statistics import compare
+from experiments.evaluation.statistics import SIGNIFICANT, compare
 from ilql_jax.policy import DecodingConfig
-
-SIGNIFICANT = (
-    0.05  # p below which the policy alone counts as better than its utterances that values chose
-)
 
 
 class Choice(NamedTuple):

@@ -175,7 +175,7 @@ def _losses(planner: Planner, methods: Mapping[str, Sequence[Dialogue]]) -> dict
         for dialogue in dialogues:
             if turns := _turns(planner, dialogue):
                 own = losses.setdefault(dialogue.source["episode"], {})
-                own[dialogue.source["seed"]] = _Lost(dialogue, turns, _rows(turns))
+                own[dialogue.source["seed"]] = _Lost(dialogue, turns)
         trainings = {seed for own in losses.values() for seed in own}
         complete = [own for own in losses.values() if len(own) == len(trainings)]
         if complete:
@@ -198,7 +198,10 @@ class _Lost(NamedTuple):
 
     dialogue: Dialogue
     turns: Sequence[_Turn]
-    rows: Float[np.ndarray, "turns 2"]
+
+    @property
+    def rows(self) -> Float[np.ndarray, "turns 2"]:
+        return _rows(self.turns)
 
 
 def _loss(trainings: Sequence[Sequence[_Lost]]) -> Loss:

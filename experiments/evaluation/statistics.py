@@ -23,6 +23,8 @@ import numpy as np
 import scipy
 from jaxtyping import Bool, Float, Num
 
+SIGNIFICANT = 0.05  # p below which a difference counts as more than chance
+
 # Elements in the largest temporary array (8 bytes each).
 _CHUNK_ELEMENTS = 2_000_000
 

@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from experiments import provenance
+from experiments.evaluation.statistics import SIGNIFICANT
 from experiments.evaluation.summary import Evaluation, Heldout, HumanPlayer, PredictionPoint
 from experiments.files import write_atomically
 from experiments.looks import ordered
@@ -221,13 +222,13 @@ def _evaluation_facts(evaluation: Evaluation) -> list[str]:
         "conversations (a persona, a turn) t intervals, which with few of them reach beyond what "
         "can be.",
         "p_holm is the p-value of a pairwise test after Holm's correction for the number of pairs; "
-        f"“above” and “below” are said where it is under {wording.SIGNIFICANT}, “not "
+        f"“above” and “below” are said where it is under {SIGNIFICANT}, “not "
         "distinguishable” elsewhere, which is no proof that two methods are equal.",
         "p_holm asks whether the agents as trained differ on other humans; p_training_holm, where "
         "several seeds were trained, whether the methods would differ if trained again on the same "
         "dialogues: what other dialogues would change, no number here says. At the top of the page "
         "a method is said to beat another, or to lose to it, only where both are under "
-        f"{wording.SIGNIFICANT}.",
+        f"{SIGNIFICANT}.",
         "Each method's decoding setting was chosen on validation episodes, which are not among "
         "those reported here.",
     ]

@@ -12,6 +12,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from experiments.evaluation.returns import Discount
+from experiments.evaluation.statistics import SIGNIFICANT
 from experiments.evaluation.summary import (
     Bounds,
     Comparison,
@@ -30,7 +31,6 @@ SLIP_NAMES = {
 # What statements are about: ILQL with the most rounds of the first kind here that took part. Fixed
 # beforehand, not by who won.
 FOCUS, KINDS_OF_ROUNDS = "ilql", ("hindsight", "imagination", "")
-SIGNIFICANT = 0.05
 MOST_NAMED = 5  # methods in a sentence
 NORMALIZED, REWARD = "normalized score", "mean reward"
 _CLAUSES = {
