@@ -213,6 +213,8 @@ def load_agent(
     scale = None
     if experiment.method(unit.method).learns_values:
         scale, more["baseline"] = value_unit(folder, unit)
+        packing = read_metadata(folder.checkpoints(unit))["packing"]
+        more["discount"] = packing["utterance_discount"]
     return agent_of(experiment, folder, unit, shape, params, decoding, scale, batch_size, **more)
 
 
@@ -233,15 +235,18 @@ def agent_of(
     also where it started from a network that could read far more.
     """
     tokenizer = load_tokenizer(folder)
+    longest = experiment.speaking.max_utterance
+    if experiment.method(unit.method).method.predicts_observations:
+        more["replies"] = tokenizer.replies(longest, shape.decoder.vocab_size)
     policy = Policy(
         shape,
         params,
         decoding,
         stop_token=tokenizer.end,
         allowed=tokenizer.writable(shape.decoder.vocab_size),
-        max_utterance=experiment.speaking.max_utterance,
+        max_utterance=longest,
         batch_size=batch_size or experiment.speaking.batch_size,
-        max_context=experiment.network.max_positions - experiment.speaking.max_utterance,
+        max_context=experiment.network.max_positions - longest,
         steer=experiment.method(unit.method).method.steer,
         **more,
     )

@@ -61,7 +61,11 @@ def check_dialogues(
             console.print(note, markup=False, highlight=False)
     if experiment.data.importance_weights:
         _tell_weights([d for d in dialogues if is_for_training(d)], console)
-    trajectories = tokenizer.trajectories(dialogues, loss_on=experiment.data.loss_on)
+    trajectories = tokenizer.trajectories(
+        dialogues,
+        loss_on=experiment.data.loss_on,
+        with_ends=any(each.method.predicts_observations for each in experiment.methods),
+    )
     _check_rewards(experiment, trajectories)
     check_lengths(experiment.network, trajectories, experiment.speaking.max_utterance, console)
     packing(experiment.batches, experiment.network.max_positions, trajectories)
@@ -228,6 +232,7 @@ class TrainingData:
         rounds: int = 0,
         loss_on: LossOn = "agent",
         importance_weights: bool = False,
+        with_ends: bool = False,
         imagined: Sequence[Dialogue] = (),
     ) -> TrainingData:
         """Tokenizes the originals, and those of rounds of hindsight or imagination that fit.
@@ -238,6 +243,7 @@ class TrainingData:
             rounds: Number of rounds of hindsight.
             loss_on: Turns that are learned from.
             importance_weights: Weights dialogues to the prior of their personas.
+            with_ends: The network learns when dialogues end.
             imagined: Conversations of rounds of imagination.
 
         Raises:
@@ -247,8 +253,8 @@ class TrainingData:
         originals = [d for d in read_dialogues(folder.dialogues) if is_for_training(d)]
         tokenizer = load_tokenizer(folder)
         scale = reward_scale(originals)
-        made = regenerated(folder, tokenizer, rounds, scale, loss_on)
-        trajectories = tokenizer.trajectories([*originals, *imagined], scale, loss_on)
+        made = regenerated(folder, tokenizer, rounds, scale, loss_on, with_ends)
+        trajectories = tokenizer.trajectories([*originals, *imagined], scale, loss_on, with_ends)
         if importance_weights:
             weights = _weights_of([*originals, *imagined])
             trajectories = [
@@ -283,11 +289,12 @@ def regenerated(
     rounds: int,
     scale: float = 1.0,
     loss_on: LossOn = "agent",
+    with_ends: bool = False,
 ) -> list[Trajectory]:
     """The dialogues of the first rounds of hindsight."""
     made = (read_round(folder, number) for number in range(1, rounds + 1))
     dialogues = [d for dialogues in made for d in dialogues if is_for_training(d)]
-    return tokenizer.trajectories(dialogues, scale, loss_on)
+    return tokenizer.trajectories(dialogues, scale, loss_on, with_ends)
 
 
 def fits(trajectory: Trajectory, max_positions: int) -> bool:

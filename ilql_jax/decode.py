@@ -148,6 +148,7 @@ def prefill(
     config: ModelConfig,
     params: Params,
     cache: KVCache,
+    sources: Int[Array, " batch"],
     entries: Int[Array, " batch"],
     tokens: Int[Array, "batch new"],
     start: Int[Array, " batch"],
@@ -162,7 +163,9 @@ def prefill(
         params: Its parameters.
         cache: Keys and values of all conversations, [entries, heads, columns, head_size] each, in
             the trunks that read; donated.
-        entries: Place of each conversation in the cache; one past the last for padding.
+        sources: Place in the cache of what is known of each conversation already.
+        entries: Place of each conversation from now on, mostly the same; one past the last for
+            padding.
         tokens: New tokens, padded on the right.
         start: Number of tokens that the cache holds already.
         last: Index of the new token whose state is returned.
@@ -171,7 +174,7 @@ def prefill(
     Returns:
         The states asked for; keys and values of these conversations; and the cache with them.
     """
-    own = jax.tree.map(lambda x: x[entries, :, :columns], cache)
+    own = jax.tree.map(lambda x: x[sources, :, :columns], cache)
     trunks = zip(with_params(config, params).trunks, own.by_trunk(config.decoder), strict=False)
     hidden, own = zip(*(kv_cache.prefill(*each, tokens, start) for each in trunks), strict=True)
     own = KVCache.of_trunks(own)
@@ -361,7 +364,7 @@ def sample(
     trunks = config.num_trunks
     cache = KVCache.zeros(config.decoder, (batch,), columns, trunks)
     hidden, own, _ = prefill(
-        config, params, cache, places, context, 0 * places, lengths - 1, columns=columns
+        config, params, cache, places, places, context, 0 * places, lengths - 1, columns=columns
     )
     slots = Slots.empty(config, batch, num_samples, max_length, columns, trunks)
     slots = insert(config, params, slots, places, own, lengths, hidden, keys)

@@ -307,6 +307,12 @@ def _decoding(decoding: DecodingConfig | str | None, method: Method) -> Decoding
     if isinstance(decoding, str):
         decoding = DecodingConfig.parse(decoding)
     method.check_decoding(decoding)
+    if decoding.lookahead:
+        raise FitError(
+            f"decoding '{decoding}' looks ahead, for which it has to be known how the other side's "
+            "turns are laid out: that is so in dialogues (experiments/), not in environments. "
+            "Leave out 'looking ahead by ...'."
+        )
     return decoding
 
 

@@ -7,26 +7,38 @@ The compiled loops are in `decode.py`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Bool, Int
 
 from ilql_jax import losses
 from ilql_jax.decode import Samples, Slots, Steer, generate, insert, prefill
 from ilql_jax.errors import UserError, shown
+from ilql_jax.lookahead import (
+    NEXT_CANDIDATES,
+    Best,
+    Imagination,
+    Replies,
+    Said,
+    look_ahead,
+)
 from ilql_jax.models import ModelConfig, Params, abstract_params
 from ilql_jax.models.cpu_matmul import decoding_layout
 from ilql_jax.models.kv_cache import KVCache
 from ilql_jax.policy_folder import PolicyFolderError, load_policy
 from ilql_jax.settings import SettingError, Settings, setting
+
+_COUNTS = {"best of": "candidates", "looking ahead by": "lookahead", "replies": "replies"}
+DECODING_PARTS = ("sampled at", "steered by", *_COUNTS)  # that a number follows
 
 
 class PolicyError(UserError, ValueError):
@@ -52,6 +64,15 @@ class DecodingConfig(Settings):
     candidates: int = setting(
         "Whole utterances written; above 1 the one of highest value is kept.", 1, least=1, most=1000
     )
+    lookahead: int = setting(
+        "Turns that are imagined after each candidate before it is judged; 0 = by Q alone.",
+        0,
+        least=0,
+        most=10,
+    )
+    replies: int = setting(
+        "Replies that are imagined to each candidate, where turns are.", 2, least=1, most=100
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -60,6 +81,18 @@ class DecodingConfig(Settings):
                 "candidates",
                 self.candidates,
                 "must be 1 with temperature 0: greedy candidates are equal",
+            )
+        if self.lookahead and self.candidates == 1:
+            raise SettingError(
+                "lookahead",
+                self.lookahead,
+                "must be 0 with one candidate: there is nothing to choose from ('best of 8')",
+            )
+        if self.replies != DecodingConfig.replies and not self.lookahead:
+            raise SettingError(
+                "replies",
+                self.replies,
+                "is for looking ahead ('looking ahead by 1')",
             )
 
     @property
@@ -70,7 +103,13 @@ class DecodingConfig(Settings):
     @property
     def without_values(self) -> DecodingConfig:
         """The cloned policy alone, at the same temperature."""
-        return dataclasses.replace(self, steering_strength=0.0, candidates=1)
+        return DecodingConfig(temperature=self.temperature)
+
+    @property
+    def utterances(self) -> int:
+        """Utterances that are written at most for one that is said, imagined replies included."""
+        imagined = self.lookahead * self.replies * (1 + min(NEXT_CANDIDATES, self.candidates))
+        return self.candidates * (1 + imagined)
 
     def __str__(self) -> str:
         parts = ["sampled"] if self.temperature == 1 else [f"sampled at {self.temperature:g}"]
@@ -80,6 +119,10 @@ class DecodingConfig(Settings):
             parts.append(f"steered by {self.steering_strength:g}")
         if self.candidates > 1:
             parts.append(f"best of {self.candidates}")
+        if self.lookahead:
+            parts.append(f"looking ahead by {self.lookahead}")
+            if self.replies != DecodingConfig.replies:
+                parts.append(f"replies {self.replies}")
         return ", ".join(parts)
 
     @classmethod
@@ -98,15 +141,15 @@ class DecodingConfig(Settings):
                 elif words[0] in ("sampled at", "steered by"):
                     name = "temperature" if words[0] == "sampled at" else "steering_strength"
                     fields[name] = float(words[1])
-                elif words[0] == "best of":
-                    fields["candidates"] = int(words[1])
+                elif words[0] in _COUNTS:
+                    fields[_COUNTS[words[0]]] = int(words[1])
                 else:
                     raise ValueError
             except (ValueError, IndexError):
                 raise PolicyError(
                     f"decoding {shown(text)!r}: {shown(part)!r} is not understood; write parts of "
                     "'greedy' or 'sampled' or 'sampled at 0.7', 'steered by 10', 'best of 16', "
-                    "with commas."
+                    "'looking ahead by 1', 'replies 4', with commas."
                 ) from None
         try:
             return cls(**fields)
@@ -120,9 +163,9 @@ class Response:
 
     Attributes:
         tokens: int32 [S], the stop token included.
-        q: Value of the utterance, min over the twin heads, in the rewards' own unit. None where the
-            values have a trunk of their own and the decoding does not need it: that trunk is not
-            run then.
+        q: Value of the utterance, min over the twin heads, in the rewards' own unit; where the
+            decoding looks ahead, that which it came to (see `lookahead.py`). None where the values
+            have a trunk of their own and the decoding does not need it: that trunk is not run then.
         v: Value of the state before it, or None, as `q`.
         log_prob: log π_β of the utterance (unsteered).
         candidates: (tokens, q) of all that were written, best first.
@@ -133,6 +176,27 @@ class Response:
     v: float | None
     log_prob: float
     candidates: tuple[tuple[Int[np.ndarray, " time"], float], ...] = ()
+
+    @property
+    def written(self) -> tuple[tuple[Int[np.ndarray, " time"], float | None], ...]:
+        """All that were written with their values, best first."""
+        return self.candidates or ((self.tokens, self.q),)
+
+
+class Writing(NamedTuple):
+    """Way to write: that of the agent's utterances, or of what the other side is imagined to say.
+
+    Attributes:
+        decoding: Rule of choice.
+        stop_token: Ends what is written; forced at the greatest length.
+        allowed: bool [vocab], false for tokens that are never written.
+        max_length: Greatest length, in tokens.
+    """
+
+    decoding: DecodingConfig
+    stop_token: int
+    allowed: Bool[Array, " vocab"]
+    max_length: int
 
 
 class Policy:
@@ -162,6 +226,8 @@ class Policy:
         max_context: Most tokens of a conversation that are read; None = as many as the network
             reads beside the longest utterance. A cache is as long as the longest conversation needs
             (with `few_programs` as long as any may need).
+        replies: Layout of the other side's turns, for decodings that look ahead; None = unknown.
+        discount: γ from one utterance to the next in training, for the same.
         few_programs: True for as few shapes as will do: what short conversations need is padded to
             half of the context, so that a server can compile all of it before the first question.
 
@@ -190,6 +256,8 @@ class Policy:
         baseline: float = 0.0,
         max_context: int | None = None,
         few_programs: bool = False,
+        replies: Replies | None = None,
+        discount: float = 0.99,
     ):
         if max_utterance < 1 or batch_size < 1:
             raise PolicyError(
@@ -215,10 +283,11 @@ class Policy:
         self.max_utterance = max_utterance
         self.batch_size = batch_size
         self.reward_scale, self.baseline = reward_scale, baseline
-        self._steer = steer
+        self._replies, self._discount = replies, discount
         self._config, self._params = decoding_layout(model_config, params)
         self.allowed = jnp.asarray(allowed, bool)
-        _check_decoding(model_config, params, decoding)
+        self._steer = steer
+        self._check(decoding)
         self._decoding = decoding
         # What is read last may be padded to the next width.
         self._most_columns = _round_up(self.max_context + max(self.WIDTHS), self.BUCKET)
@@ -277,6 +346,8 @@ class Policy:
             steer or losses.steer_logits,
             saved.reward_scale,
             saved.baseline,
+            replies=saved.replies,
+            discount=saved.discount,
         )
 
     @property
@@ -290,7 +361,7 @@ class Policy:
 
     @decoding.setter
     def decoding(self, decoding: DecodingConfig) -> None:
-        _check_decoding(self._config, self._params, decoding)
+        self._check(decoding)
         before, self._decoding = self._trunks, decoding
         if self._trunks != before:
             self.forget()  # other trunks have read it
@@ -314,16 +385,41 @@ class Policy:
             PolicyError: Not as many seeds as contexts.
         """
         contexts = self._checked_contexts(contexts, seeds)
+        responses = self._write(contexts, seeds, self._speaking)
+        if self.decoding.lookahead:
+            responses = self._looked_ahead(contexts, seeds, responses)
+        return responses
+
+    @property
+    def _speaking(self) -> Writing:
+        return Writing(self.decoding, self.stop_token, self.allowed, self.max_utterance)
+
+    def _write(
+        self,
+        contexts: Sequence[Int[np.ndarray, " time"]],
+        seeds: Sequence[int],
+        writing: Writing,
+        branches: bool = False,
+    ) -> list[Response]:
+        """Writes one utterance after each context.
+
+        Args:
+            contexts: Tokens so far.
+            seeds: One a context.
+            writing: How.
+            branches: Several contexts begin alike: what was read of the beginning is kept.
+        """
         # Those with much to read together, so that the others are not padded to them.
         unread = [len(context) - self._prefixes.known_length(context) for context in contexts]
         waiting = deque(int(i) for i in np.argsort(unread, kind="stable"))
         responses: list[Any] = [None] * len(contexts)
         columns = _round_up(max(map(len, contexts), default=1), self.BUCKET)
+        decoding = writing.decoding
         slots = _empty_slots(
             self._config,
             self.batch_size,
-            self.decoding.candidates,
-            self.max_utterance,
+            decoding.candidates,
+            writing.max_length,
             columns,
             self._trunks,
         )
@@ -334,9 +430,9 @@ class Policy:
                 size = min(len(waiting), len(free), self._group)
                 group = [waiting.popleft() for _ in range(size)]
                 into = [free.pop() for _ in group]
-                slots = self._insert(
-                    slots, into, [contexts[i] for i in group], [seeds[i] for i in group], columns
-                )
+                own = [contexts[i] for i in group]
+                luck = [seeds[i] for i in group]
+                slots = self._insert(slots, into, own, luck, columns, branches)
                 taken |= zip(into, group, strict=True)
             enough = min(len(taken), self._group) if waiting else len(taken)
             slots = generate(
@@ -344,17 +440,79 @@ class Policy:
                 self._params,
                 slots,
                 self.batch_size - len(taken) + enough,
-                self.allowed,
-                jnp.float32(self.decoding.temperature),
-                jnp.float32(self.decoding.steering_strength),
-                stop_token=self.stop_token,
-                steer=self._steer if self.decoding.steering_strength else None,
+                writing.allowed,
+                jnp.float32(decoding.temperature),
+                jnp.float32(decoding.steering_strength),
+                stop_token=writing.stop_token,
+                steer=self._steer if decoding.steering_strength else None,
             )
             samples = slots.samples
             done = np.asarray(slots.done).all(axis=1)
             for slot in [slot for slot in taken if done[slot]]:
                 responses[taken.pop(slot)] = self._response(samples, slot)
         return responses
+
+    def _looked_ahead(
+        self,
+        contexts: Sequence[Int[np.ndarray, " time"]],
+        seeds: Sequence[int],
+        responses: Sequence[Response],
+    ) -> list[Response]:
+        """The responses with their candidates valued, and chosen, by looking ahead."""
+        own = [_different(response) for response in responses]
+        # As many at a time as there is room for what is read of them.
+        size = max(1, self._prefixes.entries // (2 * self.decoding.candidates))
+        values: list[list[float]] = []
+        for start in range(0, len(contexts), size):
+            part = slice(start, start + size)
+            with self._prefixes.passing():
+                values += look_ahead(
+                    self._imagination,
+                    self._replies,
+                    contexts[part],
+                    own[part],
+                    seeds[part],
+                    turns=self.decoding.lookahead,
+                    replies=self.decoding.replies,
+                    discount=self._discount,
+                    longest=self.max_context,
+                )
+        return [
+            _chosen_by(response, candidates, found)
+            for response, candidates, found in zip(responses, own, values, strict=True)
+        ]
+
+    @functools.cached_property
+    def _imagination(self) -> Imagination:
+        """This network's answers to what looking ahead asks."""
+        layout, vocab = self._replies, self._config.decoder.vocab_size
+        # Of an utterance of one token, the stop token is written whatever its probability is.
+        ending = Writing(
+            DecodingConfig(), layout.over, jnp.asarray(layout.end_mask(vocab)), max_length=1
+        )
+        speaking = Writing(
+            DecodingConfig(), layout.stop, jnp.asarray(layout.mask(vocab)), layout.max_length
+        )
+
+        def ends(contexts):
+            written = self._write(contexts, [0] * len(contexts), ending, branches=True)
+            return [float(np.exp(response.log_prob)) for response in written]
+
+        def replies(contexts, seeds, count):
+            how = speaking._replace(decoding=DecodingConfig(candidates=count))
+            written = self._write(contexts, seeds, how, branches=True)
+            return [[tokens for tokens, _ in response.written] for response in written]
+
+        def best(contexts, seeds):
+            decoding = dataclasses.replace(
+                self.decoding.without_values,
+                candidates=min(NEXT_CANDIDATES, self.decoding.candidates),
+            )
+            how = self._speaking._replace(decoding=decoding)
+            written = self._write(contexts, seeds, how, branches=True)
+            return [Best(each.tokens, each.q, each.v) for each in written]
+
+        return Imagination(ends, replies, best)
 
     def known_length(self, context: Int[np.ndarray, " time"]) -> int:
         """Returns how many of a conversation's first tokens are not read again.
@@ -371,6 +529,15 @@ class Policy:
         """
         self._prefixes = PrefixIndex(self._prefixes.entries)
         self._cache = None
+
+    def _check(self, decoding: DecodingConfig) -> None:
+        """Refuses decodings that this network cannot do."""
+        _check_decoding(self._config, self._params, decoding)
+        if decoding.lookahead and self._replies is None:
+            raise PolicyError(
+                f"decoding '{decoding}' imagines what the other side says, but it is not known how "
+                "its turns are laid out: give Policy(replies=...), or decode without looking ahead."
+            )
 
     def _checked_contexts(
         self, contexts: Sequence[Int[np.ndarray, " time"]], seeds: Sequence[int]
@@ -403,6 +570,7 @@ class Policy:
         contexts: list[Int[np.ndarray, " time"]],
         seeds: list[int],
         columns: int,
+        branches: bool,
     ) -> Slots:
         """Reads what is new in a group of conversations, and puts each into a slot."""
         self._cache = self._cache_for(columns)
@@ -410,9 +578,10 @@ class Policy:
         def padded(values: Sequence[int], padding: int, dtype=np.int32) -> np.ndarray:
             return np.asarray([*values, *[padding] * (self._group - len(values))], dtype)
 
-        assigned = self._prefixes.assign(contexts)
-        entries = padded([entry for entry, _ in assigned], self._prefixes.entries)
-        start = padded([length for _, length in assigned], 0)
+        assigned = self._prefixes.assign(contexts, branches)
+        sources = padded([each.source for each in assigned], self._prefixes.entries)
+        entries = padded([each.entry for each in assigned], self._prefixes.entries)
+        start = padded([each.length for each in assigned], 0)
         end = padded([len(context) for context in contexts], 1)
         while True:
             unread = int((end - start).max())
@@ -425,6 +594,7 @@ class Policy:
                 self._config,
                 self._params,
                 self._cache,
+                sources,
                 entries,
                 tokens,
                 start,
@@ -433,6 +603,7 @@ class Policy:
             )
             if unread <= width:
                 break
+            sources = entries
             start = np.minimum(start + width, end - 1)
         keys = padded([seed % 2**32 for seed in map(int, seeds)], 0, np.uint32)
         return insert(
@@ -493,6 +664,20 @@ def _longer(cache: KVCache, columns: int) -> KVCache:
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, columns), (0, 0))), cache)
 
 
+class Assigned(NamedTuple):
+    """Place of a conversation in the prefix cache.
+
+    Attributes:
+        source: Entry that holds its beginning.
+        entry: Entry that is going to hold it.
+        length: Number of its first tokens that need not be read.
+    """
+
+    source: int
+    entry: int
+    length: int
+
+
 class PrefixIndex:
     """Maps conversations, by their tokens, to entries of the prefix cache.
 
@@ -513,22 +698,44 @@ class PrefixIndex:
         """Returns how many of its first tokens are in an entry."""
         return len(self._longest_prefix(context.tobytes())) // context.itemsize
 
-    def assign(self, contexts: Sequence[Int[np.ndarray, " time"]]) -> list[tuple[int, int]]:
-        """Returns an entry for each from now on, and how many of its tokens are in it already."""
+    def assign(
+        self, contexts: Sequence[Int[np.ndarray, " time"]], branches: bool = False
+    ) -> list[Assigned]:
+        """Returns an entry for each from now on, and what is known of it already.
+
+        Args:
+            contexts: Conversations that are going to be read, at most as many as there are entries.
+            branches: Each gets an entry of its own beside that of its beginning, which others may
+                begin with, too; else a conversation takes the entry over.
+        """
         assigned = []
         for context in contexts:
             key = self._longest_prefix(context.tobytes())
-            entry = self._evict(key) if key else self._any_entry()
             # The state after the last token is needed even where all of them are known.
-            assigned.append((entry, min(len(key) // context.itemsize, len(context) - 1)))
+            length = min(len(key) // context.itemsize, len(context) - 1)
+            if key and branches:
+                source = self._entry_of[key]
+                self._entry_of.move_to_end(key)
+                entry = self._any_entry()
+            else:
+                source = entry = self._evict(key) if key else self._any_entry()
+            assigned.append(Assigned(source, entry, length))
         # Only now: the entries hold these conversations when all of them have been read.
-        for context, (entry, _) in zip(contexts, assigned, strict=True):
+        for context, (_, entry, _) in zip(contexts, assigned, strict=True):
             key = context.tobytes()
             if key in self._entry_of:  # two conversations with the same tokens
                 self._free.append(self._evict(key))
             self._entry_of[key] = entry
             self._lengths[len(key)] += 1
         return assigned
+
+    @contextlib.contextmanager
+    def passing(self) -> Iterator[None]:
+        """Frees the entries of what is read in the block at its end."""
+        before = set(self._entry_of)
+        yield
+        for key in [key for key in self._entry_of if key not in before]:
+            self._free.append(self._evict(key))
 
     def _longest_prefix(self, context: bytes) -> bytes:
         """Returns the longest beginning of the context that is in an entry."""
@@ -596,6 +803,21 @@ def _check_decoding(config: ModelConfig, params: Params, decoding: DecodingConfi
             f"decoding '{decoding}' chooses by values, but the network has learned none: its Q "
             "heads are still all zero. Use 'sampled' or 'greedy', or a method that learns values."
         )
+
+
+def _different(response: Response) -> list[Said]:
+    """Candidates of a response, each once."""
+    once = {tokens.tobytes(): Said(tokens, q) for tokens, q in reversed(response.written)}
+    return list(once.values())[::-1]
+
+
+def _chosen_by(response: Response, candidates: Sequence[Said], values: Sequence[float]) -> Response:
+    """The response with the candidate of highest value, all of them in this order."""
+    order = np.argsort(-np.asarray(values), kind="stable")
+    ranked = tuple((candidates[i].tokens, values[i]) for i in order)
+    return dataclasses.replace(
+        response, tokens=ranked[0][0], q=ranked[0][1], candidates=ranked if len(ranked) > 1 else ()
+    )
 
 
 def learned_values(params: Params) -> bool:

@@ -56,6 +56,20 @@ class Layout(NamedTuple):
     action_turn: list[int]
 
 
+class ReplyLayout(NamedTuple):
+    """Layout of the human's turn between two of the agent's.
+
+    Attributes:
+        opens: Tokens before the human's words.
+        stop: Token that ends them.
+        closes: Tokens from there to the agent's words.
+    """
+
+    opens: tuple[int, ...]
+    stop: int
+    closes: tuple[int, ...]
+
+
 class Format(Protocol):
     """A layout of conversations as tokens.
 
@@ -78,6 +92,14 @@ class Format(Protocol):
 
         Raises:
             NoRoomError: The last turn, or the system message, does not fit alone.
+        """
+        ...
+
+    def reply_layout(self) -> ReplyLayout:
+        """The layout of the human's turn between two of the agent's.
+
+        Raises:
+            DialogueError: It does not end with a token of its own.
         """
         ...
 
@@ -159,6 +181,9 @@ class MarkerFormat:
             kept = [token for piece in pieces[first:] for token in piece]
             result.append([*system, *kept, self._agent])
         return result
+
+    def reply_layout(self) -> ReplyLayout:
+        return ReplyLayout((self._human,), self._agent, ())  # the agent's marker ends the words
 
     def _encoded(self, chats: Sequence[Chat]) -> list[tuple[list[int], list[list[int]]]]:
         """Tokens of each system message, and of each turn with its markers."""

@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from ilql_jax.errors import shown
-from imagination.chat_formats import NO_TURN, Chat, Layout, NoRoomError, agent_turns
+from imagination.chat_formats import (
+    NO_TURN,
+    Chat,
+    Layout,
+    NoRoomError,
+    ReplyLayout,
+    agent_turns,
+)
 from imagination.checks import without_surrogates
 from imagination.dialogue import ROLE_OF_SPEAKER, DialogueError, Turn
 from imagination.limits import memory_limit, time_limit
@@ -138,6 +145,19 @@ class TemplateFormat:
                 "answers lack; agents are trained and asked without it."
             )
         return notes
+
+    def reply_layout(self) -> ReplyLayout:
+        chat = Chat((Turn("human", "a"), Turn("agent", "b"), Turn("human", _PLACEHOLDER_HUMAN)))
+        [text] = self._before_words([chat])
+        before, _, after = text.removesuffix(self._gap).partition(_PLACEHOLDER_HUMAN)
+        whole, closing = self._encode([before, after])
+        opens = whole[len(whole) - whole[::-1].index(self.end) :]
+        if not opens or not closing or closing[0] not in self._special:
+            raise DialogueError(
+                "the chat template does not put a special token behind what a human says, so what "
+                "the human says next cannot be imagined. Decode without looking ahead."
+            )
+        return ReplyLayout(tuple(opens), closing[0], tuple(closing[1:]))
 
     def _masked(self, turns: Sequence[Turn], tokens: list[int], starts: list[int]) -> Layout:
         """The action mask: each agent turn from its start to the token that ends it."""

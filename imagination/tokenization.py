@@ -19,6 +19,7 @@ import tokenizers
 from jaxtyping import Bool, Int
 
 from ilql_jax.errors import shown
+from ilql_jax.lookahead import Replies
 from ilql_jax.trajectory import Trajectory
 from imagination.chat_formats import (
     AGENT,
@@ -152,6 +153,22 @@ class DialogueTokenizer:
         allowed[self.end] = True
         return allowed
 
+    def replies(self, max_length: int, vocab_size: int | None = None) -> Replies:
+        """Layout of what the human says, for a policy that looks ahead.
+
+        Args:
+            max_length: Longest reply that is imagined, in tokens.
+            vocab_size: As of `writable`.
+
+        Raises:
+            DialogueError: A chat template that does not end the human's words.
+        """
+        layout = self._format.reply_layout()
+        words = self.writable(vocab_size)
+        words[self.end] = False
+        allowed = tuple(map(int, np.flatnonzero(words)))
+        return Replies(*layout, over=self.end, allowed=allowed, max_length=max_length)
+
     def special_tokens(self) -> dict[str, int]:
         """Ids for the `config.json` of a network that was trained with it."""
         pad = self._tokenizer.pad_token_id
@@ -197,6 +214,7 @@ class DialogueTokenizer:
         dialogues: Sequence[Dialogue],
         reward_scale: float = 1.0,
         loss_on: LossOn = "agent",
+        with_ends: bool = False,
     ) -> list[Trajectory]:
         """One trajectory per dialogue.
 
@@ -206,6 +224,8 @@ class DialogueTokenizer:
             loss_on: Turns that are learned from: all of the `agent`'s, `agent_last`, or those
                 `marked` in the data. The agent's other turns stay actions that are neither cloned
                 nor credited; a turn's own `clone` and `credit` go before this choice.
+            with_ends: A dialogue that is over has one more token, `end` in the human's place. Who
+                learns to predict what is read learns from it when dialogues end.
 
         Raises:
             DialogueError: A dialogue without rating or without an agent turn, one that cannot be
@@ -230,8 +250,9 @@ class DialogueTokenizer:
                 "or set loss_on='agent'."
             )
         layouts = self._lay_out(dialogues, [Chat(d.turns, d.system) for d in dialogues])
+        end = (self.end,) if with_ends else ()
         return [
-            _trajectory(dialogue, layout, reward_scale, turns)
+            _trajectory(dialogue, layout, reward_scale, turns, end if dialogue.terminal else ())
             for dialogue, layout, turns in zip(dialogues, layouts, learned, strict=True)
         ]
 
@@ -296,28 +317,30 @@ def _trajectory(
     layout: Layout,
     reward_scale: float,
     learned: Mapping[int, tuple[bool, bool]],
+    end: Sequence[int],
 ) -> Trajectory:
     """`learned` has (cloned, credited) of each agent turn, as `learned_from` returns them."""
     action_turn = np.asarray(layout.action_turn)
-    is_action = action_turn != NO_TURN
-    rewards = np.zeros(len(action_turn))
+    last_action = np.flatnonzero(action_turn != NO_TURN)[-1]
+    # The human's words after the agent's last turn change nothing that is learned.
+    length = last_action + 1 if dialogue.terminal else len(action_turn)
+    tokens = np.asarray([*layout.tokens[:length], *end], np.int32)
+    action_turn = np.append(action_turn[:length], [NO_TURN] * len(end))
+    rewards = np.zeros(len(tokens))
     for index in learned:
         last = np.flatnonzero(action_turn == index)[-1]
         rewards[last] = dialogue.turns[index].reward * reward_scale
-    last_action = np.flatnonzero(is_action)[-1]
     rewards[last_action] += dialogue.reward * reward_scale
-    # The human's words after the agent's last turn change nothing that is learned.
-    length = last_action + 1 if dialogue.terminal else len(action_turn)
     clone = _of_turns(action_turn, {index: cloned for index, (cloned, _) in learned.items()})
     credit = _of_turns(action_turn, {index: credited for index, (_, credited) in learned.items()})
     return Trajectory(
-        tokens=np.asarray(layout.tokens[:length], np.int32),
-        is_action=is_action[:length],
-        rewards=rewards[:length].astype(np.float32),
+        tokens=tokens,
+        is_action=action_turn != NO_TURN,
+        rewards=rewards.astype(np.float32),
         terminal=dialogue.terminal,
         name=f"dialogue {dialogue.id}",
-        clone=None if clone is None else clone[:length].astype(np.float32),
-        credit=None if credit is None else credit[:length],
+        clone=None if clone is None else clone.astype(np.float32),
+        credit=credit,
     )
 
 

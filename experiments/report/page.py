@@ -75,6 +75,7 @@ def render(run: Run, drawn: Sequence[Drawn], run_name: str) -> str:
         if run.diagnosis is not None:
             shown_tables += diagnosis.diagnosis_tables(run.diagnosis, run.evaluation)
         shown_tables += tables.values_tables(run)
+        shown_tables += tables.decodings_tables(run.choices, looks)
     shown_tables += tables.rounds_tables(run.held, run.dialogues, looks)
     if run.heldout is not None:
         shown_tables += tables.heldout_tables(run.heldout)

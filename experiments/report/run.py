@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from experiments.evaluation.diagnosis import Diagnosis
 from experiments.evaluation.returns import Discount, returns_by_turn
-from experiments.evaluation.summary import Evaluation, Heldout
+from experiments.evaluation.summary import Evaluation, Heldout, UnitResult
 from experiments.hindsight_records import Hindsight, read_hindsight
 from experiments.looks import Look, look_of, ordered
 from experiments.metrics import read_log
@@ -70,6 +70,7 @@ class Run:
         diagnosis: Losses from the optimum, where they were looked for.
         held: Rounds of imagination.
         trained: Facts of the training of methods, by name.
+        choices: Method -> choices of a decoding, one of each training.
         returns: Id of a conversation -> return from each of the agent's turns on, discounted as the
             values are; of methods whose discount is known.
     """
@@ -85,6 +86,7 @@ class Run:
     diagnosis: Diagnosis | None = None
     held: Sequence[HeldRound] = ()
     trained: Mapping[str, Trained] = dataclasses.field(default_factory=dict)
+    choices: Mapping[str, Sequence[UnitResult]] = dataclasses.field(default_factory=dict)
     returns: Mapping[str, Float[np.ndarray, " turns"]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -151,6 +153,7 @@ def read_run(path: Path, trained: Mapping[str, Trained] | None = None) -> Run:
         diagnosis=Diagnosis.read(folder.diagnosis) if folder.diagnosis.exists() else None,
         held=_held_rounds(path / "imagination"),
         trained=trained,
+        choices=_choices(folder),
         returns=_returns(folder, conversations, trained),
     )
 
@@ -178,6 +181,16 @@ def _returns(
             tokenizer = load_tokenizer(folder) if discount.by_token else None
             each = returns_by_turn(own, discount, tokenizer)
             found |= {d.id: returns for d, returns in zip(own, each, strict=True)}
+    return found
+
+
+def _choices(folder: RunFolder) -> dict[str, list[UnitResult]]:
+    """Method -> results of the trainings for which a decoding was chosen among several."""
+    found: dict[str, list[UnitResult]] = {}
+    for path in sorted((folder.path / "evaluation").glob("*.json")):
+        unit = Unit.parse(path.stem)
+        if unit and (result := UnitResult.read(path)).validation:
+            found.setdefault(unit.method, []).append(result)
     return found
 
 

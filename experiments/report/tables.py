@@ -24,12 +24,14 @@ from experiments.evaluation.summary import (
     Population,
     References,
     Scores,
+    UnitResult,
 )
 from experiments.evaluation.values_by_turn import values_by_turn
 from experiments.looks import Look, ordered
 from experiments.report import wording
 from experiments.report.run import HeldRound, Run, by_method
 from experiments.report.wording import dollars, interval, number, percent
+from ilql_jax.policy import DecodingConfig
 from imagination.dialogue import Dialogue
 
 WIDTH = 100
@@ -281,6 +283,53 @@ def rounds_tables(
                 ["Calls and cost are those of the LLM that plays the humans, a conversation."]
                 * by_llm
             ),
+        ),
+    )
+    return [table] if rows else []
+
+
+# --- decodings ----------------------------------------------------------------------------------
+
+
+def decodings_tables(
+    choices: Mapping[str, Sequence[UnitResult]], looks: Mapping[str, Look]
+) -> list[ResultTable]:
+    """Decodings that were tried on validation episodes, and what each costs; none without a choice.
+
+    Args:
+        choices: Method -> choices of a decoding, one of each training.
+        looks: Looks of all methods.
+    """
+    rows = []
+    for method in ordered(name for name in choices if name in looks):
+        own = choices[method]
+        for text in dict.fromkeys(text for result in own for text in result.validation):
+            rewards = [result.validation.get(text) for result in own]
+            rated = [reward for reward in rewards if reward is not None]
+            chosen = sum(result.decoding == text for result in own)
+            rows.append(
+                Row(
+                    method,
+                    "method",
+                    (
+                        Cell(looks[method].title),
+                        Cell(text),
+                        Cell(f"{DecodingConfig.parse(text).utterances:,}"),
+                        Cell(number(sum(rated) / len(rated)) if rated else MISSING),
+                        Cell(f"{chosen} of {len(own)}"),
+                    ),
+                )
+            )
+    table = ResultTable(
+        "decodings",
+        "Decodings that were tried, with the humans of the validation",
+        ("method", "decoding", "utterances a turn", wording.REWARD, "chosen by trainings"),
+        tuple(rows),
+        (
+            "Utterances a turn: as many are written at most for one that is said; where an agent "
+            "looks ahead, with the replies and answers that it imagines. Rewards are means over "
+            "trainings. Where all others read values, the policy alone is tried, too, and taken if "
+            "it is better by more than chance.",
         ),
     )
     return [table] if rows else []

@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 
 from ilql_jax.errors import UserError, shown
-from ilql_jax.policy import DecodingConfig, PolicyError
+from ilql_jax.policy import DECODING_PARTS, DecodingConfig, PolicyError
 from imagination.llm.secrets import problem_of_address, without_password
 
 _FORMS = (
@@ -124,7 +124,7 @@ def _is_decoding(part: str) -> bool:
     try:
         DecodingConfig.parse(part)
     except PolicyError:
-        return part.startswith(("sampled at ", "steered by ", "best of "))
+        return part.startswith(tuple(f"{each} " for each in DECODING_PARTS))
     return True
 
 

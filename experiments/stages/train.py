@@ -279,7 +279,8 @@ def train_unit(experiment: Experiment, path: Path, unit: Unit, report: Report) -
     rounds = 0 if method.learns_from_pairs else method.rounds
     how = experiment.data
     imagined = imagination_rounds.dialogues_of(experiment, folder, unit)
-    read = (limit, rounds, how.loss_on, how.importance_weights)
+    with_ends = method.method.predicts_observations
+    read = (limit, rounds, how.loss_on, how.importance_weights, with_ends)
     if imagined:
         data = TrainingData.load(folder, *read, imagined)
     else:

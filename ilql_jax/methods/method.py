@@ -181,6 +181,11 @@ class Method:
         """True if Q is a value of every token, so that it can steer them."""
         return self.values_by_token is not None and self.values_by_token(self.config)
 
+    @property
+    def predicts_observations(self) -> bool:
+        """True if the network learns to say what the other side says."""
+        return isinstance(self.config, DialogueConfig) and self.config.observation_loss_weight > 0
+
     def select_trajectories(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
         """Trajectories that are learned from, of these."""
         return self.select(trajectories, self.config) if self.select else list(trajectories)
@@ -204,13 +209,18 @@ class Method:
                 )
 
     def check_decoding(self, decoding: DecodingConfig) -> None:
-        """Raises `MethodError` if the decoding asks for values that are not learned."""
+        """Raises `MethodError` if the decoding asks for what is not learned."""
         if decoding.reads_values and not self.learns_values:
             raise MethodError(f"{str(decoding)!r} needs values, and {self.name} learns none.")
         if decoding.steering_strength and not self.values_every_token:
             raise MethodError(
                 f"{str(decoding)!r} needs values of every token, but those of {self.name} are of "
                 "whole utterances: set its credit to 'token'."
+            )
+        if decoding.lookahead and not self.predicts_observations:
+            raise MethodError(
+                f"{str(decoding)!r} imagines what the other side says, which {self.name} does not "
+                "learn: set its observation_loss_weight above 0 (1 is usual)."
             )
 
 

@@ -55,10 +55,12 @@ def spied(monkeypatch):
     """Start and width of each prefill."""
     seen = []
 
-    def prefill(config, params, cache, entries, tokens, start, last, *, columns):
+    def prefill(config, params, cache, sources, entries, tokens, start, last, *, columns):
         real = entries < cache.keys[0].shape[0]
         seen.append((start[real].tolist(), tokens.shape[1]))
-        return decode.prefill(config, params, cache, entries, tokens, start, last, columns=columns)
+        return decode.prefill(
+            config, params, cache, sources, entries, tokens, start, last, columns=columns
+        )
 
     monkeypatch.setattr(policy, "prefill", prefill)
     return seen

@@ -423,3 +423,39 @@ def test_a_template_that_writes_the_date_gives_the_same_tokens_every_day(monkeyp
 def test_half_an_emoji_in_a_dialogue_is_replaced():
     record = Dialogue("a", "t", (Turn("human", "Hi \ud83d"), Turn("agent", "Hello")), 1.0).to_json()
     assert Dialogue.from_json(record).turns[0].text == "Hi ?"
+
+
+# What the human says
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_reply_is_laid_out_as_in_a_dialogue(template):
+    """What goes before, between and behind the words is what training shows."""
+    tokenizer = tokenizer_with(template)
+    layout = tokenizer.replies(12)
+    asked, answered = Turn("human", "hello"), Turn("agent", "which colour")
+    (first,) = tokenizer.contexts([[asked]])
+    (later,) = tokenizer.contexts([[asked, answered, Turn("human", "green")]])
+    said = tokenizer.trajectories([Dialogue("d", "t", (asked, answered), reward=1.0)])[0].tokens
+    between = later[len(said) :].tolist()
+    assert later[: len(said)].tolist() == said.tolist() and len(first) < len(said)
+    assert tuple(between[: len(layout.opens)]) == layout.opens
+    behind = (layout.stop, *layout.closes)
+    assert tuple(between[-len(behind) :]) == behind
+    words = between[len(layout.opens) : -len(behind)]
+    assert tokenizer.decode(words) == "green" and {*words} <= {*layout.allowed}
+    assert layout.over == tokenizer.end != layout.opens[0]
+    assert not {layout.stop, layout.over} & {*layout.allowed}
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_a_dialogue_that_is_over_ends_in_the_humans_place(template):
+    tokenizer = tokenizer_with(template)
+    over = Dialogue("over", "t", TURNS, reward=1.0)
+    cut = Dialogue("cut", "t", TURNS, reward=1.0, terminal=False)
+    plain = tokenizer.trajectories([over, cut])
+    ended, same = tokenizer.trajectories([over, cut], with_ends=True)
+    assert same.tokens.tolist() == plain[1].tokens.tolist()
+    assert ended.tokens.tolist() == [*plain[0].tokens, tokenizer.end]
+    assert ended.is_action.tolist() == [*plain[0].is_action, False]
+    assert ended.rewards.tolist() == [*plain[0].rewards, 0] and ended.validate()
