@@ -406,7 +406,7 @@ class Policy:
         Args:
             contexts: Tokens so far.
             seeds: One a context.
-            writing: How.
+            writing: Way to write.
             branches: Several contexts begin alike: what was read of the beginning is kept.
         """
         # Those with much to read together, so that the others are not padded to them.

@@ -25,10 +25,11 @@ def tokens(*ids):
 # --- the rule -----------------------------------------------------------------------------------
 
 
+GAIN = {8: 0.3, 9: 0.0, 10: 5.0}
+
+
 class Chain:
     """Utterance 8 leads to states with a gain of 0.3, utterance 9 to none, 10 to the end."""
-
-    GAIN = {8: 0.3, 9: 0.0, 10: 5.0}
 
     def __init__(self):
         self.asked = []
@@ -42,9 +43,7 @@ class Chain:
 
     def best(self, contexts, seeds):
         self.asked += [context.tolist() for context in contexts]
-        return [
-            Best(tokens(9, STOP), 0.5 + self.GAIN[int(context[2])], 0.5) for context in contexts
-        ]
+        return [Best(tokens(9, STOP), 0.5 + GAIN[int(context[2])], 0.5) for context in contexts]
 
     @property
     def answers(self):

@@ -430,7 +430,7 @@ def test_half_an_emoji_in_a_dialogue_is_replaced():
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_reply_is_laid_out_as_in_a_dialogue(template):
-    """What goes before, between and behind the words is what training shows."""
+    """All that goes before and behind the words is what training shows."""
     tokenizer = tokenizer_with(template)
     layout = tokenizer.replies(12)
     asked, answered = Turn("human", "hello"), Turn("agent", "which colour")
