@@ -46,11 +46,11 @@ from experiments.methods import (
     rounds_of,
 )
 from experiments.metrics import LoggingConfig
+from ilql_jax.decoding_config import DecodingConfig
 from ilql_jax.errors import UserError, shown
 from ilql_jax.methods import METHODS, Method, MethodError, TrainOverrides
 from ilql_jax.models import ModelConfig
 from ilql_jax.models.network_config import network_config
-from ilql_jax.policy import DecodingConfig
 from ilql_jax.settings import SettingError
 from ilql_jax.sharding import HostsConfig, MeshConfig
 from ilql_jax.train_step import TrainConfig, train_config_of

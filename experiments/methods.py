@@ -21,9 +21,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ilql_jax.decoding_config import DecodingConfig
 from ilql_jax.errors import shown
 from ilql_jax.methods import METHODS, Method, MethodError, TrainOverrides, load_method
-from ilql_jax.policy import DecodingConfig
 from ilql_jax.train_step import TrainConfig
 
 _ENTRY = re.compile(r"(?P<base>.+?)(_(?P<kind>hindsight|imagination)(?P<rounds>[1-9][0-9]?))?")

@@ -25,10 +25,11 @@ from ilql_jax.checkpoint import (
     restore_params,
     set_aside_damaged,
 )
+from ilql_jax.decoding_config import DecodingConfig
 from ilql_jax.models import ModelConfig, Params, abstract_params
 from ilql_jax.models.hugging_face.read import find, start_params
 from ilql_jax.models.lora import merge_adapters
-from ilql_jax.policy import DecodingConfig, Policy
+from ilql_jax.policy import Policy
 from imagination.agents.policy import PolicyAgent
 from imagination.checks import is_finite
 from imagination.dialogue import DialogueError, usual_system

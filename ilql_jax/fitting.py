@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 
 from ilql_jax import losses
 from ilql_jax.batching import lowest_return, packing_for, utterance_bounds
+from ilql_jax.decoding_config import DecodingConfig
 from ilql_jax.environment import Evaluation
 from ilql_jax.errors import UserError, shown
 from ilql_jax.methods import Method, method_named
@@ -31,7 +32,7 @@ from ilql_jax.models import ModelConfig, Params
 from ilql_jax.models.hugging_face.read import find, shape_for, start_params
 from ilql_jax.models.lora import merge_adapters
 from ilql_jax.models.network_config import SMALL_NETWORK, network_config
-from ilql_jax.policy import DecodingConfig, Policy, learned_values
+from ilql_jax.policy import Policy, learned_values
 from ilql_jax.policy_folder import PolicyDescription, save_policy
 from ilql_jax.train import check_tokens, train
 from ilql_jax.train_step import TrainConfig

@@ -7,12 +7,11 @@ The compiled loops are in `decode.py`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
-from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ from jaxtyping import Array, Bool, Int
 
 from ilql_jax import losses
 from ilql_jax.decode import Samples, Slots, Steer, generate, insert, prefill
-from ilql_jax.errors import UserError, shown
+from ilql_jax.decoding_config import DecodingConfig, PolicyError
 from ilql_jax.lookahead import (
     NEXT_CANDIDATES,
     Best,
@@ -35,126 +34,11 @@ from ilql_jax.models import ModelConfig, Params, abstract_params
 from ilql_jax.models.cpu_matmul import decoding_layout
 from ilql_jax.models.kv_cache import KVCache
 from ilql_jax.policy_folder import PolicyFolderError, load_policy
-from ilql_jax.settings import SettingError, Settings, setting
-
-_COUNTS = {"best of": "candidates", "looking ahead by": "lookahead", "replies": "replies"}
-DECODING_PARTS = ("sampled at", "steered by", *_COUNTS)  # that a number follows
-
-
-class PolicyError(UserError, ValueError):
-    """A decoding that a network cannot do. The message says why, and what would do."""
+from ilql_jax.prefix_index import PrefixIndex
 
 
 class ContextError(PolicyError):
     """A conversation that the network cannot read on. The message gives the limit."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodingConfig(Settings):
-    """Rule by which an utterance is chosen.
-
-    Raises:
-        SettingError: A value out of bounds, or several candidates that would be equal.
-    """
-
-    temperature: float = setting("1 samples from the policy, 0 is greedy.", 1.0, least=0)
-    steering_strength: float = setting(
-        "β of the values on every token; 0 = the cloned policy.", 0.0
-    )
-    candidates: int = setting(
-        "Whole utterances written; above 1 the one of highest value is kept.", 1, least=1, most=1000
-    )
-    lookahead: int = setting(
-        "Turns that are imagined after each candidate before it is judged; 0 = by Q alone.",
-        0,
-        least=0,
-        most=10,
-    )
-    replies: int = setting(
-        "Replies that are imagined to each candidate, where turns are.", 2, least=1, most=100
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.candidates > 1 and self.temperature == 0:
-            raise SettingError(
-                "candidates",
-                self.candidates,
-                "must be 1 with temperature 0: greedy candidates are equal",
-            )
-        if self.lookahead and self.candidates == 1:
-            raise SettingError(
-                "lookahead",
-                self.lookahead,
-                "must be 0 with one candidate: there is nothing to choose from ('best of 8')",
-            )
-        if self.replies != DecodingConfig.replies and not self.lookahead:
-            raise SettingError(
-                "replies",
-                self.replies,
-                "is for looking ahead ('looking ahead by 1')",
-            )
-
-    @property
-    def reads_values(self) -> bool:
-        """True if the utterance depends on the values."""
-        return self.candidates > 1 or self.steering_strength != 0
-
-    @property
-    def without_values(self) -> DecodingConfig:
-        """The cloned policy alone, at the same temperature."""
-        return DecodingConfig(temperature=self.temperature)
-
-    @property
-    def utterances(self) -> int:
-        """Utterances that are written at most for one that is said, imagined replies included."""
-        imagined = self.lookahead * self.replies * (1 + min(NEXT_CANDIDATES, self.candidates))
-        return self.candidates * (1 + imagined)
-
-    def __str__(self) -> str:
-        parts = ["sampled"] if self.temperature == 1 else [f"sampled at {self.temperature:g}"]
-        if self.temperature == 0:
-            parts = ["greedy"]
-        if self.steering_strength:
-            parts.append(f"steered by {self.steering_strength:g}")
-        if self.candidates > 1:
-            parts.append(f"best of {self.candidates}")
-        if self.lookahead:
-            parts.append(f"looking ahead by {self.lookahead}")
-            if self.replies != DecodingConfig.replies:
-                parts.append(f"replies {self.replies}")
-        return ", ".join(parts)
-
-    @classmethod
-    def parse(cls, text: str) -> DecodingConfig:
-        """Parses `str` of one: `greedy`, `sampled at 0.7, steered by 10, best of 16`.
-
-        Raises:
-            PolicyError: Anything else, and values that no decoding can have.
-        """
-        fields: dict[str, Any] = {}
-        for part in map(str.strip, text.split(",")):
-            words = part.rsplit(" ", 1)
-            try:
-                if part in ("sampled", "greedy"):
-                    fields["temperature"] = 1.0 if part == "sampled" else 0.0
-                elif words[0] in ("sampled at", "steered by"):
-                    name = "temperature" if words[0] == "sampled at" else "steering_strength"
-                    fields[name] = float(words[1])
-                elif words[0] in _COUNTS:
-                    fields[_COUNTS[words[0]]] = int(words[1])
-                else:
-                    raise ValueError
-            except (ValueError, IndexError):
-                raise PolicyError(
-                    f"decoding {shown(text)!r}: {shown(part)!r} is not understood; write parts of "
-                    "'greedy' or 'sampled' or 'sampled at 0.7', 'steered by 10', 'best of 16', "
-                    "'looking ahead by 1', 'replies 4', with commas."
-                ) from None
-        try:
-            return cls(**fields)
-        except SettingError as error:
-            raise PolicyError(f"decoding {shown(text)!r}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -662,96 +546,6 @@ _empty_cache = jax.jit(KVCache.zeros, static_argnums=range(4))
 def _longer(cache: KVCache, columns: int) -> KVCache:
     """Adds columns at the end."""
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, columns), (0, 0))), cache)
-
-
-class Assigned(NamedTuple):
-    """Place of a conversation in the prefix cache.
-
-    Attributes:
-        source: Entry that holds its beginning.
-        entry: Entry that is going to hold it.
-        length: Number of its first tokens that need not be read.
-    """
-
-    source: int
-    entry: int
-    length: int
-
-
-class PrefixIndex:
-    """Maps conversations, by their tokens, to entries of the prefix cache.
-
-    An entry holds the keys and values of one conversation. The one assigned longest ago is evicted
-    first.
-
-    Args:
-        entries: Number of conversations that the cache has room for.
-    """
-
-    def __init__(self, entries: int):
-        self.entries = entries
-        self._entry_of: OrderedDict[bytes, int] = OrderedDict()  # tokens -> entry, oldest first
-        self._lengths: Counter[int] = Counter()  # of those tokens, in bytes
-        self._free = list(range(entries))[::-1]
-
-    def known_length(self, context: Int[np.ndarray, " time"]) -> int:
-        """Returns how many of its first tokens are in an entry."""
-        return len(self._longest_prefix(context.tobytes())) // context.itemsize
-
-    def assign(
-        self, contexts: Sequence[Int[np.ndarray, " time"]], branches: bool = False
-    ) -> list[Assigned]:
-        """Returns an entry for each from now on, and what is known of it already.
-
-        Args:
-            contexts: Conversations that are going to be read, at most as many as there are entries.
-            branches: Each gets an entry of its own beside that of its beginning, which others may
-                begin with, too; else a conversation takes the entry over.
-        """
-        assigned = []
-        for context in contexts:
-            key = self._longest_prefix(context.tobytes())
-            # The state after the last token is needed even where all of them are known.
-            length = min(len(key) // context.itemsize, len(context) - 1)
-            if key and branches:
-                source = self._entry_of[key]
-                self._entry_of.move_to_end(key)
-                entry = self._any_entry()
-            else:
-                source = entry = self._evict(key) if key else self._any_entry()
-            assigned.append(Assigned(source, entry, length))
-        # Only now: the entries hold these conversations when all of them have been read.
-        for context, (_, entry, _) in zip(contexts, assigned, strict=True):
-            key = context.tobytes()
-            if key in self._entry_of:  # two conversations with the same tokens
-                self._free.append(self._evict(key))
-            self._entry_of[key] = entry
-            self._lengths[len(key)] += 1
-        return assigned
-
-    @contextlib.contextmanager
-    def passing(self) -> Iterator[None]:
-        """Frees the entries of what is read in the block at its end."""
-        before = set(self._entry_of)
-        yield
-        for key in [key for key in self._entry_of if key not in before]:
-            self._free.append(self._evict(key))
-
-    def _longest_prefix(self, context: bytes) -> bytes:
-        """Returns the longest beginning of the context that is in an entry."""
-        for length in sorted(self._lengths, reverse=True):
-            if context[:length] in self._entry_of:
-                return context[:length]
-        return b""
-
-    def _any_entry(self) -> int:
-        return self._free.pop() if self._free else self._evict(next(iter(self._entry_of)))
-
-    def _evict(self, key: bytes) -> int:
-        self._lengths[len(key)] -= 1
-        if not self._lengths[len(key)]:
-            del self._lengths[len(key)]
-        return self._entry_of.pop(key)
 
 
 # --- checks -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.evaluation.statistics import SIGNIFICANT, compare
-from ilql_jax.policy import DecodingConfig
+from ilql_jax.decoding_config import DecodingConfig
 
 
 class Choice(NamedTuple):

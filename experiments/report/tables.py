@@ -31,7 +31,7 @@ from experiments.looks import Look, ordered
 from experiments.report import wording
 from experiments.report.run import HeldRound, Run, by_method
 from experiments.report.wording import dollars, interval, number, percent
-from ilql_jax.policy import DecodingConfig
+from ilql_jax.decoding_config import DecodingConfig
 from imagination.dialogue import Dialogue
 
 WIDTH = 100

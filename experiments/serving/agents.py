@@ -41,8 +41,8 @@ from experiments.serving.runs import open_run
 from experiments.serving.specs import AgentSpec, SpecError, parse_spec, split_specs
 from experiments.serving.trained import TrainedAgent, warm_up
 from experiments.tasks import load_task
+from ilql_jax.decoding_config import DecodingConfig
 from ilql_jax.methods import MethodError
-from ilql_jax.policy import DecodingConfig
 from imagination.agents import prompted_agent
 from imagination.dialogue import Turn
 from imagination.llm import Client, LLMConfig

@@ -17,8 +17,8 @@ import dataclasses
 import re
 from pathlib import Path
 
+from ilql_jax.decoding_config import DECODING_PARTS, DecodingConfig, PolicyError
 from ilql_jax.errors import UserError, shown
-from ilql_jax.policy import DECODING_PARTS, DecodingConfig, PolicyError
 from imagination.llm.secrets import problem_of_address, without_password
 
 _FORMS = (

@@ -35,7 +35,7 @@ from experiments.files import read_or_none, write_atomically
 from experiments.networks import in_turn, load_agent, units
 from experiments.parallel import Report, run_units, workers_for
 from experiments.run_folder import RunFolder, Unit
-from ilql_jax.policy import DecodingConfig
+from ilql_jax.decoding_config import DecodingConfig
 from imagination.agents import GdpZeroAgent, prompted_agent
 from imagination.dialogue import Dialogue, json_line, read_dialogues
 from imagination.llm.routing import RoutedClient

@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 
 from ilql_jax import losses
 from ilql_jax.decode import Steer
+from ilql_jax.decoding_config import DecodingConfig
 from ilql_jax.errors import UserError, shown
 from ilql_jax.models import ModelConfig
 from ilql_jax.own_file import defined_in
-from ilql_jax.policy import DecodingConfig
 from ilql_jax.settings import SettingError, Settings, setting
 from ilql_jax.trajectory import Trajectory
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.evaluation.decoding_choice import choose, tried
-from ilql_jax.policy import DecodingConfig
+from ilql_jax.decoding_config import DecodingConfig
 
 LOW, HIGH, ALONE = map(
     DecodingConfig.parse, ("sampled at 0.4, best of 8", "sampled at 0.6, best of 16", "greedy")

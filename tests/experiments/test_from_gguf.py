@@ -15,9 +15,10 @@ from small_networks import logits
 
 from experiments import from_gguf
 from experiments.from_gguf import GgufError, convert
+from ilql_jax.decoding_config import DecodingConfig
 from ilql_jax.models import ModelConfig
 from ilql_jax.models.hugging_face.read import find, read_config, start_params
-from ilql_jax.policy import DecodingConfig, Policy
+from ilql_jax.policy import Policy
 from imagination.dialogue import Turn
 from imagination.tokenization import DialogueTokenizer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.serving.specs import SpecError, parse_spec, split_specs
-from ilql_jax.policy import DecodingConfig
+from ilql_jax.decoding_config import DecodingConfig
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from small_networks import outputs
 from ilql_jax import Trajectory, decode, losses, make_batches, packing_for
 from ilql_jax.checkpoint import CheckpointError, restore_params
 from ilql_jax.decode import sample
+from ilql_jax.decoding_config import DecodingConfig
 from ilql_jax.methods import METHODS, MethodError
 from ilql_jax.methods.loss_terms import normalizers_of
 from ilql_jax.models import (
@@ -28,7 +29,7 @@ from ilql_jax.models.hugging_face.read import PretrainedError, start_params
 from ilql_jax.models.hugging_face.write import VALUE_HEADS, load_network, save_pretrained
 from ilql_jax.models.kv_cache import KVCache
 from ilql_jax.plan.__main__ import planned_training
-from ilql_jax.policy import DecodingConfig, Policy
+from ilql_jax.policy import Policy
 from ilql_jax.scoring import score
 from ilql_jax.train import train
 from ilql_jax.train_step import TrainConfig, init_state, make_optimizer, make_train_step

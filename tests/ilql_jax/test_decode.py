@@ -9,9 +9,10 @@ import pytest
 from small_networks import random_params
 
 from ilql_jax import decode, policy
+from ilql_jax.decoding_config import DecodingConfig, PolicyError
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.models.config import VALUE_HEAD_KINDS
-from ilql_jax.policy import ContextError, DecodingConfig, Policy, PolicyError
+from ilql_jax.policy import ContextError, Policy
 
 VOCAB, STOP, LONGEST = 11, 3, 7
 MODEL = ModelConfig(DecoderConfig(VOCAB, 16, 2, 2, 32, 96, initializer_range=0.2), 16)

@@ -12,13 +12,14 @@ from flax import nnx
 
 from ilql_jax import losses
 from ilql_jax.decode import sample
+from ilql_jax.decoding_config import DecodingConfig
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params, with_params
 from ilql_jax.models.attention import _attend, attend, packed_causal_mask
 from ilql_jax.models.blocks import Block, norm
 from ilql_jax.models.decoder import Decoder, _embedding
 from ilql_jax.models.hugging_face.families import GPT2, PretrainedError
 from ilql_jax.models.hugging_face.read import params_from_gpt2
-from ilql_jax.policy import ContextError, DecodingConfig, Policy
+from ilql_jax.policy import ContextError, Policy
 
 VOCAB, STOP, LONGEST = 13, 3, 6
 MODEL = ModelConfig(DecoderConfig(VOCAB, 16, 2, 2, 32, 24, initializer_range=0.2), 16)

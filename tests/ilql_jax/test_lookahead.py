@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from small_networks import random_params
 
+from ilql_jax.decoding_config import DecodingConfig, PolicyError
 from ilql_jax.lookahead import Best, Imagination, Replies, Said, look_ahead
 from ilql_jax.methods import METHODS, MethodError
 from ilql_jax.models import DecoderConfig, ModelConfig, with_params
-from ilql_jax.policy import DecodingConfig, Policy, PolicyError
+from ilql_jax.policy import Policy
 
 VOCAB, STOP, HUMAN, AGENT = 11, 3, 1, 2
 MODEL = ModelConfig(DecoderConfig(VOCAB, 16, 2, 2, 32, 128, initializer_range=0.2), 16)

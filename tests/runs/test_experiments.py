@@ -15,8 +15,8 @@ from launching import TINY as TINIEST
 from launching import command, flattened, launch, write_corpus
 
 from ilql_jax.checkpoint import read_metadata
+from ilql_jax.decoding_config import DecodingConfig
 from ilql_jax.models.hugging_face.write import load_network
-from ilql_jax.policy import DecodingConfig
 from imagination.dialogue import read_dialogues
 
 # More than are played together, so that a run can be killed between.

@@ -14,7 +14,7 @@ from experiments.run_folder import RunFolder, Unit
 from experiments.serving.specs import split_specs
 from experiments.teaching import get_config
 from experiments.training_data import TrainingData
-from ilql_jax.policy import DecodingConfig
+from ilql_jax.decoding_config import DecodingConfig
 from imagination.dialogue import read_dialogues
 
 AHEAD = "sampled, best of 3, looking ahead by 2, replies 1"

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from ilql_jax import Trajectory, packing_for
+from ilql_jax.decoding_config import DecodingConfig
 from ilql_jax.methods import METHODS
 from ilql_jax.models import DecoderConfig, ModelConfig
-from ilql_jax.policy import DecodingConfig, Policy
+from ilql_jax.policy import Policy
 from ilql_jax.scoring import score
 from ilql_jax.train import train
 from ilql_jax.train_step import TrainConfig

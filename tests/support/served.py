@@ -24,8 +24,9 @@ from experiments.serving.trained import TrainedAgent
 from experiments.serving.web import WebConfig, address_of, listen, server
 from experiments.teaching import get_config
 from ilql_jax.checkpoint import Checkpoints
+from ilql_jax.decoding_config import DecodingConfig
 from ilql_jax.models import ModelConfig
-from ilql_jax.policy import DecodingConfig, Policy
+from ilql_jax.policy import Policy
 from imagination.agents.policy import PolicyAgent
 from imagination.dialogue import Dialogue, Turn, write_dialogues
 from imagination.tokenization import DialogueTokenizer

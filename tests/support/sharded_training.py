@@ -20,9 +20,10 @@ from short_training import ILQL
 
 from ilql_jax import PreferencePair, Trajectory, packing_for, sharding
 from ilql_jax.chunked_cross_entropy import chunked_cross_entropy
+from ilql_jax.decoding_config import DecodingConfig
 from ilql_jax.methods import METHODS
 from ilql_jax.models import DecoderConfig, ModelConfig, init_params
-from ilql_jax.policy import DecodingConfig, Policy
+from ilql_jax.policy import Policy
 from ilql_jax.preferences import Preferences, packing_for_pairs
 from ilql_jax.scoring import score
 from ilql_jax.sharding import HostsConfig, MeshConfig
