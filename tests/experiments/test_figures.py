@@ -59,6 +59,18 @@ def test_learning_curves_show_the_score_first_where_it_was_measured():
     assert mean.get_marker() == "o" and figure.axes[0].get_yscale() == "linear"
 
 
+def test_what_was_measured_once_has_no_learning_curve():
+    looks = {"ilql": look_of("ilql"), "bc": look_of("bc")}
+    steps = [{"step": step, "loss": 2.0} for step in (0, 50)]
+    once = {("bc", 0): [*steps, {"step": 50, "validation/average": 1.0}]}
+    [axis] = learning_curves(once, looks).axes
+    assert axis.get_title(loc="left") == "loss"
+    assert learning_curves({("bc", 0): steps[:1], ("bc", 1): steps[:1]}, looks) is None
+    twice = [{"step": step, "validation/average": 1.0} for step in (25, 50)]
+    first, _ = learning_curves({**once, ("ilql", 0): twice}, looks).axes
+    assert sorted(len(line.get_xdata()) for line in first.lines) == [1, 2]
+
+
 def test_a_training_that_goes_on_begins_at_the_steps_of_the_one_before():
     steps = [{"step": step, "loss": 2.0, "validation/average": 1.0} for step in (1, 50, 100)]
     metrics = {("ilql", 0): steps, ("ilql_imagination1", 0): steps}
