@@ -146,7 +146,10 @@ class Chat:
                 elif text:
                     ended_by = self._exchange(conversation, text)
             if _has_begun(conversation):
-                conversation.reward = ask_rating(self.task, self.console)
+                rating = ask_rating(self.task, self.console)
+                if rating == NEW:
+                    return NEW
+                conversation.reward = rating
         except EOFError:
             return None
         finally:
