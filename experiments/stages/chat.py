@@ -224,7 +224,7 @@ class Chat:
         """Tells what a world makes of the person's last words; False where it is nothing."""
         if self.world is None:
             return True
-        heard = following.heard(self.world, text)
+        heard = following.heard(self.world, text, conversation.turns[:-1])
         if not heard:
             role = self.task.human_role
             self._print(f"Not understood: no {role} says such a thing here.", "yellow")
