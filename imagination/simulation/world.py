@@ -221,14 +221,14 @@ class World:
 
     def hear_loosely(self, text: str) -> Reply:
         """Like `hear`, and for a person's words the reply that comes closest."""
-        if (reply := next(iter(self.hear_plainly(text)), None)) is not None:
-            return reply
-        return self.hear(text) or self.human_understanding.nearest(text)
+        if exact := self.hear(text):
+            return exact
+        return next(iter(self.hear_plainly(text)), None) or self.human_understanding.nearest(text)
 
     def hear_plainly(self, text: str) -> Sequence[Reply]:
         """Replies that a person's plain words may stand for, in the world's order.
 
-        None for words that the simulated human says, too: these are exact.
+        Empty for words that the simulated human says, too: these are exact.
         """
         return self._replies_of_plain.get(plainly(text), ()) if self.hear(text) is None else ()
 
