@@ -49,8 +49,11 @@ def read_line(console: Console, name: str) -> str | None:
     return " ".join(without_controls(without_surrogates(text)).split())
 
 
-def ask_rating(task: Task, console: Console) -> float | None:
-    """Asks for a rating on the task's scale until it is one; None where the person gives none.
+def ask_rating(task: Task, console: Console) -> float | str | None:
+    """Asks for a rating on the task's scale until it is one.
+
+    Returns:
+        The rating; None where the person gives none, `NEW` where they want another conversation.
 
     Raises:
         EOFError: The person leaves (Ctrl-C, the end of the input, or a word of `LEAVE`).
@@ -60,8 +63,12 @@ def ask_rating(task: Task, console: Console) -> float | None:
     scale = f"{low:g} to {high:g} {task.reward_unit}".rstrip()
     meanings = "; ".join(f"{rating} {meaning}" for rating, meaning in task.anchors())
     say(console, f"{question}, from {scale}?", "bold")
-    say(console, f"{meanings}. Enter alone: no rating.", "dim")
+    say(console, f"{meanings}. Enter alone, {NEW} or {LEAVE[0]}: no rating.", "dim")
     while text := read_line(console, "rating"):
+        if text in (NEW, *LEAVE):
+            say(console, "Not rated.", "yellow")
+        if text == NEW:
+            return NEW
         if text in LEAVE:
             raise EOFError
         rating = _number(text)

@@ -38,6 +38,7 @@ from ilql_jax.settings import SettingError, Settings, setting
 from imagination.simulation import normalized_score
 
 VALIDATION_EPISODES, VALIDATION_SEED, TEST_SEED = 64, 10**6, 2 * 10**6
+INTERRUPTED = "sessions.jsonl"  # of trainings that went on later
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,14 +280,19 @@ def _result(
         if found is None:
             console.print(f"{method.title}, training {seed + 1} of {config.seeds}")
             start = time.monotonic()
-            found = _trained(task, config, method, data, seed, home / f"{name}-seed{seed}")
+            with provenance.recorded_if_interrupted(home / INTERRUPTED, name, sys.argv):
+                found = _trained(task, config, method, data, seed, home / f"{name}-seed{seed}")
             made = provenance.session(name, sys.argv, time.monotonic() - start)
             found["session"] = dataclasses.asdict(made)
             write_atomically(path, json.dumps(found))
         decodings.append(found["decoding"])
         returns.append(found["returns"])
         sessions.append(provenance.from_json(found.get("session")))
-    return Result(name, decodings, returns, [each for each in sessions if each is not None])
+    interrupted = [
+        each for each in provenance.read_sessions(home / INTERRUPTED) if each.stage == name
+    ]
+    made = [*interrupted, *(each for each in sessions if each is not None)]
+    return Result(name, decodings, returns, made)
 
 
 def _read(path: Path, episodes: int) -> dict[str, Any] | None:

@@ -325,16 +325,17 @@ def _run_stage(stage: str, experiment: Experiment, folder: RunFolder, console: C
 
     start = time.monotonic()
     begin_stage(folder, stage, experiment)
-    if stage == "imagine":
-        imagine.run(experiment, folder, console)
-    elif stage == "regenerate":
-        regenerate.run(experiment, folder, console)
-    elif stage == "train":
-        train.run(experiment, folder, console)
-    elif stage == "evaluate":
-        evaluate.run(experiment, folder, console)
-    else:
-        report.run(experiment, folder, console)
+    with provenance.recorded_if_interrupted(folder.sessions, stage, sys.argv):
+        if stage == "imagine":
+            imagine.run(experiment, folder, console)
+        elif stage == "regenerate":
+            regenerate.run(experiment, folder, console)
+        elif stage == "train":
+            train.run(experiment, folder, console)
+        elif stage == "evaluate":
+            evaluate.run(experiment, folder, console)
+        else:
+            report.run(experiment, folder, console)
     seconds = time.monotonic() - start
     provenance.record(folder.sessions, provenance.session(stage, sys.argv, seconds))
     console.print(f"[dim]{stage}: {seconds:.0f} s[/dim]")

@@ -1,12 +1,14 @@
 """`Session`: the command, code, versions and machine that made a stage of a run; for the report.
 
-Each stage that did something adds a line to `sessions.jsonl`; trainings in an environment keep
-theirs with their returns. Nothing there shapes a result. Of paths outside of this repository only
+Each stage that did something adds a line to `sessions.jsonl`, one that was interrupted, too, so
+that the seconds of a stage are those of all its sessions; trainings in an environment keep theirs
+with their returns. Nothing there shapes a result. Of paths outside of this repository only
 the last part is kept, and no name of a user or of a host.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -15,7 +17,8 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +75,19 @@ def record(path: Path, made: Session) -> None:
         file.write(json.dumps(dataclasses.asdict(made)) + "\n")
 
 
+@contextlib.contextmanager
+def recorded_if_interrupted(path: Path, stage: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Adds the session of a stage that an error or a person ends before it is done."""
+    start = time.monotonic()
+    try:
+        yield
+    except BaseException:
+        # What ended the stage is told; where the disk is full, this cannot be kept.
+        with contextlib.suppress(OSError):
+            record(path, session(stage, arguments, time.monotonic() - start))
+        raise
+
+
 def read_sessions(path: Path) -> list[Session]:
     """The sessions of a run, in their order; lines that are damaged are left out."""
     if not path.exists():
@@ -99,7 +115,8 @@ def together(sessions: Sequence[Session]) -> list[tuple[Session, str, str]]:
     """Sessions by command, code, versions and machine, in order of the first.
 
     Returns:
-        Of each group the first session, its dates in words, and its stages with their seconds.
+        Of each group the first session, its dates in words, and its stages with the seconds of all
+        their sessions.
     """
     groups: dict[tuple[str, ...], list[Session]] = {}
     for each in sessions:

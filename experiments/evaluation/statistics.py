@@ -308,7 +308,8 @@ def bootstrap_auroc(
 
     The n cases must be independent: one point of each dialogue, not every point of all dialogues.
     Arguments and errors as for `auroc` and `bootstrap_mean`; nan throughout where one of the two
-    classes is empty.
+    classes is empty. Ends are nan where all resamples agree: every positive is above every
+    negative, or below, or all scores are equal, and resampling can't tell how sure that is.
     """
     positives, negatives = _by_class(labels, scores)
     if not (positives.size and negatives.size):
@@ -320,7 +321,10 @@ def bootstrap_auroc(
             part[rng.integers(part.size, size=(size, part.size))] for part in (positives, negatives)
         ]
         drawn.append(_auroc(*rows))
-    return _percentile_interval(auroc(labels, scores), np.concatenate(drawn), confidence)
+    resampled = np.concatenate(drawn)
+    if np.ptp(resampled) == 0:
+        return Interval(auroc(labels, scores), np.nan, np.nan)
+    return _percentile_interval(auroc(labels, scores), resampled, confidence)
 
 
 def rank_correlation(

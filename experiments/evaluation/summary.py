@@ -328,7 +328,7 @@ class PredictionPoint:
     Attributes:
         point: Share of the dialogue seen, in [0, 1].
         auroc_v: AUROC of success, by V; None where all dialogues succeed or all fail.
-        auroc_v_ci95: Its interval.
+        auroc_v_ci95: Its interval; None where resampling gives none (`bootstrap_auroc`).
         auroc_q: AUROC of success, by Q of the agent's utterance at this point.
         auroc_q_ci95: Its interval.
         calibration: Q against the discounted return from this utterance on.

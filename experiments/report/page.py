@@ -162,11 +162,13 @@ def _heldout_statement(heldout: Heldout) -> str:
 def _prediction(point: PredictionPoint) -> str:
     if point.auroc_v is None:
         return "cannot be judged: all dialogues succeed, or all fail"
+    value = wording.number(point.auroc_v)
+    if point.auroc_v_ci95 is None:
+        return f"has an AUROC of {value} (0.5 is guessing), and resampling gives it no interval"
     claim = "foretells the outcome"
     if point.auroc_v_ci95[0] <= 0.5:
         claim = "does not foretell the outcome better than guessing"
-    value = f"{wording.number(point.auroc_v)} {wording.interval(point.auroc_v_ci95)}"
-    return f"{claim}: AUROC {value} (0.5 is guessing)"
+    return f"{claim}: AUROC {value} {wording.interval(point.auroc_v_ci95)} (0.5 is guessing)"
 
 
 # --- how the numbers were made ------------------------------------------------------------------

@@ -378,9 +378,23 @@ def _prediction_table(heldout: Heldout) -> ResultTable:
     notes = (
         "AUROC 0.5 is guessing, 1 is a perfect ranking of the dialogues by outcome. Values are "
         "means over trainings.",
+        *_without_interval_note(heldout),
         success_note(heldout),
     )
     return ResultTable("values", title, headers, tuple(rows), notes)
+
+
+def _without_interval_note(heldout: Heldout) -> tuple[str, ...]:
+    points = [point for each in heldout.value_prediction.values() for point in each]
+    found = [(p.auroc_v, p.auroc_v_ci95) for p in points]
+    found += [(p.auroc_q, p.auroc_q_ci95) for p in points]
+    if all(auroc is None or bounds is not None for auroc, bounds in found):
+        return ()
+    return (
+        "An AUROC without an interval is the same in every resample: every success is above every "
+        "failure (1), or below (0), or all values are equal (0.5). Resampling cannot tell if that "
+        "is chance; with few dialogues it may well be.",
+    )
 
 
 def _turn_table(heldout: Heldout) -> ResultTable:

@@ -146,7 +146,10 @@ class Chat:
                 elif text:
                     ended_by = self._exchange(conversation, text)
             if _has_begun(conversation):
-                conversation.reward = ask_rating(self.task, self.console)
+                rating = ask_rating(self.task, self.console)
+                if rating == NEW:
+                    return NEW
+                conversation.reward = rating
         except EOFError:
             return None
         finally:
@@ -221,7 +224,7 @@ class Chat:
         """Tells what a world makes of the person's last words; False where it is nothing."""
         if self.world is None:
             return True
-        heard = following.heard(self.world, text)
+        heard = following.heard(self.world, text, conversation.turns[:-1])
         if not heard:
             role = self.task.human_role
             self._print(f"Not understood: no {role} says such a thing here.", "yellow")

@@ -23,6 +23,14 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from imagination.simulation.grammar import Phrasing
+from imagination.simulation.plain_words import (
+    DO_NOT_KNOW,
+    NO,
+    NOT_UNDERSTOOD,
+    OKAY,
+    UNDERSTOOD,
+    YES,
+)
 from imagination.simulation.world import Behaviour, World, any_of, mix
 from imagination.task import Task
 
@@ -353,6 +361,23 @@ REPLIES = {
         for cause, why in BYE_CAUSE.items()
     },
 }
+# What people mean who are plainer than a seeker: the first of these that can be said then.
+PLAIN_WORDS = {
+    "deflects": (*NO, *DO_NOT_KNOW),
+    "confirms": (*YES, *OKAY),
+    "eased": YES,
+    "warms": (*OKAY, *UNDERSTOOD),
+    "feels_heard": YES,
+    "comforted": (*YES, *OKAY),
+    "belittled": NO,
+    "brushed_off": NO,
+    "resists": (*NO, *DO_NOT_KNOW),
+    "missed": NO,
+    "informed": (*OKAY, *UNDERSTOOD),
+    "hopeful": (*YES, *OKAY),
+    "bye": (*YES, *OKAY, *UNDERSTOOD),
+    "puzzled": NOT_UNDERSTOOD,
+}
 
 # How a conversation goes
 
@@ -680,4 +705,5 @@ WORLD = World(
     situation=situation,
     mood=mood,
     ceiling=ceiling,
+    plain_words=PLAIN_WORDS,
 )

@@ -71,15 +71,26 @@ def reply_among(world: World, text: str, possible: Collection[Reply]) -> Reply |
     """The one of these replies that a person's words come closest to; None if none is near."""
     if (exact := world.hear(text)) is not None:
         return exact if exact in possible else None
+    if plain := world.hear_plainly(text):
+        return next((reply for reply in plain if reply in possible), None)
     understanding = world.human_understanding
     scores = dict(zip(understanding.names, understanding.similarities([text])[0], strict=True))
     near = [name for name in possible if scores[name] >= understanding.threshold]
     return max(near, key=scores.__getitem__, default=None)
 
 
-def heard(world: World, text: str) -> list[str]:
-    """Reply that a person's words come closest to, and topics that they name; [] if neither."""
-    reply = reply_among(world, text, world.replies)
+def heard(world: World, text: str, before: Sequence[Turn] = ()) -> list[str]:
+    """Reply that a person's words come closest to, and topics that they name; [] if neither.
+
+    Args:
+        world: The world.
+        text: The words.
+        before: Turns before them. A reply that can be given there comes first, and plain words
+            ("yes", "no") mean nothing where none of theirs can.
+    """
+    reply = reply_among(world, text, possible_replies(world, follow(world, before)))
+    if reply is None and not world.hear_plainly(text):
+        reply = reply_among(world, text, world.replies)
     replies = [] if reply is None else [reply.replace("_", " ")]
     return [*replies, *world.find_slots(text).values()]
 

@@ -22,6 +22,14 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from imagination.simulation.grammar import Phrasing
+from imagination.simulation.plain_words import (
+    DO_NOT_KNOW,
+    NO,
+    NOT_UNDERSTOOD,
+    OKAY,
+    UNDERSTOOD,
+    YES,
+)
 from imagination.simulation.world import Behaviour, World, any_of, mix
 from imagination.task import Task
 
@@ -363,6 +371,24 @@ REPLIES = {
         for reason, why in BYE_REASON.items()
     },
 }
+# What people mean who are plainer than a persuadee: the first of these that can be said then.
+PLAIN_WORDS = {
+    "chats": OKAY,
+    "warms": (*OKAY, *UNDERSTOOD),
+    "evades": DO_NOT_KNOW,
+    "no_worry": NO,
+    "promises": (*YES, *OKAY),
+    "pitched": NO,
+    "moved": (*UNDERSTOOD, *YES, *OKAY),
+    "missed": NO,
+    "gladly": YES,
+    "cautiously": OKAY,
+    "agrees": (*YES, *OKAY),
+    "declines": (*NO, *DO_NOT_KNOW),
+    "offended": YES,
+    "bye": (*YES, *OKAY, *UNDERSTOOD),
+    "puzzled": NOT_UNDERSTOOD,
+}
 
 # How a conversation goes
 
@@ -703,4 +729,5 @@ WORLD = World(
     situation=situation,
     mood=mood,
     ceiling=ceiling,
+    plain_words=PLAIN_WORDS,
 )

@@ -12,6 +12,14 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from imagination.simulation.grammar import Phrasing
+from imagination.simulation.plain_words import (
+    DO_NOT_KNOW,
+    NO,
+    NOT_UNDERSTOOD,
+    OKAY,
+    UNDERSTOOD,
+    YES,
+)
 from imagination.simulation.world import Behaviour, World, any_of, mix
 from imagination.task import Task
 
@@ -327,6 +335,20 @@ REPLIES = {
     ),
     "thanks": Phrasing(("[Thank you|Thanks], that was [very helpful|a good lesson]!",)),
     "unsure": Phrasing(("[Okay|Fine], but I [am still unsure|still have doubts].",)),
+}
+# What people mean who are plainer than a student: the first of these that can be said then.
+PLAIN_WORDS = {
+    "lost": (*NOT_UNDERSTOOD, *NO, *DO_NOT_KNOW),
+    "other_style": (*NOT_UNDERSTOOD, *NO, *DO_NOT_KNOW),
+    "cannot_say": (*NO, *NOT_UNDERSTOOD, *DO_NOT_KNOW),
+    "content": (*UNDERSTOOD, *YES, *OKAY),
+    "can_say": (*YES, *OKAY, *UNDERSTOOD),
+    "claims_novice": (*NO, *DO_NOT_KNOW),
+    "shows_novice": (*NO, *DO_NOT_KNOW, *NOT_UNDERSTOOD),
+    "shows_expert": (*YES, *UNDERSTOOD),
+    "thanks": (*YES, *OKAY, *UNDERSTOOD),
+    "unsure": (*NO, *NOT_UNDERSTOOD, *DO_NOT_KNOW),
+    "puzzled": NOT_UNDERSTOOD,
 }
 
 # How a conversation goes
@@ -659,4 +681,5 @@ WORLD = World(
     situation=situation,
     mood=mood,
     ceiling=ceiling,
+    plain_words=PLAIN_WORDS,
 )

@@ -16,6 +16,14 @@ import math
 from typing import NamedTuple
 
 from imagination.simulation.grammar import Phrasing
+from imagination.simulation.plain_words import (
+    DO_NOT_KNOW,
+    NO,
+    NOT_UNDERSTOOD,
+    OKAY,
+    UNDERSTOOD,
+    YES,
+)
 from imagination.simulation.world import Behaviour, World, any_of, mix
 from imagination.task import Task
 
@@ -352,6 +360,18 @@ REPLIES = {
         ("[Was that all|Is that it]? I [found|have] nothing [then|yet]. [Bye|Goodbye].",)
     ),
 }
+# What people mean who are plainer than a traveller: the first of these that can be said then.
+PLAIN_WORDS = {
+    "delighted": YES,
+    "settles": OKAY,
+    "refuses": NO,
+    "evades": (*DO_NOT_KNOW, *NO),
+    "no_reason": DO_NOT_KNOW,
+    "calmed": (*YES, *OKAY, *UNDERSTOOD),
+    "thanks": (*YES, *OKAY),
+    "disappointed": NO,
+    "puzzled": NOT_UNDERSTOOD,
+}
 
 # How a conversation goes
 
@@ -683,4 +703,5 @@ WORLD = World(
     situation=situation,
     mood=mood,
     ceiling=ceiling,
+    plain_words=PLAIN_WORDS,
 )

@@ -52,11 +52,12 @@ def validate(world: World) -> None:
 
 def _check_types(world: World, place: str) -> None:
     """Checks what kind of thing each field is; a plain string is no list of texts."""
-    for name in ("prior", "acts", "replies", "slots", "behaviours"):
+    for name in ("prior", "acts", "replies", "slots", "behaviours", "plain_words"):
         value = getattr(world, name)
         where = f"{place}: {name}"
         _require(isinstance(value, Mapping), f"{where} is {shown(value)!r}, but must be a dict")
-        _require(bool(value) or name == "slots", f"{where} is empty; give at least one")
+        may_be_empty = name in ("slots", "plain_words")
+        _require(bool(value) or may_be_empty, f"{where} is empty; give at least one")
         for key in value:
             kind = tuple if name == "prior" else str
             _require(
@@ -82,6 +83,10 @@ def _check_types(world: World, place: str) -> None:
             _require_texts(phrasing.templates, where, "templates")
             if len(phrasing.also):
                 _require_texts(phrasing.also, f"{where}, also", "templates")
+    for name, templates in world.plain_words.items():
+        known = f"the world's replies are {', '.join(world.replies)}"
+        _require(name in world.replies, f"{place}: plain_words of {shown(name)!r}; {known}")
+        _require_texts(templates, f"{place}: plain_words of reply {name!r}", "templates")
 
 
 def _require_function(value: Any, where: str) -> None:
@@ -131,7 +136,9 @@ def _check_prior(world: World, place: str) -> None:
 
 
 def _check_phrasings(world: World, place: str) -> None:
-    for kind, phrasings in (("act", world.acts), ("reply", world.replies)):
+    plain = {name: Phrasing(templates) for name, templates in world.plain_words.items()}
+    of_kind = {"act": world.acts, "reply": world.replies, "plain_words of reply": plain}
+    for kind, phrasings in of_kind.items():
         for name, phrasing in phrasings.items():
             where = f"{place}: {kind} {name!r}"
             for template in (*phrasing.templates, *phrasing.also):

@@ -21,6 +21,7 @@ from ilql_jax.errors import UserError
 from imagination.simulation import grammar
 from imagination.simulation.dice import SLOTS, Dice
 from imagination.simulation.grammar import Phrasing
+from imagination.simulation.plain_words import plainly
 from imagination.simulation.understanding import Understanding
 from imagination.task import Task
 
@@ -81,6 +82,9 @@ class World:
             depend on. Optional; replies are then worked out less often.
         ceiling: Persona, state -> a bound on the rating that can still be reached. Optional; the
             tighter it is, the less the planner has to look at.
+        plain_words: Reply -> templates of short words that people say for it, and the humans of
+            the world never do. Optional; one text may stand for several replies, of which the
+            first that can be given is heard.
     """
 
     task: Task
@@ -99,6 +103,7 @@ class World:
     situation: Callable[[State], State] = _same
     mood: Callable[[State, Act | None], State] | None = None
     ceiling: Callable[[Persona, State], float] | None = None
+    plain_words: Mapping[Reply, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -216,7 +221,25 @@ class World:
 
     def hear_loosely(self, text: str) -> Reply:
         """Like `hear`, and for a person's words the reply that comes closest."""
-        return self.hear(text) or self.human_understanding.nearest(text)
+        if exact := self.hear(text):
+            return exact
+        return next(iter(self.hear_plainly(text)), None) or self.human_understanding.nearest(text)
+
+    def hear_plainly(self, text: str) -> Sequence[Reply]:
+        """Replies that a person's plain words may stand for, in the world's order.
+
+        Empty for words that the simulated human says, too: these are exact.
+        """
+        return self._replies_of_plain.get(plainly(text), ()) if self.hear(text) is None else ()
+
+    @functools.cached_property
+    def _replies_of_plain(self) -> dict[str, list[Reply]]:
+        found: dict[str, list[Reply]] = {}
+        for reply, templates in self.plain_words.items():
+            texts = (plainly(form) for each in templates for form in grammar.forms(each))
+            for text in filter(None, dict.fromkeys(texts)):
+                found.setdefault(text, []).append(reply)
+        return found
 
     @functools.cached_property
     def agent_understanding(self) -> Understanding:

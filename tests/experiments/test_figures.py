@@ -20,6 +20,7 @@ from experiments.hindsight_records import Hindsight, Round
 from experiments.looks import look_of
 from experiments.metrics import LoggingConfig, open_logger
 from experiments.report.figures import conversations, drawn, hindsight, scores, style
+from experiments.report.figures.heldout import heldout_auroc
 from experiments.report.figures.training import learning_curves
 from experiments.report.run import Trained, read_run
 from imagination.dialogue import Dialogue, write_dialogues
@@ -59,6 +60,18 @@ def test_learning_curves_show_the_score_first_where_it_was_measured():
     assert mean.get_marker() == "o" and figure.axes[0].get_yscale() == "linear"
 
 
+def test_what_was_measured_once_has_no_learning_curve():
+    looks = {"ilql": look_of("ilql"), "bc": look_of("bc")}
+    steps = [{"step": step, "loss": 2.0} for step in (0, 50)]
+    once = {("bc", 0): [*steps, {"step": 50, "validation/average": 1.0}]}
+    [axis] = learning_curves(once, looks).axes
+    assert axis.get_title(loc="left") == "loss"
+    assert learning_curves({("bc", 0): steps[:1], ("bc", 1): steps[:1]}, looks) is None
+    twice = [{"step": step, "validation/average": 1.0} for step in (25, 50)]
+    first, _ = learning_curves({**once, ("ilql", 0): twice}, looks).axes
+    assert sorted(len(line.get_xdata()) for line in first.lines) == [1, 2]
+
+
 def test_a_training_that_goes_on_begins_at_the_steps_of_the_one_before():
     steps = [{"step": step, "loss": 2.0, "validation/average": 1.0} for step in (1, 50, 100)]
     metrics = {("ilql", 0): steps, ("ilql_imagination1", 0): steps}
@@ -68,6 +81,13 @@ def test_a_training_that_goes_on_begins_at_the_steps_of_the_one_before():
         lines = {line.get_color(): list(line.get_xdata()) for line in axis.lines}
         assert lines[looks["ilql"].color] == [1, 50, 100]
         assert lines[looks["ilql_imagination1"].color] == [101, 150, 200]
+
+
+def test_an_auroc_without_an_interval_is_drawn_without_a_band():
+    figure = heldout_auroc(evaluations.heldout((1.0, None)), {"ilql": look_of("ilql")})
+    of_v, of_q = (axis.collections[0].get_paths() for axis in figure.axes)
+    assert list(figure.axes[0].lines[0].get_ydata()) == [1.0] * 3
+    assert not of_v and len(of_q) == 1
 
 
 def test_scores_figure_has_a_mark_a_seed_and_the_references():

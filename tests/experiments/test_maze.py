@@ -166,6 +166,25 @@ def test_a_second_run_trains_nothing_and_a_damaged_result_is_made_again(finished
     assert asked == ["bc"]
 
 
+def test_an_interrupted_training_counts_in_what_made_it(finished, tmp_path, monkeypatch):
+    home, ends = tmp_path / "maze", [KeyboardInterrupt(), None]
+    shutil.copytree(finished, home)
+    (home / "bc-seed0.json").unlink()
+
+    def train_until_it_ends(*_):
+        if error := ends.pop(0):
+            raise error
+        return {"decoding": "x", "returns": [-9.0] * 4}
+
+    monkeypatch.setattr(provenance, "_AT_ONCE", 0.0)
+    monkeypatch.setattr(in_environment, "_trained", train_until_it_ends)
+    with pytest.raises(KeyboardInterrupt):
+        in_environment.run(SHORT, TINY, home, Console(quiet=True))
+    in_environment.run(SHORT, TINY, home, Console(quiet=True))
+    made = json.loads((home / "maze.json").read_text())["sessions"]
+    assert [each["stage"] for each in made] == ["bc", "bc", "fbc"]
+
+
 def test_other_settings_in_a_used_folder_are_told(finished):
 
     other = dataclasses.replace(TINY, steps=3)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import dataclasses
 import getpass
 import socket
+import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from experiments import provenance
+from experiments import launch, provenance
+from experiments.build import build
+from experiments.config import base_config
 from experiments.provenance import ROOT, Session
+from experiments.run_folder import RunError, RunFolder
+from experiments.stages import imagine
 
 MADE = Session("train", "python x.py", "0123abcd", "jax 1", "2 cores", "2026-11-28 12:00 UTC", 60.0)
 
@@ -65,3 +71,33 @@ def test_sessions_are_read_back_and_a_damaged_line_costs_itself_alone(tmp_path: 
         (MADE, "2026-11-28 12:00 UTC to 2026-11-28 13:00 UTC", "train 60 s, evaluate 9 s"),
         (other, "2026-11-28 12:00 UTC", "train 60 s"),
     ]
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RunError])
+def test_an_interrupted_stage_leaves_its_seconds(tmp_path: Path, monkeypatch, end):
+    monkeypatch.setattr(provenance, "_AT_ONCE", 0.0)
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    folder, ends = RunFolder(tmp_path), [end("stopped"), None]
+
+    def imagine_until_it_ends(*_):
+        if error := ends.pop(0):
+            raise error
+
+    monkeypatch.setattr(imagine, "run", imagine_until_it_ends)
+    experiment, console = build(base_config()), Console(quiet=True)
+    with pytest.raises(end):
+        launch._run_stage("imagine", experiment, folder, console)
+    launch._run_stage("imagine", experiment, folder, console)
+    made = provenance.read_sessions(folder.sessions)
+    assert [each.stage for each in made] == ["imagine", "imagine"]
+    [(_, _, stages)] = provenance.together([dataclasses.replace(each, seconds=30) for each in made])
+    assert stages == "imagine 60 s"
+
+
+def test_an_error_is_told_where_its_session_cannot_be_kept(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(provenance, "_AT_ONCE", 0.0)
+    with (
+        pytest.raises(RunError, match="stopped"),
+        provenance.recorded_if_interrupted(tmp_path, "train", ["x.py"]),
+    ):
+        raise RunError("stopped")

@@ -356,6 +356,7 @@ def test_a_moment_whose_dialogue_is_not_there_is_left_out():
     ("auroc", "said"),
     [
         ((0.57, (0.45, 0.69)), "does not foretell the outcome better than guessing"),
+        ((1.0, None), "V has an AUROC of 1.00 (0.5 is guessing), and resampling gives it no"),
         ((None, None), "V cannot be judged: all dialogues succeed, or all fail."),
     ],
 )

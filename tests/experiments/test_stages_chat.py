@@ -257,6 +257,16 @@ def test_whoever_leaves_or_begins_another_is_asked_for_a_rating(
     assert "How good was" not in nothing_said.shown and len(nothing_said.kept) == 1
 
 
+@pytest.mark.parametrize(("word", "begun"), [("/new", 2), ("/quit", 1)])
+def test_commands_at_the_rating_are_no_rating_and_are_obeyed(tmp_path: Path, word: str, begun: int):
+    person = chat(tmp_path, Scripted(ASKS), HELLO, "bye", word)
+    assert [dialogue.reward for dialogue in person.kept] == [None]
+    assert person.shown.count("A new conversation.") == begun
+    assert f"rating: {word} Not rated. Kept in" in person.shown
+    assert "is no rating" not in person.shown
+    assert "/new" in person.shown.partition("How good was")[2].partition("rating:")[0]
+
+
 def test_a_chat_that_is_ended_from_outside_is_kept(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(interrupts.Stop, "status", interrupts.TERMINATED)
     with pytest.raises(KeyboardInterrupt):

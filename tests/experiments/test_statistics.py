@@ -303,6 +303,16 @@ class TestAuroc:
             covered += interval.low <= 0.76025 <= interval.high
         assert covered >= 88
 
+    @pytest.mark.parametrize(
+        ("scores", "expected"),
+        [([2, 3, 4, 1, 1, 0], 1.0), ([0, 1, 1, 4, 3, 2], 0.0), ([1, 1, 1, 1, 1, 1], 0.5)],
+    )
+    def test_classes_that_are_wholly_apart_or_equal_have_no_interval(self, scores, expected):
+        labels = np.array([1, 1, 1, 0, 0, 0])
+        found = statistics.bootstrap_auroc(labels, np.array(scores, float), seed=0)
+        assert found.mean == expected and found.bounds is None
+        assert statistics.bootstrap_auroc(labels, np.array([2.0, 3, 1, 1, 1, 0]), seed=0).bounds
+
     def test_interval_of_one_class_is_undefined(self):
         for one_class in (np.ones(3), np.zeros(3)):
             assert np.isnan(statistics.bootstrap_auroc(one_class, np.ones(3), seed=0)).all()

@@ -46,7 +46,7 @@ def test_an_evaluation_is_read_back_as_it_was(tmp_path):
     assert json.loads(path.read_text())["schema"] == 2
 
 
-@pytest.mark.parametrize("auroc", [(0.61, (0.52, 0.69)), (None, None)])
+@pytest.mark.parametrize("auroc", [(0.61, (0.52, 0.69)), (1.0, None), (None, None)])
 def test_held_out_results_are_read_back_as_they_were(tmp_path, auroc):
     path = tmp_path / "heldout.json"
     written = evaluations.heldout(auroc)

@@ -144,6 +144,15 @@ def test_columns_stand_only_where_they_say_something():
     assert texts == ["plain prompt", "2.00 [1.87, 2.14]", "37 %", "5.8", "–", "2.5", "$0.2500", "–"]
 
 
+@pytest.mark.parametrize(
+    ("auroc", "is_told"),
+    [((1.0, None), True), ((0.61, (0.52, 0.69)), False), ((None, None), False)],
+)
+def test_an_auroc_without_an_interval_is_told(auroc, is_told: bool):
+    text = " ".join(printed(tables.print_heldout, evaluations.heldout(auroc)).split())
+    assert ("An AUROC without an interval is the same in every resample" in text) is is_told
+
+
 def test_heldout_tables_hold_policies_and_predictions():
     text = " ".join(printed(tables.print_heldout, evaluations.heldout()).split())
     for number in (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from imagination.dialogue import Turn
-from imagination.simulation import WORLDS, load_world
+from imagination.simulation import WORLDS, grammar, load_world
+from imagination.simulation.dice import Dice
 from imagination.simulation.following import (
     example_sentences,
     final_acts,
@@ -82,6 +83,70 @@ def test_a_conversation_without_an_opening_begins_as_most_do():
 )
 def test_what_can_be_understood_of_words(text: str, told: list[str]):
     assert heard(TEACHING, text) == told
+
+
+LEARNED = [
+    *EXPLAINED,
+    Turn("human", "Oh, now I see."),
+    Turn("agent", "Is that clear? Say it back."),
+]
+TESTED = [HELLO, Turn("agent", "Please try this small exercise: what comes out?")]
+GIBBERISH = [HELLO, Turn("agent", "Blah blah xyzzy.")]
+
+
+def after(opening: str, act: str, world: str) -> list[Turn]:
+    """An opening of a world's human, and an act of its agent."""
+    known = load_world(world)
+    slots, dice = known.draw_slots(0), Dice(0)
+    said = known.replies[opening].expand(dice, slots), known.acts[act].expand(dice, slots)
+    return [Turn("human", said[0]), Turn("agent", said[1])]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "texts", "reply"),
+    [
+        ("teaching", EXPLAINED, ("I don't get it", "I don’t understand this.", "huh?"), "lost"),
+        ("teaching", EXPLAINED, ("I have no idea", "no", "Not really", "sorry, what?"), "lost"),
+        ("teaching", EXPLAINED, ("yes", "ok", "Sure!", "got it", "Yes, I get it now"), "content"),
+        ("teaching", TESTED, ("no", "I can't", "I have no idea"), "shows_novice"),
+        ("teaching", TESTED, ("Yes.", "of course"), "shows_expert"),
+        ("teaching", LEARNED, ("yes", "OK"), "can_say"),
+        ("teaching", GIBBERISH, ("I dont understand", "What do you mean?"), "puzzled"),
+        ("teaching", ASKED, ("yes", "no", "I don't get it"), None),
+        ("travel", after("asks", "recommend_hike", "travel"), ("Yes!", "great"), "delighted"),
+        ("travel", after("asks", "recommend_hike", "travel"), ("ok", "sure"), "settles"),
+        ("travel", after("asks", "recommend_hike", "travel"), ("no", "not for me"), "refuses"),
+        ("travel", after("asks", "ask_interest", "travel"), ("I have no idea", "no"), "evades"),
+        ("counseling", after("opens", "ask_behind", "counseling"), ("no", "dunno"), "deflects"),
+        ("counseling", after("opens", "reflect", "counseling"), ("yes", "exactly"), "eased"),
+        ("counseling", after("opens", "suggest_job", "counseling"), ("no",), "brushed_off"),
+        ("persuasion", after("opens", "ask_dollar", "persuasion"), ("ok", "yes"), "agrees"),
+        ("persuasion", after("opens", "ask_dollar", "persuasion"), ("not really",), "declines"),
+        ("persuasion", after("opens", "ask_reason", "persuasion"), ("I don't know",), "evades"),
+    ],
+)
+def test_plain_words_are_heard_as_what_they_answer(
+    name: str, before: list[Turn], texts: tuple[str, ...], reply: str | None
+):
+    world = load_world(name)
+    memory = follow(world, before)
+    for text in texts:
+        assert heard(world, text, before) == ([] if reply is None else [reply.replace("_", " ")])
+        assert world.hear(text) is None
+        told = follow(world, [*before, Turn("human", text)])
+        state = memory.state if reply is None else world.advance(memory.state, memory.act, reply)
+        assert told.state == state
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_plain_words_are_none_of_the_worlds_own_and_stand_for_replies(name: str):
+    world = load_world(name)
+    assert {reply for text in ("yes", "ok", "no") for reply in world.hear_plainly(text)}
+    assert {"puzzled"} <= set(world.hear_plainly("I don't understand"))
+    for reply, phrasing in world.replies.items():
+        for number, form in enumerate(phrasing.forms()):
+            text = grammar.fill(form, world.draw_slots(number))
+            assert world.hear_loosely(text) == reply and not world.hear_plainly(text)
 
 
 @pytest.mark.parametrize("turns", [[], ASKED, EXPLAINED])

@@ -111,6 +111,10 @@ def test_a_slip_is_told_or_the_world_can_be_played(part, coffee):
         ({"is_difficult": fails}, r"is_difficult of persona .*: it raised RuntimeError"),
         ({"behaviours": {"w": Behaviour(1.0, fails)}}, r"behaviour 'w' in state .* it raised"),
         ({"task": None}, r"world: task is 'None', but must be a Task"),
+        ({"plain_words": None}, r"plain_words is 'None', but must be a dict"),
+        ({"plain_words": {"nods": ["Yes"]}}, r"plain_words of 'nods'; the world's replies are gr"),
+        ({"plain_words": {"greets": "Hi"}}, r"plain_words of reply 'greets' has the templates"),
+        ({"plain_words": {"greets": ["[Hi"]}}, r"plain_words of reply 'greets': template '\[Hi'"),
     ],
 )
 def test_each_promised_check_names_its_place(changes, message, coffee):

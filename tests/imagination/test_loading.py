@@ -35,6 +35,17 @@ def test_example_of_the_page_is_a_world_outside_the_repository(tmp_path: Path):
     ]
 
 
+def test_plain_words_of_a_world_of_ones_own_are_heard_as_a_whole(tmp_path: Path):
+    coffee = load_world(coffee_file(tmp_path))
+    assert coffee.hear_plainly("Yes!") == () and coffee.hear_loosely("¿Sí?") == "greets"
+    words = {"shrugs": ["[Dunno|¿Qué]"], "pleased": ["Sí", "是", "..."], "greets": ["Hi"]}
+    coffee = dataclasses.replace(coffee, plain_words=words)
+    validate(coffee)
+    assert coffee.hear_loosely("¿Sí?") == coffee.hear_loosely("是。") == "pleased"
+    assert coffee.hear_loosely("hm, dunno") == "shrugs"
+    assert coffee.hear_plainly("Sí, a tea") == coffee.hear_plainly("...") == ()
+
+
 def test_world_may_come_from_make_world(tmp_path: Path):
     path = tmp_path / "made.py"
     path.write_text(COFFEE.replace("WORLD = World(", "made = World(") + MAKE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,8 @@ def heldout_auroc(heldout: Heldout, looks: Looks, screen: Screen = style.WIDE) -
 def _draw_auroc(axis: Axes, look: Look, points: Sequence[PredictionPoint], field: str) -> Any:
     """Draws points, all of which have an AUROC, and returns the line."""
     x, y = [point.point for point in points], [getattr(point, field) for point in points]
-    low, high = zip(*(getattr(point, f"{field}_ci95") for point in points), strict=True)
+    bounds = (getattr(point, f"{field}_ci95") or (math.nan, math.nan) for point in points)
+    low, high = zip(*bounds, strict=True)
     axis.fill_between(x, low, high, color=look.color, alpha=0.15, lw=0)
     [line] = axis.plot(x, y, marker=look.marker, ms=5, lw=1.8, color=look.color)
     return line

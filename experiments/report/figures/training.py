@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ def learning_curves(
 ) -> Figure | None:
     """One panel for each score that was measured, and for each loss; a line a method and seed.
 
+    What was measured once in each training has no panel.
+
     Args:
         metrics: Logs of the trainings.
         looks: Looks of the methods.
@@ -61,13 +64,16 @@ def learning_curves(
 
 
 def _panels(metrics: Metrics) -> list[str]:
-    names = dict.fromkeys(
-        name
-        for records in metrics.values()
-        for record in records
-        for name in record
-        if ("loss" in name or name.startswith(VALIDATION)) and math.isfinite(record[name])
-    )
+    """Scores and losses of which a training has two points or more: one alone is no curve."""
+    names: dict[str, None] = {}
+    for records in metrics.values():
+        points = Counter(
+            name
+            for record in records
+            for name in record
+            if ("loss" in name or name.startswith(VALIDATION)) and math.isfinite(record[name])
+        )
+        names |= dict.fromkeys(name for name, count in points.items() if count > 1)
     places = {name: (not name.startswith(VALIDATION), name != "loss") for name in names}
     return sorted(names, key=places.__getitem__)[: style.MOST_PANELS]
 
