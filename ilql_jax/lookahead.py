@@ -23,7 +23,7 @@ from jaxtyping import Bool, Int
 
 Tokens = Int[np.ndarray, " time"]
 
-NEXT_CANDIDATES = 4  # of an imagined turn of the agent's: eight choose no better in the worlds here
+NEXT_CANDIDATES = 4  # of an imagined turn: written for each candidate and each reply to it
 
 
 @dataclasses.dataclass(frozen=True)
