@@ -214,8 +214,6 @@ def load_agent(
     scale = None
     if experiment.method(unit.method).learns_values:
         scale, more["baseline"] = value_unit(folder, unit)
-        packing = read_metadata(folder.checkpoints(unit))["packing"]
-        more["discount"] = packing["utterance_discount"]
     return agent_of(experiment, folder, unit, shape, params, decoding, scale, batch_size, **more)
 
 
@@ -239,6 +237,7 @@ def agent_of(
     longest = experiment.speaking.max_utterance
     if experiment.method(unit.method).method.predicts_observations:
         more["replies"] = tokenizer.replies(longest, shape.decoder.vocab_size)
+        more["discount"] = experiment.batches.utterance_discount
     policy = Policy(
         shape,
         params,

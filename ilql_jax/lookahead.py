@@ -62,10 +62,17 @@ class Replies:
 
 
 class Said(NamedTuple):
-    """One candidate: its tokens and Q, in the unit that values are given in."""
+    """One candidate.
+
+    Attributes:
+        tokens: int32 [S], the stop token included.
+        q: Value of it, in the unit that values are given in.
+        log_prob: log π_β of it.
+    """
 
     tokens: Tokens
     q: float
+    log_prob: float = 0.0
 
 
 class Best(NamedTuple):

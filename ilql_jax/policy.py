@@ -53,6 +53,7 @@ class Response:
         v: Value of the state before it, or None, as `q`.
         log_prob: log π_β of the utterance (unsteered).
         candidates: (tokens, q) of all that were written, best first.
+        log_probs: log π_β of each of these; of the utterance alone, where nothing else was written.
     """
 
     tokens: Int[np.ndarray, " time"]
@@ -60,6 +61,7 @@ class Response:
     v: float | None
     log_prob: float
     candidates: tuple[tuple[Int[np.ndarray, " time"], float], ...] = ()
+    log_probs: tuple[float, ...] = ()
 
     @property
     def written(self) -> tuple[tuple[Int[np.ndarray, " time"], float | None], ...]:
@@ -522,14 +524,15 @@ class Policy:
             (samples.tokens[slot, n, : samples.length[slot, n]], self._value(samples.q[slot, n]))
             for n in ranking
         ]
-        best = ranking[0]
+        log_probs = tuple(samples.log_prob[slot, ranking].tolist())
         knows_values = self._trunks == self._config.num_trunks
         return Response(
             tokens=written[0][0],
             q=written[0][1] if knows_values else None,
             v=self._value(samples.v[slot]) if knows_values else None,
-            log_prob=float(samples.log_prob[slot, best]),
+            log_prob=log_probs[0],
             candidates=tuple(written) if len(written) > 1 else (),
+            log_probs=log_probs,
         )
 
     def _value(self, given: np.ndarray) -> float:
@@ -601,16 +604,25 @@ def _check_decoding(config: ModelConfig, params: Params, decoding: DecodingConfi
 
 def _different(response: Response) -> list[Said]:
     """Candidates of a response, each once."""
-    once = {tokens.tobytes(): Said(tokens, q) for tokens, q in reversed(response.written)}
-    return list(once.values())[::-1]
+    everything = zip(response.written, response.log_probs, strict=True)
+    once: dict[bytes, Said] = {}
+    for (tokens, q), log_prob in everything:
+        once.setdefault(tokens.tobytes(), Said(tokens, q, log_prob))
+    return list(once.values())
 
 
 def _chosen_by(response: Response, candidates: Sequence[Said], values: Sequence[float]) -> Response:
     """The response with the candidate of highest value, all of them in this order."""
     order = np.argsort(-np.asarray(values), kind="stable")
-    ranked = tuple((candidates[i].tokens, values[i]) for i in order)
+    ranked = [candidates[i]._replace(q=values[i]) for i in order]
+    best = ranked[0]
     return dataclasses.replace(
-        response, tokens=ranked[0][0], q=ranked[0][1], candidates=ranked if len(ranked) > 1 else ()
+        response,
+        tokens=best.tokens,
+        q=best.q,
+        log_prob=best.log_prob,
+        candidates=tuple((said.tokens, said.q) for said in ranked) if len(ranked) > 1 else (),
+        log_probs=tuple(said.log_prob for said in ranked),
     )
 
 

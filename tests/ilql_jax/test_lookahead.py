@@ -113,6 +113,8 @@ def test_the_candidates_are_those_without_and_only_their_values_differ(params):
         q = [value for _, value in other.written]
         assert q == sorted(q, reverse=True) and other.q == q[0] and other.v == pytest.approx(one.v)
         assert other.tokens.tolist() == other.written[0][0].tolist()
+        known = {a.tobytes(): p for (a, _), p in zip(one.written, one.log_probs, strict=True)}
+        assert other.log_prob == pytest.approx(known[other.tokens.tobytes()], abs=1e-5)
         moved |= one.tokens.tolist() != other.tokens.tolist()
     assert moved
 
