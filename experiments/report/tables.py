@@ -328,8 +328,8 @@ def decodings_tables(
         (
             "Utterances a turn: as many are written at most for one that is said; where an agent "
             "looks ahead, with the replies and answers that it imagines. Rewards are means over "
-            "trainings. Where all others read values, the policy alone is tried, too, and taken if "
-            "it is better by more than chance.",
+            "the trainings that tried it. Where all others read values, the policy alone is tried, "
+            "too, and taken if it is better by more than chance.",
         ),
     )
     return [table] if rows else []
