@@ -235,7 +235,8 @@ def agent_of(
     """
     tokenizer = load_tokenizer(folder)
     longest = experiment.speaking.max_utterance
-    if experiment.method(unit.method).method.predicts_observations:
+    # A chat template may have no such layout: only who looks ahead needs it.
+    if any(each.lookahead for each in (decoding, *experiment.method(unit.method).decodings)):
         more["replies"] = tokenizer.replies(longest, shape.decoder.vocab_size)
         more["discount"] = experiment.batches.utterance_discount
     policy = Policy(

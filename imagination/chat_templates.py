@@ -150,7 +150,8 @@ class TemplateFormat:
         chat = Chat((Turn("human", "a"), Turn("agent", "b"), Turn("human", _PLACEHOLDER_HUMAN)))
         [text] = self._before_words([chat])
         before, _, after = text.removesuffix(self._gap).partition(_PLACEHOLDER_HUMAN)
-        whole, closing = self._encode([before, after])
+        # Many tokenizers join spaces to a word.
+        whole, closing = self._encode([before.rstrip(" "), after])
         opens = whole[len(whole) - whole[::-1].index(self.end) :]
         if not opens or not closing or closing[0] not in self._special:
             raise DialogueError(

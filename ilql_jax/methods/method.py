@@ -217,6 +217,12 @@ class Method:
                 f"{str(decoding)!r} needs values of every token, but those of {self.name} are of "
                 "whole utterances: set its credit to 'token'."
             )
+        if decoding.lookahead and self.values_every_token:
+            raise MethodError(
+                f"{str(decoding)!r} compares the value of an utterance with that of the state "
+                f"before it, but {self.name} discounts from token to token between them: set its "
+                "credit to 'utterance'."
+            )
         if decoding.lookahead and not self.predicts_observations:
             raise MethodError(
                 f"{str(decoding)!r} imagines what the other side says, which {self.name} does not "

@@ -193,7 +193,10 @@ def test_who_cannot_look_ahead_says_so(params):
     ilql, how = METHODS["ilql"], DecodingConfig.parse(AHEAD)
     with pytest.raises(MethodError, match="set its observation_loss_weight above 0"):
         ilql.check_decoding(how)
-    ilql.configured(observation_loss_weight=0.5).check_decoding(how)
+    predicts = ilql.configured(observation_loss_weight=0.5)
+    predicts.check_decoding(how)
+    with pytest.raises(MethodError, match="set its credit to 'utterance'"):
+        predicts.configured(credit="token").check_decoding(how)
 
 
 def test_a_layout_comes_back_from_a_file():

@@ -216,3 +216,23 @@ def test_spaces_before_punctuation_stay_whatever_the_tokenizer_says(tmp_path):
     turns = (TURNS[0], Turn("agent", "Well , do n't you know ?"))
     trajectory, _ = laid_out(tokenizer, turns)
     assert tokenizer.decode(trajectory.tokens[trajectory.is_action]) == turns[1].text
+
+
+@EACH
+def test_replies_are_laid_out_as_the_template_does_or_refused(name):
+    special, template = REAL[name]
+    tokenizer = DialogueTokenizer(raw_tokenizer(template, special))
+    if name in ("llama 2", "mistral v0.1", "falcon 3", "vicuna"):
+        with pytest.raises(DialogueError, match="Decode without looking ahead"):
+            tokenizer.replies(12)
+        return
+    layout = tokenizer.replies(12)
+    asked, answered = Turn("human", "Hello there"), Turn("agent", "Not much.")
+    over = Dialogue("d", "t", (asked, answered), reward=1.0)
+    [said_so_far] = tokenizer.trajectories([over])
+    [later] = tokenizer.contexts([[asked, answered, Turn("human", "Then let us begin!")]])
+    between = later[len(said_so_far.tokens) :].tolist()
+    behind = [layout.stop, *layout.closes]
+    words = between[len(layout.opens) : -len(behind)]
+    assert between == [*layout.opens, *words, *behind]
+    assert tokenizer.decode(words) == "Then let us begin!"

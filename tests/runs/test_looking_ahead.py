@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from in_process import SMALLEST, run
+from rich.console import Console
 
 from experiments.checks import checked
 from experiments.command_line import parse
@@ -13,9 +14,10 @@ from experiments.networks import load_agent
 from experiments.run_folder import RunFolder, Unit
 from experiments.serving.specs import split_specs
 from experiments.teaching import get_config
-from experiments.training_data import TrainingData
+from experiments.training_data import TrainingData, check_dialogues
 from ilql_jax.decoding_config import DecodingConfig
-from imagination.dialogue import read_dialogues
+from imagination.dialogue import DialogueError, read_dialogues
+from imagination.tokenization import DialogueTokenizer
 
 AHEAD = "sampled, best of 3, looking ahead by 2, replies 1"
 SETTINGS = (
@@ -70,3 +72,15 @@ def test_a_network_that_was_not_to_predict_is_refused_before_it_is_trained():
 def test_a_decoding_that_looks_ahead_is_one_spec_of_an_agent():
     agent = f"runs/teaching:ilql:{AHEAD}"
     assert split_specs(f"{agent},runs/teaching:bc:greedy") == (agent, "runs/teaching:bc:greedy")
+
+
+def test_who_does_not_look_ahead_needs_no_layout_of_replies(folder, monkeypatch):
+    def unknown(*_):
+        raise DialogueError("no such layout")
+
+    monkeypatch.setattr(DialogueTokenizer, "replies", unknown)
+    plain = '--config.decoding.ilql=("sampled, best of 3",)'
+    how = DecodingConfig.parse("sampled, best of 3")
+    assert load_agent(experiment(PREDICTED, plain), folder, Unit("ilql", 0), how)
+    with pytest.raises(DialogueError):
+        check_dialogues(experiment(PREDICTED), folder, read_dialogues(folder.dialogues), Console())
