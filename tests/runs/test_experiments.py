@@ -167,7 +167,7 @@ def test_a_run_killed_in_every_stage_goes_on_to_the_same_result(
 ):
     """The same command then ends as if nothing had happened."""
     folder = shutil.copytree(killed_in_training, tmp_path / "killed")
-    _kill(folder, folder / "evaluation" / "bc-seed0.jsonl")
+    _kill(folder, folder / "evaluation" / "ilql-seed0.jsonl")  # the first of the two
     assert not (folder / "evaluation.json").exists()
     result = launch(f"--workdir={folder}", *TINY)
     assert result.returncode == 0, result.stdout + result.stderr
