@@ -214,6 +214,13 @@ class Experiment:
         return DecodingConfig.parse(text) if text else method.decodings[0]
 
     @property
+    def looks_ahead(self) -> bool:
+        """True if an agent does, in rounds of imagination or when it is judged."""
+        decodings = [how for each in self.methods for how in each.decodings]
+        decodings += [self.decoding_of_rounds(m) for m in self.methods if m.imagination_rounds]
+        return any(how.lookahead for how in decodings)
+
+    @property
     def imagines_with_llm(self) -> bool:
         return self.data.source == "world" and self.imagination.llm is not None
 

@@ -66,7 +66,7 @@ def check_dialogues(
         loss_on=experiment.data.loss_on,
         with_ends=any(each.method.predicts_observations for each in experiment.methods),
     )
-    if any(how.lookahead for each in experiment.methods for how in each.decodings):
+    if experiment.looks_ahead:
         tokenizer.replies(experiment.speaking.max_utterance)  # refused before the training
     _check_rewards(experiment, trajectories)
     check_lengths(experiment.network, trajectories, experiment.speaking.max_utterance, console)

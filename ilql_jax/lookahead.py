@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -54,20 +54,19 @@ class Replies:
         """True for the two tokens of which one follows the agent: the turn's first, and `over`."""
         return np.isin(np.arange(vocab_size), [self.opens[0], self.over])
 
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Replies:
-        """Reads what `dataclasses.asdict` made of one."""
-        tuples = {name: tuple(fields[name]) for name in ("opens", "closes", "allowed")}
-        return cls(**{**fields, **tuples})
+    @property
+    def room(self) -> int:
+        """Tokens of the longest reply, with all between the agent's utterances."""
+        return len(self.opens) + self.max_length + len(self.closes)
 
 
 class Said(NamedTuple):
-    """One candidate.
+    """An utterance that was written.
 
     Attributes:
         tokens: int32 [S], the stop token included.
         q: Value of it, in the unit that values are given in.
-        log_prob: log π_β of it.
+        log_prob: log π_β of it (unsteered).
     """
 
     tokens: Tokens
@@ -136,15 +135,15 @@ def look_ahead(
         A value for each candidate.
     """
     values = [[said.q for said in own] for own in candidates]
-    more = len(layout.opens) + layout.max_length + len(layout.closes)
     paths = [
         _Path(i, j, np.concatenate([context, said.tokens]), 1.0)
         for i, (context, own) in enumerate(zip(contexts, candidates, strict=True))
-        if len(own) > 1 and len(context) + max(len(said.tokens) for said in own) + more <= longest
+        if len(own) > 1
+        and len(context) + max(len(said.tokens) for said in own) + layout.room <= longest
         for j, said in enumerate(own)
     ]
     for turn in range(1, turns + 1):
-        paths = [path for path in paths if len(path.tokens) + more <= longest]
+        paths = [path for path in paths if len(path.tokens) + layout.room <= longest]
         if not paths:
             break
         paths = _replied(imagination, layout, paths, seeds, turn, replies if turn == 1 else 1)

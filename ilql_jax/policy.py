@@ -52,21 +52,19 @@ class Response:
             have a trunk of their own and the decoding does not need it: that trunk is not run then.
         v: Value of the state before it, or None, as `q`.
         log_prob: log π_β of the utterance (unsteered).
-        candidates: (tokens, q) of all that were written, best first.
-        log_probs: log π_β of each of these; of the utterance alone, where nothing else was written.
+        candidates: All that were written, best first; empty where it was one.
     """
 
     tokens: Int[np.ndarray, " time"]
     q: float | None
     v: float | None
     log_prob: float
-    candidates: tuple[tuple[Int[np.ndarray, " time"], float], ...] = ()
-    log_probs: tuple[float, ...] = ()
+    candidates: tuple[Said, ...] = ()
 
     @property
-    def written(self) -> tuple[tuple[Int[np.ndarray, " time"], float | None], ...]:
-        """All that were written with their values, best first."""
-        return self.candidates or ((self.tokens, self.q),)
+    def written(self) -> tuple[Said, ...]:
+        """All that were written, best first."""
+        return self.candidates or (Said(self.tokens, self.q, self.log_prob),)
 
 
 class Writing(NamedTuple):
@@ -173,7 +171,7 @@ class Policy:
         self._config, self._params = decoding_layout(model_config, params)
         self.allowed = jnp.asarray(allowed, bool)
         self._steer = steer
-        self._check(decoding)
+        _check_decoding(model_config, params, decoding, replies)
         self._decoding = decoding
         # What is read last may be padded to the next width.
         self._most_columns = _round_up(self.max_context + max(self.WIDTHS), self.BUCKET)
@@ -232,8 +230,6 @@ class Policy:
             steer or losses.steer_logits,
             saved.reward_scale,
             saved.baseline,
-            replies=saved.replies,
-            discount=saved.discount,
         )
 
     @property
@@ -247,7 +243,7 @@ class Policy:
 
     @decoding.setter
     def decoding(self, decoding: DecodingConfig) -> None:
-        self._check(decoding)
+        _check_decoding(self._config, self._params, decoding, self._replies)
         before, self._decoding = self._trunks, decoding
         if self._trunks != before:
             self.forget()  # other trunks have read it
@@ -347,7 +343,8 @@ class Policy:
         """The responses with their candidates valued, and chosen, by looking ahead."""
         own = [_different(response) for response in responses]
         # As many at a time as there is room for what is read of them.
-        size = max(1, self._prefixes.entries // (2 * self.decoding.candidates))
+        each = self.decoding.candidates * (2 + self.decoding.replies)
+        size = max(1, self._prefixes.entries // each)
         values: list[list[float]] = []
         for start in range(0, len(contexts), size):
             part = slice(start, start + size)
@@ -368,6 +365,21 @@ class Policy:
             for response, candidates, found in zip(responses, own, values, strict=True)
         ]
 
+    def rehearse(self, context: Int[np.ndarray, " time"]) -> None:
+        """Compiles what answering contexts of this length takes, imagined turns included.
+
+        Args:
+            context: Tokens of one, int32, at most `max_context` of them.
+        """
+        # More than fit, so that slots are filled one after the other, and again.
+        contexts, seeds = [context] * (self.batch_size + 1), range(self.batch_size + 1)
+        self._write(contexts, seeds, self._speaking)
+        if self.decoding.lookahead:
+            self._imagination.ends(contexts)
+            self._imagination.best(contexts, seeds)
+            for count in {self.decoding.replies, *([1] if self.decoding.lookahead > 1 else [])}:
+                self._imagination.replies(contexts, seeds, count)
+
     @functools.cached_property
     def _imagination(self) -> Imagination:
         """This network's answers to what looking ahead asks."""
@@ -387,7 +399,7 @@ class Policy:
         def replies(contexts, seeds, count):
             how = speaking._replace(decoding=DecodingConfig(candidates=count))
             written = self._write(contexts, seeds, how, branches=True)
-            return [[tokens for tokens, _ in response.written] for response in written]
+            return [[said.tokens for said in response.written] for response in written]
 
         def best(contexts, seeds):
             decoding = dataclasses.replace(
@@ -415,15 +427,6 @@ class Policy:
         """
         self._prefixes = PrefixIndex(self._prefixes.entries)
         self._cache = None
-
-    def _check(self, decoding: DecodingConfig) -> None:
-        """Refuses decodings that this network cannot do."""
-        _check_decoding(self._config, self._params, decoding)
-        if decoding.lookahead and self._replies is None:
-            raise PolicyError(
-                f"decoding '{decoding}' imagines what the other side says, but it is not known how "
-                "its turns are laid out: give Policy(replies=...), or decode without looking ahead."
-            )
 
     def _checked_contexts(
         self, contexts: Sequence[Int[np.ndarray, " time"]], seeds: Sequence[int]
@@ -519,20 +522,21 @@ class Policy:
         return _empty_cache(self._config.decoder, (entries,), columns, self._trunks)
 
     def _response(self, samples: Samples, slot: int) -> Response:
-        ranking = np.argsort(-samples.q[slot], kind="stable")
         written = [
-            (samples.tokens[slot, n, : samples.length[slot, n]], self._value(samples.q[slot, n]))
-            for n in ranking
+            Said(
+                samples.tokens[slot, n, : samples.length[slot, n]],
+                self._value(samples.q[slot, n]),
+                float(samples.log_prob[slot, n]),
+            )
+            for n in np.argsort(-samples.q[slot], kind="stable")
         ]
-        log_probs = tuple(samples.log_prob[slot, ranking].tolist())
         knows_values = self._trunks == self._config.num_trunks
         return Response(
-            tokens=written[0][0],
-            q=written[0][1] if knows_values else None,
+            tokens=written[0].tokens,
+            q=written[0].q if knows_values else None,
             v=self._value(samples.v[slot]) if knows_values else None,
-            log_prob=log_probs[0],
+            log_prob=written[0].log_prob,
             candidates=tuple(written) if len(written) > 1 else (),
-            log_probs=log_probs,
         )
 
     def _value(self, given: np.ndarray) -> float:
@@ -587,8 +591,15 @@ def _check_params(config: ModelConfig, params: Params) -> None:
             )
 
 
-def _check_decoding(config: ModelConfig, params: Params, decoding: DecodingConfig) -> None:
-    """Refuses decodings by values that the network does not have."""
+def _check_decoding(
+    config: ModelConfig, params: Params, decoding: DecodingConfig, replies: Replies | None
+) -> None:
+    """Refuses decodings by what the network does not have, or is not known of it."""
+    if decoding.lookahead and replies is None:
+        raise PolicyError(
+            f"decoding '{decoding}' imagines what the other side says, but it is not known how "
+            "its turns are laid out: give Policy(replies=...), or decode without looking ahead."
+        )
     if decoding.steering_strength and config.utterance_q != "last":
         raise PolicyError(
             f"decoding '{decoding}' steers every token by its value, but with utterance_q "
@@ -604,26 +615,18 @@ def _check_decoding(config: ModelConfig, params: Params, decoding: DecodingConfi
 
 def _different(response: Response) -> list[Said]:
     """Candidates of a response, each once."""
-    everything = zip(response.written, response.log_probs, strict=True)
     once: dict[bytes, Said] = {}
-    for (tokens, q), log_prob in everything:
-        once.setdefault(tokens.tobytes(), Said(tokens, q, log_prob))
+    for said in response.written:
+        once.setdefault(said.tokens.tobytes(), said)
     return list(once.values())
 
 
 def _chosen_by(response: Response, candidates: Sequence[Said], values: Sequence[float]) -> Response:
     """The response with the candidate of highest value, all of them in this order."""
     order = np.argsort(-np.asarray(values), kind="stable")
-    ranked = [candidates[i]._replace(q=values[i]) for i in order]
-    best = ranked[0]
-    return dataclasses.replace(
-        response,
-        tokens=best.tokens,
-        q=best.q,
-        log_prob=best.log_prob,
-        candidates=tuple((said.tokens, said.q) for said in ranked) if len(ranked) > 1 else (),
-        log_probs=tuple(said.log_prob for said in ranked),
-    )
+    ranked = tuple(candidates[i]._replace(q=values[i]) for i in order)
+    candidates = ranked if len(ranked) > 1 else ()
+    return dataclasses.replace(response, **ranked[0]._asdict(), candidates=candidates)
 
 
 def learned_values(params: Params) -> bool:

@@ -19,7 +19,6 @@ import safetensors.flax
 from jaxtyping import Bool
 
 from ilql_jax.errors import UserError
-from ilql_jax.lookahead import Replies
 from ilql_jax.models import ModelConfig, Params, abstract_params
 
 DESCRIPTION, PARAMETERS = "policy.json", "policy.safetensors"
@@ -44,8 +43,6 @@ class PolicyDescription:
         steered_by: Name of a method with a steering rule of its own (`Method.steer`); "" = the
             usual one.
         training: Origin of the policy, for people to read: method, settings, data.
-        replies: Layout of the other side's turns, for decodings that look ahead; None = unknown.
-        discount: γ from one utterance to the next.
     """
 
     model: ModelConfig
@@ -57,8 +54,6 @@ class PolicyDescription:
     baseline: float
     steered_by: str
     training: Mapping[str, Any]
-    replies: Replies | None = None
-    discount: float = 0.99
 
     @property
     def allowed_mask(self) -> Bool[np.ndarray, " vocab"]:
@@ -72,19 +67,16 @@ class PolicyDescription:
             "decoding": dict(self.decoding),
             "allowed": list(self.allowed),
             "training": dict(self.training),
-            "replies": None if self.replies is None else dataclasses.asdict(self.replies),
         }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> PolicyDescription:
         """Reads what `to_json` made."""
-        replies = fields.get("replies")
         return cls(
             **{
                 **fields,
                 "model": ModelConfig.from_dict(fields["model"]),
                 "allowed": tuple(fields["allowed"]),
-                "replies": None if replies is None else Replies.from_json(replies),
             }
         )
 
@@ -143,11 +135,10 @@ def _read_description(file: Path) -> PolicyDescription:
             raise ValueError(f"holds {str(fields)[:40]!r}, no fields by name")
     except (ValueError, RecursionError) as error:
         raise PolicyFolderError(f"{file}: {error}. Save the policy again.") from None
-    known = {field.name: field.default for field in dataclasses.fields(PolicyDescription)}
-    needed = {name for name, default in known.items() if default is dataclasses.MISSING}
-    if missing := sorted(needed - fields.keys()):
+    known = {field.name for field in dataclasses.fields(PolicyDescription)}
+    if missing := sorted(known - fields.keys()):
         raise PolicyFolderError(f"{file}: has no {', '.join(missing)}. Save the policy again.")
-    if unknown := sorted(fields.keys() - known.keys()):
+    if unknown := sorted(fields.keys() - known):
         raise PolicyFolderError(
             f"{file}: has {', '.join(unknown)}, which this version does not know. Use the version "
             "that wrote it."

@@ -141,8 +141,9 @@ def read_run(path: Path, trained: Mapping[str, Trained] | None = None) -> Run:
         )
     dialogues, conversations = _dialogues(folder.dialogues), _dialogues(folder.conversations)
     config, trained = folder.config_file, trained or {}
+    evaluation = Evaluation.read(folder.evaluation) if folder.evaluation.exists() else None
     return Run(
-        evaluation=Evaluation.read(folder.evaluation) if folder.evaluation.exists() else None,
+        evaluation=evaluation,
         heldout=Heldout.read(folder.heldout) if folder.heldout.exists() else None,
         conversations=conversations,
         dialogues=dialogues,
@@ -153,7 +154,7 @@ def read_run(path: Path, trained: Mapping[str, Trained] | None = None) -> Run:
         diagnosis=Diagnosis.read(folder.diagnosis) if folder.diagnosis.exists() else None,
         held=_held_rounds(path / "imagination"),
         trained=trained,
-        choices=_choices(folder),
+        choices={} if evaluation is None else _choices(folder, evaluation),
         returns=_returns(folder, conversations, trained),
     )
 
@@ -184,12 +185,13 @@ def _returns(
     return found
 
 
-def _choices(folder: RunFolder) -> dict[str, list[UnitResult]]:
-    """Method -> results of the trainings for which a decoding was chosen among several."""
+def _choices(folder: RunFolder, evaluation: Evaluation) -> dict[str, list[UnitResult]]:
+    """Evaluated method -> results of the trainings whose decoding was chosen among several."""
     found: dict[str, list[UnitResult]] = {}
+    evaluated = {name for each in evaluation.population.values() for name in each.methods}
     for path in sorted((folder.path / "evaluation").glob("*.json")):
         unit = Unit.parse(path.stem)
-        if unit and (result := UnitResult.read(path)).validation:
+        if unit and unit.method in evaluated and (result := UnitResult.read(path)).validation:
             found.setdefault(unit.method, []).append(result)
     return found
 

@@ -156,7 +156,5 @@ def warm_up(policy: Policy) -> None:
             policy.forget()
             policy.respond([tokens[: max(1, len(tokens) - width)]], [0])
             policy.respond([tokens], [0])
-        # More than fit, so that slots are filled one after the other, and again.
-        several = [tokens[:3]] * (policy.batch_size + 1)
-        policy.respond([*several, tokens], range(policy.batch_size + 2))
+        policy.rehearse(tokens)
     policy.forget()

@@ -73,8 +73,9 @@ class PolicyAgent:
         }
         if self.keep_candidates:
             different: dict[str, float] = {}
-            for tokens, q in response.candidates:
-                different.setdefault(self.tokenizer.decode(tokens), round(q / self.reward_scale, 4))
+            for said in response.candidates:
+                text, q = self.tokenizer.decode(said.tokens), round(said.q / self.reward_scale, 4)
+                different.setdefault(text, q)
             best = list(different.items())[: self.keep_candidates]
             annotations["candidates"] = [{"text": text, "q": q} for text, q in best]
         return annotations

@@ -22,15 +22,8 @@ import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from imagination.simulation import plain_words as plain
 from imagination.simulation.grammar import Phrasing
-from imagination.simulation.plain_words import (
-    DO_NOT_KNOW,
-    NO,
-    NOT_UNDERSTOOD,
-    OKAY,
-    UNDERSTOOD,
-    YES,
-)
 from imagination.simulation.world import Behaviour, World, any_of, mix
 from imagination.task import Task
 
@@ -363,20 +356,20 @@ REPLIES = {
 }
 # What people mean who are plainer than a seeker: the first of these that can be said then.
 PLAIN_WORDS = {
-    "deflects": (*NO, *DO_NOT_KNOW),
-    "confirms": (*YES, *OKAY),
-    "eased": YES,
-    "warms": (*OKAY, *UNDERSTOOD),
-    "feels_heard": YES,
-    "comforted": (*YES, *OKAY),
-    "belittled": NO,
-    "brushed_off": NO,
-    "resists": (*NO, *DO_NOT_KNOW),
-    "missed": NO,
-    "informed": (*OKAY, *UNDERSTOOD),
-    "hopeful": (*YES, *OKAY),
-    "bye": (*YES, *OKAY, *UNDERSTOOD),
-    "puzzled": NOT_UNDERSTOOD,
+    "deflects": (*plain.NO, *plain.DO_NOT_KNOW),
+    "confirms": (*plain.YES, *plain.OKAY),
+    "eased": plain.YES,
+    "warms": (*plain.OKAY, *plain.UNDERSTOOD),
+    "feels_heard": plain.YES,
+    "comforted": (*plain.YES, *plain.OKAY),
+    "belittled": plain.NO,
+    "brushed_off": plain.NO,
+    "resists": (*plain.NO, *plain.DO_NOT_KNOW),
+    "missed": plain.NO,
+    "informed": (*plain.OKAY, *plain.UNDERSTOOD),
+    "hopeful": (*plain.YES, *plain.OKAY),
+    "bye": (*plain.YES, *plain.OKAY, *plain.UNDERSTOOD),
+    "puzzled": plain.NOT_UNDERSTOOD,
 }
 
 # How a conversation goes

@@ -21,15 +21,8 @@ import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from imagination.simulation import plain_words as plain
 from imagination.simulation.grammar import Phrasing
-from imagination.simulation.plain_words import (
-    DO_NOT_KNOW,
-    NO,
-    NOT_UNDERSTOOD,
-    OKAY,
-    UNDERSTOOD,
-    YES,
-)
 from imagination.simulation.world import Behaviour, World, any_of, mix
 from imagination.task import Task
 
@@ -373,21 +366,21 @@ REPLIES = {
 }
 # What people mean who are plainer than a persuadee: the first of these that can be said then.
 PLAIN_WORDS = {
-    "chats": OKAY,
-    "warms": (*OKAY, *UNDERSTOOD),
-    "evades": DO_NOT_KNOW,
-    "no_worry": NO,
-    "promises": (*YES, *OKAY),
-    "pitched": NO,
-    "moved": (*UNDERSTOOD, *YES, *OKAY),
-    "missed": NO,
-    "gladly": YES,
-    "cautiously": OKAY,
-    "agrees": (*YES, *OKAY),
-    "declines": (*NO, *DO_NOT_KNOW),
-    "offended": YES,
-    "bye": (*YES, *OKAY, *UNDERSTOOD),
-    "puzzled": NOT_UNDERSTOOD,
+    "chats": plain.OKAY,
+    "warms": (*plain.OKAY, *plain.UNDERSTOOD),
+    "evades": plain.DO_NOT_KNOW,
+    "no_worry": plain.NO,
+    "promises": (*plain.YES, *plain.OKAY),
+    "pitched": plain.NO,
+    "moved": (*plain.UNDERSTOOD, *plain.YES, *plain.OKAY),
+    "missed": plain.NO,
+    "gladly": plain.YES,
+    "cautiously": plain.OKAY,
+    "agrees": (*plain.YES, *plain.OKAY),
+    "declines": (*plain.NO, *plain.DO_NOT_KNOW),
+    "offended": plain.YES,
+    "bye": (*plain.YES, *plain.OKAY, *plain.UNDERSTOOD),
+    "puzzled": plain.NOT_UNDERSTOOD,
 }
 
 # How a conversation goes

@@ -11,15 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from imagination.simulation import plain_words as plain
 from imagination.simulation.grammar import Phrasing
-from imagination.simulation.plain_words import (
-    DO_NOT_KNOW,
-    NO,
-    NOT_UNDERSTOOD,
-    OKAY,
-    UNDERSTOOD,
-    YES,
-)
 from imagination.simulation.world import Behaviour, World, any_of, mix
 from imagination.task import Task
 
@@ -338,17 +331,17 @@ REPLIES = {
 }
 # What people mean who are plainer than a student: the first of these that can be said then.
 PLAIN_WORDS = {
-    "lost": (*NOT_UNDERSTOOD, *NO, *DO_NOT_KNOW),
-    "other_style": (*NOT_UNDERSTOOD, *NO, *DO_NOT_KNOW),
-    "cannot_say": (*NO, *NOT_UNDERSTOOD, *DO_NOT_KNOW),
-    "content": (*UNDERSTOOD, *YES, *OKAY),
-    "can_say": (*YES, *OKAY, *UNDERSTOOD),
-    "claims_novice": (*NO, *DO_NOT_KNOW),
-    "shows_novice": (*NO, *DO_NOT_KNOW, *NOT_UNDERSTOOD),
-    "shows_expert": (*YES, *UNDERSTOOD),
-    "thanks": (*YES, *OKAY, *UNDERSTOOD),
-    "unsure": (*NO, *NOT_UNDERSTOOD, *DO_NOT_KNOW),
-    "puzzled": NOT_UNDERSTOOD,
+    "lost": (*plain.NOT_UNDERSTOOD, *plain.NO, *plain.DO_NOT_KNOW),
+    "other_style": (*plain.NOT_UNDERSTOOD, *plain.NO, *plain.DO_NOT_KNOW),
+    "cannot_say": (*plain.NO, *plain.NOT_UNDERSTOOD, *plain.DO_NOT_KNOW),
+    "content": (*plain.UNDERSTOOD, *plain.YES, *plain.OKAY),
+    "can_say": (*plain.YES, *plain.OKAY, *plain.UNDERSTOOD),
+    "claims_novice": (*plain.NO, *plain.DO_NOT_KNOW),
+    "shows_novice": (*plain.NO, *plain.DO_NOT_KNOW, *plain.NOT_UNDERSTOOD),
+    "shows_expert": (*plain.YES, *plain.UNDERSTOOD),
+    "thanks": (*plain.YES, *plain.OKAY, *plain.UNDERSTOOD),
+    "unsure": (*plain.NO, *plain.NOT_UNDERSTOOD, *plain.DO_NOT_KNOW),
+    "puzzled": plain.NOT_UNDERSTOOD,
 }
 
 # How a conversation goes

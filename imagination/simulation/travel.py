@@ -15,15 +15,8 @@ import itertools
 import math
 from typing import NamedTuple
 
+from imagination.simulation import plain_words as plain
 from imagination.simulation.grammar import Phrasing
-from imagination.simulation.plain_words import (
-    DO_NOT_KNOW,
-    NO,
-    NOT_UNDERSTOOD,
-    OKAY,
-    UNDERSTOOD,
-    YES,
-)
 from imagination.simulation.world import Behaviour, World, any_of, mix
 from imagination.task import Task
 
@@ -362,15 +355,15 @@ REPLIES = {
 }
 # What people mean who are plainer than a traveller: the first of these that can be said then.
 PLAIN_WORDS = {
-    "delighted": YES,
-    "settles": OKAY,
-    "refuses": NO,
-    "evades": (*DO_NOT_KNOW, *NO),
-    "no_reason": DO_NOT_KNOW,
-    "calmed": (*YES, *OKAY, *UNDERSTOOD),
-    "thanks": (*YES, *OKAY),
-    "disappointed": NO,
-    "puzzled": NOT_UNDERSTOOD,
+    "delighted": plain.YES,
+    "settles": plain.OKAY,
+    "refuses": plain.NO,
+    "evades": (*plain.DO_NOT_KNOW, *plain.NO),
+    "no_reason": plain.DO_NOT_KNOW,
+    "calmed": (*plain.YES, *plain.OKAY, *plain.UNDERSTOOD),
+    "thanks": (*plain.YES, *plain.OKAY),
+    "disappointed": plain.NO,
+    "puzzled": plain.NOT_UNDERSTOOD,
 }
 
 # How a conversation goes

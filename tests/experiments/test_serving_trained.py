@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 
 import jax
+import numpy as np
 import pytest
 from served import SAID, policy_agent, tokenizer, trained_agent
 
 from experiments.serving.answer import AgentError, TooLongError
 from experiments.serving.batching import Batcher
 from experiments.serving.trained import TrainedAgent, warm_up
+from ilql_jax.decoding_config import DecodingConfig
+from ilql_jax.policy import Policy
 from imagination.dialogue import Turn
 
 HI = [Turn("human", "Hi!")]
@@ -141,5 +144,24 @@ def test_nothing_is_compiled_after_the_warm_up(caplog, log_compiles):
         [answer] = ask(served, turns)
         ask(served, *conversations)
         ask(served, [*turns, Turn("agent", answer.text), Turn("human", "And then?")])
+    compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
+    assert not compiled
+
+
+def test_nothing_is_compiled_after_the_warm_up_of_an_agent_that_looks_ahead(
+    caplog, log_compiles, monkeypatch
+):
+    """Whatever the warm-up has for candidates: here equal ones, of which nothing is imagined."""
+    monkeypatch.setattr(Policy, "BUCKET", 32)
+    ahead = "best of 4, looking ahead by 2"
+    policy = policy_agent(f"sampled at 0.001, {ahead}", batch_size=2).policy
+    warm_up(policy)
+    policy.decoding = DecodingConfig.parse(f"sampled, {ahead}")
+    words = np.flatnonzero(np.asarray(policy.allowed))
+    contexts = [np.resize(words, length).astype(np.int32) for length in range(1, 65, 3)]
+    assert policy.BUCKET < policy.max_context == contexts[-1].size  # two lengths of arrays
+    caplog.clear()
+    for context in contexts:
+        policy.respond([context], [len(context)])
     compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
     assert not compiled

@@ -257,7 +257,7 @@ def test_what_is_written_is_valued_as_when_it_is_read_back(config):
             assert answer.q == pytest.approx(expected.q[0], abs=1e-4)
             assert answer.v == pytest.approx(expected.v[0], abs=1e-4)
             assert answer.log_prob == pytest.approx(expected.log_prob.sum(), abs=1e-4)
-            for tokens, q in answer.candidates:
+            for tokens, q, _ in answer.candidates:
                 assert q == pytest.approx(read_back(config, params, context, tokens).q[0], abs=1e-4)
         contexts = [np.append(c, words(10 * turn + i, 6)) for i, c in enumerate(contexts)]
 

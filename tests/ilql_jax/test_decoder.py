@@ -393,13 +393,13 @@ def test_reranking_returns_the_utterance_of_highest_value(params):
     answers = policy(params, "sampled, best of 8").respond(CONTEXTS, [0, 1, 2])
     for context, answer in zip(CONTEXTS, answers, strict=True):
         values = []
-        for tokens, q in answer.candidates:
+        for tokens, q, _ in answer.candidates:
             assert q == pytest.approx(value_uncached(params, context, tokens, "sum"), abs=1e-4)
             values.append(q)
         assert len(values) == 8
         assert values == sorted(values, reverse=True) and values[0] > values[-1]
         assert answer.q == values[0]
-        np.testing.assert_array_equal(answer.tokens, answer.candidates[0][0])
+        np.testing.assert_array_equal(answer.tokens, answer.candidates[0].tokens)
 
 
 # --- bad input ----------------------------------------------------------------------------------

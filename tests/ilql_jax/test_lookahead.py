@@ -1,7 +1,5 @@
 """Looking ahead: values of candidates by what follows, exactly and by a network."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -109,11 +107,11 @@ def test_the_candidates_are_those_without_and_only_their_values_differ(params):
     asked = contexts(9)
     moved = False
     for one, other in zip(plain.respond(asked, range(9)), ahead.respond(asked, range(9)), strict=1):
-        assert {a.tobytes() for a, _ in one.written} == {a.tobytes() for a, _ in other.written}
-        q = [value for _, value in other.written]
+        assert {a.tobytes() for a, *_ in one.written} == {a.tobytes() for a, *_ in other.written}
+        q = [said.q for said in other.written]
         assert q == sorted(q, reverse=True) and other.q == q[0] and other.v == pytest.approx(one.v)
-        assert other.tokens.tolist() == other.written[0][0].tolist()
-        known = {a.tobytes(): p for (a, _), p in zip(one.written, one.log_probs, strict=True)}
+        assert other.tokens.tolist() == other.written[0].tokens.tolist()
+        known = {said.tokens.tobytes(): said.log_prob for said in one.written}
         assert other.log_prob == pytest.approx(known[other.tokens.tobytes()], abs=1e-5)
         moved |= one.tokens.tolist() != other.tokens.tolist()
     assert moved
@@ -197,7 +195,3 @@ def test_who_cannot_look_ahead_says_so(params):
     predicts.check_decoding(how)
     with pytest.raises(MethodError, match="set its credit to 'utterance'"):
         predicts.configured(credit="token").check_decoding(how)
-
-
-def test_a_layout_comes_back_from_a_file():
-    assert Replies.from_json(dataclasses.asdict(LAYOUT)) == LAYOUT

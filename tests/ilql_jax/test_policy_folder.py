@@ -72,7 +72,7 @@ def test_values_are_told_in_the_rewards_own_unit(folder):
     loaded = Policy.load(folder).respond(CONTEXTS, seeds=[5, 6])
     for one, raw in zip(loaded, original().respond(CONTEXTS, seeds=[5, 6]), strict=True):
         assert one.q == raw.q / 0.5 - 3 and one.v == raw.v / 0.5 - 3
-        assert [q for _, q in one.candidates] == [q / 0.5 - 3 for _, q in raw.candidates]
+        assert [q for _, q, _ in one.candidates] == [q / 0.5 - 3 for _, q, _ in raw.candidates]
         assert set(one.tokens) <= set(SAVED.allowed)
 
 

@@ -82,5 +82,11 @@ def test_who_does_not_look_ahead_needs_no_layout_of_replies(folder, monkeypatch)
     plain = '--config.decoding.ilql=("sampled, best of 3",)'
     how = DecodingConfig.parse("sampled, best of 3")
     assert load_agent(experiment(PREDICTED, plain), folder, Unit("ilql", 0), how)
-    with pytest.raises(DialogueError):
-        check_dialogues(experiment(PREDICTED), folder, read_dialogues(folder.dialogues), Console())
+    in_rounds = (
+        f"--config.imagination.round_decoding={AHEAD}",
+        "--config.methods=ilql_imagination1,ilql",
+    )
+    for asked in ((), (plain, *in_rounds)):
+        given = experiment(PREDICTED, *asked)
+        with pytest.raises(DialogueError, match="no such layout"):
+            check_dialogues(given, folder, read_dialogues(folder.dialogues), Console())

@@ -84,6 +84,7 @@ def policy_agent(decoding: str = "sampled, best of 2", batch_size: int = 4) -> P
         batch_size=batch_size,
         cache_megabytes=1.0,
         few_programs=True,
+        replies=words.replies(6, shape.decoder.vocab_size),
     )
     return PolicyAgent(policy, words, 1.0, keep_candidates=32)
 
