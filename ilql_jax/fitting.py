@@ -32,7 +32,8 @@ from ilql_jax.models import ModelConfig, Params
 from ilql_jax.models.hugging_face.read import find, shape_for, start_params
 from ilql_jax.models.lora import merge_adapters
 from ilql_jax.models.network_config import SMALL_NETWORK, network_config
-from ilql_jax.policy import Policy, learned_values
+from ilql_jax.policy import Policy
+from ilql_jax.policy_checks import learned_values
 from ilql_jax.policy_folder import PolicyDescription, save_policy
 from ilql_jax.train import check_tokens, train
 from ilql_jax.train_step import TrainConfig

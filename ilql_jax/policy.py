@@ -30,9 +30,10 @@ from ilql_jax.lookahead import (
     Said,
     look_ahead,
 )
-from ilql_jax.models import ModelConfig, Params, abstract_params
+from ilql_jax.models import ModelConfig, Params
 from ilql_jax.models.cpu_matmul import decoding_layout
 from ilql_jax.models.kv_cache import KVCache
+from ilql_jax.policy_checks import check_decoding, check_params, check_tokens
 from ilql_jax.policy_folder import PolicyFolderError, load_policy
 from ilql_jax.prefix_index import PrefixIndex
 
@@ -161,8 +162,8 @@ class Policy:
         if few_programs:
             self.BUCKET = _round_up(-(-self.max_context // 2), self.BUCKET)
             self.WIDTHS = (32, min(self.BUCKET, max(self.WIDTHS)))
-        _check_tokens(model_config, stop_token, allowed)
-        _check_params(model_config, params)
+        check_tokens(model_config, stop_token, allowed)
+        check_params(model_config, params)
         self.stop_token = stop_token
         self.max_utterance = max_utterance
         self.batch_size = batch_size
@@ -171,7 +172,7 @@ class Policy:
         self._config, self._params = decoding_layout(model_config, params)
         self.allowed = jnp.asarray(allowed, bool)
         self._steer = steer
-        _check_decoding(model_config, params, decoding, replies)
+        check_decoding(model_config, params, decoding, replies)
         self._decoding = decoding
         # What is read last may be padded to the next width.
         self._most_columns = _round_up(self.max_context + max(self.WIDTHS), self.BUCKET)
@@ -243,7 +244,7 @@ class Policy:
 
     @decoding.setter
     def decoding(self, decoding: DecodingConfig) -> None:
-        _check_decoding(self._config, self._params, decoding, self._replies)
+        check_decoding(self._config, self._params, decoding, self._replies)
         before, self._decoding = self._trunks, decoding
         if self._trunks != before:
             self.forget()  # other trunks have read it
@@ -555,64 +556,6 @@ def _longer(cache: KVCache, columns: int) -> KVCache:
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, columns), (0, 0))), cache)
 
 
-# --- checks -------------------------------------------------------------------------------------
-
-
-def _check_tokens(
-    config: ModelConfig, stop_token: int, allowed: Bool[np.ndarray, " vocab"]
-) -> None:
-    vocab = config.decoder.vocab_size
-    if not 0 <= stop_token < vocab:
-        raise PolicyError(
-            f"stop_token is {stop_token}, but the network's vocabulary is 0 to {vocab - 1}."
-        )
-    if np.shape(allowed) != (vocab,):
-        raise PolicyError(
-            f"allowed has shape {np.shape(allowed)}, but must say of each of the network's {vocab} "
-            "tokens whether it may be written."
-        )
-    if not np.any(allowed):
-        raise PolicyError("allowed is false for all tokens: none could be written.")
-
-
-def _check_params(config: ModelConfig, params: Params) -> None:
-    needed, given = (
-        {
-            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (abstract_params(config), params)
-    )
-    for name in sorted({*needed, *given}):
-        if needed.get(name) != given.get(name):
-            raise PolicyError(
-                f"params: {name} has shape {given.get(name)}, but a network of this model_config "
-                f"has {needed.get(name)} there (None = no such array)."
-            )
-
-
-def _check_decoding(
-    config: ModelConfig, params: Params, decoding: DecodingConfig, replies: Replies | None
-) -> None:
-    """Refuses decodings by what the network does not have, or is not known of it."""
-    if decoding.lookahead and replies is None:
-        raise PolicyError(
-            f"decoding '{decoding}' imagines what the other side says, but it is not known how "
-            "its turns are laid out: give Policy(replies=...), or decode without looking ahead."
-        )
-    if decoding.steering_strength and config.utterance_q != "last":
-        raise PolicyError(
-            f"decoding '{decoding}' steers every token by its value, but with utterance_q "
-            f"'{config.utterance_q}' the Q heads value whole utterances: train with utterance_q "
-            "'last' and credit 'token', or decode by 'best of'."
-        )
-    if decoding.reads_values and not learned_values(params):
-        raise PolicyError(
-            f"decoding '{decoding}' chooses by values, but the network has learned none: its Q "
-            "heads are still all zero. Use 'sampled' or 'greedy', or a method that learns values."
-        )
-
-
 def _different(response: Response) -> list[Said]:
     """Candidates of a response, each once."""
     once: dict[bytes, Said] = {}
@@ -627,12 +570,6 @@ def _chosen_by(response: Response, candidates: Sequence[Said], values: Sequence[
     ranked = tuple(candidates[i]._replace(q=values[i]) for i in order)
     candidates = ranked if len(ranked) > 1 else ()
     return dataclasses.replace(response, **ranked[0]._asdict(), candidates=candidates)
-
-
-def learned_values(params: Params) -> bool:
-    """False for Q heads as they are initialized: all that their last layer gives is zero."""
-    last_layer = [x for name, x in params["q"].items() if not name.startswith("inner_")]
-    return any(bool(jnp.any(x)) for x in last_layer)
 
 
 def _round_up(number: int, multiple: int) -> int:

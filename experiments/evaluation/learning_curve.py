@@ -16,7 +16,7 @@ from experiments.networks import agent_of
 from experiments.run_folder import RunFolder, Unit
 from ilql_jax.models import ModelConfig, Params
 from ilql_jax.models.lora import merge_adapters
-from ilql_jax.policy import learned_values
+from ilql_jax.policy_checks import learned_values
 from imagination.simulation import POPULATIONS, SimulatedHuman
 from imagination.speakers import converse
 
