@@ -258,7 +258,8 @@ def headline(population: Population, name: str) -> tuple[str, str]:
         return "alone", _sentence(f"{subject} has a {unit} of {mine} on the {name} population")
     tests = {t.b: t for t in comparisons(population) if t.a == focus}
     verdicts = {key: lasting_verdict(tests[key]) if key in tests else "untested" for key in rivals}
-    rival = _rival(rivals, verdicts)
+    level = [key for key in ordered(rivals) if _is_variant(key, focus) and verdicts[key] == "open"]
+    rival = _rival(rivals, verdicts, level)
     beaten = [title[key] for key in ordered(rivals) if verdicts[key] == "above"]
     beats_all = len(beaten) == len(rivals) > 1
     claim = {
@@ -274,8 +275,13 @@ def headline(population: Population, name: str) -> tuple[str, str]:
         again = tests[rival].p_training_holm
         over = "" if again is None else f", {_p_value('p_training_holm', again)} over trainings"
         against += f" (difference {gap}, {evidence(tests[rival])} over other humans{over})"
-    if beaten and verdicts[rival] != "above":
-        against += f"; it beats {_all_of(beaten)}"
+    others = [name for name in beaten if name != title[rival]]
+    if others and not beats_all:
+        against += f"; it beats {_all_of(others)}"
+        against += ", too" if verdicts[rival] == "above" else ""
+    unsure = [title[key] for key in ordered(rivals) if verdicts[key] == "open" and key != rival]
+    if unsure:
+        against += f"; not distinguishable from {_all_of(unsure)}"
     return verdicts[rival], _sentence(
         f"{subject} {claim} on the {name} population: {unit} {mine} against {against}"
     )
@@ -291,12 +297,22 @@ def _with_interval(scores: Scores) -> str:
     return f"{number(value)} {interval(bounds)}".strip()
 
 
-def _rival(rivals: Mapping[str, Scores], verdicts: Mapping[str, str]) -> str:
-    """The strongest other method; one that is surely above the focus before all others."""
+def _is_variant(name: str, focus: str) -> bool:
+    """True for the same method with other rounds."""
+    return split_rounds(name)[0] == split_rounds(focus)[0]
 
-    def strength(key: str) -> tuple[bool, float]:
+
+def _rival(
+    rivals: Mapping[str, Scores], verdicts: Mapping[str, str], level: Collection[str]
+) -> str:
+    """The strongest other method; one that is surely above the focus before all others.
+
+    Variants of the focus that are level with it come last: of other methods more is to be told.
+    """
+
+    def strength(key: str) -> tuple[bool, bool, float]:
         value = score(rivals[key])[0]
-        return verdicts[key] == "below", -math.inf if value is None else value
+        return verdicts[key] == "below", key not in level, -math.inf if value is None else value
 
     return max(rivals, key=strength)
 

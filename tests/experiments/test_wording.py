@@ -73,6 +73,28 @@ def test_a_significantly_better_method_is_named_even_if_another_scores_higher():
     assert "loses to filtered BC" in wording.headline(content, "average")[1]
 
 
+def test_a_win_over_other_methods_comes_before_what_is_level_among_its_own_rounds():
+    """And what is level is told, whoever it is; rounds that are surely better come first."""
+    rounds = {f"ilql_hindsight{number}": 4.1 + number / 20 for number in (1, 2)}
+    focus = "ilql_hindsight2"
+    tests = [
+        comparison(focus, "ilql_hindsight1", 0.05, 0.4),
+        comparison(focus, "ilql", 0.1, 0.01),
+        comparison(focus, "fbc", 0.8, 0.001),
+        comparison(focus, "bc", 2.5, 0.2),
+    ]
+    content = population({**REWARDS, **rounds}, tests)
+    verdict, sentence = wording.headline(content, "average")
+    named = [content.methods[name].look.title for name in (focus, "ilql_hindsight1")]
+    # ILQL without rounds is beaten, so it is a rival like others.
+    assert verdict == "above" and sentence.startswith(f"{named[0]} beats ILQL on the average")
+    level = f"it beats filtered BC, too; not distinguishable from {named[1]} and BC."
+    assert sentence.endswith(level)
+    worse = [comparison(focus, "ilql_hindsight1", -0.05, 0.01), *tests[1:]]
+    verdict, sentence = wording.headline(population({**REWARDS, **rounds}, worse), "average")
+    assert verdict == "below" and sentence.startswith(f"{named[0]} loses to {named[1]} on")
+
+
 @pytest.mark.parametrize(
     ("difference", "p_holm", "verdict"),
     [
